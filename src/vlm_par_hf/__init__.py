@@ -1,0 +1,1 @@
+"""Pedestrian attribute recognition as ordinary Hugging Face."""
