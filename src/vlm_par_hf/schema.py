@@ -1,7 +1,7 @@
 """The label space: an ordered list of attributes, each with its question, labels and prompts.
 
-The order of an `AttributeSchema` is the order of the label columns and of the logits, everywhere. It serialises to plain
-JSON (`to_list`), and that list in `config.attributes` is the only copy that a checkpoint holds.
+The order of an `AttributeSchema` is the order of the label columns and of the logits, everywhere. It serialises to
+plain JSON (`to_list`), and that list in `config.attributes` is the only copy that a checkpoint holds.
 """
 
 import difflib
@@ -31,19 +31,20 @@ class Attribute:
     Args:
         name: unique in its schema; the name that the data set's own files use.
         question: what VLM-PAR asks the image ("what color is the hat?").
-        labels: two or more distinct names, in the order of the class indices. A binary attribute has two, and index 1 is
-            the positive one (`("no", "yes")`).
+        labels: two or more distinct names, in the order of the class indices. A binary attribute has two, and index 1
+            is the positive one (`("no", "yes")`).
         prompts: one sentence per label, all different ("a photo of a person wearing a hat").
         region: where to look: one of `REGIONS`, or None.
         group: name shared by binary attributes of which at most one is positive (age bins, views), or None.
-        mirror: what a horizontal flip of the image does. The name of another attribute that trades its label with this one,
-            or a permutation of this attribute's own labels (`(0, 1, 3, 2)`: label 2 becomes 3 and 3 becomes 2), or None.
+        mirror: what a horizontal flip of the image does. The name of another attribute that trades its label with this
+            one, or a permutation of the own labels (`(0, 1, 3, 2)`: label 2 becomes 3 and 3 becomes 2), or None.
         sensitive: True for perceived gender and age (`AttributeSchema.without_sensitive`).
-        threshold: a binary attribute is positive where the probability of index 1 is above it; strictly between 0 and 1.
+        threshold: a binary attribute is positive where the probability of index 1 is above it; strictly between 0
+            and 1.
 
     Raises:
         TypeError: a field has the wrong type.
-        ValueError: a field has a value that is not allowed; the message names attribute, field, value and what was expected.
+        ValueError: a field has a value that is not allowed.
     """
 
     name: str
@@ -64,11 +65,12 @@ class Attribute:
             value = getattr(self, field)
             if isinstance(value, str) or not isinstance(value, Iterable):
                 raise TypeError(f"attribute {self.name!r}: {field} must be a sequence of strings, got {value!r}")
-            object.__setattr__(self, field, tuple(value))
-            for text in getattr(self, field):
+            texts = tuple(value)
+            object.__setattr__(self, field, texts)
+            for text in texts:
                 self._check_text(field, text)
-            if len(set(getattr(self, field))) != len(getattr(self, field)):
-                raise ValueError(f"attribute {self.name!r}: {field} must all be different, got {list(value)}")
+            if len(set(texts)) != len(texts):
+                raise ValueError(f"attribute {self.name!r}: {field} must all be different, got {list(texts)}")
         if len(self.labels) < 2:
             raise ValueError(f"attribute {self.name!r}: labels must hold at least 2 names, got {list(self.labels)}")
         if len(self.prompts) != len(self.labels):
@@ -108,12 +110,13 @@ class Attribute:
         if isinstance(self.mirror, str):
             if self.mirror == self.name:
                 raise ValueError(
-                    f"attribute {self.name!r}: mirror must name another attribute or be a permutation of the own labels"
+                    f"attribute {self.name!r}: mirror must name another attribute or be a permutation of its labels"
                 )
             return
         if not isinstance(self.mirror, Iterable):
             raise TypeError(
-                f"attribute {self.name!r}: mirror must be an attribute's name, a permutation or None, got {self.mirror!r}"
+                f"attribute {self.name!r}: mirror must be an attribute's name, a permutation or None, "
+                f"got {self.mirror!r}"
             )
         permutation = tuple(operator.index(index) for index in self.mirror)
         object.__setattr__(self, "mirror", permutation)
@@ -123,7 +126,7 @@ class Attribute:
             )
         if any(permutation[permutation[index]] != index for index in permutation):
             raise ValueError(
-                f"attribute {self.name!r}: mirror must undo itself when applied twice (two flips give the same image), "
+                f"attribute {self.name!r}: mirror must undo itself when applied twice, as two flips do, "
                 f"got {permutation}"
             )
 
@@ -170,8 +173,8 @@ class AttributeSchema(Sequence[Attribute]):
 
     Raises:
         TypeError: an element is neither an `Attribute` nor a dict.
-        ValueError: no attribute at all, a name twice, or a `mirror` that names no attribute of the schema, one with other
-            labels, or one that does not name it back.
+        ValueError: no attribute at all, a name twice, or a `mirror` that names no attribute of the schema, one with
+            other labels, or one that does not name it back.
     """
 
     def __init__(self, attributes: Iterable[Attribute | Mapping[str, Any]]) -> None:
@@ -336,8 +339,8 @@ class AttributeSchema(Sequence[Attribute]):
 
         Args:
             other: the schema to compare with.
-            label_space_only: compare names, order and labels only. These decide whether label arrays made for one schema
-                are right for the other; wording, regions and thresholds do not.
+            label_space_only: compare names, order and labels only. These decide whether label arrays made for one
+                schema are right for the other; wording, regions and thresholds do not.
         """
         other = other if isinstance(other, AttributeSchema) else AttributeSchema(other)
         lines = [f"{name!r} is only in the first schema" for name in self.names if name not in other]
@@ -355,7 +358,8 @@ class AttributeSchema(Sequence[Attribute]):
             if attribute.name in other:
                 mine, theirs = attribute.to_dict(), other[attribute.name].to_dict()
                 lines += [
-                    f"{attribute.name!r}: {field} is {mine[field]!r} in the first schema, {theirs[field]!r} in the second"
+                    f"{attribute.name!r}: {field} is {mine[field]!r} in the first schema, "
+                    f"{theirs[field]!r} in the second"
                     for field in compared
                     if mine[field] != theirs[field]
                 ]

@@ -4,7 +4,7 @@ import importlib
 import json
 import math
 import os
-import tempfile
+import uuid
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -37,8 +37,8 @@ def require(module: str, extra: str) -> ModuleType:
         extra: the extra of this package that installs it, `"train"` or `"demo"`.
 
     Raises:
-        ImportError: it is not installed; the message holds the command that installs it. An error from inside an installed
-            package passes through unchanged.
+        ImportError: it is not installed; the message holds the command that installs it. An error from inside an
+            installed package passes through unchanged.
     """
     try:
         return importlib.import_module(module)
@@ -55,28 +55,24 @@ def atomic_write_text(path: str | Path, text: str) -> None:
     """Writes UTF-8 text so that a reader, or a crash, never meets half a file. The folder is made when missing."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # The temporary file lies in the same folder: os.replace is atomic within one file system only.
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    # In the same folder, because os.replace is atomic within one file system only.
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
+        with temporary.open("x", encoding="utf-8", newline="\n") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        # mkstemp makes the file readable by its owner only; a result file gets the permissions of any other new file.
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
         os.replace(temporary, path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
 
 
 def atomic_write_json(path: str | Path, data: Any) -> None:
     """Writes standard JSON (indent 2, UTF-8, a final newline) with `atomic_write_text`.
 
-    Numpy scalars and arrays and anything else with `tolist()` become numbers and lists, tuples become lists, paths become
-    text. Not-a-number and infinity become null: the JSON standard has neither, and other programs refuse them.
+    Numpy scalars and arrays and anything else with `tolist()` become numbers and lists, tuples become lists, paths
+    become text. Not-a-number and infinity become null: the JSON standard has neither, and other programs refuse them.
 
     Raises:
         TypeError: something in `data` has no JSON form.
