@@ -1,0 +1,347 @@
+"""Pictures: patch relevance over a crop, boxes with labels, and a grid of people with their attributes.
+
+Everything is drawn by Pillow and its bundled typeface, so that a picture needs no display, no font file and no
+plotting package. Right and wrong are told apart by a mark (tick or cross), by words and by tint: a reader who does not
+see the colours loses nothing.
+"""
+
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from vlm_par_hf.schema import AttributeSchema
+
+
+__all__ = ["draw_boxes", "is_positive_answer", "overlay_relevance", "people_grid"]
+
+# Dark violet to light yellow, rising in lightness, so that it reads in grey as well.
+_HEAT_ANCHORS = np.array(
+    [[20, 11, 53], [87, 16, 110], [159, 42, 99], [212, 72, 66], [245, 125, 21], [250, 193, 39], [252, 255, 164]],
+    dtype=np.float64,
+)
+# Eight colours that stay apart for the common forms of colour blindness.
+_BOX_COLOURS = (
+    (0, 114, 178),
+    (230, 159, 0),
+    (0, 158, 115),
+    (204, 121, 167),
+    (213, 94, 0),
+    (86, 180, 233),
+    (240, 228, 66),
+    (90, 90, 90),
+)
+_PAPER, _CARD, _LINE = (247, 247, 245), (255, 255, 255), (222, 222, 218)
+_INK, _FAINT = (28, 30, 33), (112, 116, 122)
+_RIGHT, _WRONG, _WRONG_TINT = (0, 121, 88), (190, 62, 8), (253, 237, 227)
+
+
+def is_positive_answer(label: str, attribute=None) -> bool:
+    """Whether an answer says that something is there, as opposed to "no".
+
+    Args:
+        label (`str`): the predicted label.
+        attribute (`Attribute`, *optional*): with it, a binary attribute is positive when its second label was chosen.
+
+    A categorical attribute always says something, unless the chosen label is "no" or "none".
+    """
+    if attribute is not None and attribute.is_binary:
+        return label == attribute.labels[1]
+    return label.strip().lower() not in ("no", "none")
+
+
+def overlay_relevance(image: Image.Image, relevance: np.ndarray, *, opacity: float = 0.7) -> Image.Image:
+    """Lay a relevance map over a picture.
+
+    The map is scaled to its own range (least relevant patch: the picture shows through; most relevant: light
+    yellow), so colours must not be compared between pictures. A constant map leaves the picture as it is.
+
+    Args:
+        image (`PIL.Image.Image`): the picture; shown in RGB at its own size.
+        relevance (`np.ndarray` of shape `(rows, columns)`): one number per patch, any range.
+        opacity (`float`): weight of the colour on the most relevant patch, in [0, 1].
+
+    Returns:
+        `PIL.Image.Image`: RGB, the size of `image`.
+
+    Raises:
+        ValueError: if `relevance` is not a finite matrix, or `opacity` is outside [0, 1].
+    """
+    relevance = np.asarray(relevance, dtype=np.float64)
+    if relevance.ndim != 2 or relevance.size == 0:
+        raise ValueError(f"relevance has shape {relevance.shape}, expected (rows, columns) of patches")
+    if not np.isfinite(relevance).all():
+        raise ValueError("relevance holds NaN or infinite values, expected finite numbers")
+    if not 0.0 <= opacity <= 1.0:
+        raise ValueError(f"opacity is {opacity}, expected a number in [0, 1]")
+    image = image.convert("RGB")
+    low, high = relevance.min(), relevance.max()
+    # Attention that is uniform up to rounding must not be blown up into a pattern.
+    if high - low <= 1e-6 * max(abs(high), abs(low)):
+        return image
+    heat = ((relevance - low) / (high - low)).astype(np.float32)
+    heat = np.asarray(Image.fromarray(heat).resize(image.size, Image.Resampling.BICUBIC))
+    heat = np.clip(heat, 0.0, 1.0)
+    stops = np.linspace(0.0, 1.0, len(_HEAT_ANCHORS))
+    colour = np.stack([np.interp(heat, stops, channel) for channel in _HEAT_ANCHORS.T], axis=-1)
+    weight = opacity * heat[..., None]
+    blend = np.asarray(image, dtype=np.float64) * (1.0 - weight) + colour * weight
+    return Image.fromarray(np.rint(blend).astype(np.uint8))
+
+
+def draw_boxes(
+    image: Image.Image,
+    boxes: Sequence[Sequence[float]],
+    labels: Sequence[str | Sequence[str]] | None = None,
+    *,
+    font_size: int | None = None,
+) -> Image.Image:
+    """Draw boxes, each with a tag, on a copy of a picture.
+
+    Args:
+        image (`PIL.Image.Image`): the picture.
+        boxes (sequence of `[x0, y0, x1, y1]`): in pixels, origin in the upper left corner.
+        labels (sequence, *optional*): one per box, a string or a list of lines; an empty one draws no tag.
+        font_size (`int`, *optional*): in pixels; chosen from the size of the picture by default.
+
+    Returns:
+        `PIL.Image.Image`: RGB, the size of `image`.
+
+    Raises:
+        ValueError: if the number of labels is not the number of boxes.
+    """
+    image = image.convert("RGB")
+    if labels is not None and len(labels) != len(boxes):
+        raise ValueError(f"labels has {len(labels)} entries, expected one per box ({len(boxes)})")
+    font_size = font_size or max(11, round(min(image.size) / 32))
+    stroke = max(2, font_size // 6)
+    font = ImageFont.load_default(font_size)
+    draw = ImageDraw.Draw(image)
+    for index, (x0, y0, x1, y1) in enumerate(boxes):
+        draw.rectangle((x0, y0, max(x0, x1 - 1), max(y0, y1 - 1)), outline=_colour_of(index), width=stroke)
+    # Tags come after all boxes: a neighbour's outline must not run through words.
+    for index, (x0, y0, _, _) in enumerate(boxes):
+        lines = labels[index] if labels is not None else ()
+        lines = [lines] if isinstance(lines, str) else list(lines)
+        text = "\n".join(line for line in lines if line)
+        if not text:
+            continue
+        left, top, right, bottom = draw.multiline_textbbox((0, 0), text, font=font, spacing=2)
+        pad = max(2, font_size // 4)
+        width, height = right - left + 2 * pad, bottom - top + 2 * pad
+        # Above the box where there is room, else inside its upper edge; never past the border of the picture.
+        x = max(0, min(x0, image.width - width))
+        y = y0 - height if y0 >= height else max(0, min(y0, image.height - height))
+        colour = _colour_of(index)
+        draw.rectangle((x, y, x + width, y + height), fill=colour)
+        luminance = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2]
+        ink = (0, 0, 0) if luminance > 140 else (255, 255, 255)
+        draw.multiline_text((x + pad - left, y + pad - top), text, font=font, fill=ink, spacing=2)
+    return image
+
+
+def people_grid(
+    images: Sequence[Image.Image],
+    predictions: Sequence[Mapping[str, Any]],
+    labels: Any = None,
+    schema: AttributeSchema | None = None,
+    *,
+    columns: int | None = None,
+    names: Sequence[str] | None = None,
+    title: str | None = None,
+    note: str | None = None,
+    max_lines: int = 14,
+    picture_height: int = 256,
+    font_size: int = 15,
+) -> Image.Image:
+    """People in a grid, each beside the attributes predicted for them and, where known, the true ones.
+
+    Listed are the attributes that say something (see `is_positive_answer`) and every wrong answer; right answers
+    "no" are counted in a last line. A right answer carries a tick, a wrong one a cross, a tint and the true label in
+    words, an answer whose truth is unknown a dash.
+
+    Args:
+        images (sequence of `PIL.Image.Image`): one person each; scaled to fit, aspect ratio kept.
+        predictions (sequence of `dict`): one per image, `{name: {"label", "score", ...}}` as
+            `post_process_attributes` returns them, or the pipeline's `{"attributes": {...}}`.
+        labels (int array of shape `(len(images), A)`, *optional*): class index per attribute, -100 for unknown.
+        schema (`AttributeSchema`, *optional*): needed with `labels`.
+        columns (`int`, *optional*): people per row; about square by default.
+        names (sequence of `str`, *optional*): a heading per person; "person 1", ... by default.
+        title, note (`str`, *optional*): a heading and a line under it.
+        max_lines (`int`): attributes listed per person at most, wrong answers first.
+        picture_height (`int`): height of the pictures in pixels.
+        font_size (`int`): in pixels.
+
+    Returns:
+        `PIL.Image.Image`: RGB.
+
+    Raises:
+        ValueError: if the numbers of images, predictions, labels or names differ, if `labels` come without `schema`
+            or with another number of attributes, or if there is no image.
+    """
+    if len(images) == 0:
+        raise ValueError("images is empty, expected at least one person")
+    if len(predictions) != len(images):
+        raise ValueError(f"predictions has {len(predictions)} entries, expected one per image ({len(images)})")
+    if names is not None and len(names) != len(images):
+        raise ValueError(f"names has {len(names)} entries, expected one per image ({len(images)})")
+    if labels is not None:
+        if schema is None:
+            raise ValueError("labels were given without schema, expected the AttributeSchema that they are indices of")
+        labels = np.asarray(labels)
+        if labels.shape != (len(images), len(schema)):
+            raise ValueError(f"labels has shape {labels.shape}, expected ({len(images)}, {len(schema)})")
+    if columns is None:
+        # Cards are about as wide as high; a screen is wider than high.
+        columns = max(1, round((1.3 * len(images)) ** 0.5))
+    columns = min(columns, len(images))
+    names = names or [f"person {index + 1}" for index in range(len(images))]
+
+    cards = [
+        _card_lines(prediction, None if labels is None else labels[index], schema, max_lines)
+        for index, prediction in enumerate(predictions)
+    ]
+    font, small, heading = (ImageFont.load_default(size) for size in (font_size, font_size - 2, font_size + 9))
+    line_height, gap, mark = round(font_size * 1.5), font_size, round(font_size * 0.95)
+    name_width = max([font.getlength(line[1]) for lines, *_ in cards for line in lines] + [4 * font_size])
+    answer_width = max([font.getlength(line[2]) for lines, *_ in cards for line in lines] + [4 * font_size])
+    text_width = round(mark + font_size // 2 + name_width + font_size + answer_width)
+    picture_width = round(min(picture_height, max(picture_height * image.width / image.height for image in images)))
+    most_lines = max(len(lines) + bool(footer) for lines, footer, _ in cards)
+    card_height = 2 * gap + 2 * line_height + max(picture_height - line_height, most_lines * line_height)
+    # The heading of a card may be wider than its lines.
+    heading_width = max(
+        font.getlength(str(name)) + 2 * font_size + small.getlength(summary)
+        for name, (_, _, summary) in zip(names, cards)
+    )
+    card_width = round(3 * gap + picture_width + max(text_width, heading_width, *_footer_widths(cards, small)))
+
+    rows = -(-len(images) // columns)
+    header = gap * 2 + (round(font_size * 2.4) if title else 0) + line_height * bool(note)
+    header += line_height if labels is not None else 0
+    width = gap + columns * (card_width + gap)
+    if title:
+        width = max(width, round(heading.getlength(title)) + 4 * gap)
+    if note:
+        width = max(width, round(font.getlength(note)) + 4 * gap)
+    sheet = Image.new("RGB", (width, header + rows * (card_height + gap)), _PAPER)
+    draw = ImageDraw.Draw(sheet)
+
+    y = gap
+    if title:
+        draw.text((gap * 2, y), title, font=heading, fill=_INK)
+        y += round(font_size * 2.4)
+    if note:
+        draw.text((gap * 2, y), note, font=font, fill=_FAINT)
+        y += line_height
+    if labels is not None:
+        x = gap * 2
+        for kind, words in (
+            ("right", "right"),
+            ("wrong", "wrong, with the true answer"),
+            ("unknown", "truth unknown"),
+        ):
+            sheet.paste(*_mark_at(kind, mark, (x, y + 1)))
+            draw.text((x + mark + font_size // 2, y), words, font=font, fill=_FAINT)
+            x += mark + font_size * 2 + round(font.getlength(words))
+
+    for index, (image, name, (lines, footer, summary)) in enumerate(zip(images, names, cards)):
+        left = gap + (index % columns) * (card_width + gap)
+        top = header + (index // columns) * (card_height + gap)
+        draw.rounded_rectangle(
+            (left, top, left + card_width, top + card_height), radius=font_size // 2, fill=_CARD, outline=_LINE
+        )
+        picture = _fit(image, picture_width, picture_height)
+        sheet.paste(picture, (left + gap + (picture_width - picture.width) // 2, top + gap))
+        x, y = left + 2 * gap + picture_width, top + gap
+        draw.text((x, y), str(name), font=font, fill=_INK, stroke_width=0.4, stroke_fill=_INK)
+        draw.text((left + card_width - gap, y + 1), summary, font=small, fill=_FAINT, anchor="ra")
+        y += round(line_height * 1.3)
+        for kind, attribute, answer in lines:
+            if kind == "wrong":
+                draw.rectangle(
+                    (x - gap // 3, y - 3, left + card_width - gap + gap // 3, y + line_height - 4), fill=_WRONG_TINT
+                )
+            if kind is not None:
+                sheet.paste(*_mark_at(kind, mark, (x, y + 1)))
+            indent = 0 if kind is None else mark + font_size // 2
+            draw.text((x + indent, y), attribute, font=font, fill=_INK)
+            colour = _WRONG if kind == "wrong" else _FAINT
+            draw.text((left + card_width - gap, y), answer, font=font, fill=colour, anchor="ra")
+            y += line_height
+        if footer:
+            draw.text((x, y + 1), footer, font=small, fill=_FAINT)
+    return sheet
+
+
+def _colour_of(index: int) -> tuple[int, int, int]:
+    return _BOX_COLOURS[index % len(_BOX_COLOURS)]
+
+
+def _fit(image: Image.Image, width: int, height: int) -> Image.Image:
+    """The picture in RGB, as large as it goes into `width` x `height`."""
+    scale = min(width / image.width, height / image.height)
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    return image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
+
+
+def _footer_widths(cards: list, font) -> list[float]:
+    return [font.getlength(footer) for _, footer, _ in cards]
+
+
+def _card_lines(prediction, truth, schema, max_lines: int) -> tuple[list[tuple[str | None, str, str]], str, str]:
+    """`(mark, attribute, answer)` per line, the line under them, and the line beside the person's name."""
+    prediction = prediction.get("attributes", prediction)
+    lines, quiet, right, known = [], 0, 0, 0
+    for name, answer in prediction.items():
+        attribute = schema[name] if schema is not None else None
+        label, kind, wanted = answer["label"], None, ""
+        if truth is not None:
+            true_class = int(truth[schema.index(name)])
+            kind = "unknown" if true_class < 0 else "right" if attribute.labels[true_class] == label else "wrong"
+            wanted = attribute.labels[true_class] if kind == "wrong" else ""
+            known += kind != "unknown"
+            right += kind == "right"
+        if kind != "wrong" and not is_positive_answer(label, attribute):
+            quiet += 1
+            continue
+        # Nobody writes 100% or 0% for a probability that is neither.
+        share = f"{min(99, max(1, round(100 * answer['score'])))}%"
+        lines.append((kind, name, f"{label}, is {wanted}" if wanted else f"{label}  {share}"))
+    kept = sorted(range(len(lines)), key=lambda index: (lines[index][0] != "wrong", index))[:max_lines]
+    hidden = len(lines) - len(kept)
+    footer = [f"{hidden} more not shown"] if hidden else []
+    if quiet:
+        footer.append(f"{quiet} more: no" if truth is None else f"{quiet} more: no, not wrong")
+    summary = f"{right} of {known} right" if known else ""
+    return [lines[index] for index in sorted(kept)], "; ".join(footer), summary
+
+
+@lru_cache(maxsize=64)
+def _mark(kind: str, size: int) -> Image.Image:
+    """A tick, a cross or a dash on a transparent square; drawn large and reduced, because lines are not antialiased."""
+    scale = 8
+    side = size * scale
+    mark = Image.new("L", (side, side), 0)
+    draw = ImageDraw.Draw(mark)
+    if kind == "right":
+        strokes, colour = [[(0.10, 0.55), (0.38, 0.82), (0.90, 0.20)]], _RIGHT
+    elif kind == "wrong":
+        strokes, colour = [[(0.18, 0.18), (0.82, 0.82)], [(0.82, 0.18), (0.18, 0.82)]], _WRONG
+    else:
+        strokes, colour = [[(0.2, 0.5), (0.8, 0.5)]], _FAINT
+    for stroke in strokes:
+        draw.line([(x * side, y * side) for x, y in stroke], fill=255, width=side // 6, joint="curve")
+    mark = mark.resize((size, size), Image.Resampling.LANCZOS)
+    picture = Image.new("RGBA", (size, size), (*colour, 0))
+    picture.putalpha(mark)
+    return picture
+
+
+def _mark_at(kind: str, size: int, where: tuple[int, int]) -> tuple[Image.Image, tuple[int, int], Image.Image]:
+    """Arguments of `Image.paste`."""
+    mark = _mark(kind, size)
+    return mark.convert("RGB"), where, mark.getchannel("A")
