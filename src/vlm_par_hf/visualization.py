@@ -211,7 +211,7 @@ def people_grid(
     text_width = round(mark + font_size // 2 + name_width + font_size + answer_width)
     picture_width = round(min(picture_height, max(picture_height * image.width / image.height for image in images)))
     most_lines = max(len(lines) + bool(footer) for lines, footer, _ in cards)
-    card_height = 2 * gap + 2 * line_height + max(picture_height - line_height, most_lines * line_height)
+    card_height = 2 * gap + max(picture_height, round(1.3 * line_height) + most_lines * line_height)
     # The heading of a card may be wider than its lines.
     heading_width = max(
         font.getlength(str(name)) + 2 * font_size + small.getlength(summary)
@@ -220,8 +220,8 @@ def people_grid(
     card_width = round(3 * gap + picture_width + max(text_width, heading_width, *_footer_widths(cards, small)))
 
     rows = -(-len(images) // columns)
-    header = gap * 2 + (round(font_size * 2.4) if title else 0) + line_height * bool(note)
-    header += line_height if labels is not None else 0
+    header = (round(font_size * 2.4) if title else 0) + line_height * (bool(note) + (labels is not None))
+    header += 2 * gap if header else gap
     width = gap + columns * (card_width + gap)
     if title:
         width = max(width, round(heading.getlength(title)) + 4 * gap)
@@ -239,11 +239,10 @@ def people_grid(
         y += line_height
     if labels is not None:
         x = gap * 2
-        for kind, words in (
-            ("right", "right"),
-            ("wrong", "wrong, with the true answer"),
-            ("unknown", "truth unknown"),
-        ):
+        legend = {"right": "right", "wrong": "wrong, with the true answer"}
+        if (labels < 0).any():
+            legend["unknown"] = "truth unknown"
+        for kind, words in legend.items():
             sheet.paste(*_mark_at(kind, mark, (x, y + 1)))
             draw.text((x + mark + font_size // 2, y), words, font=font, fill=_FAINT)
             x += mark + font_size * 2 + round(font.getlength(words))
@@ -310,19 +309,19 @@ def _card_lines(prediction, truth, schema, max_lines: int) -> tuple[list[tuple[s
             continue
         # Nobody writes 100% or 0% for a probability that is neither.
         share = f"{min(99, max(1, round(100 * answer['score'])))}%"
-        lines.append((kind, name, f"{label}, is {wanted}" if wanted else f"{label}  {share}"))
+        lines.append((kind, name, f"{label} (true: {wanted})" if wanted else f"{label}  {share}"))
     kept = sorted(range(len(lines)), key=lambda index: (lines[index][0] != "wrong", index))[:max_lines]
     hidden = len(lines) - len(kept)
     footer = [f"{hidden} more not shown"] if hidden else []
     if quiet:
-        footer.append(f"{quiet} more: no" if truth is None else f"{quiet} more: no, not wrong")
+        footer.append(f"{quiet} more answered no" if truth is None else f"{quiet} more answered no, none wrong")
     summary = f"{right} of {known} right" if known else ""
     return [lines[index] for index in sorted(kept)], "; ".join(footer), summary
 
 
 @lru_cache(maxsize=64)
 def _mark(kind: str, size: int) -> Image.Image:
-    """A tick, a cross or a dash on a transparent square; drawn large and reduced, because lines are not antialiased."""
+    """A tick, a cross or a dash on a transparent square; drawn large and reduced, as lines are not antialiased."""
     scale = 8
     side = size * scale
     mark = Image.new("L", (side, side), 0)
