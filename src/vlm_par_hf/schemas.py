@@ -1,0 +1,431 @@
+"""Attribute tables of the data sets: names and order exactly as their annotation files have them.
+
+Every attribute carries a question, one prompt per label, the region where it is seen, the group of binary attributes
+that exclude each other, and whether it is sensitive (perceived gender and age). Binary labels are `("no", "yes")` unless
+a table says otherwise. Names keep the spelling of the files; questions say what is meant ("UpperStride" asks for stripes).
+"""
+
+import difflib
+from dataclasses import replace
+
+from .schema import Attribute, AttributeSchema
+
+
+__all__ = ["get_schema", "list_schemas"]
+
+_CLOTHING = {"upper": "upper clothing", "lower": "lower clothing"}
+_PETA_COLORS = ("black", "blue", "brown", "green", "grey", "orange", "pink", "purple", "red", "white", "yellow")
+
+
+def get_schema(name: str) -> AttributeSchema:
+    """The label space of a known data set.
+
+    Args:
+        name: one of `list_schemas()`:
+
+            - `"pa100k"`: 26 binary attributes in the raw order of `annotation.mat` (many code bases permute it).
+            - `"peta35"`: the 35 binary attributes of the usual protocol, columns 0-34 of `PETA.mat`, in that order.
+            - `"peta65"`: those 35, then the other 26 binary attributes (79-104) in file order, then four color
+              attributes of 11 labels each: upper body, lower body, hair, footwear. The file has the colors as binary
+              columns that are not strictly one-hot: an image with two colors or none has no single class.
+            - `"market1501"`: age with 4 labels, then 26 binary attributes. `market_attribute.mat` has no order of its own
+              (its two halves differ), so this is the order of the common 30-column form. Class index = value - 1.
+            - `"market1501_30"`: the same with age as four binary attributes.
+            - `"synthetic"`: the drawn pedestrians of this package, binary and categorical. Its results stand for nothing
+              but drawings.
+
+    Raises:
+        ValueError: no such table; the message lists them.
+    """
+    if name not in _TABLES:
+        near = difflib.get_close_matches(str(name).lower(), _TABLES, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"name must be one of {list_schemas()}, got {name!r}{hint}")
+    return AttributeSchema(_TABLES[name])
+
+
+def list_schemas() -> list[str]:
+    """Names of the known tables, sorted."""
+    return sorted(_TABLES)
+
+
+def _ask(name: str, region: str, question: str, no: str, yes: str, **options) -> Attribute:
+    """A binary attribute; `no` and `yes` complete "a photo of a person ..."."""
+    prompts = (f"a photo of a person {no}", f"a photo of a person {yes}")
+    return Attribute(name, question, prompts=prompts, region=region, **options)
+
+
+def _wear(name: str, region: str, thing: str) -> Attribute:
+    return _ask(name, region, f"is the person wearing {thing}?", f"without {thing}", f"wearing {thing}")
+
+
+def _carry(name: str, thing: str, verb: str = "carrying") -> Attribute:
+    return _ask(name, "attachment", f"is the person {verb} {thing}?", f"without {thing}", f"{verb} {thing}")
+
+
+def _has(name: str, region: str, thing: str) -> Attribute:
+    """Clothing that shows something: stripes, a logo, a v-neck."""
+    cloth = _CLOTHING[region]
+    return _ask(
+        name, region, f"does the {cloth} have {thing}?", f"in {cloth} without {thing}", f"in {cloth} with {thing}"
+    )
+
+
+def _style(name: str, region: str, yes: str, *, no: str) -> Attribute:
+    cloth = _CLOTHING[region]
+    return _ask(name, region, f"is the {cloth} {yes}?", f"in {no} {cloth}", f"in {yes} {cloth}")
+
+
+def _age(name: str, yes: str, no: str) -> Attribute:
+    return _ask(name, "whole", f"is the person {yes}?", no, yes, sensitive=True)
+
+
+def _gender(name: str, *, male: int, labels: tuple[str, str] = ("no", "yes"), question: str) -> Attribute:
+    """Perceived gender; `male` is the class index that means a man."""
+    prompts = ("a photo of a man", "a photo of a woman") if male == 0 else ("a photo of a woman", "a photo of a man")
+    return Attribute(name, question, labels, prompts, region="whole", sensitive=True)
+
+
+def _exclusive(group: str, *attributes: Attribute) -> tuple[Attribute, ...]:
+    return tuple(replace(attribute, group=group) for attribute in attributes)
+
+
+def _choice(name: str, region: str, question: str, phrases: dict[str, str], **options) -> Attribute:
+    """A categorical attribute: label -> what completes "a photo of a person ..."."""
+    prompts = tuple(f"a photo of a person {phrase}" for phrase in phrases.values())
+    return Attribute(name, question, tuple(phrases), prompts, region=region, **options)
+
+
+def _color_choice(
+    name: str, region: str, thing: str, colors: tuple[str, ...], phrase: str, be: str = "is"
+) -> Attribute:
+    """A categorical color; `phrase` holds `{}` for the color."""
+    return _choice(name, region, f"what color {be} the {thing}?", {color: phrase.format(color) for color in colors})
+
+
+def _binary_colors(prefix: str, region: str, colors: tuple[str, ...]) -> tuple[Attribute, ...]:
+    """One binary attribute per color, named prefix + color ("upblack"); at most one of them is positive."""
+    cloth = _CLOTHING[region]
+    return _exclusive(
+        f"{region}_color",
+        *(
+            _ask(
+                prefix + color,
+                region,
+                f"is the {cloth} {color}?",
+                f"in {cloth} that is not {color}",
+                f"in {color} {cloth}",
+            )
+            for color in colors
+        ),
+    )
+
+
+# Over all 100,000 images exactly one age, one view and one sleeve length is positive, and at most one of each other
+# group. Nothing says left or right, so a flip changes no label.
+_PA100K = (
+    _gender("Female", male=0, question="is the person a woman?"),
+    *_exclusive(
+        "age",
+        _age("AgeOver60", "older than 60 years", "younger than 60 years"),
+        _age("Age18-60", "between 18 and 60 years old", "younger than 18 or older than 60 years"),
+        _age("AgeLess18", "younger than 18 years", "18 years old or older"),
+    ),
+    *_exclusive(
+        "view",
+        _ask(
+            "Front", "whole", "is the person seen from the front?", "seen from the side or back", "seen from the front"
+        ),
+        _ask(
+            "Side", "whole", "is the person seen from the side?", "seen from the front or back", "seen from the side"
+        ),
+        _ask(
+            "Back", "whole", "is the person seen from the back?", "seen from the front or side", "seen from the back"
+        ),
+    ),
+    _wear("Hat", "head", "a hat"),
+    _wear("Glasses", "head", "glasses"),
+    _carry("HandBag", "a handbag"),
+    _carry("ShoulderBag", "a shoulder bag"),
+    _carry("Backpack", "a backpack", "wearing"),
+    _carry("HoldObjectsInFront", "an object in front of the body", "holding"),
+    *_exclusive(
+        "sleeve",
+        _ask("ShortSleeve", "upper", "are the sleeves short?", "with long sleeves", "with short sleeves"),
+        _ask("LongSleeve", "upper", "are the sleeves long?", "with short sleeves", "with long sleeves"),
+    ),
+    *_exclusive(
+        "upper_pattern",
+        _has("UpperStride", "upper", "stripes"),
+        _has("UpperLogo", "upper", "a logo or print"),
+        _has("UpperPlaid", "upper", "a plaid pattern"),
+        _has("UpperSplice", "upper", "parts of different colors sewn together"),
+    ),
+    *_exclusive(
+        "lower_pattern",
+        _has("LowerStripe", "lower", "stripes"),
+        _has("LowerPattern", "lower", "a pattern"),
+    ),
+    _wear("LongCoat", "upper", "a long coat"),
+    *_exclusive(
+        "lower_type",
+        _wear("Trousers", "lower", "long trousers"),
+        _wear("Shorts", "lower", "shorts"),
+        _wear("Skirt&Dress", "lower", "a skirt or a dress"),
+    ),
+    _wear("boots", "foot", "boots"),
+)
+
+# PETA's gender flag is "male", where most other data sets flag "female". The ages are bins, not cumulative.
+_PETA35 = (
+    *_exclusive(
+        "age",
+        _age("personalLess30", "between 16 and 30 years old", "younger than 16 or older than 30 years"),
+        _age("personalLess45", "between 31 and 45 years old", "younger than 31 or older than 45 years"),
+        _age("personalLess60", "between 46 and 60 years old", "younger than 46 or older than 60 years"),
+        _age("personalLarger60", "older than 60 years", "younger than 60 years"),
+    ),
+    _carry("carryingBackpack", "a backpack"),
+    _ask(
+        "carryingOther",
+        "attachment",
+        "is the person carrying another object?",
+        "without another object",
+        "carrying another object",
+    ),
+    _ask(
+        "lowerBodyCasual", "lower", "is the lower clothing casual?", "in formal trousers", "in casual lower clothing"
+    ),
+    _style("upperBodyCasual", "upper", "casual", no="formal"),
+    _ask(
+        "lowerBodyFormal", "lower", "is the lower clothing formal?", "in casual trousers", "in formal lower clothing"
+    ),
+    _style("upperBodyFormal", "upper", "formal", no="casual"),
+    _wear("accessoryHat", "head", "a hat"),
+    _wear("upperBodyJacket", "upper", "a jacket"),
+    _wear("lowerBodyJeans", "lower", "jeans"),
+    _wear("footwearLeatherShoes", "foot", "leather shoes"),
+    _has("upperBodyLogo", "upper", "a logo"),
+    _ask("hairLong", "head", "does the person have long hair?", "without long hair", "with long hair"),
+    _gender("personalMale", male=1, question="is the person a man?"),
+    _carry("carryingMessengerBag", "a messenger bag"),
+    _wear("accessoryMuffler", "head", "a scarf"),
+    _ask("accessoryNothing", "whole", "is the person without accessories?", "with accessories", "without accessories"),
+    _ask("carryingNothing", "attachment", "is the person carrying nothing?", "carrying something", "carrying nothing"),
+    _has("upperBodyPlaid", "upper", "a plaid pattern"),
+    _carry("carryingPlasticBags", "plastic bags"),
+    _wear("footwearSandals", "foot", "sandals"),
+    _wear("footwearShoes", "foot", "ordinary shoes"),
+    _wear("lowerBodyShorts", "lower", "shorts"),
+    _ask("upperBodyShortSleeve", "upper", "are the sleeves short?", "without short sleeves", "with short sleeves"),
+    _wear("lowerBodyShortSkirt", "lower", "a short skirt"),
+    _wear("footwearSneaker", "foot", "sneakers"),
+    _has("upperBodyThinStripes", "upper", "thin stripes"),
+    _wear("accessorySunglasses", "head", "sunglasses"),
+    _wear("lowerBodyTrousers", "lower", "trousers"),
+    _wear("upperBodyTshirt", "upper", "a t-shirt"),
+    _ask(
+        "upperBodyOther",
+        "upper",
+        "is the upper clothing of an unusual kind?",
+        "wearing a common kind of top",
+        "wearing an unusual kind of top",
+    ),
+    _has("upperBodyVNeck", "upper", "a v-neck"),
+)
+
+_PETA26 = (
+    _wear("accessoryHeadphone", "head", "headphones"),
+    replace(_age("personalLess15", "15 years old or younger", "older than 15 years"), group="age"),
+    _carry("carryingBabyBuggy", "a baby buggy", "pushing"),
+    _ask("hairBald", "head", "is the person bald?", "with hair on the head", "who is bald"),
+    _wear("footwearBoots", "foot", "boots"),
+    _wear("lowerBodyCapri", "lower", "capri pants"),
+    _carry("carryingShoppingTro", "a shopping trolley", "pulling"),
+    _carry("carryingUmbrella", "an umbrella"),
+    replace(_gender("personalFemale", male=0, question="is the person a woman?"), group="gender"),
+    _carry("carryingFolder", "a folder"),
+    _wear("accessoryHairBand", "head", "a hair band"),
+    _wear("lowerBodyHotPants", "lower", "hot pants"),
+    _wear("accessoryKerchief", "head", "a kerchief"),
+    _wear("lowerBodyLongSkirt", "lower", "a long skirt"),
+    _ask("upperBodyLongSleeve", "upper", "are the sleeves long?", "without long sleeves", "with long sleeves"),
+    _has("lowerBodyPlaid", "lower", "a plaid pattern"),
+    _has("lowerBodyThinStripes", "lower", "thin stripes"),
+    _carry("carryingLuggageCase", "a luggage case"),
+    _ask(
+        "upperBodyNoSleeve",
+        "upper",
+        "is the upper clothing sleeveless?",
+        "in a top with sleeves",
+        "in a sleeveless top",
+    ),
+    _ask("hairShort", "head", "does the person have short hair?", "without short hair", "with short hair"),
+    _wear("footwearStocking", "foot", "stockings"),
+    _wear("upperBodySuit", "upper", "a suit jacket"),
+    _carry("carryingSuitcase", "a suitcase"),
+    _wear("lowerBodySuits", "lower", "suit trousers"),
+    _wear("upperBodySweater", "upper", "a sweater"),
+    _has("upperBodyThickStripes", "upper", "thick stripes"),
+)
+
+# The binary column of a color is named prefix + Color ("upperBodyBlack", "hairBlack"), the colors in this order.
+_PETA_COLOR_CHOICES = (
+    _color_choice("upperBodyColor", "upper", "upper clothing", _PETA_COLORS, "in {} upper clothing"),
+    _color_choice("lowerBodyColor", "lower", "lower clothing", _PETA_COLORS, "in {} lower clothing"),
+    _color_choice("hairColor", "head", "hair", _PETA_COLORS, "with {} hair"),
+    _color_choice("footwearColor", "foot", "footwear", _PETA_COLORS, "with {} footwear"),
+)
+
+_PETA65 = (
+    *(replace(item, group="gender") if item.name == "personalMale" else item for item in _PETA35),
+    *_PETA26,
+    *_PETA_COLOR_CHOICES,
+)
+
+_MARKET_AGES = {"young": "a child", "teenager": "a teenager", "adult": "an adult", "old": "an elderly person"}
+
+# File values 1 and 2 are class indices 0 and 1. Mind the polarity: index 1 of "up" and "down" is SHORT, of "clothes"
+# pants, of "hair" long, of "gender" female. Many persons have no color at all, hence binary colors, no softmax over them.
+_MARKET26 = (
+    _carry("backpack", "a backpack"),
+    _carry("bag", "a bag"),
+    _carry("handbag", "a handbag"),
+    _choice(
+        "clothes", "lower", "is the person wearing pants?", {"dress": "wearing a dress", "pants": "wearing pants"}
+    ),
+    _choice(
+        "down",
+        "lower",
+        "is the lower clothing short?",
+        {"long": "in long lower clothing", "short": "in short lower clothing"},
+    ),
+    _choice("up", "upper", "are the sleeves short?", {"long": "with long sleeves", "short": "with short sleeves"}),
+    _choice("hair", "head", "does the person have long hair?", {"short": "with short hair", "long": "with long hair"}),
+    _wear("hat", "head", "a hat"),
+    _gender("gender", male=0, labels=("male", "female"), question="is the person a woman?"),
+    *_binary_colors("up", "upper", ("black", "white", "red", "purple", "yellow", "gray", "blue", "green")),
+    *_binary_colors("down", "lower", ("black", "white", "pink", "purple", "yellow", "gray", "blue", "green", "brown")),
+)
+
+_MARKET1501 = (
+    _choice(
+        "age",
+        "whole",
+        "how old is the person?",
+        {label: f"who is {phrase}" for label, phrase in _MARKET_AGES.items()},
+        sensitive=True,
+    ),
+    *_MARKET26,
+)
+
+_MARKET1501_30 = (
+    *_exclusive(
+        "age",
+        *(
+            _ask(
+                label, "whole", f"is the person {phrase}?", f"who is not {phrase}", f"who is {phrase}", sensitive=True
+            )
+            for label, phrase in _MARKET_AGES.items()
+        ),
+    ),
+    *_MARKET26,
+)
+
+# What is missing is unknown, not a class: a person without a hat has no hat color (-100).
+_DRAWN = (
+    _wear("Hat", "head", "a hat"),
+    _color_choice("HatColor", "head", "hat", ("black", "white", "red", "blue"), "wearing a {} hat"),
+    _wear("Glasses", "head", "glasses"),
+    _wear("Mask", "head", "a face mask"),
+    _color_choice("HairColor", "head", "hair", ("black", "brown", "blond", "gray", "red"), "with {} hair"),
+    _ask("LongHair", "head", "does the person have long hair?", "with short hair", "with long hair"),
+    _wear("Scarf", "upper", "a scarf"),
+    _wear("Headphones", "head", "headphones"),
+    _color_choice(
+        "UpperColor",
+        "upper",
+        "upper clothing",
+        ("black", "white", "gray", "red", "blue", "green", "yellow", "purple"),
+        "in {} upper clothing",
+    ),
+    _choice(
+        "UpperPattern",
+        "upper",
+        "what pattern does the upper clothing have?",
+        {
+            "plain": "in plain upper clothing",
+            "stripes": "in striped upper clothing",
+            "plaid": "in plaid upper clothing",
+            "logo": "in upper clothing with a logo",
+        },
+    ),
+    _ask("ShortSleeve", "upper", "are the sleeves short?", "with long sleeves", "with short sleeves"),
+    _wear("LongCoat", "upper", "a long coat"),
+    _wear("SafetyVest", "upper", "a safety vest"),
+    _choice(
+        "LowerType",
+        "lower",
+        "what is the person wearing on the legs?",
+        {"trousers": "wearing trousers", "shorts": "wearing shorts", "skirt": "wearing a skirt"},
+    ),
+    _color_choice(
+        "LowerColor",
+        "lower",
+        "lower clothing",
+        ("black", "gray", "blue", "white", "brown", "red", "green"),
+        "in {} lower clothing",
+    ),
+    _has("SideStripe", "lower", "a stripe down the side"),
+    _wear("Boots", "foot", "boots"),
+    _color_choice("ShoeColor", "foot", "shoes", ("black", "white", "brown", "red"), "with {} shoes", be="are"),
+    _carry("Backpack", "a backpack", "wearing"),
+    _carry("HandBag", "a handbag"),
+    _carry("ShoulderBag", "a shoulder bag"),
+    _carry("Umbrella", "an umbrella", "holding"),
+    _carry("Phone", "a phone", "holding"),
+    _carry("Suitcase", "a suitcase", "pulling"),
+    _carry("Cane", "a cane", "walking with"),
+    _ask(
+        "CarryingInFront",
+        "attachment",
+        "is the person carrying something in front?",
+        "carrying nothing in front",
+        "carrying something in front",
+    ),
+    _choice(
+        "View",
+        "whole",
+        "from which side is the person seen?",
+        {
+            "front": "seen from the front",
+            "back": "seen from the back",
+            "left": "facing left",
+            "right": "facing right",
+        },
+        mirror=(0, 1, 3, 2),
+    ),
+    _choice(
+        "Age",
+        "whole",
+        "how old is the person?",
+        {"child": "who is a child", "adult": "who is an adult", "elderly": "who is elderly"},
+        sensitive=True,
+    ),
+    _ask("Walking", "whole", "is the person walking?", "standing still", "walking"),
+)
+
+
+def _as_drawing(attribute: Attribute) -> Attribute:
+    prompts = tuple(prompt.replace("a photo of", "a drawing of", 1) for prompt in attribute.prompts)
+    return replace(attribute, prompts=prompts)
+
+
+_TABLES: dict[str, tuple[Attribute, ...]] = {
+    "market1501": _MARKET1501,
+    "market1501_30": _MARKET1501_30,
+    "pa100k": _PA100K,
+    "peta35": _PETA35,
+    "peta65": _PETA65,
+    "synthetic": tuple(_as_drawing(attribute) for attribute in _DRAWN),
+}
