@@ -1,8 +1,9 @@
 """Attribute tables of the data sets: names and order exactly as their annotation files have them.
 
 Every attribute carries a question, one prompt per label, the region where it is seen, the group of binary attributes
-that exclude each other, and whether it is sensitive (perceived gender and age). Binary labels are `("no", "yes")` unless
-a table says otherwise. Names keep the spelling of the files; questions say what is meant ("UpperStride" asks for stripes).
+that exclude each other, and whether it is sensitive (perceived gender and age). Binary labels are `("no", "yes")`
+unless a table says otherwise. Names keep the spelling of the files; questions say what is meant ("UpperStride" asks
+for stripes).
 """
 
 import difflib
@@ -28,11 +29,11 @@ def get_schema(name: str) -> AttributeSchema:
             - `"peta65"`: those 35, then the other 26 binary attributes (79-104) in file order, then four color
               attributes of 11 labels each: upper body, lower body, hair, footwear. The file has the colors as binary
               columns that are not strictly one-hot: an image with two colors or none has no single class.
-            - `"market1501"`: age with 4 labels, then 26 binary attributes. `market_attribute.mat` has no order of its own
-              (its two halves differ), so this is the order of the common 30-column form. Class index = value - 1.
+            - `"market1501"`: age with 4 labels, then 26 binary attributes. `market_attribute.mat` has no order of its
+              own (its two halves differ), so this is the order of the common 30-column form. Class index = value - 1.
             - `"market1501_30"`: the same with age as four binary attributes.
-            - `"synthetic"`: the drawn pedestrians of this package, binary and categorical. Its results stand for nothing
-              but drawings.
+            - `"synthetic"`: the drawn pedestrians of this package, binary and categorical. Results on it stand
+              for drawings only.
 
     Raises:
         ValueError: no such table; the message lists them.
@@ -193,13 +194,9 @@ _PETA35 = (
         "without another object",
         "carrying another object",
     ),
-    _ask(
-        "lowerBodyCasual", "lower", "is the lower clothing casual?", "in formal trousers", "in casual lower clothing"
-    ),
+    _style("lowerBodyCasual", "lower", "casual", no="formal"),
     _style("upperBodyCasual", "upper", "casual", no="formal"),
-    _ask(
-        "lowerBodyFormal", "lower", "is the lower clothing formal?", "in casual trousers", "in formal lower clothing"
-    ),
+    _style("lowerBodyFormal", "lower", "formal", no="casual"),
     _style("upperBodyFormal", "upper", "formal", no="casual"),
     _wear("accessoryHat", "head", "a hat"),
     _wear("upperBodyJacket", "upper", "a jacket"),
@@ -286,7 +283,7 @@ _PETA65 = (
 _MARKET_AGES = {"young": "a child", "teenager": "a teenager", "adult": "an adult", "old": "an elderly person"}
 
 # File values 1 and 2 are class indices 0 and 1. Mind the polarity: index 1 of "up" and "down" is SHORT, of "clothes"
-# pants, of "hair" long, of "gender" female. Many persons have no color at all, hence binary colors, no softmax over them.
+# pants, of "hair" long, of "gender" female. Many persons have no color at all: hence binary colors.
 _MARKET26 = (
     _carry("backpack", "a backpack"),
     _carry("bag", "a bag"),

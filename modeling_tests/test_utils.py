@@ -1,0 +1,107 @@
+"""Embedded paths, optional packages with their hint, files that are never half written."""
+
+import json
+import os
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import vlm_par_hf
+from vlm_par_hf.utils import atomic_write_json, atomic_write_text, embedded_path, require
+
+
+def test_embedded_folders_lie_inside_the_package():
+    package = Path(vlm_par_hf.__file__).parent
+    assert embedded_path("backbone") == package / "embedded" / "backbone"
+    assert embedded_path("heads") == package / "embedded" / "heads"
+    with pytest.raises(ValueError, match=r"kind must be one of \('backbone', 'heads'\), got 'head'"):
+        embedded_path("head")
+
+
+def test_require_gives_the_module_or_the_command_that_installs_it(tmp_path, monkeypatch):
+    assert require("json", "train") is json
+    assert require("os.path", "train") is os.path
+    message = r'no_such_package is needed here and is not installed: pip install "vlm-par-hf\[demo\]"'
+    with pytest.raises(ImportError, match=message) as error:
+        require("no_such_package.part", "demo")
+    assert error.value.name == "no_such_package"
+
+
+def test_require_does_not_blame_a_package_that_is_installed_but_broken(tmp_path, monkeypatch):
+    (tmp_path / "broken_package_of_a_test.py").write_text("import another_missing_package\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(ModuleNotFoundError, match="another_missing_package") as error:
+        require("broken_package_of_a_test", "train")
+    assert "pip install" not in str(error.value)
+
+
+def test_text_is_written_as_utf8_and_replaces(tmp_path):
+    path = tmp_path / "made" / "on" / "demand" / "note.txt"
+    atomic_write_text(path, "größer\n")
+    atomic_write_text(str(path), "zweites\n")
+    assert path.read_bytes() == b"zweites\n"
+    assert [item.name for item in path.parent.iterdir()] == ["note.txt"]
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_rest(tmp_path, monkeypatch):
+    path = tmp_path / "metrics.json"
+    atomic_write_json(path, {"mA": 0.5})
+    with pytest.raises(TypeError, match="not JSON serializable"):
+        atomic_write_json(path, {"mA": object()})
+
+    def fail(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="disk full"):
+        atomic_write_json(path, {"mA": 0.6})
+    assert json.loads(path.read_text()) == {"mA": 0.5}
+    assert [item.name for item in tmp_path.iterdir()] == ["metrics.json"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="permissions of POSIX systems")
+def test_a_new_file_has_the_usual_permissions(tmp_path):
+    (tmp_path / "usual").write_text("")
+    atomic_write_text(tmp_path / "ours", "")
+    assert (tmp_path / "ours").stat().st_mode == (tmp_path / "usual").stat().st_mode
+
+
+def test_a_reader_never_sees_half_a_file(tmp_path):
+    path = tmp_path / "state.json"
+    texts = {str(letter) * 200_000 for letter in "ab"}
+    atomic_write_text(path, "a" * 200_000)
+    writers = [threading.Thread(target=lambda: [atomic_write_text(path, text) for text in texts]) for _ in range(3)]
+    for writer in writers:
+        writer.start()
+    while any(writer.is_alive() for writer in writers):
+        assert path.read_text() in texts
+    for writer in writers:
+        writer.join()
+
+
+def test_json_is_standard_and_takes_numpy(tmp_path):
+    path = tmp_path / "metrics.json"
+    data = {
+        "mA": np.float64(0.75),
+        "count": np.int64(3),
+        "undefined": float("nan"),
+        "table": np.array([[1.0, np.inf]]),
+        "names": ("a", "ü"),
+        "at": Path("x"),
+        "ok": np.True_,
+    }
+    atomic_write_json(path, data)
+    text = path.read_text(encoding="utf-8")
+    assert text.endswith("}\n") and "NaN" not in text and "Infinity" not in text and "ü" in text
+    assert json.loads(text) == {
+        "mA": 0.75,
+        "count": 3,
+        "undefined": None,
+        "table": [[1.0, None]],
+        "names": ["a", "ü"],
+        "at": "x",
+        "ok": True,
+    }
