@@ -1,0 +1,369 @@
+"""The command `vlm-par`: demo, predict, train, evaluate.
+
+Nothing heavy is imported before a subcommand runs. What a user can get wrong ends in one line on standard error and
+exit status 2; `--debug` shows the traceback.
+"""
+
+import argparse
+import dataclasses
+import json
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from vlm_par_hf.training.settings import TrainSettings
+
+
+__all__ = ["build_parser", "main"]
+
+# Errors whose message is written for the user. Everything else is a fault of ours and keeps its traceback.
+_USER_ERRORS = (ValueError, TypeError, KeyError, OSError, ImportError)
+_IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status (0 done, 2 wrong use, 130 interrupted)."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    args = build_parser().parse_args(arguments)
+    args.command_line = ["vlm-par", *arguments]
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    logging.getLogger("vlm_par_hf").setLevel(logging.DEBUG if args.debug else logging.INFO)
+    try:
+        args.run(args)
+    except KeyboardInterrupt:
+        sys.stderr.write("vlm-par: interrupted\n")
+        return 130
+    except BrokenPipeError:
+        # The reader (head, less) went away: nothing to say, and Python must not try to flush into the closed pipe.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except _USER_ERRORS as error:
+        if args.debug:
+            raise
+        message = error.args[0] if isinstance(error, KeyError) and error.args else error
+        sys.stderr.write(f"vlm-par: error: {message}\n")
+        return 2
+    return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser with its four subcommands."""
+    parser = argparse.ArgumentParser(
+        prog="vlm-par", description="Attributes of pedestrians: VLM-PAR on a frozen SigLIP 2 backbone."
+    )
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    for add in (_add_demo, _add_predict, _add_train, _add_evaluate):
+        command = add(commands)
+        command.add_argument("--debug", action="store_true", help="show the traceback of an error, log more")
+    return parser
+
+
+def _add_demo(commands) -> argparse.ArgumentParser:
+    parser = commands.add_parser(
+        "demo",
+        help="train, evaluate and predict on drawn pedestrians in a few minutes",
+        description="Train VLM-PAR heads on drawn pedestrians with the embedded backbone, evaluate, predict on "
+        "pictures. With the environment variable PAR_DATA also on the real images of $PAR_DATA/pa100k_mini.",
+    )
+    parser.add_argument("--out", default="demo_output", metavar="DIR", help="result folder (default: %(default)s)")
+    parser.add_argument("--num-train", type=int, default=6000, metavar="N", help="drawings (default: %(default)s)")
+    parser.add_argument("--epochs", type=float, default=12.0, help="passes over them (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of drawings and training (default: %(default)s)")
+    parser.add_argument("--no-real", action="store_true", help="skip pa100k_mini even where PAR_DATA is set")
+    parser.set_defaults(run=_run_demo)
+    return parser
+
+
+def _run_demo(args) -> None:
+    from vlm_par_hf.demo import run_demo
+
+    run_demo(
+        args.out,
+        num_train=args.num_train,
+        epochs=args.epochs,
+        seed=args.seed,
+        real_root=None if args.no_real else os.environ.get("PAR_DATA"),
+        command=args.command_line,
+        say=_say,
+    )
+
+
+def _add_predict(commands) -> argparse.ArgumentParser:
+    parser = commands.add_parser(
+        "predict",
+        help="attributes of the person in each image",
+        description="Attributes of the person in each image. One image is one person: crop people first.",
+    )
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files or folders of images")
+    parser.add_argument("--model", metavar="PATH", help="checkpoint folder or repository (default: the embedded one)")
+    parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="default: %(default)s")
+    parser.add_argument("--only-positive", action="store_true", help="leave out what a person does not have")
+    parser.add_argument("--no-sensitive", action="store_true", help="leave out perceived gender and age")
+    parser.add_argument("--json", metavar="FILE", help="write one JSON object per image here (- for standard output)")
+    parser.add_argument("--draw", metavar="DIR", help="save each image with its attributes beside it here")
+    parser.set_defaults(run=_run_predict)
+    return parser
+
+
+def _find_images(paths: Sequence[str]) -> list[Path]:
+    found: list[Path] = []
+    for name in paths:
+        path = Path(name)
+        if path.is_dir():
+            inside = sorted(item for item in path.rglob("*") if item.suffix.lower() in _IMAGE_SUFFIXES)
+            if not inside:
+                raise ValueError(
+                    f"no image in the folder {name!r}: expected files ending in {', '.join(_IMAGE_SUFFIXES)}"
+                )
+            found += inside
+        elif path.is_file():
+            found.append(path)
+        else:
+            raise FileNotFoundError(f"no such image or folder: {name!r}")
+    return found
+
+
+def _run_predict(args) -> None:
+    images = _find_images(args.images)
+    if args.batch_size < 1:
+        raise ValueError(f"batch_size={args.batch_size}: expected at least 1")
+    from transformers import pipeline
+
+    pipe = pipeline("pedestrian-attributes", **({"model": args.model} if args.model else {}))
+    results = pipe(
+        (str(path) for path in images),
+        batch_size=args.batch_size,
+        only_positive=args.only_positive,
+        sensitive=not args.no_sensitive,
+    )
+    lines: list[str] = []
+    for path, result in zip(images, results):
+        if args.json:
+            line = json.dumps({"image": str(path), **result}, ensure_ascii=False)
+            if args.json == "-":
+                _say(line)
+            else:
+                lines.append(line)
+        else:
+            _say(_table(path, result["attributes"]))
+        if args.draw:
+            _draw(path, result["attributes"], Path(args.draw))
+    if args.json and args.json != "-":
+        from vlm_par_hf.utils import atomic_write_text
+
+        atomic_write_text(args.json, "".join(f"{line}\n" for line in lines))
+        _say(f"{len(lines)} predictions in {args.json}")
+
+
+def _table(path: Path, attributes: dict) -> str:
+    width = max((len(name) for name in attributes), default=0)
+    labels = max((len(answer["label"]) for answer in attributes.values()), default=0)
+    lines = [f"{path}"]
+    lines += [
+        f"  {name:<{width}}  {answer['label']:<{labels}}  {answer['score']:6.1%}"
+        for name, answer in attributes.items()
+    ]
+    return "\n".join(lines if attributes else [*lines, "  nothing positive"])
+
+
+def _draw(path: Path, attributes: dict, folder: Path) -> None:
+    from vlm_par_hf.images import open_image
+    from vlm_par_hf.visualization import people_grid
+
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / f"{path.stem}_attributes.png"
+    number = 2
+    while target in _DRAWN:
+        # Two folders may hold images of one name.
+        target = folder / f"{path.stem}_attributes_{number}.png"
+        number += 1
+    _DRAWN.add(target)
+    people_grid([open_image(path)], [attributes], names=[path.name]).save(target)
+
+
+_DRAWN: set[Path] = set()
+
+
+def _add_data_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("data")
+    group.add_argument("dataset", help="name of a data set: pa100k, folder, synthetic, ...")
+    group.add_argument("--root", metavar="DIR", help="where the data set lies")
+    group.add_argument("--schema", metavar="FILE", help="JSON file with your own attributes (data set folder)")
+    group.add_argument("--partition", type=int, default=0, help="which of the official partitions (default: 0)")
+    group.add_argument(
+        "--missing",
+        choices=("error", "skip"),
+        default="error",
+        help="what to do about missing images (default: error)",
+    )
+    group.add_argument("--data-seed", type=int, default=0, help="of random splits and drawings (default: 0)")
+    for split in ("train", "validation", "test"):
+        group.add_argument(f"--num-{split}", type=int, metavar="N", help=f"{split} drawings (data set synthetic)")
+
+
+def _data_arguments(args) -> dict:
+    options = {"partition": args.partition, "missing": args.missing, "seed": args.data_seed}
+    numbers = {name: getattr(args, name) for name in ("num_train", "num_validation", "num_test")}
+    options.update({name: value for name, value in numbers.items() if value is not None})
+    schema = None
+    if args.schema:
+        from vlm_par_hf.schema import AttributeSchema
+
+        schema = AttributeSchema.from_json(args.schema)
+    return {"root": args.root, "schema": schema, "dataset_options": options}
+
+
+def _add_train(commands) -> argparse.ArgumentParser:
+    parser = commands.add_parser(
+        "train",
+        help="train VLM-PAR on a data set",
+        description="Train VLM-PAR heads on a frozen backbone. The weights with the best mA on the validation split "
+        "are kept; the test split is never looked at.",
+    )
+    _add_data_options(parser)
+    parser.add_argument("--out", required=True, metavar="DIR", help="checkpoint folder to write")
+    parser.add_argument(
+        "--backbone", default="embedded", metavar="NAME",
+        help="SigLIP or SigLIP 2 repository or folder, for instance google/siglip2-base-patch16-naflex (default: the "
+        "small embedded one, which has only seen drawings)",
+    )  # fmt: skip
+    parser.add_argument("--model", metavar="PATH", help="go on from a VLM-PAR checkpoint instead of a backbone")
+    parser.add_argument("--resume", action="store_true", help="continue the run in --out after an interruption")
+    parser.add_argument("--overwrite", action="store_true", help="replace the run in --out")
+    group = parser.add_argument_group("model")
+    group.add_argument("--fusion", choices=("text_to_image", "image_to_text", "none"), help="default: text_to_image")
+    group.add_argument("--alignment", choices=("logit", "none"), help="default: logit")
+    group.add_argument("--paper", action="store_true", help="every choice of the model as the paper has it")
+    group.add_argument("--loss", metavar="KIND", help="ce, focal, ce_focal, fused, weighted_bce (default: ce_focal)")
+    group.add_argument("--train-backbone", action="store_true", help="train the vision tower too")
+    group.add_argument("--heads-only", action="store_true", help="save the heads alone; the backbone by its name")
+    group.add_argument(
+        "--max-num-patches", type=int, metavar="N", help="patches per image, NaFlex only (default: 128)"
+    )
+    settings = parser.add_argument_group("training")
+    for item in dataclasses.fields(TrainSettings):
+        flag = "--" + item.name.replace("_", "-")
+        if isinstance(item.default, bool):
+            settings.add_argument(
+                flag, action=argparse.BooleanOptionalAction, default=item.default, help=item.metadata["help"]
+            )
+        else:
+            text = item.metadata["help"] + ("" if item.default == "" else " (default: %(default)s)")
+            settings.add_argument(
+                flag, type=type(item.default), default=item.default, choices=item.metadata["choices"], help=text,
+                metavar=None if item.metadata["choices"] else type(item.default).__name__.upper(),
+            )  # fmt: skip
+    parser.set_defaults(run=_run_train)
+    return parser
+
+
+def _run_train(args) -> None:
+    settings = TrainSettings(**{item.name: getattr(args, item.name) for item in dataclasses.fields(TrainSettings)})
+    options: dict = {}
+    for name in ("fusion", "alignment"):
+        if getattr(args, name):
+            options[name] = getattr(args, name)
+    if args.paper:
+        options["paper"] = True
+    if args.loss:
+        options["loss"] = {"kind": args.loss}
+    if args.train_backbone:
+        options["freeze_backbone"] = False
+    if args.heads_only:
+        options["save_backbone"] = False
+    data = _data_arguments(args)
+    from vlm_par_hf.training import train
+
+    result = train(
+        args.dataset,
+        args.out,
+        backbone=args.backbone,
+        model=args.model,
+        model_options=options,
+        max_num_patches=args.max_num_patches,
+        settings=settings,
+        resume=args.resume,
+        overwrite=args.overwrite,
+        command=args.command_line,
+        **data,
+    )
+    _say(f"best validation mA {100 * result.best_mA:.2f}% at step {result.best_step} of {result.steps}")
+    _say(f"checkpoint: {result.output_dir}")
+    _say(
+        f"measure it:  vlm-par evaluate {result.output_dir} {args.dataset}"
+        + (f" --root {args.root}" if args.root else "")
+    )
+
+
+def _add_evaluate(commands) -> argparse.ArgumentParser:
+    parser = commands.add_parser(
+        "evaluate",
+        help="measure a checkpoint on a split",
+        description="Measure a checkpoint; writes metrics.json, attributes.csv, attributes.md and attributes.png.",
+    )
+    parser.add_argument("model", help="checkpoint folder or repository")
+    _add_data_options(parser)
+    parser.add_argument("--out", metavar="DIR", help="result folder (default: MODEL/evaluation_DATASET_SPLIT)")
+    parser.add_argument("--split", choices=("train", "validation", "test"), default="test", help="default: test")
+    parser.add_argument("--preset", choices=("rethinking", "vtb", "rap"), default="rethinking", help="conventions")
+    parser.add_argument("--threshold", metavar="T", help="a number, or schema for each attribute's own")
+    parser.add_argument("--bootstrap", type=int, default=1000, metavar="N", help="resamples for intervals (0: none)")
+    parser.add_argument("--by-person", action="store_true", help="resample persons, not images")
+    parser.add_argument("--min-positives", type=int, metavar="N", help="also mA over attributes with so many samples")
+    parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="default: %(default)s")
+    parser.add_argument("--workers", type=int, default=0, metavar="N", help="data loader processes")
+    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap")
+    parser.set_defaults(run=_run_evaluate)
+    return parser
+
+
+def _threshold(text: str | None):
+    if text is None or text == "schema":
+        return text
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"threshold={text!r}: expected a number or 'schema'") from None
+
+
+def _run_evaluate(args) -> None:
+    threshold = _threshold(args.threshold)
+    folder = args.out
+    if folder is None:
+        if not Path(args.model).is_dir():
+            raise ValueError(f"model={args.model!r} is no folder: name the result folder with --out")
+        folder = Path(args.model) / f"evaluation_{args.dataset}_{args.split}"
+    data = _data_arguments(args)
+    from vlm_par_hf.training import evaluate
+
+    record = evaluate(
+        args.model,
+        args.dataset,
+        split=args.split,
+        output_dir=folder,
+        preset=args.preset,
+        threshold=threshold,
+        bootstrap=args.bootstrap,
+        min_positives=args.min_positives,
+        by_person=args.by_person,
+        batch_size=args.batch_size,
+        workers=args.workers,
+        seed=args.seed,
+        command=args.command_line,
+        **data,
+    )
+    _say(f"{args.dataset}, {args.split}, {record['data']['images']} images, conventions of {args.preset}")
+    if record["note"]:
+        _say(record["note"])
+    for name, value in record["metrics"].items():
+        low, high = (record.get("intervals") or {}).get(name, (None, None))
+        interval = "" if low is None else f"   {100 * low:.2f} to {100 * high:.2f}"
+        _say(f"  {name:<24} {100 * value:6.2f}{interval}")
+    _say(f"record, tables and picture: {folder}")
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()

@@ -1,0 +1,104 @@
+"""The settings of a training run: plain values with a sentence each, written beside the checkpoint.
+
+No torch here: the command line builds its options from these fields.
+"""
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+
+__all__ = ["TrainSettings"]
+
+# What may differ between a run and its continuation: none of these changes a weight.
+_FREE_ON_RESUME = ("workers", "report_to", "save_total_limit", "logging_steps", "progress", "run_name", "bootstrap")
+
+
+def _setting(default: Any, text: str, *, choices: tuple[str, ...] | None = None) -> Any:
+    return field(default=default, metadata={"help": text, "choices": choices})
+
+
+@dataclass(kw_only=True)
+class TrainSettings:
+    """Settings of one run; every field has a default that works on the embedded backbone.
+
+    The two learning rates are the point of the recipe: the classifiers and gates learn at `learning_rate`, the fusion
+    projections at the much smaller `fusion_learning_rate`, because Adam moves each of their entries by about the rate
+    at every step. One rate for both costs more accuracy than any choice of architecture.
+
+    Raises `ValueError` naming the field, its value and what was expected.
+    """
+
+    epochs: float = _setting(10.0, "passes over the training split")
+    max_steps: int = _setting(-1, "stop after this many optimizer steps (overrides --epochs; -1: off)")
+    batch_size: int = _setting(64, "images per forward pass")
+    gradient_accumulation_steps: int = _setting(1, "forward passes per optimizer step")
+    eval_batch_size: int = _setting(128, "images per forward pass on validation")
+    learning_rate: float = _setting(3e-3, "peak rate of classifiers and gates")
+    fusion_learning_rate: float = _setting(1e-4, "peak rate of the fusion projections (small on purpose)")
+    backbone_learning_rate: float = _setting(1e-5, "peak rate of the vision tower, where it is not frozen")
+    weight_decay: float = _setting(0.01, "AdamW's decoupled weight decay")
+    warmup: float = _setting(0.05, "warm-up: a fraction of all steps below 1, a number of steps from 1 on")
+    schedule: str = _setting(
+        "cosine", "shape of the learning rate", choices=("cosine", "linear", "constant", "constant_with_warmup")
+    )
+    max_grad_norm: float = _setting(1.0, "clip the gradient's norm here (0: off)")
+    weighting: str = _setting(
+        "none", "class weights of the loss from the training priors", choices=("none", "balanced", "sqrt", "exp")
+    )
+    logit_adjustment: float = _setting(0.0, "add this times the log prior to the logits in training")
+    fit_pooled_statistics: bool = _setting(True, "standardise the pooled vector by training statistics first")
+    precompute_features: bool = _setting(False, "run the frozen backbone once and train from features in memory")
+    feature_memory_gib: float = _setting(4.0, "refuse to hold more than this many GiB of features")
+    flip: float = _setting(0.5, "probability of a horizontal flip (labels follow the schema's mirror)")
+    pad: float = _setting(0.05, "pad by this fraction of the sides, then crop at random (0: off)")
+    erasing: float = _setting(0.0, "probability of erasing a random rectangle")
+    eval_steps: int = _setting(0, "validate and save every this many steps (0: once per epoch)")
+    early_stopping_patience: int = _setting(0, "stop after this many validations without a better mA (0: off)")
+    metric_preset: str = _setting("rethinking", "metric conventions", choices=("rethinking", "vtb", "rap"))
+    bf16: bool = _setting(False, "bfloat16 autocast")
+    seed: int = _setting(42, "seed of initialisation, order and augmentation")
+    full_determinism: bool = _setting(False, "deterministic kernels only (slower on GPU)")
+    workers: int = _setting(0, "data loader processes")
+    save_total_limit: int = _setting(2, "intermediate checkpoints to keep, the best one always among them")
+    logging_steps: int = _setting(10, "steps between two points of the learning curve")
+    report_to: str = _setting("none", "tracker: none, tensorboard, wandb, trackio, ... (comma-separated)")
+    run_name: str = _setting("", "name of the run in the tracker")
+    progress: bool = _setting(True, "progress bars")
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "eval_batch_size", "gradient_accumulation_steps", "save_total_limit"):
+            self._expect(name, getattr(self, name) >= 1, "at least 1")
+        for name in ("learning_rate", "fusion_learning_rate", "backbone_learning_rate", "feature_memory_gib"):
+            self._expect(name, getattr(self, name) > 0, "above 0")
+        for name in (
+            "weight_decay", "warmup", "max_grad_norm", "logit_adjustment", "eval_steps", "early_stopping_patience",
+            "workers", "seed",
+        ):  # fmt: skip
+            self._expect(name, getattr(self, name) >= 0, "0 or more")
+        for name in ("flip", "erasing"):
+            self._expect(name, 0 <= getattr(self, name) <= 1, "a probability from 0 to 1")
+        self._expect("pad", 0 <= self.pad < 1, "a fraction from 0 to below 1")
+        self._expect("epochs", self.epochs > 0, "above 0")
+        self._expect("max_steps", self.max_steps == -1 or self.max_steps > 0, "-1 (off) or above 0")
+        for item in dataclasses.fields(self):
+            choices = item.metadata["choices"]
+            if choices:
+                self._expect(item.name, getattr(self, item.name) in choices, f"one of {', '.join(choices)}")
+
+    def _expect(self, name: str, holds: bool, expected: str) -> None:
+        if not holds:
+            raise ValueError(f"{name}={getattr(self, name)!r}: expected {expected}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings as plain JSON values."""
+        return dataclasses.asdict(self)
+
+    def differences(self, other: dict[str, Any]) -> list[str]:
+        """What in `other` (an earlier `to_dict()`) would make a continuation differ from an uninterrupted run."""
+        mine = self.to_dict()
+        return [
+            f"{name}: {other.get(name)!r} then, {mine[name]!r} now"
+            for name in mine
+            if name not in _FREE_ON_RESUME and name in other and other[name] != mine[name]
+        ]

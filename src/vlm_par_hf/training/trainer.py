@@ -1,0 +1,485 @@
+"""Train the heads with the plain `transformers.Trainer`: no subclass, no hidden loop.
+
+What the Trainer does not do by itself and this module adds: two learning rates, a start from the training priors and
+statistics, views and augmentations that follow the epoch, the choice of the newest complete checkpoint after a crash,
+and a final folder that `AutoModel.from_pretrained` loads and that appears whole or not at all.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import shlex
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import (
+    EarlyStoppingCallback,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+    enable_full_determinism,
+    set_seed,
+)
+from transformers.trainer_callback import TrainerState
+
+from vlm_par_hf.data import AugmentedDataset, ParAugmentation, ParCollator, dataset_schema
+from vlm_par_hf.losses import compute_priors
+from vlm_par_hf.metrics import ParMetrics
+from vlm_par_hf.schema import AttributeSchema
+from vlm_par_hf.utils import atomic_write_json, require
+
+from .evaluation import check_schema, load_data, versions
+from .features import VIEWS, compute_features
+from .plots import plot_learning_curve, write_history
+from .settings import TrainSettings
+
+
+__all__ = ["TrainResult", "last_complete_checkpoint", "train"]
+
+logger = logging.getLogger(__name__)
+
+CHECKPOINTS = "checkpoints"
+RUN_RECORD = "run.json"
+SUMMARY = "training.json"
+# Enough images to fix a mean and a standard deviation per feature to within a few percent.
+_STATISTICS_IMAGES = 4096
+
+
+@dataclass
+class TrainResult:
+    """What a run left behind.
+
+    Attributes:
+        output_dir: the folder that `AutoModel.from_pretrained` and `AutoProcessor.from_pretrained` load.
+        best_mA: validation mA of the kept weights, in [0, 1].
+        best_step: the optimizer step that they come from.
+        steps: optimizer steps of the whole run.
+        log_history: the Trainer's own log.
+        model: the model with the kept weights.
+        processor: its processor.
+    """
+
+    output_dir: Path
+    best_mA: float
+    best_step: int
+    steps: int
+    log_history: list[dict[str, Any]]
+    model: Any
+    processor: Any
+
+
+class _FollowEpoch(TrainerCallback):
+    """Tell the data set which epoch it is in; accelerate's loaders do so in one process only."""
+
+    def __init__(self, dataset):
+        self.dataset = dataset
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        self.dataset.set_epoch(int((state.epoch or 0.0) + 1e-6))
+
+
+class _SaveProcessor(TrainerCallback):
+    """Put the processor into each intermediate checkpoint, so that every one of them can be used as it is.
+
+    Handing it to the Trainer as `processing_class` would do that too, and would also write the tokenizer's special
+    tokens into the model's configuration, where they mean nothing.
+    """
+
+    def __init__(self, processor):
+        self.processor = processor
+
+    def on_save(self, args, state, control, **kwargs):
+        if state.is_world_process_zero:
+            self.processor.save_pretrained(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+
+
+class _SayValidation(TrainerCallback):
+    """One line per validation in the log."""
+
+    def on_evaluate(self, args, state, control, metrics=None, **kwargs):
+        if state.is_world_process_zero and metrics and "eval_mA" in metrics:
+            logger.info(
+                "step %d of %d, epoch %.2f: validation loss %.4f, mA %.2f%%",
+                state.global_step, state.max_steps, state.epoch or 0, metrics["eval_loss"], 100 * metrics["eval_mA"],
+            )  # fmt: skip
+
+
+def last_complete_checkpoint(folder: str | Path) -> Path | None:
+    """The newest checkpoint below `folder` that was written to its end, or None.
+
+    The Trainer writes a checkpoint's weights, optimizer and random states before `trainer_state.json`: a folder
+    without that file, or with half of it, is what a killed process left behind.
+    """
+    found = []
+    for path in Path(folder).glob("checkpoint-*"):
+        step = path.name.removeprefix("checkpoint-")
+        if not step.isdigit():
+            continue
+        try:
+            state = json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            logger.warning("%s is incomplete and is not used", path)
+            continue
+        if all((path / name).is_file() for name in ("optimizer.pt", "scheduler.pt")):
+            found.append((state["global_step"], path))
+    return max(found)[1] if found else None
+
+
+def _fingerprint(split, labels: np.ndarray) -> str:
+    """What identifies the training data of a run: its labels and, where known, its image names, in order."""
+    digest = hashlib.sha256(labels.tobytes())
+    if "image_id" in split.column_names:
+        digest.update("\n".join(map(str, split["image_id"])).encode())
+    return digest.hexdigest()
+
+
+def read_labels(split) -> np.ndarray:
+    """Labels of a split as int64 `(S, A)`, without decoding an image."""
+    return np.asarray(split.select_columns(["labels"]).with_format("numpy")[:]["labels"], dtype=np.int64)
+
+
+def _build_model(backbone, schema, model, processor, options: dict[str, Any], max_num_patches: int | None):
+    from transformers import AutoModel, AutoProcessor
+
+    from vlm_par_hf.models.vlm_par import VlmParConfig, VlmParModel, VlmParProcessor
+
+    if model is None:
+        options = dict(options)
+        if options.pop("paper", False):
+            probe = VlmParConfig.paper(attributes=schema)
+            choices = {name: getattr(probe, name) for name in (
+                "alignment", "fusion", "question_tokens", "num_fusion_heads", "attention_dropout", "loss",
+            )}  # fmt: skip
+            options = {**choices, **options}
+        model = VlmParModel.from_backbone(backbone, attributes=schema, **options)
+        if processor is None:
+            extra = {} if max_num_patches is None else {"max_num_patches": max_num_patches}
+            processor = VlmParProcessor.from_backbone(backbone, **extra)
+        return model, processor
+    if options:
+        raise ValueError(f"model_options={options!r}: a given model already has its configuration")
+    if isinstance(model, (str, Path)):
+        processor = processor or AutoProcessor.from_pretrained(str(model))
+        return AutoModel.from_pretrained(str(model)), processor
+    if processor is None:
+        raise ValueError("processor is None: a model in memory needs its processor beside it")
+    return model, processor
+
+
+def _loss_settings(model, settings: TrainSettings, priors: list[list[float]]) -> dict[str, Any]:
+    loss = dict(model.config.loss or {})
+    if settings.weighting != "none":
+        loss["weighting"] = settings.weighting
+    if settings.logit_adjustment:
+        loss["logit_adjustment"] = settings.logit_adjustment
+    if loss.get("weighting") or loss.get("logit_adjustment") or loss.get("kind") == "weighted_bce":
+        loss["priors"] = priors
+    return loss
+
+
+def _training_arguments(output_dir: Path, settings: TrainSettings) -> TrainingArguments:
+    every = {"strategy": "steps", "steps": settings.eval_steps} if settings.eval_steps else {"strategy": "epoch"}
+    return TrainingArguments(
+        output_dir=str(output_dir / CHECKPOINTS),
+        num_train_epochs=settings.epochs,
+        max_steps=settings.max_steps,
+        per_device_train_batch_size=settings.batch_size,
+        per_device_eval_batch_size=settings.eval_batch_size,
+        gradient_accumulation_steps=settings.gradient_accumulation_steps,
+        learning_rate=settings.learning_rate,
+        weight_decay=settings.weight_decay,
+        warmup_steps=settings.warmup,
+        lr_scheduler_type=settings.schedule,
+        max_grad_norm=settings.max_grad_norm,
+        bf16=settings.bf16,
+        seed=settings.seed,
+        data_seed=settings.seed,
+        full_determinism=settings.full_determinism,
+        **{f"eval_{name}": value for name, value in every.items()},
+        **{f"save_{name}": value for name, value in every.items()},
+        save_total_limit=settings.save_total_limit,
+        load_best_model_at_end=True,
+        metric_for_best_model="mA",
+        greater_is_better=True,
+        logging_steps=settings.logging_steps,
+        report_to=settings.report_to.split(","),
+        run_name=settings.run_name or None,
+        disable_tqdm=not settings.progress,
+        # Images and features reach the collator as columns that no forward argument is named after.
+        remove_unused_columns=False,
+        label_names=["labels"],
+        dataloader_num_workers=settings.workers,
+        dataloader_pin_memory=torch.cuda.is_available(),
+        restore_callback_states_from_checkpoint=True,
+    )
+
+
+def train(
+    dataset,
+    output_dir: str | Path,
+    *,
+    backbone: str = "embedded",
+    model=None,
+    processor=None,
+    root: str | Path | None = None,
+    schema: AttributeSchema | None = None,
+    dataset_options: dict[str, Any] | None = None,
+    model_options: dict[str, Any] | None = None,
+    max_num_patches: int | None = None,
+    settings: TrainSettings | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    callbacks: Sequence[TrainerCallback] = (),
+    command: Sequence[str] | None = None,
+) -> TrainResult:
+    """Train VLM-PAR and keep the weights with the best validation mA. The test split is never looked at.
+
+    Args:
+        dataset: name for `load_par_dataset` (with `root`, `schema`, `dataset_options`) or a `DatasetDict` with the
+            splits `train` and `validation`.
+        output_dir: receives the checkpoint, `run.json` (settings, data, versions, command), `training.json` (result),
+            `learning_curve.{json,csv,png}` and, below `checkpoints/`, what a continuation needs.
+        backbone: a SigLIP or SigLIP 2 repository or folder, or `"embedded"`.
+        model: instead of `backbone`: a VLM-PAR checkpoint to go on from (folder, repository or a model in memory).
+        processor: the processor of a model in memory.
+        root: folder of the data set.
+        schema: the user's own schema for readers that take one.
+        dataset_options: further keywords of `load_par_dataset`.
+        model_options: keywords of `VlmParModel.from_backbone`: `alignment`, `fusion`, `loss`, `freeze_backbone`, ...;
+            `{"paper": True}` takes every choice as the paper has it.
+        max_num_patches: patches per image of a NaFlex backbone; None: the processor's default.
+        settings: see `TrainSettings`.
+        resume: go on from the newest complete checkpoint in `output_dir`; the result equals that of an uninterrupted
+            run. Without any checkpoint the run starts from the beginning.
+        overwrite: delete what an earlier run left in `output_dir`.
+        callbacks: further Trainer callbacks.
+        command: the command line to record; None: `sys.argv`.
+
+    Raises:
+        ValueError: `output_dir` holds a run and neither `resume` nor `overwrite` is set; the settings or the data of
+            the run to continue differ (every difference listed); a split is missing; the data set's schema differs
+            from the checkpoint's.
+    """
+    require("accelerate", "train")
+    settings = settings or TrainSettings()
+    output_dir = Path(output_dir)
+    if resume and overwrite:
+        raise ValueError("resume=True and overwrite=True: expected one of them")
+    data = load_data(dataset, root=root, schema=schema, options=dataset_options)
+    for split in ("train", "validation"):
+        if split not in data:
+            raise ValueError(
+                f"the data set has no {split!r} split (it has {', '.join(sorted(data))}): training needs train and "
+                "validation; the best checkpoint is chosen on validation and never on test"
+            )
+        if len(data[split]) == 0:
+            raise ValueError(f"the {split!r} split is empty: expected at least one image")
+    labels = read_labels(data["train"])
+
+    if settings.full_determinism:
+        enable_full_determinism(settings.seed)
+    set_seed(settings.seed)
+    # Priors and statistics are where new heads start; a given model goes on from where it stands.
+    fresh = model is None
+    model, processor = _build_model(
+        backbone, dataset_schema(data["train"]), model, processor, model_options or {}, max_num_patches
+    )
+    schema = model.config.schema
+    check_schema(dataset_schema(data["train"]), schema)
+    check_schema(dataset_schema(data["validation"]), schema)
+
+    record = {
+        "settings": settings.to_dict(),
+        "data": {
+            "name": dataset if isinstance(dataset, str) else "in memory",
+            "options": dict(dataset_options or {}),
+            "train_images": len(data["train"]),
+            "validation_images": len(data["validation"]),
+            "train_sha256": _fingerprint(data["train"], labels),
+        },
+        "model": {"backbone": model.config.backbone_name, "options": dict(model_options or {})},
+        "command": shlex.join(sys.argv if command is None else command),
+        "versions": versions(),
+    }
+    checkpoint = _prepare_folder(output_dir, record, settings, resume=resume, overwrite=overwrite)
+
+    priors = compute_priors(labels, schema)
+    model.config.loss = _loss_settings(model, settings, priors)
+    if fresh and model.config.alignment == "none":
+        model.init_bias_from_priors(priors)
+    train_data, validation_data = _training_data(data, model, processor, schema, settings)
+    if fresh and settings.fit_pooled_statistics:
+        _fit_statistics(model, data["train"], train_data, processor, settings)
+
+    optimizer = torch.optim.AdamW(_parameter_groups(model, settings), lr=settings.learning_rate)
+    extra = [_FollowEpoch(train_data), _SaveProcessor(processor), _SayValidation(), *callbacks]
+    if settings.early_stopping_patience:
+        extra.append(EarlyStoppingCallback(early_stopping_patience=settings.early_stopping_patience))
+    trainer = Trainer(
+        model=model,
+        args=_training_arguments(output_dir, settings),
+        train_dataset=train_data,
+        eval_dataset=validation_data,
+        data_collator=ParCollator(processor),
+        compute_metrics=ParMetrics(schema, preset=settings.metric_preset),
+        optimizers=(optimizer, None),
+        callbacks=extra,
+    )
+    trainer.remove_callback(PrinterCallback)
+    if checkpoint is not None and _is_finished(checkpoint, settings):
+        # The process ended between its last step and the final folder: one more step would be one too many.
+        trainer.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+        model = type(model).from_pretrained(trainer.state.best_model_checkpoint)
+    else:
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    return _finish(trainer, model, processor, output_dir)
+
+
+def _prepare_folder(
+    output_dir: Path, record: dict[str, Any], settings: TrainSettings, *, resume: bool, overwrite: bool
+):
+    """Check the folder, write the record of the run, and return the checkpoint to go on from (or None)."""
+    run_record = output_dir / RUN_RECORD
+    checkpoints = output_dir / CHECKPOINTS
+    if int(os.environ.get("RANK", "0")) != 0:
+        # One process per GPU: the first one checks and writes, the others would meet its files.
+        return last_complete_checkpoint(checkpoints) if resume else None
+    if overwrite:
+        shutil.rmtree(checkpoints, ignore_errors=True)
+    elif run_record.exists() and not resume:
+        raise ValueError(
+            f"output_dir={str(output_dir)!r} holds an earlier run: continue it (resume=True, --resume), replace it "
+            "(overwrite=True, --overwrite) or name another folder"
+        )
+    if resume and run_record.exists():
+        earlier = json.loads(run_record.read_text(encoding="utf-8"))
+        differences = settings.differences(earlier["settings"])
+        for part in ("data", "model"):
+            differences += [
+                f"{part} {name}: {earlier[part].get(name)!r} then, {value!r} now"
+                for name, value in json.loads(json.dumps(record[part])).items()
+                if earlier[part].get(name) != value
+            ]
+        if differences:
+            raise ValueError(
+                f"the run in output_dir={str(output_dir)!r} cannot be continued, it differs in:\n  "
+                + "\n  ".join(differences)
+            )
+        checkpoint = last_complete_checkpoint(checkpoints)
+        logger.info("continuing from %s", checkpoint or "the beginning: no complete checkpoint yet")
+        return checkpoint
+    output_dir.mkdir(parents=True, exist_ok=True)
+    atomic_write_json(run_record, record)
+    return None
+
+
+def _parameter_groups(model, settings: TrainSettings) -> list[dict[str, Any]]:
+    return model.parameter_groups(
+        settings.learning_rate,
+        fusion_learning_rate=settings.fusion_learning_rate,
+        weight_decay=settings.weight_decay,
+    )
+
+
+def _training_data(data, model, processor, schema, settings: TrainSettings):
+    if not settings.precompute_features:
+        augmentation = ParAugmentation(schema, flip=settings.flip, pad=settings.pad, erasing=settings.erasing)
+        return (
+            AugmentedDataset(data["train"], augmentation, seed=settings.seed),
+            AugmentedDataset(data["validation"]),
+        )
+    common = {
+        "batch_size": settings.eval_batch_size,
+        "workers": settings.workers,
+        "progress": settings.progress,
+        "seed": settings.seed,
+    }
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model.to(device)
+    logger.info("running the frozen backbone once; of the augmentations only the flip applies to features")
+    train_data = compute_features(
+        model, data["train"], processor, views=VIEWS if settings.flip else VIEWS[:1], flip=settings.flip,
+        memory_gib=settings.feature_memory_gib, **common,
+    )  # fmt: skip
+    left = settings.feature_memory_gib - train_data.nbytes / 2**30
+    validation_data = compute_features(model, data["validation"], processor, memory_gib=left, **common)
+    return train_data, validation_data
+
+
+def _fit_statistics(model, split, train_data, processor, settings: TrainSettings) -> None:
+    if settings.precompute_features:
+        batches = train_data.batches()
+    else:
+        # Evenly spread over the split: files are often ordered by person or by camera.
+        rows = np.unique(np.linspace(0, len(split) - 1, min(len(split), _STATISTICS_IMAGES)).astype(int))
+        batches = torch.utils.data.DataLoader(
+            AugmentedDataset(split.select(rows)),
+            batch_size=settings.eval_batch_size,
+            num_workers=settings.workers,
+            collate_fn=ParCollator(processor),
+        )
+        model.to("cuda" if torch.cuda.is_available() else "cpu")
+    model.fit_pooled_statistics(batches)
+
+
+def _is_finished(checkpoint: Path, settings: TrainSettings) -> bool:
+    state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    stopped_early = state["stateful_callbacks"].get("TrainerControl", {}).get("args", {}).get("should_training_stop")
+    return state["global_step"] >= state["max_steps"] or bool(stopped_early)
+
+
+def _finish(trainer: Trainer, model, processor, output_dir: Path) -> TrainResult:
+    state = trainer.state
+    best_step = state.best_global_step or state.global_step
+    result = TrainResult(
+        output_dir=output_dir,
+        best_mA=float(state.best_metric) if state.best_metric is not None else float("nan"),
+        best_step=best_step,
+        steps=state.global_step,
+        log_history=list(state.log_history),
+        model=model.eval(),
+        processor=processor,
+    )
+    if not trainer.is_world_process_zero():
+        return result
+    _save_whole(model, processor, output_dir)
+    write_history(state.log_history, output_dir)
+    try:
+        plot_learning_curve(state.log_history, output_dir / "learning_curve.png", best_step=best_step)
+    except ImportError as error:
+        logger.warning("learning_curve.png was not drawn: %s", error)
+    atomic_write_json(
+        output_dir / SUMMARY,
+        {
+            "validation_mA": result.best_mA,
+            "best_step": best_step,
+            "steps": state.global_step,
+            "epochs": state.epoch,
+            "metric_preset": trainer.compute_metrics.preset,
+        },
+    )
+    return result
+
+
+def _save_whole(model, processor, output_dir: Path) -> None:
+    """Write model and processor aside, then move file by file; the configuration, which loaders read first, last."""
+    aside = output_dir / ".saving"
+    shutil.rmtree(aside, ignore_errors=True)
+    model.save_pretrained(aside)
+    processor.save_pretrained(aside)
+    for path in sorted(aside.rglob("*"), key=lambda path: (path.name == "config.json", str(path))):
+        target = output_dir / path.relative_to(aside)
+        if path.is_dir():
+            target.mkdir(parents=True, exist_ok=True)
+        else:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(path, target)
+    shutil.rmtree(aside)
