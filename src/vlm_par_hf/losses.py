@@ -59,7 +59,7 @@ def _weigh(cells, labels, known, class_weight):
     if class_weight is not None:
         A = labels.shape[1]
         attribute = torch.arange(A, device=labels.device)
-        cells = cells * class_weight.to(cells.dtype)[attribute, labels.masked_fill(~known, 0)]
+        cells = cells * class_weight[attribute, labels.masked_fill(~known, 0)]
     return cells.masked_fill(~known, 0.0)
 
 
@@ -357,7 +357,7 @@ class ParLoss(nn.Module):
     def _pad(self, rows, fill):
         C = self.schema.max_labels
         return torch.tensor(
-            [list(row) + [fill] * (C - len(row)) for row in rows], dtype=torch.float32, device="cpu"
+            [list(row) + [fill] * (C - len(row)) for row in rows], dtype=torch.float64, device="cpu"
         )  # (A, C)
 
     def extra_repr(self) -> str:
@@ -403,11 +403,11 @@ class ParLoss(nn.Module):
         if not torch.compiler.is_compiling():
             self._check_label_range(labels)
 
+        if logits.dtype != torch.float64:
+            logits = logits.float()
         if self._adjustment is not None and self.training:
-            if logits.dtype != torch.float64:
-                logits = logits.float()
-            logits = logits + self._adjustment.to(logits.device)
-        class_weight = None if self.class_weight is None else self.class_weight.to(logits.device)
+            logits = logits + self._adjustment.to(logits.device, logits.dtype)
+        class_weight = None if self.class_weight is None else self.class_weight.to(logits.device, logits.dtype)
         cells = self._function(
             logits,
             labels,
