@@ -1,0 +1,124 @@
+"""From a list of rows to the tensors that a model takes."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from vlm_par_hf.images import open_image
+from vlm_par_hf.schema import UNKNOWN_LABEL, AttributeSchema
+
+
+__all__ = ["ParCollator"]
+
+_FEATURE_KEYS = ("patch_embeds", "image_embeds", "patch_mask")
+
+
+class ParCollator:
+    """Batches rows for a model: `ParCollator(processor)(rows) -> {"pixel_values": ..., "labels": ...}`.
+
+    Args:
+        processor: called as `processor(images=[...], return_tensors="pt")`. May be None where every row holds
+            precomputed features.
+        schema: if given, labels are checked against it, number and range.
+    """
+
+    def __init__(self, processor: Callable[..., Mapping] | None = None, schema: AttributeSchema | None = None) -> None:
+        if processor is not None and not callable(processor):
+            raise TypeError(f"processor is a {type(processor).__name__}; expected a processor or None")
+        self.processor = processor
+        self.schema = schema
+
+    def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Makes one batch.
+
+        Args:
+            examples: rows with `image` (what `open_image` takes) or with precomputed features, float tensors or arrays
+                `patch_embeds` `(N, D)`, `image_embeds` `(D,)`, bool `patch_mask` `(N,)`; and, in all rows or none,
+                `labels` (A integers, -100 where unknown). Other keys are dropped.
+
+        Returns:
+            The processor's tensors or the stacked features, and `labels` int64 `(B, A)` where rows have them.
+
+        Raises:
+            ValueError: no rows; a row without picture and features; rows that do not fit together; a label out of
+                range. The message names the row.
+            TypeError: labels that are no whole numbers.
+        """
+        if len(examples) == 0:
+            raise ValueError("examples is empty; expected at least one row")
+        feature_keys = [key for key in _FEATURE_KEYS if examples[0].get(key) is not None]
+        if feature_keys:
+            batch = {key: self._stack_features(examples, key) for key in feature_keys}
+        else:
+            batch = self._process_images(examples)
+        labels = self._stack_labels(examples)
+        if labels is not None:
+            batch["labels"] = labels
+        return batch
+
+    def _process_images(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        if self.processor is None:
+            raise ValueError("processor is None; expected one, since the rows hold no precomputed features")
+        images = []
+        for index, example in enumerate(examples):
+            if example.get("image") is None:
+                raise ValueError(
+                    f"row {index} has no 'image' (it has {sorted(example)}); expected 'image' or features"
+                )
+            images.append(open_image(example["image"]))
+        return dict(self.processor(images=images, return_tensors="pt"))
+
+    def _stack_features(self, examples: Sequence[Mapping[str, Any]], key: str) -> Any:
+        import torch
+
+        tensors = []
+        for index, example in enumerate(examples):
+            if example.get(key) is None:
+                raise ValueError(f"row {index} has no {key!r}, row 0 has one; expected it in all rows")
+            tensor = torch.as_tensor(example[key])
+            if tensor.shape != (tensors or [tensor])[0].shape:
+                raise ValueError(
+                    f"{key!r} of row {index} has shape {tuple(tensor.shape)}, of row 0 {tuple(tensors[0].shape)}; "
+                    "expected the same number of patches, padded and with 'patch_mask'"
+                )
+            tensors.append(tensor)
+        return torch.stack(tensors)
+
+    def _stack_labels(self, examples: Sequence[Mapping[str, Any]]) -> Any | None:
+        given = [example.get("labels") is not None for example in examples]
+        if not any(given):
+            return None
+        if not all(given):
+            raise ValueError(
+                f"row {given.index(False)} has no 'labels', row {given.index(True)} has; expected all or none"
+            )
+        import torch
+
+        rows = [self._check_labels(example["labels"], index) for index, example in enumerate(examples)]
+        for index, row in enumerate(rows):
+            if len(row) != len(rows[0]):
+                raise ValueError(f"row {index} has {len(row)} labels, row 0 has {len(rows[0])}")
+        return torch.from_numpy(np.stack(rows))
+
+    def _check_labels(self, labels: Any, index: int) -> np.ndarray:
+        row = np.asarray(labels)
+        if row.dtype.kind not in "iub":
+            raise TypeError(
+                f"labels of row {index} are {row.dtype}; expected whole numbers (class index, -100 unknown)"
+            )
+        if row.ndim != 1 or (self.schema is not None and len(row) != len(self.schema)):
+            expected = "one per attribute" if self.schema is None else f"{len(self.schema)}, one per attribute"
+            raise ValueError(f"labels of row {index} have shape {row.shape}; expected {expected}")
+        row = row.astype(np.int64)
+        wrong = (row < 0) & (row != UNKNOWN_LABEL)
+        if self.schema is not None:
+            wrong |= row >= np.asarray(self.schema.num_labels)
+        if wrong.any():
+            position = int(np.argmax(wrong))
+            name = f"attribute {position}" if self.schema is None else repr(self.schema.names[position])
+            largest = "" if self.schema is None else f" to {self.schema.num_labels[position] - 1}"
+            raise ValueError(
+                f"label {row[position]} of row {index}, {name}: expected -100 or a class index from 0{largest}"
+            )
+        return row

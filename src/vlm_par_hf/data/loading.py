@@ -1,0 +1,333 @@
+"""`load_par_dataset`: every data set by name, as a `datasets.DatasetDict` that carries its schema."""
+
+import difflib
+import json
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vlm_par_hf.schema import AttributeSchema
+from vlm_par_hf.schemas import get_schema
+from vlm_par_hf.utils import require
+
+from .folder import read_folder
+from .pa100k import PA100K_SPLITS, read_pa100k
+from .records import PedestrianRecord
+
+
+if TYPE_CHECKING:
+    import datasets
+
+
+__all__ = ["READERS", "DatasetReader", "attach_schema", "dataset_schema", "list_par_datasets", "load_par_dataset"]
+
+logger = logging.getLogger(__name__)
+
+_MISSING_CHOICES = ("error", "skip")
+
+
+@dataclass(frozen=True)
+class DatasetReader:
+    """How a data set on disk is read, and what its card says.
+
+    `read(root, schema, partition, seed)` returns the schema and, per split, the records.
+    """
+
+    read: Callable[[str, AttributeSchema | None, int, int], tuple[AttributeSchema, dict[str, list[PedestrianRecord]]]]
+    how_to_get: str
+    num_partitions: int = 1
+    homepage: str = ""
+    license: str = ""
+    citation: str = ""
+
+
+def _read_pa100k_splits(root, schema, partition, seed):
+    return get_schema("pa100k"), {split: read_pa100k(root, split) for split in PA100K_SPLITS}
+
+
+def _read_folder_splits(root, schema, partition, seed):
+    return read_folder(root, schema, seed=seed)
+
+
+READERS = {
+    "pa100k": DatasetReader(
+        _read_pa100k_splits,
+        "the unpacked PA-100K archives (annotation.mat and the images), free for download under CC-BY 4.0 from "
+        "https://github.com/xh-liu/HydraPlus-Net",
+        homepage="https://github.com/xh-liu/HydraPlus-Net",
+        license="CC-BY-4.0",
+        citation="Xihui Liu et al. HydraPlus-Net: Attentive Deep Features for Pedestrian Analysis. ICCV 2017.",
+    ),
+    "folder": DatasetReader(
+        _read_folder_splits,
+        "a folder of your own with schema.json, labels.csv (or labels.jsonl) and the images",
+    ),
+}
+
+
+def list_par_datasets() -> list[str]:
+    """The names that `load_par_dataset` knows."""
+    return sorted([*READERS, "synthetic"])
+
+
+def load_par_dataset(
+    name: str,
+    root: str | os.PathLike | None = None,
+    *,
+    schema: AttributeSchema | list | None = None,
+    partition: int = 0,
+    missing: str = "error",
+    seed: int = 0,
+    **options: Any,
+) -> "datasets.DatasetDict":
+    """Loads a data set for pedestrian attribute recognition.
+
+    Args:
+        name: `"pa100k"` (original layout), `"folder"` (your own data, see `read_folder`) or `"synthetic"` (drawings).
+        root: folder of the data set; not for `"synthetic"`.
+        schema: the attributes to keep, in this order, with questions and prompts of your own if you like. Names and
+            labels must be the data set's. None: all, as the data set has them.
+        partition: which of the data set's official partitions; these data sets have one.
+        missing: `"error"` or `"skip"`: what an image file that is listed but not there does. Skipping is logged and
+            counted, per split, in the `info.description` of the result.
+        seed: divides a folder that names no splits; draws the synthetic people.
+        options: for `"synthetic"` only: keywords of `build_synthetic_dataset` (such as `num_train`).
+
+    Returns:
+        A `datasets.DatasetDict` with the splits train, validation and test (of a folder, those it has). Columns:
+        `image` (decoded when accessed: a PIL RGB image, or an error that names the file), `image_id` (str), `labels`
+        (A int64: class index, -100 where unknown), and `person_id`, `camera_id` (int64 or str) where known.
+        `dataset_schema` gives the schema back.
+
+    Raises:
+        FileNotFoundError: `root`, a table or (with `missing="error"`) an image does not exist.
+        ValueError: unknown name, a wrong argument, or files that are not what they should be; the message names them.
+        TypeError: an unknown keyword.
+        ImportError: the extra `train` is not installed.
+    """
+    if missing not in _MISSING_CHOICES:
+        raise ValueError(f"missing is {missing!r}; expected one of {_MISSING_CHOICES}")
+    if schema is not None and not isinstance(schema, AttributeSchema):
+        schema = AttributeSchema(schema)
+    require("datasets", "train")
+    if name == "synthetic":
+        return _load_synthetic(root, schema, partition, seed, options)
+    if name not in READERS:
+        near = difflib.get_close_matches(str(name), list_par_datasets(), n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"name is {name!r}; expected one of {list_par_datasets()}{hint}")
+    if options:
+        raise TypeError(f"load_par_dataset({name!r}) got an unexpected keyword argument {sorted(options)[0]!r}")
+    reader = READERS[name]
+    _check_partition(partition, reader.num_partitions, name)
+    if root is None:
+        raise ValueError(f"root is None; {name!r} needs root={reader.how_to_get}")
+    root = os.path.abspath(os.fspath(root))
+    if not os.path.isdir(root):
+        raise FileNotFoundError(f"root {root!r} is no folder; expected {reader.how_to_get}")
+
+    found, splits = reader.read(root, schema, partition, seed)
+    splits, skipped = _drop_missing(splits, missing, root)
+    _check_splits(splits, name)
+    notes = {"name": name, "skipped_images": skipped}
+    result = {split: _to_dataset(records, found, splits, reader, notes) for split, records in splits.items()}
+    return _select_attributes(require("datasets", "train").DatasetDict(result), schema, found)
+
+
+def attach_schema(dataset: "datasets.Dataset", schema: AttributeSchema, **notes: Any) -> "datasets.Dataset":
+    """The same data set, carrying `schema` (and JSON-plain `notes`) in `info.description`.
+
+    There it survives `map`, `select`, `filter`, `shuffle`, `concatenate_datasets`, `save_to_disk` and
+    `load_from_disk`; not `to_parquet`, `push_to_hub` or `to_iterable_dataset`, after which this function puts it back.
+
+    Raises:
+        ValueError: the column `labels` has another width than the schema.
+    """
+    feature = dataset.features.get("labels")
+    width = getattr(feature, "length", -1)
+    if feature is not None and width not in (-1, len(schema)):
+        raise ValueError(f"the data set has {width} labels per image but the schema has {len(schema)} attributes")
+    dataset = dataset.select(range(len(dataset)))  # a shallow copy: the caller's info stays as it was
+    dataset.info.description = json.dumps({**notes, "attributes": schema.to_list()}, ensure_ascii=False)
+    return dataset
+
+
+def dataset_schema(dataset: Any) -> AttributeSchema:
+    """The schema that a data set carries: a `datasets.Dataset` or `DatasetDict` of ours, or something that wraps one.
+
+    Raises:
+        ValueError: it carries none, or its parts carry different ones.
+    """
+    while not hasattr(dataset, "info") and not isinstance(dataset, dict) and hasattr(dataset, "dataset"):
+        dataset = dataset.dataset  # AugmentedDataset, torch.utils.data.Subset
+    parts = dataset if isinstance(dataset, dict) else {"data set": dataset}
+    if not parts:
+        raise ValueError("the DatasetDict is empty; expected at least one split")
+    schemas = [(name, schema) for name, part in parts.items() for schema in _carried_schemas(name, part)]
+    first_name, first = schemas[0]
+    for name, schema in schemas[1:]:
+        if schema != first:
+            raise ValueError(
+                f"{first_name!r} and {name!r} carry different schemas: {'; '.join(first.diff(schema)[:3])}"
+            )
+    return first
+
+
+def _carried_schemas(name: str, dataset: Any) -> list[AttributeSchema]:
+    description = getattr(getattr(dataset, "info", None), "description", None) or ""
+    schemas, decoder, position = [], json.JSONDecoder(), 0
+    try:
+        # concatenate_datasets joins differing descriptions with blank lines
+        while description[position:].strip():
+            position += len(description[position:]) - len(description[position:].lstrip())
+            notes, position = decoder.raw_decode(description, position)
+            schemas.append(AttributeSchema(notes["attributes"]))
+    except (ValueError, KeyError, TypeError):
+        schemas = []
+    if not schemas:
+        raise ValueError(
+            f"{name!r} carries no attribute schema (its info.description is {description[:60]!r}); expected a data "
+            "set from load_par_dataset, or one prepared with attach_schema(dataset, schema)"
+        )
+    return schemas
+
+
+def _load_synthetic(root, schema, partition, seed, options):
+    if root is not None:
+        raise ValueError(f"root is {str(root)!r}; 'synthetic' is drawn, not read, and takes no root")
+    _check_partition(partition, 1, "synthetic")
+    from .synthetic import build_synthetic_dataset
+
+    drawn = build_synthetic_dataset(seed=seed, **options)
+    return _select_attributes(drawn, schema, dataset_schema(drawn))
+
+
+def _check_partition(partition: int, count: int, name: str) -> None:
+    if isinstance(partition, bool) or not isinstance(partition, int) or not 0 <= partition < count:
+        raise ValueError(
+            f"partition is {partition!r}; {name!r} has {count}: expected an integer from 0 to {count - 1}"
+        )
+
+
+def _drop_missing(
+    splits: dict[str, list[PedestrianRecord]], missing: str, root: str
+) -> tuple[dict[str, list[PedestrianRecord]], dict[str, int]]:
+    files_in: dict[str, set[str]] = {}
+
+    def exists(path: str) -> bool:
+        folder, file = os.path.split(path)
+        if folder not in files_in:  # one listing per folder: 100,000 single questions take minutes on a network disk
+            files_in[folder] = set(os.listdir(folder)) if os.path.isdir(folder) else set()
+        return file in files_in[folder]
+
+    kept = {split: [record for record in records if exists(record.image)] for split, records in splits.items()}
+    skipped = {split: len(splits[split]) - len(kept[split]) for split in splits}
+    if any(skipped.values()):
+        absent = next(r for records in splits.values() for r in records if not exists(r.image))
+        total = sum(len(records) for records in splits.values())
+        counted = f"{sum(skipped.values())} of {total} listed images do not exist, the first is {absent.image!r}"
+        if missing == "error":
+            raise FileNotFoundError(f'{counted}; check root={root!r}, or pass missing="skip" to go on without them')
+        logger.warning("skipped: %s (per split: %s)", counted, skipped)
+    return kept, skipped
+
+
+def _check_splits(splits: dict[str, list[PedestrianRecord]], name: str) -> None:
+    split_of_image: dict[str, str] = {}
+    split_of_person: dict[int | str, str] = {}
+    shared_persons = set()
+    for split, records in splits.items():
+        for record in records:
+            other = split_of_image.setdefault(record.image_id, split)
+            if other != split:
+                raise ValueError(f"{name!r}: image {record.image_id!r} is in both {other!r} and {split!r}")
+            if record.person_id is not None and split_of_person.setdefault(record.person_id, split) != split:
+                shared_persons.add(record.person_id)
+    if shared_persons:
+        logger.warning(
+            "%s: %d persons appear in more than one split: results measure recognition of known people",
+            name,
+            len(shared_persons),
+        )
+
+
+def _to_dataset(
+    records: list[PedestrianRecord],
+    schema: AttributeSchema,
+    splits: dict[str, list[PedestrianRecord]],
+    reader: DatasetReader,
+    notes: dict[str, Any],
+) -> "datasets.Dataset":
+    import datasets
+    import pyarrow
+
+    from .features import PedestrianImage
+
+    labels = np.concatenate([record.labels for record in records]) if records else np.empty(0, np.int64)
+    paths = pyarrow.array([record.image for record in records], pyarrow.string())
+    no_bytes = pyarrow.nulls(len(records), pyarrow.binary())
+    columns = {
+        "image": pyarrow.StructArray.from_arrays([no_bytes, paths], names=["bytes", "path"]),
+        "image_id": pyarrow.array([record.image_id for record in records], pyarrow.string()),
+        "labels": pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(labels, pyarrow.int64()), len(schema)),
+    }
+    features = {
+        "image": PedestrianImage(),
+        "image_id": datasets.Value("string"),
+        "labels": datasets.List(datasets.Value("int64"), length=len(schema)),
+    }
+    everything = [record for part in splits.values() for record in part]
+    for field in ("person_id", "camera_id"):
+        kinds = {type(getattr(record, field)) for record in everything} - {type(None)}
+        if kinds:  # the same columns and types in every split
+            as_text = kinds != {int}
+            values = [getattr(record, field) for record in records]
+            values = [str(value) if as_text and value is not None else value for value in values]
+            columns[field] = pyarrow.array(values, pyarrow.string() if as_text else pyarrow.int64())
+            features[field] = datasets.Value("string" if as_text else "int64")
+    info = datasets.DatasetInfo(
+        features=datasets.Features(features),
+        description=json.dumps({**notes, "attributes": schema.to_list()}, ensure_ascii=False),
+        homepage=reader.homepage,
+        license=reader.license,
+        citation=reader.citation,
+    )
+    return datasets.Dataset(datasets.table.InMemoryTable(pyarrow.table(columns)), info=info)
+
+
+def _select_attributes(
+    splits: "datasets.DatasetDict", schema: AttributeSchema | None, found: AttributeSchema
+) -> "datasets.DatasetDict":
+    """The data set with the columns of `labels` that `schema` names, in its order."""
+    if schema is None or schema == found:
+        return splits
+    for attribute in schema:
+        if attribute.name not in found:
+            near = difflib.get_close_matches(attribute.name, found.names, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else f"; it has {list(found.names)}"
+            raise ValueError(f"schema names {attribute.name!r}, which the data set does not label{hint}")
+        if attribute.labels != found[attribute.name].labels:  # other texts or another order: indices would lie
+            raise ValueError(
+                f"schema gives {attribute.name!r} the labels {list(attribute.labels)}; the data set has "
+                f"{list(found[attribute.name].labels)}"
+            )
+    import datasets
+    import pyarrow
+
+    order = [found.index(name) for name in schema.names]
+    result = {}
+    for split, dataset in splits.items():
+        column = dataset.with_format("numpy", columns=["labels"])[:]["labels"] if len(dataset) else []
+        labels = np.asarray(column, np.int64).reshape(-1, len(found))[:, order]
+        values = pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(labels.ravel(), pyarrow.int64()), len(schema))
+        feature = datasets.List(datasets.Value("int64"), length=len(schema))
+        names = dataset.column_names
+        replaced = dataset.remove_columns("labels").add_column("labels", values, feature=feature).select_columns(names)
+        notes = json.loads(dataset.info.description)
+        notes.pop("attributes")
+        result[split] = attach_schema(replaced, schema, **notes)
+    return datasets.DatasetDict(result)

@@ -1,0 +1,208 @@
+"""Augmentation for pedestrian crops, and the data set that applies it reproducibly. NumPy and Pillow only."""
+
+import math
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageEnhance
+
+from vlm_par_hf.images import open_image
+from vlm_par_hf.schema import AttributeSchema
+
+
+__all__ = ["AugmentedDataset", "ParAugmentation"]
+
+
+class ParAugmentation:
+    """The field's usual augmentation: horizontal flip, pad and random crop, mild colors, random erasing, in this
+    order.
+
+    Args:
+        schema: says by each attribute's `mirror` what a flip does to the labels.
+        flip: probability of the horizontal flip.
+        pad: the picture is padded by this share of its height and width on every side (edge pixels repeated) and
+            cropped at random to its old size; 0 turns it off. Peers pad 10 pixels of 256 x 192: about 0.05.
+        color: brightness, contrast and saturation are each multiplied by a factor from [1 - color, 1 + color]; 0
+            turns it off. Hue never changes: colors are attributes.
+        erasing: probability that one rectangle is filled with noise.
+        erasing_area: smallest and largest share of the picture that is erased; its height / width is between 0.3 and
+            3.3.
+
+    Raises:
+        ValueError: a value outside its range.
+    """
+
+    def __init__(
+        self,
+        schema: AttributeSchema,
+        *,
+        flip: float = 0.5,
+        pad: float = 0.05,
+        color: float = 0.0,
+        erasing: float = 0.0,
+        erasing_area: tuple[float, float] = (0.02, 0.2),
+    ) -> None:
+        ranges = {"flip": (flip, 1.0), "pad": (pad, 0.5), "color": (color, 1.0), "erasing": (erasing, 1.0)}
+        for name, (value, largest) in ranges.items():
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0.0 <= value <= largest:
+                raise ValueError(f"{name} is {value!r}; expected a number from 0 to {largest}")
+        low, high = erasing_area
+        if not 0.0 < low <= high <= 1.0:
+            raise ValueError(f"erasing_area is {erasing_area!r}; expected two shares, 0 < smallest <= largest <= 1")
+        self.schema = schema
+        self.flip = flip
+        self.pad = pad
+        self.color = color
+        self.erasing = erasing
+        self.erasing_area = (low, high)
+
+    def __repr__(self) -> str:
+        return (
+            f"ParAugmentation(flip={self.flip}, pad={self.pad}, color={self.color}, erasing={self.erasing}, "
+            f"erasing_area={self.erasing_area})"
+        )
+
+    def __call__(
+        self, image: Any, labels: np.ndarray | None, rng: np.random.Generator
+    ) -> tuple[Image.Image, np.ndarray | None]:
+        """Augments one picture.
+
+        Args:
+            image: anything that `open_image` takes; never changed in place.
+            labels: int64 `(A,)` in the order of the schema, or None.
+            rng: all randomness comes from here.
+
+        Returns:
+            An RGB picture of the same size, and the labels that are true for it (a new array where they changed).
+
+        Raises:
+            ValueError: `labels` has another length than the schema.
+        """
+        picture = open_image(image)
+        if labels is not None:
+            labels = np.asarray(labels, dtype=np.int64)
+            if labels.shape != (len(self.schema),):
+                raise ValueError(f"labels have shape {labels.shape}; the schema has {len(self.schema)} attributes")
+        if rng.random() < self.flip:
+            picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+            if labels is not None:
+                labels = self.schema.mirror_labels(labels)
+        if self.pad > 0:
+            picture = _shift(picture, self.pad, rng)
+        if self.color > 0:
+            for enhancer in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
+                picture = enhancer(picture).enhance(rng.uniform(1 - self.color, 1 + self.color))
+        if rng.random() < self.erasing:
+            picture = _erase(picture, self.erasing_area, rng)
+        return picture, labels
+
+
+class AugmentedDataset:
+    """A map-style data set whose augmentation is a function of (seed, epoch, index) alone.
+
+    Whatever the number of workers, the order of access or a restart in between: the same sample of the same epoch
+    looks the same, so a resumed training sees what an uninterrupted one would have seen.
+
+    Iterating a plain `DataLoader`: call `set_epoch(epoch)` before each epoch (it reaches running workers, persistent
+    ones too). With `transformers.Trainer`: pass `callbacks=[epoch_callback()]` from `vlm_par_hf.data.transforms`,
+    because accelerate forwards `set_epoch` to a data set in the simplest case only, not after a resume in the middle
+    of an epoch and not on several devices; and set `remove_unused_columns=False`, because the model has no argument
+    `image`.
+
+    Args:
+        dataset: rows with `image` and, where known, `labels`: a `datasets.Dataset` from `load_par_dataset`, or any
+            sequence of such dicts.
+        transform: `(image, labels, rng) -> (image, labels)` such as `ParAugmentation`; None leaves pictures as they
+            are.
+        seed: a non-negative integer.
+    """
+
+    def __init__(self, dataset: Any, transform: Any | None = None, seed: int = 0) -> None:
+        if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
+            raise ValueError(f"seed is {seed!r}; expected a non-negative integer")
+        if transform is not None and not callable(transform):
+            raise TypeError(f"transform is a {type(transform).__name__}; expected a callable (image, labels, rng)")
+        import torch
+
+        self.dataset = dataset
+        self.transform = transform
+        self.seed = int(seed)
+        # In shared memory, because persistent workers hold a copy of this object from the first epoch on.
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+        self._rows = _undecoded(dataset)
+
+    @property
+    def epoch(self) -> int:
+        return int(self._epoch)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Chooses the epoch whose augmentations the next reads see; `epoch` is a non-negative integer."""
+        if epoch != int(epoch) or epoch < 0:
+            raise ValueError(f"epoch is {epoch!r}; expected a non-negative integer")
+        self._epoch.fill_(int(epoch))
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """The row as a new dict: `image` a PIL RGB picture, `labels` int64 `(A,)` if the row has them."""
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"index {index} is out of range for {len(self)} rows")
+        index = int(index) % len(self)
+        row = dict(self._rows[index])
+        image = open_image(row["image"])
+        labels = row.get("labels")
+        labels = None if labels is None else np.asarray(labels, dtype=np.int64)
+        if self.transform is not None:
+            rng = np.random.default_rng((self.seed, self.epoch, index))
+            image, labels = self.transform(image, labels, rng)
+        row["image"] = image
+        if labels is not None:
+            row["labels"] = labels
+        return row
+
+
+def epoch_callback() -> Any:
+    """A `transformers.TrainerCallback` that tells the training data set the epoch (see `AugmentedDataset`)."""
+    from transformers import TrainerCallback
+
+    class EpochCallback(TrainerCallback):
+        def on_epoch_begin(self, args, state, control, train_dataloader=None, **kwargs):
+            dataset = getattr(train_dataloader, "dataset", None)
+            if hasattr(dataset, "set_epoch"):
+                dataset.set_epoch(int((state.epoch or 0.0) + 1e-6))  # 1.5 is inside epoch 1
+
+    return EpochCallback()
+
+
+def _undecoded(dataset: Any) -> Any:
+    """A `datasets.Dataset` that hands out paths and bytes, so that our own opener names what it cannot read."""
+    features = getattr(dataset, "features", None)
+    if not hasattr(dataset, "cast_column") or type(features.get("image")).__name__ not in ("Image", "PedestrianImage"):
+        return dataset
+    import datasets
+
+    return dataset.with_format(None).cast_column("image", datasets.Image(decode=False))
+
+
+def _shift(picture: Image.Image, pad: float, rng: np.random.Generator) -> Image.Image:
+    # Padding by repeated edges, then cropping to the old size, is reading at clipped positions.
+    pixels = np.asarray(picture)
+    height, width = pixels.shape[:2]
+    margin_y, margin_x = round(pad * height), round(pad * width)
+    shift_y, shift_x = rng.integers(-margin_y, margin_y + 1), rng.integers(-margin_x, margin_x + 1)
+    rows = np.clip(np.arange(height) + shift_y, 0, height - 1)
+    columns = np.clip(np.arange(width) + shift_x, 0, width - 1)
+    return Image.fromarray(pixels[rows][:, columns])
+
+
+def _erase(picture: Image.Image, area: tuple[float, float], rng: np.random.Generator) -> Image.Image:
+    pixels = np.array(picture)
+    height, width = pixels.shape[:2]
+    erased = rng.uniform(*area) * height * width
+    aspect = math.exp(rng.uniform(math.log(0.3), math.log(3.3)))
+    tall = min(height, max(1, round(math.sqrt(erased * aspect))))
+    wide = min(width, max(1, round(erased / tall)))
+    top, left = rng.integers(0, height - tall + 1), rng.integers(0, width - wide + 1)
+    pixels[top : top + tall, left : left + wide] = rng.integers(0, 256, (tall, wide, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
