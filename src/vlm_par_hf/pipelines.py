@@ -1,0 +1,652 @@
+"""`pipeline("pedestrian-attributes")`: pictures in, attributes of people out.
+
+One picture is one person, unless boxes or a detector say where the people are. People are answered in batches that run
+across pictures, and pictures are read one at a time, so that a stream of any length and a picture with any number of
+boxes need memory for one batch only.
+
+    import vlm_par_hf
+    from transformers import pipeline
+
+    pipe = pipeline("pedestrian-attributes", model=folder)
+    pipe("crop.jpg")["attributes"]["Hat"]        # {"label": "yes", "score": 0.93, "probabilities": {...}}
+    pipe("street.jpg", boxes=[[10, 20, 60, 160]])
+    for result in pipe(KeyDataset(dataset, "image"), batch_size=16): ...
+"""
+
+import math
+import os
+import urllib.request
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+from transformers import AutoModel, Pipeline
+from transformers.pipelines import PIPELINE_REGISTRY
+from transformers.utils import logging
+
+from vlm_par_hf.images import open_image
+from vlm_par_hf.outputs import ParOutput
+from vlm_par_hf.utils import embedded_path
+from vlm_par_hf.visualization import is_positive_answer, overlay_relevance
+
+
+__all__ = ["TASK", "PedestrianAttributesPipeline", "register_pipeline"]
+
+TASK = "pedestrian-attributes"
+
+logger = logging.get_logger(__name__)
+
+_ONE_IMAGE = (str, os.PathLike, bytes, bytearray, memoryview, Image.Image, np.ndarray, torch.Tensor, Mapping)
+_EXPLAIN_AS = ("overlay", "relevance")
+# No crop or street picture comes near; a wrong URL may well.
+_MAX_DOWNLOAD_BYTES = 256 * 1024 * 1024
+
+
+class PedestrianAttributesPipeline(Pipeline):
+    """Attributes of the people in pictures, by any model of this package.
+
+    Args:
+        model (`PreTrainedModel`): a model whose `config.schema` is an `AttributeSchema`.
+        processor (`ProcessorMixin`): the processor saved with it.
+        only_positive (`bool`, defaults to `False`): leave out binary attributes answered "no" and categorical ones
+            answered "no" or "none".
+        sensitive (`bool`, defaults to `True`): `False` leaves out the attributes that the schema marks as sensitive
+            (perceived gender and age).
+        explain (`bool`, `str` or list of `str`, defaults to `False`): attributes to show the relevance of patches for;
+            `True` for all those in the result.
+        explain_as (`str`, defaults to `"overlay"`): `"overlay"` adds `"overlays"`, a picture per attribute;
+            `"relevance"` adds `"relevance"`, a float32 array `(rows, columns)` per attribute.
+        detector (callable, *optional*): an object-detection pipeline, or anything that is called as
+            `detector(image, threshold=...)` and returns a list of
+            `{"label", "score", "box": {"xmin", "ymin", "xmax", "ymax"}}`.
+        detector_label (`str`, defaults to `"person"`): the label of people, compared without case.
+        detector_threshold (`float`, defaults to 0.5): the lowest score of a person.
+        timeout (`float`, defaults to 30): seconds to wait for a URL.
+        kwargs: `device`, `batch_size`, `num_workers` as for every pipeline.
+
+    Each of them may be given here or in a call; a call wins. Answers do not depend on `batch_size`, up to rounding.
+    The model answers in evaluation mode, whatever mode it was left in.
+
+    Raises:
+        ValueError: if there is no processor, or an option has a value that is not allowed.
+        TypeError: if the model has no label space, or the processor is of another kind.
+    """
+
+    _load_processor = True
+    _load_image_processor = False
+    _load_video_processor = False
+    _load_feature_extractor = False
+    _load_tokenizer = False
+
+    def __init__(self, model, processor=None, **kwargs):
+        if processor is None:
+            raise ValueError(
+                "processor is None, expected the processor of the model: a model in memory carries none, pass "
+                "processor=AutoProcessor.from_pretrained(folder) beside model="
+            )
+        if not hasattr(processor, "post_process_attributes"):
+            raise TypeError(
+                f"processor is a {type(processor).__name__}, expected one with post_process_attributes, such as "
+                "VlmParProcessor; does the folder hold a processor_config.json?"
+            )
+        if getattr(model.config, "schema", None) is None:
+            raise TypeError(
+                f"model is a {type(model).__name__} without attributes in its config, expected a model of this "
+                "package, such as VlmParModel"
+            )
+        super().__init__(model=model, processor=processor, **kwargs)
+        name = getattr(model, "name_or_path", "")
+        if name and Path(name).resolve() == embedded_path("heads").resolve():
+            logger.warning(
+                "This is the embedded model: it was trained on drawn pedestrians and knows only those. "
+                "For photographs pass model= with a checkpoint trained on photographs."
+            )
+
+    def _sanitize_parameters(
+        self,
+        *,
+        only_positive: bool | None = None,
+        sensitive: bool | None = None,
+        explain: bool | str | Sequence[str] | None = None,
+        explain_as: str | None = None,
+        detector=None,
+        detector_label: str | None = None,
+        detector_threshold: float | None = None,
+        timeout: float | None = None,
+    ):
+        if explain_as is not None and explain_as not in _EXPLAIN_AS:
+            raise ValueError(f"explain_as is {explain_as!r}, expected one of {_EXPLAIN_AS}")
+        if detector is not None and not callable(detector):
+            raise TypeError(f"detector is a {type(detector).__name__}, expected an object-detection pipeline")
+        if detector_threshold is not None and not 0.0 <= detector_threshold <= 1.0:
+            raise ValueError(f"detector_threshold is {detector_threshold}, expected a number in [0, 1]")
+        if explain is not None:
+            explain = self._attributes_to_explain(explain)
+        preprocess = {
+            "timeout": timeout,
+            "detector": detector,
+            "detector_label": detector_label,
+            "detector_threshold": detector_threshold,
+        }
+        forward = {"explain": explain}
+        postprocess = {
+            "only_positive": only_positive,
+            "sensitive": sensitive,
+            "explain": explain,
+            "explain_as": explain_as,
+        }
+        groups = (preprocess, forward, postprocess)
+        return tuple({key: value for key, value in group.items() if value is not None} for group in groups)
+
+    def _attributes_to_explain(self, explain: bool | str | Sequence[str]) -> bool | tuple[str, ...]:
+        if isinstance(explain, (bool, np.bool_)):
+            return bool(explain)
+        names = (explain,) if isinstance(explain, str) else tuple(explain)
+        for name in names:
+            try:
+                self.model.config.schema.index(name)
+            except KeyError as error:
+                raise ValueError(f"explain names {name!r}: {error.args[0]}") from None
+        return names
+
+    def __call__(self, inputs, *, boxes=None, batch_size: int | None = None, num_workers: int | None = None, **kwargs):
+        """Answer for one picture, a list, or a stream of pictures.
+
+        A picture is a path, an `http(s)` URL, bytes, an open binary file, a `PIL.Image.Image`, a NumPy array or
+        tensor `(height, width, 3)`, or a dict with such a value under `"image"` and, if wanted, `"boxes"`. Orientation
+        tags are applied first: boxes refer to the upright picture.
+
+        Args:
+            inputs: one picture; a list or tuple of them; or any iterable, generator, torch or `datasets` data set
+                (rows with an `"image"` column, or one column through `transformers.pipelines.pt_utils.KeyDataset`).
+            boxes: for one picture a list of boxes `[x0, y0, x1, y1]` in pixels (or an `(n, 4)` array, or the `"box"`
+                dicts of a detector); for several pictures one such list for each. A box that is partly outside is
+                clipped. Boxes rule out `detector` in the same call and override the detector of the pipeline.
+            batch_size (`int`): people per forward.
+            num_workers (`int`): processes that read pictures; needs a list or a data set with a length.
+            kwargs: the options of the class, for this call.
+
+        Returns:
+            For one picture `{"attributes": {name: {"label", "score", "probabilities"}}}`; with boxes or a detector a
+            list of `{"box": [x0, y0, x1, y1], "attributes": {...}}`, in the order of the boxes (`"score"` too, with a
+            detector), where `box` holds the whole pixels that were read. For a list of pictures a list of these. For
+            anything else an iterator that reads ahead by about a batch, with one result per picture, in order.
+
+        Raises:
+            ValueError, TypeError, OSError: for a picture that cannot be read or a box that is empty, reversed, not
+                finite or outside; for several pictures the message starts with the item's index and path.
+        """
+        if boxes is not None and kwargs.get("detector") is not None:
+            raise ValueError("both boxes and detector were given, expected one of them")
+        groups = zip(
+            (self._preprocess_params, self._forward_params, self._postprocess_params),
+            self._sanitize_parameters(**kwargs),
+        )
+        preprocess_params, forward_params, postprocess_params = ({**old, **new} for old, new in groups)
+        batch_size = batch_size if batch_size is not None else self._batch_size if self._batch_size is not None else 1
+        num_workers = num_workers if num_workers is not None else self._num_workers or 0
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}, expected at least 1")
+        if num_workers < 0:
+            raise ValueError(f"num_workers is {num_workers}, expected 0 or more")
+        single = isinstance(inputs, _ONE_IMAGE) or hasattr(inputs, "read")
+        if not single and not isinstance(inputs, Iterable) and not hasattr(inputs, "__getitem__"):
+            raise TypeError(
+                f"inputs is {inputs!r}, expected a picture (path, URL, bytes, PIL image, array) or an iterable of them"
+            )
+        pictures = _Pictures(
+            [inputs] if single else inputs,
+            boxes=[boxes] if single and boxes is not None else boxes,
+            processor=self.processor,
+            single=single,
+            **preprocess_params,
+        )
+        results = self._answer(
+            pictures.read(0 if single else num_workers), batch_size, forward_params, postprocess_params
+        )
+        if single:
+            return next(results)
+        if isinstance(inputs, (list, tuple)):
+            return list(results)
+        return _Results(results, len(pictures) if pictures.is_sized else None)
+
+    def preprocess(self, input_, **preprocess_params) -> dict[str, torch.Tensor]:
+        """The model's inputs for one person, with a leading axis of 1."""
+        picture = _Pictures([input_], processor=self.processor, single=True, **preprocess_params)[0]
+        if picture.features is None:
+            raise ValueError("preprocess answers for one person, expected a picture without boxes and detector")
+        return picture.features
+
+    def _forward(self, model_inputs: dict[str, torch.Tensor], explain: bool | tuple[str, ...] = False):
+        model_inputs = {
+            name: value.to(self.model.dtype) if value.is_floating_point() else value
+            for name, value in model_inputs.items()
+        }
+        # A model straight from training would answer with dropout.
+        training = self.model.training
+        if training:
+            self.model.eval()
+        try:
+            outputs = {"logits": self.model(**model_inputs).logits}
+            if explain:
+                outputs["relevance"] = self.model.explain(**model_inputs)
+                if "spatial_shapes" in model_inputs:
+                    outputs["spatial_shapes"] = model_inputs["spatial_shapes"]
+        finally:
+            if training:
+                self.model.train()
+        return outputs
+
+    def postprocess(
+        self,
+        model_outputs: dict[str, torch.Tensor],
+        crops: Sequence[Image.Image] | None = None,
+        only_positive: bool = False,
+        sensitive: bool = True,
+        explain: bool | tuple[str, ...] = False,
+        explain_as: str = "overlay",
+    ) -> list[dict[str, Any]]:
+        """One dict per row of the outputs. `crops`, the pictures of the people, are needed for overlays."""
+        schema = self.model.config.schema
+        people = self.processor.post_process_attributes(ParOutput(logits=model_outputs["logits"]), schema=schema)
+        results = []
+        for row, answers in enumerate(people):
+            answers = {
+                name: answer
+                for name, answer in answers.items()
+                if (sensitive or not schema[name].sensitive)
+                and (not only_positive or is_positive_answer(answer["label"], schema[name]))
+            }
+            result = {"attributes": answers}
+            if explain:
+                names = tuple(answers) if explain is True else explain
+                maps = {name: _relevance_map(model_outputs, row, schema.index(name)) for name in names}
+                if explain_as == "relevance":
+                    result["relevance"] = maps
+                else:
+                    result["overlays"] = {name: overlay_relevance(crops[row], maps[name]) for name in names}
+            results.append(result)
+        return results
+
+    def _answer(
+        self, people: "Iterator[_Person]", batch_size: int, forward_params: dict, postprocess_params: dict
+    ) -> Iterator[dict[str, Any] | list[dict[str, Any]]]:
+        """Fill batches across pictures; give out a picture's result when its last person has been answered."""
+        waiting: deque[_Picture] = deque()
+        batch: list[_Person] = []
+        failure = None
+        while True:
+            try:
+                person = next(people)
+            except StopIteration:
+                person = None
+            except Exception as error:
+                # What was read before the bad picture is answered before the error is raised.
+                person, failure = None, error
+            if person is not None:
+                if not waiting or waiting[-1] is not person.picture:
+                    waiting.append(person.picture)
+                if person.features is not None:
+                    batch.append(person)
+            # Pictures in which nobody was found fill no batch, and must not pile up behind one that waits.
+            if batch and (person is None or len(batch) == batch_size or len(waiting) >= 4 * batch_size):
+                outputs = self.forward(_collate([one.features for one in batch]), **forward_params)
+                results = self.postprocess(outputs, crops=[one.crop for one in batch], **postprocess_params)
+                for one, result in zip(batch, results):
+                    one.picture.answer(one.slot, result)
+                batch = []
+            while waiting and waiting[0].is_answered:
+                yield waiting.popleft().result
+            if failure is not None:
+                raise failure
+            if person is None:
+                return
+
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs):
+        """Save the model and the processor, so that `pipeline("pedestrian-attributes", model=save_directory)` works.
+
+        No pipeline code is copied into the folder: the task is registered by `import vlm_par_hf`.
+
+        Args:
+            save_directory (`str` or `os.PathLike`): the folder; made if missing.
+            kwargs: passed to the model's `save_pretrained`.
+        """
+        # A config that names code for this task would make transformers ask for trust_remote_code on loading.
+        custom_pipelines = getattr(self.model.config, "custom_pipelines", None)
+        if custom_pipelines is not None:
+            custom_pipelines.pop(TASK, None)
+            if not custom_pipelines:
+                del self.model.config.custom_pipelines
+        self.model.save_pretrained(save_directory, **kwargs)
+        self.processor.save_pretrained(save_directory)
+
+
+def register_pipeline() -> None:
+    """Make the task known to `transformers.pipeline`; the embedded model is its default."""
+    if PIPELINE_REGISTRY.supported_tasks.get(TASK, {}).get("impl") is PedestrianAttributesPipeline:
+        return
+    PIPELINE_REGISTRY.register_pipeline(
+        TASK,
+        pipeline_class=PedestrianAttributesPipeline,
+        # AutoModel, not our classes: transformers looks for those of a custom task in its own namespace.
+        pt_model=AutoModel,
+        default={"model": (str(embedded_path("heads")), None)},
+        type="image",
+    )
+
+
+@dataclass
+class _Picture:
+    """A picture that was read, and the answers collected for it."""
+
+    image: Image.Image | None
+    features: dict[str, torch.Tensor] | None = None  # of the whole picture, when it is one person
+    boxes: list[tuple[int, int, int, int]] | None = None
+    scores: list[float] | None = None
+    answers: dict[int, dict[str, Any]] = field(default_factory=dict)
+
+    def answer(self, slot: int, result: dict[str, Any]) -> None:
+        if self.boxes is not None:
+            found = {"box": list(self.boxes[slot])}
+            if self.scores is not None:
+                found["score"] = self.scores[slot]
+            result = {**found, **result}
+        self.answers[slot] = result
+
+    @property
+    def is_answered(self) -> bool:
+        return len(self.answers) == (1 if self.boxes is None else len(self.boxes))
+
+    @property
+    def result(self) -> dict[str, Any] | list[dict[str, Any]]:
+        return self.answers[0] if self.boxes is None else [self.answers[slot] for slot in range(len(self.boxes))]
+
+
+@dataclass
+class _Person:
+    """One person of a picture; without features it stands for a picture in which there is nobody."""
+
+    picture: _Picture
+    slot: int = 0
+    crop: Image.Image | None = None
+    features: dict[str, torch.Tensor] | None = None
+
+
+class _Pictures(Dataset):
+    """The inputs of a call, read one by one; by index where they allow it, so that workers can share them."""
+
+    def __init__(
+        self,
+        inputs,
+        *,
+        processor,
+        single: bool,
+        boxes=None,
+        detector=None,
+        detector_label: str = "person",
+        detector_threshold: float = 0.5,
+        timeout: float = 30.0,
+    ):
+        self.inputs, self.boxes, self.processor, self.single, self.timeout = inputs, boxes, processor, single, timeout
+        self.detector = detector if boxes is None else None
+        self.detector_label, self.detector_threshold = detector_label, detector_threshold
+        self.is_sized = isinstance(inputs, Sized) and hasattr(inputs, "__getitem__")
+        if self.detector is not None:
+            _check_detector_label(self.detector, detector_label)
+        if boxes is None:
+            return
+        if not isinstance(boxes, Iterable):
+            raise TypeError(f"boxes is {boxes!r}, expected a list of boxes [x0, y0, x1, y1]")
+        if self.is_sized:
+            self.boxes = boxes if isinstance(boxes, Sized) else list(boxes)
+            if len(self.boxes) != len(inputs):
+                raise ValueError(
+                    f"boxes has {len(self.boxes)} entries for {len(inputs)} pictures, expected one list for each"
+                )
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def __getitem__(self, index: int) -> _Picture:
+        with self._naming(index, None):
+            # A data set that decodes its images may fail here.
+            item = self.inputs[index]
+        return self.open(index, item, self.boxes[index] if self.boxes is not None else None)
+
+    def open(self, index: int, item: Any, boxes: Any) -> _Picture:
+        with self._naming(index, item):
+            if isinstance(item, Mapping):
+                item, boxes = _unpack_row(item, boxes)
+            image = _open_picture(item, self.timeout)
+            if boxes is not None:
+                return _Picture(image, boxes=_checked_boxes(boxes, image.size))
+            if self.detector is not None:
+                # The detector runs in the main process, with its own device.
+                return _Picture(image)
+            return _Picture(image, features=self._features(image))
+
+    def read(self, num_workers: int) -> Iterator[_Person]:
+        for index, (item, picture) in enumerate(self._opened(num_workers)):
+            with self._naming(index, item):
+                if self.detector is not None and picture.features is None and picture.boxes is None:
+                    self._detect(picture)
+            image, picture.image = picture.image, None
+            if picture.boxes is None:
+                features, picture.features = picture.features, None
+                yield _Person(picture, 0, image, features)
+            elif not picture.boxes:
+                yield _Person(picture)
+            else:
+                for slot, box in enumerate(picture.boxes):
+                    with self._naming(index, item):
+                        crop = image.crop(box)
+                        person = _Person(picture, slot, crop, self._features(crop))
+                    yield person
+
+    def _opened(self, num_workers: int) -> Iterator[tuple[Any, _Picture]]:
+        """Pictures with the item that they came from (None where a worker read it)."""
+        if self.is_sized and num_workers > 0:
+            loader = DataLoader(
+                self,
+                batch_size=None,
+                num_workers=num_workers,
+                collate_fn=_as_it_is,
+                # Its own generator: reading pictures must not move the user's random numbers.
+                generator=torch.Generator(),
+            )
+            for picture in loader:
+                yield None, picture
+        elif self.is_sized:
+            for index in range(len(self)):
+                yield None, self[index]
+        else:
+            if num_workers > 0:
+                logger.warning("num_workers=%d is ignored for inputs without a length.", num_workers)
+            boxes = iter(self.boxes) if self.boxes is not None else None
+            for index, item in enumerate(self.inputs):
+                try:
+                    item_boxes = next(boxes) if boxes is not None else None
+                except StopIteration:
+                    raise ValueError(
+                        f"item {index}: boxes ended before the pictures, expected one list each"
+                    ) from None
+                yield item, self.open(index, item, item_boxes)
+
+    def _features(self, image: Image.Image) -> dict[str, torch.Tensor]:
+        return dict(self.processor(images=[image], return_tensors="pt"))
+
+    def _detect(self, picture: _Picture) -> None:
+        found = self.detector(picture.image, threshold=self.detector_threshold)
+        picture.boxes, picture.scores = [], []
+        for detection in found:
+            try:
+                label, score, box = detection["label"], float(detection["score"]), detection["box"]
+            except (TypeError, KeyError):
+                raise ValueError(
+                    f"detector returned {detection!r:.200}, expected a dict with label, score and box"
+                ) from None
+            if str(label).lower() != self.detector_label.lower() or score < self.detector_threshold:
+                continue
+            try:
+                (box,) = _checked_boxes([box], picture.image.size)
+            except ValueError as error:
+                # A detector that rounds to whole pixels may leave nothing of a far person; that is no user's mistake.
+                logger.info("A detection was left out: %s", error)
+                continue
+            picture.boxes.append(box)
+            picture.scores.append(score)
+
+    @contextmanager
+    def _naming(self, index: int, item: Any):
+        """Errors of one item among several say which one it is."""
+        try:
+            yield
+        except Exception as error:
+            if self.single:
+                raise
+            if item is None and self.is_sized:
+                item = _peek(self.inputs, index)
+            kinds = (FileNotFoundError, OSError, TypeError, ValueError)
+            kind = next((kind for kind in kinds if isinstance(error, kind)), RuntimeError)
+            raise kind(f"item {index}{_describe(item)}: {error}") from error
+
+
+class _Results(Iterator):
+    """The results of a stream, with a length where the inputs have one (a progress bar asks for it)."""
+
+    def __init__(self, results: Iterator, length: int | None):
+        self._results, self._length = results, length
+
+    def __next__(self):
+        return next(self._results)
+
+    def __len__(self) -> int:
+        if self._length is None:
+            raise TypeError("the inputs have no length, so their results have none")
+        return self._length
+
+
+def _as_it_is(item: Any) -> Any:
+    return item
+
+
+def _peek(inputs: Any, index: int) -> Any:
+    """The item for an error message; only from plain lists, because a data set would decode (and fail) again."""
+    return inputs[index] if isinstance(inputs, (list, tuple)) else None
+
+
+def _describe(item: Any) -> str:
+    if isinstance(item, Mapping):
+        item = item.get("image")
+    if isinstance(item, (str, os.PathLike)):
+        return f" ({os.fspath(item)!s:.200})"
+    name = getattr(item, "filename", None) or getattr(item, "name", None)
+    return f" ({name!s:.200})" if isinstance(name, (str, os.PathLike)) and name else ""
+
+
+def _unpack_row(row: Mapping, boxes: Any) -> tuple[Any, Any]:
+    if "image" not in row:
+        if "bytes" in row or "path" in row:  # an image that a data set has not decoded
+            return row, boxes
+        keys = ", ".join(str(key) for key in list(row)[:8])
+        raise ValueError(
+            f"a dict with the keys {keys} was given, expected the key 'image' "
+            "(of a dictionary of splits give one split; of a data set with other names use KeyDataset)"
+        )
+    if row.get("boxes") is not None:
+        if boxes is not None:
+            raise ValueError("boxes were given as an argument and in the dict, expected one of them")
+        boxes = row["boxes"]
+    return row["image"], boxes
+
+
+def _open_picture(source: Any, timeout: float) -> Image.Image:
+    """Any kind of picture as upright RGB."""
+    if isinstance(source, str) and source.startswith(("http://", "https://")):
+        try:
+            request = urllib.request.Request(source, headers={"User-Agent": "vlm-par-hf"})
+            with urllib.request.urlopen(request, timeout=timeout) as response:
+                data = response.read(_MAX_DOWNLOAD_BYTES + 1)
+        except OSError as error:
+            raise ValueError(f"could not read {source}: {error}") from error
+        if len(data) > _MAX_DOWNLOAD_BYTES:
+            raise ValueError(f"{source} is larger than {_MAX_DOWNLOAD_BYTES} bytes, expected a picture")
+        try:
+            return open_image(data)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{source} holds no picture that can be read: {error}") from error
+    if hasattr(source, "read") and not isinstance(source, Image.Image):
+        source = source.read()
+    return open_image(source)
+
+
+def _checked_boxes(boxes: Any, size: tuple[int, int]) -> list[tuple[int, int, int, int]]:
+    """Boxes as whole pixels inside a picture of `size` (width, height): rounded outwards, then clipped."""
+    width, height = size
+    where = f"in a picture of width {width} and height {height}"
+    boxes = boxes.tolist() if hasattr(boxes, "tolist") else boxes
+    if isinstance(boxes, (str, Mapping)) or not isinstance(boxes, Iterable):
+        raise TypeError(f"boxes is {boxes!r:.100}, expected a list of boxes [x0, y0, x1, y1]")
+    checked = []
+    for index, box in enumerate(boxes):
+        if isinstance(box, Mapping) and {"xmin", "ymin", "xmax", "ymax"} <= set(box):
+            box = [box["xmin"], box["ymin"], box["xmax"], box["ymax"]]
+        box = box.tolist() if hasattr(box, "tolist") else box
+        try:
+            x0, y0, x1, y1 = (float(value) for value in box)
+        except (TypeError, ValueError):
+            raise ValueError(
+                f"boxes[{index}] is {box!r:.100}, expected four numbers [x0, y0, x1, y1] {where}"
+            ) from None
+        shown = f"boxes[{index}] is {list(box)}"
+        if not all(math.isfinite(value) for value in (x0, y0, x1, y1)):
+            raise ValueError(f"{shown}, expected finite numbers [x0, y0, x1, y1] {where}")
+        if x1 <= x0 or y1 <= y0:
+            kind = "reversed" if x1 < x0 or y1 < y0 else "empty"
+            raise ValueError(f"{shown}, which is {kind}, expected x0 < x1 and y0 < y1 {where}")
+        if x1 <= 0 or y1 <= 0 or x0 >= width or y0 >= height:
+            raise ValueError(f"{shown}, which is outside, expected a box that overlaps the picture {where}")
+        checked.append(
+            (max(0, math.floor(x0)), max(0, math.floor(y0)), min(width, math.ceil(x1)), min(height, math.ceil(y1)))
+        )
+    return checked
+
+
+def _check_detector_label(detector: Any, label: str) -> None:
+    """A detector that tells its labels must know people; otherwise every picture would silently come back empty."""
+    known = getattr(getattr(getattr(detector, "model", None), "config", None), "id2label", None)
+    if isinstance(known, Mapping) and known and label.lower() not in {str(name).lower() for name in known.values()}:
+        names = ", ".join(str(name) for name in list(known.values())[:10])
+        raise ValueError(f"detector has no label {label!r}, expected one of its own ({names}): pass detector_label=")
+
+
+def _collate(items: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """Join inputs with a leading axis of 1; a shorter patch axis is filled with zeros, which the mask leaves out."""
+    batch = {}
+    for name in items[0]:
+        values = [item[name] for item in items]
+        if values[0].ndim >= 2 and len({value.shape[1] for value in values}) > 1:
+            longest = max(value.shape[1] for value in values)
+            values = [
+                torch.cat([value, value.new_zeros(1, longest - value.shape[1], *value.shape[2:])], dim=1)
+                for value in values
+            ]
+        batch[name] = torch.cat(values)
+    return batch
+
+
+def _relevance_map(outputs: dict[str, torch.Tensor], row: int, attribute: int) -> np.ndarray:
+    """Relevance per patch as float32 `(rows, columns)`, without padding."""
+    relevance = outputs["relevance"][row, attribute].float().numpy()
+    if "spatial_shapes" in outputs:
+        rows, columns = (int(value) for value in outputs["spatial_shapes"][row])
+    else:
+        rows = columns = math.isqrt(len(relevance))
+    return relevance[: rows * columns].reshape(rows, columns)
