@@ -1,1 +1,70 @@
-"""Pedestrian attribute recognition as ordinary Hugging Face."""
+"""Pedestrian attribute recognition as ordinary Hugging Face.
+
+Importing this package registers its model families with the Auto classes and its task with `pipeline`. Everything else
+is imported at first use.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from vlm_par_hf.auto import register_families
+from vlm_par_hf.pipelines import register_pipeline
+
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Attribute",
+    "AttributeSchema",
+    "AugmentedDataset",
+    "ParAugmentation",
+    "ParCollator",
+    "ParLoss",
+    "ParMetrics",
+    "ParOutput",
+    "PedestrianAttributesPipeline",
+    "VlmParConfig",
+    "VlmParModel",
+    "VlmParProcessor",
+    "dataset_schema",
+    "get_schema",
+    "list_schemas",
+    "load_par_dataset",
+]
+
+if TYPE_CHECKING:
+    from vlm_par_hf.data import AugmentedDataset, ParAugmentation, ParCollator, dataset_schema, load_par_dataset
+    from vlm_par_hf.losses import ParLoss
+    from vlm_par_hf.metrics import ParMetrics
+    from vlm_par_hf.models.vlm_par import VlmParConfig, VlmParModel, VlmParProcessor
+    from vlm_par_hf.outputs import ParOutput
+    from vlm_par_hf.pipelines import PedestrianAttributesPipeline
+    from vlm_par_hf.schema import Attribute, AttributeSchema
+    from vlm_par_hf.schemas import get_schema, list_schemas
+
+_MODULES = {
+    "data": ("AugmentedDataset", "ParAugmentation", "ParCollator", "dataset_schema", "load_par_dataset"),
+    "losses": ("ParLoss",),
+    "metrics": ("ParMetrics",),
+    "models.vlm_par": ("VlmParConfig", "VlmParModel", "VlmParProcessor"),
+    "outputs": ("ParOutput",),
+    "pipelines": ("PedestrianAttributesPipeline",),
+    "schema": ("Attribute", "AttributeSchema"),
+    "schemas": ("get_schema", "list_schemas"),
+}
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
+
+register_families()
+register_pipeline()
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

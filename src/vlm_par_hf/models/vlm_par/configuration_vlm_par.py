@@ -1,0 +1,149 @@
+"""Configuration of VLM-PAR."""
+
+from typing import Any
+
+from huggingface_hub.dataclasses import strict
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.configuration_utils import SubConfigSpec
+
+from vlm_par_hf.schema import AttributeSchema
+
+
+__all__ = ["VlmParConfig"]
+
+ALIGNMENTS = ("logit", "none")
+BACKBONE_TYPES = ("siglip", "siglip2")
+FUSIONS = ("text_to_image", "image_to_text", "none")
+QUESTION_TOKENS = ("content", "all")
+
+
+@strict
+class VlmParConfig(PreTrainedConfig):
+    """Configuration of `VlmParModel`.
+
+    Args:
+        vlm_config: configuration of the backbone, an object or its dict: `siglip2` (NaFlex checkpoints) or `siglip`
+            (SigLIP and the fixed-resolution SigLIP 2 checkpoints).
+        attributes: the label space, an `AttributeSchema` or a list of dicts; kept as plain JSON. `config.schema` is
+            the object. The order of the attributes is the order of the logits.
+        alignment: stage 1. `"logit"` adds the backbone's own zero-shot score of each label's prompt, times a learned
+            gate per attribute that starts at 1; `"none"` leaves stage 2 alone.
+        fusion: stage 2. `"text_to_image"`: the question looks at the patches. `"image_to_text"`: the patches look at
+            the question's tokens (VLM-PAR, equations 9-12). `"none"`: no question, the mean of the normalised patches
+            (the paper's ablation).
+        question_tokens: the text states that image-to-text attends to. `"content"`: the tokens of the question and the
+            last position, where the text tower pools; `"all"`: all positions, padding included.
+        num_fusion_heads: attention heads of the fusion block (8 in the paper); divides the vision tower's width.
+        attention_dropout: dropout on the attention probabilities of the fusion block, in training.
+        layer_norm_eps: of the fusion block's LayerNorm.
+        freeze_backbone: True keeps the backbone's tensors and its eval mode even under `model.train()`; False trains
+            the vision tower. The text tower and the backbone's scale stay frozen: the text is constant.
+        backbone_name: where the backbone came from: a repository, a folder, or `"embedded"`. Needed to save the heads
+            alone.
+        backbone_revision: its revision, None for the default one.
+        backbone_hash: sha256 over the tensors of its weight files; filled when heads are saved alone, checked when
+            they are loaded.
+        save_backbone: False makes `save_pretrained` write the heads alone.
+        loss: keyword settings of `ParLoss`.
+        question_input_ids: token ids of each attribute's question, without padding; filled by `encode_questions`.
+        prompt_input_ids: the same for each label's prompt of each attribute.
+        text_pad_token_id: the id that pads texts; filled by `encode_questions`.
+
+    Raises:
+        ValueError: a value is outside its choices, the backbone type is not supported, or the heads do not divide the
+            width. Names the argument.
+        TypeError: `attributes` is not a list of attributes.
+    """
+
+    model_type = "vlm_par"
+    # `backbone_config` and `text_config` are names that transformers treats specially.
+    sub_configs_defaults = {"vlm_config": SubConfigSpec(config_class=AutoConfig, model_type="siglip2")}
+    keys_to_ignore_at_inference = ["image_embeds", "attentions", "hidden_states"]
+
+    vlm_config: dict | PreTrainedConfig | None = None
+    attributes: Any = None
+    alignment: str = "logit"
+    fusion: str = "text_to_image"
+    question_tokens: str = "content"
+    num_fusion_heads: int = 8
+    attention_dropout: float | int = 0.0
+    layer_norm_eps: float = 1e-6
+    freeze_backbone: bool = True
+    backbone_name: str | None = None
+    backbone_revision: str | None = None
+    backbone_hash: str | None = None
+    save_backbone: bool = True
+    loss: dict | None = None
+    question_input_ids: list | None = None
+    prompt_input_ids: list | None = None
+    text_pad_token_id: int = 0
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        backbone = self.vlm_config
+        is_dict = isinstance(backbone, dict)
+        backbone_type = backbone.get("model_type") if is_dict else getattr(backbone, "model_type", None)
+        if backbone is not None and backbone_type not in BACKBONE_TYPES:
+            raise ValueError(
+                f"vlm_config must be the configuration of a {' or '.join(BACKBONE_TYPES)} checkpoint (a dict needs "
+                f"its model_type), got model_type {backbone_type!r}"
+            )
+        if self.attributes is not None:
+            schema = AttributeSchema(self.attributes)
+            self.attributes = schema.to_list()
+            kwargs["id2label"] = dict(enumerate(schema.names))
+            kwargs.pop("label2id", None)
+            kwargs.pop("num_labels", None)
+        self.loss = dict(self.loss or {})
+        super().__post_init__(**kwargs)
+        self._check_values()
+
+    def _check_values(self) -> None:
+        # Not `validate_architecture`: what that raises is wrapped in an error that is no ValueError.
+        for name, choices in (("alignment", ALIGNMENTS), ("fusion", FUSIONS), ("question_tokens", QUESTION_TOKENS)):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} must be one of {choices}, got {getattr(self, name)!r}")
+        width = self.vlm_config.vision_config.hidden_size
+        if self.num_fusion_heads < 1 or (self.fusion != "none" and width % self.num_fusion_heads):
+            raise ValueError(
+                f"num_fusion_heads must divide the vision tower's width {width}, got {self.num_fusion_heads}"
+            )
+        if not 0.0 <= self.attention_dropout < 1.0:
+            raise ValueError(f"attention_dropout must lie in [0, 1), got {self.attention_dropout}")
+        if not getattr(self.vlm_config.vision_config, "vision_use_head", True):
+            raise ValueError("vlm_config: the vision tower must have its pooling head (vision_use_head), got False")
+
+    @property
+    def schema(self) -> AttributeSchema:
+        """The label space as an object; a new one at each call.
+
+        Raises:
+            ValueError: the configuration has no attributes.
+        """
+        if self.attributes is None:
+            raise ValueError("attributes is None: this VlmParConfig names no attributes, expected a schema or a list")
+        return AttributeSchema(self.attributes)
+
+    @classmethod
+    def paper(cls, **kwargs: Any) -> "VlmParConfig":
+        """Every choice as the paper has it; keywords override.
+
+        Patches ask and the question's tokens answer (equations 9-12), 8 heads, nothing of stage 1 reaches the logits
+        (equations 9-16 never use the cosine), smoothed cross-entropy plus focal loss averaged over attributes
+        (equation 15). The paper does not say the dropout, smoothing or focal strength; these are ours.
+        """
+        choices = {
+            "alignment": "none",
+            "fusion": "image_to_text",
+            "question_tokens": "content",
+            "num_fusion_heads": 8,
+            "attention_dropout": 0.1,
+            "freeze_backbone": True,
+            "loss": {
+                "kind": "ce_focal",
+                "label_smoothing": 0.1,
+                "focal_gamma": 2.0,
+                "focal_weight": 1.0,
+                "reduction": "mean",
+            },
+        }
+        return cls(**{**choices, **kwargs})
