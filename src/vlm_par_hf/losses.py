@@ -59,7 +59,7 @@ def _weigh(cells, labels, known, class_weight):
     if class_weight is not None:
         A = labels.shape[1]
         attribute = torch.arange(A, device=labels.device)
-        cells = cells * class_weight[attribute, labels.masked_fill(~known, 0)]
+        cells = cells * class_weight.to(cells.dtype)[attribute, labels.masked_fill(~known, 0)]
     return cells.masked_fill(~known, 0.0)
 
 

@@ -27,7 +27,7 @@ an attribute without a known label none in means over attributes.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 
@@ -211,9 +211,9 @@ class ParMetrics:
     ):
         self.schema = schema if isinstance(schema, AttributeSchema) else AttributeSchema(schema)
         if isinstance(preset, MetricPreset):
-            self.preset = preset
+            self.preset, self.preset_name = preset, "custom"
         elif isinstance(preset, str) and preset in PRESETS:
-            self.preset = PRESETS[preset]
+            self.preset, self.preset_name = PRESETS[preset], preset
         else:
             raise ValueError(f"preset={preset!r}, expected one of {', '.join(PRESETS)} or a MetricPreset")
         if inputs not in INPUTS:
@@ -266,7 +266,7 @@ class ParMetrics:
                 an attribute with more than two labels, the labels that occur so often count.
 
         Returns:
-            `{"num_images", "num_groups", "bootstrap", "confidence", "seed", "metrics": {key: value},
+            `{"preset", "num_images", "num_groups", "bootstrap", "confidence", "seed", "metrics": {key: value},
             "intervals": {key: [low, high]}, "attributes": [row per attribute]}`, and with `min_positives`
             `"min_positives": {"value", "attributes": [names that count]}`. A row holds `name`, `threshold` (binary),
             `known`, `labels` ({label: support, predicted, recall, precision, f1}), `accuracy`, `mA` and
@@ -294,6 +294,7 @@ class ParMetrics:
         enough = None if min_positives is None else self._enough(counts.support[0], min_positives)
         metrics = self._compute(counts, enough)
         report = {
+            "preset": {"name": self.preset_name, **asdict(self.preset)},
             "num_images": len(labels),
             "num_groups": None if group_index is None else int(group_index.max()) + 1,
             "bootstrap": int(bootstrap),
@@ -353,7 +354,9 @@ class ParMetrics:
         A, C = self._label_mask.shape
         if scores.ndim == 2 and self._binary.all() and scores.shape[1] == A:
             yes = scores.astype(np.float64)
-            scores = np.stack([1 - yes if self.inputs == "probabilities" else np.zeros_like(yes), yes], axis=-1)
+            # A bad value is reported once, as that of yes.
+            no = 1 - np.clip(np.nan_to_num(yes), 0, 1) if self.inputs == "probabilities" else np.zeros_like(yes)
+            scores = np.stack([no, yes], axis=-1)
         if scores.ndim != 3 or scores.shape[1:] != (A, C):
             raise ValueError(f"{self.inputs} has shape {scores.shape}, expected (N, {A}, {C}) for this schema")
         if len(scores) == 0:
