@@ -147,7 +147,11 @@ class PedestrianAttributesPipeline(Pipeline):
 
     def _attributes_to_explain(self, explain: bool | str | Sequence[str]) -> bool | tuple[str, ...]:
         if isinstance(explain, (bool, np.bool_)):
-            return bool(explain)
+            explain = bool(explain)
+        if explain and not hasattr(self.model, "explain"):
+            raise ValueError(f"explain is {explain!r}, but {type(self.model).__name__} cannot explain its answers")
+        if isinstance(explain, bool):
+            return explain
         names = (explain,) if isinstance(explain, str) else tuple(explain)
         for name in names:
             try:
@@ -234,15 +238,18 @@ class PedestrianAttributesPipeline(Pipeline):
         if training:
             self.model.eval()
         try:
-            outputs = {"logits": self.model(**model_inputs).logits}
-            if explain:
-                outputs["relevance"] = self.model.explain(**model_inputs)
-                if "spatial_shapes" in model_inputs:
-                    outputs["spatial_shapes"] = model_inputs["spatial_shapes"]
+            if not explain:
+                return {"logits": self.model(**model_inputs).logits}
+            # The backbone, which is nearly all of the work, runs once for both.
+            features = self.model.get_image_features(**model_inputs)
+            features = dict(zip(("patch_embeds", "image_embeds", "patch_mask"), features))
+            outputs = {"logits": self.model(**features).logits, "relevance": self.model.explain(**features)}
+            if "spatial_shapes" in model_inputs:
+                outputs["spatial_shapes"] = model_inputs["spatial_shapes"]
+            return outputs
         finally:
             if training:
                 self.model.train()
-        return outputs
 
     def postprocess(
         self,
