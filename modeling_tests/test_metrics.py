@@ -403,7 +403,7 @@ def test_report_is_json_and_agrees_with_the_call():
     assert json.loads(json.dumps(report, allow_nan=False)) == report
     values = ParMetrics(MIXED)(split)
     assert {name: report["metrics"][name] for name in METRIC_NAMES} == values
-    assert report["preset"] == {"name": "rethinking", **asdict(PRESETS["rethinking"])}
+    assert report["convention"] == {"name": "rethinking", **asdict(PRESETS["rethinking"])}
     rows = report["attributes"]
     assert [row["name"] for row in rows] == list(MIXED.names)
     assert np.mean([row["mA"] for row in rows]) == pytest.approx(values["mA"])

@@ -266,7 +266,7 @@ class ParMetrics:
                 an attribute with more than two labels, the labels that occur so often count.
 
         Returns:
-            `{"preset", "num_images", "num_groups", "bootstrap", "confidence", "seed", "metrics": {key: value},
+            `{"convention", "num_images", "num_groups", "bootstrap", "confidence", "seed", "metrics": {key: value},
             "intervals": {key: [low, high]}, "attributes": [row per attribute]}`, and with `min_positives`
             `"min_positives": {"value", "attributes": [names that count]}`. A row holds `name`, `threshold` (binary),
             `known`, `labels` ({label: support, predicted, recall, precision, f1}), `accuracy`, `mA` and
@@ -294,7 +294,7 @@ class ParMetrics:
         enough = None if min_positives is None else self._enough(counts.support[0], min_positives)
         metrics = self._compute(counts, enough)
         report = {
-            "preset": {"name": self.preset_name, **asdict(self.preset)},
+            "convention": {"name": self.preset_name, **asdict(self.preset)},
             "num_images": len(labels),
             "num_groups": None if group_index is None else int(group_index.max()) + 1,
             "bootstrap": int(bootstrap),
