@@ -43,7 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.debug:
             raise
         message = error.args[0] if isinstance(error, KeyError) and error.args else error
-        sys.stderr.write(f"vlm-par: error: {message}\n")
+        lines = [line.strip() for line in str(message).splitlines()]
+        sys.stderr.write(f"vlm-par: error: {' '.join(line for line in lines if line)}\n")
         return 2
     return 0
 
@@ -358,9 +359,9 @@ def _run_evaluate(args) -> None:
     if record["note"]:
         _say(record["note"])
     for name, value in record["metrics"].items():
-        low, high = (record.get("intervals") or {}).get(name, (None, None))
+        low, high = record["intervals"].get(name) or (None, None)
         interval = "" if low is None else f"   {100 * low:.2f} to {100 * high:.2f}"
-        _say(f"  {name:<24} {100 * value:6.2f}{interval}")
+        _say(f"  {name:<24} " + ("undefined" if value is None else f"{100 * value:6.2f}{interval}"))
     _say(f"record, tables and picture: {folder}")
 
 

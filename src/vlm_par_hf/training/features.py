@@ -6,14 +6,13 @@ everything that the heads train on. A horizontal flip is kept as a second view w
 
 import logging
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 from transformers.utils import logging as transformers_logging
 
-from vlm_par_hf.data import ParCollator
+from vlm_par_hf.data import AugmentedDataset, ParAugmentation, ParCollator
 
 
 __all__ = ["VIEWS", "FeatureDataset", "compute_features"]
@@ -111,30 +110,6 @@ class FeatureDataset(Dataset):
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-class _View(Dataset):
-    """One fixed view of a dataset of images."""
-
-    def __init__(self, dataset, flip: bool, schema):
-        self.dataset = dataset
-        self.flip = flip
-        self.schema = schema
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        example = self.dataset[index]
-        labels = np.asarray(example["labels"], dtype=np.int64)
-        image = example["image"]
-        if self.flip:
-            from PIL import Image, ImageOps
-
-            # A palette or 16-bit image mirrors as it is; the processor converts it afterwards.
-            image = ImageOps.mirror(image) if isinstance(image, Image.Image) else np.asarray(image)[:, ::-1]
-            labels = self.schema.mirror_labels(labels)
-        return {"image": image, "labels": labels.tolist()}
-
-
 def compute_features(
     model,
     dataset,
@@ -182,7 +157,7 @@ def compute_features(
             "compute_features needs a frozen backbone, and config.freeze_backbone is False: features would be stale "
             "after the first step; train from images instead (precompute_features=False)"
         )
-    schema = model.config.schema
+    mirror = ParAugmentation(model.config.schema, flip=1.0, pad=0.0)
     was_training = model.training
     model.eval()
     store: dict[str, torch.Tensor] = {}
@@ -192,7 +167,7 @@ def compute_features(
     try:
         for view_index, view in enumerate(views):
             loader = DataLoader(
-                _View(dataset, view == "flip", schema),
+                AugmentedDataset(dataset, mirror if view == "flip" else None),
                 batch_size=batch_size,
                 num_workers=workers,
                 collate_fn=ParCollator(processor),

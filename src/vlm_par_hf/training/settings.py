@@ -78,7 +78,7 @@ class TrainSettings:
             self._expect(name, getattr(self, name) >= 0, "0 or more")
         for name in ("flip", "erasing"):
             self._expect(name, 0 <= getattr(self, name) <= 1, "a probability from 0 to 1")
-        self._expect("pad", 0 <= self.pad < 1, "a fraction from 0 to below 1")
+        self._expect("pad", 0 <= self.pad <= 0.5, "a fraction from 0 to 0.5")
         self._expect("epochs", self.epochs > 0, "above 0")
         self._expect("max_steps", self.max_steps == -1 or self.max_steps > 0, "-1 (off) or above 0")
         for item in dataclasses.fields(self):

@@ -31,6 +31,7 @@ from transformers import (
 from transformers.trainer_callback import TrainerState
 
 from vlm_par_hf.data import AugmentedDataset, ParAugmentation, ParCollator, dataset_schema
+from vlm_par_hf.data.transforms import epoch_callback
 from vlm_par_hf.losses import compute_priors
 from vlm_par_hf.metrics import ParMetrics
 from vlm_par_hf.schema import AttributeSchema
@@ -76,16 +77,6 @@ class TrainResult:
     processor: Any
 
 
-class _FollowEpoch(TrainerCallback):
-    """Tell the data set which epoch it is in; accelerate's loaders do so in one process only."""
-
-    def __init__(self, dataset):
-        self.dataset = dataset
-
-    def on_epoch_begin(self, args, state, control, **kwargs):
-        self.dataset.set_epoch(int((state.epoch or 0.0) + 1e-6))
-
-
 class _SaveProcessor(TrainerCallback):
     """Put the processor into each intermediate checkpoint, so that every one of them can be used as it is.
 
@@ -101,8 +92,18 @@ class _SaveProcessor(TrainerCallback):
             self.processor.save_pretrained(Path(args.output_dir) / f"checkpoint-{state.global_step}")
 
 
-class _SayValidation(TrainerCallback):
-    """One line per validation in the log."""
+class _FollowCheckpoints(TrainerCallback):
+    """Close the running mean of the training loss at each checkpoint, and say each validation in one line.
+
+    The Trainer does not save that running mean: without this, the learning curve of a continued run would differ from
+    that of an uninterrupted one at the first point after the interruption.
+    """
+
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_log = control.should_log or control.should_save
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        control.should_log = control.should_log or control.should_save
 
     def on_evaluate(self, args, state, control, metrics=None, **kwargs):
         if state.is_world_process_zero and metrics and "eval_mA" in metrics:
@@ -200,6 +201,8 @@ def _training_arguments(output_dir: Path, settings: TrainSettings) -> TrainingAr
         lr_scheduler_type=settings.schedule,
         max_grad_norm=settings.max_grad_norm,
         bf16=settings.bf16,
+        # The Trainer takes bfloat16 on the CPU only when told that the CPU is meant.
+        use_cpu=settings.bf16 and not torch.accelerator.is_available(),
         seed=settings.seed,
         data_seed=settings.seed,
         full_determinism=settings.full_determinism,
@@ -287,7 +290,7 @@ def train(
     if settings.full_determinism:
         enable_full_determinism(settings.seed)
     set_seed(settings.seed)
-    # Priors and statistics are where new heads start; a given model goes on from where it stands.
+    # Priors are where new heads start; a given model goes on from where it stands.
     fresh = model is None
     model, processor = _build_model(
         backbone, dataset_schema(data["train"]), model, processor, model_options or {}, max_num_patches
@@ -316,11 +319,11 @@ def train(
     if fresh and model.config.alignment == "none":
         model.init_bias_from_priors(priors)
     train_data, validation_data = _training_data(data, model, processor, schema, settings)
-    if fresh and settings.fit_pooled_statistics:
+    if settings.fit_pooled_statistics:
         _fit_statistics(model, data["train"], train_data, processor, settings)
 
     optimizer = torch.optim.AdamW(_parameter_groups(model, settings), lr=settings.learning_rate)
-    extra = [_FollowEpoch(train_data), _SaveProcessor(processor), _SayValidation(), *callbacks]
+    extra = [epoch_callback(), _SaveProcessor(processor), _FollowCheckpoints(), *callbacks]
     if settings.early_stopping_patience:
         extra.append(EarlyStoppingCallback(early_stopping_patience=settings.early_stopping_patience))
     trainer = Trainer(
@@ -340,7 +343,7 @@ def train(
         model = type(model).from_pretrained(trainer.state.best_model_checkpoint)
     else:
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    return _finish(trainer, model, processor, output_dir)
+    return _finish(trainer, model, processor, output_dir, settings.metric_preset)
 
 
 def _prepare_folder(
@@ -385,6 +388,7 @@ def _parameter_groups(model, settings: TrainSettings) -> list[dict[str, Any]]:
     return model.parameter_groups(
         settings.learning_rate,
         fusion_learning_rate=settings.fusion_learning_rate,
+        backbone_learning_rate=settings.backbone_learning_rate,
         weight_decay=settings.weight_decay,
     )
 
@@ -426,8 +430,11 @@ def _fit_statistics(model, split, train_data, processor, settings: TrainSettings
             num_workers=settings.workers,
             collate_fn=ParCollator(processor),
         )
-        model.to("cuda" if torch.cuda.is_available() else "cpu")
-    model.fit_pooled_statistics(batches)
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    # The statistics leave the logits as they are, so a model that has learned already keeps what it learned.
+    model.fit_pooled_statistics(
+        {name: value.to(model.device) for name, value in batch.items() if name != "labels"} for batch in batches
+    )
 
 
 def _is_finished(checkpoint: Path, settings: TrainSettings) -> bool:
@@ -436,7 +443,7 @@ def _is_finished(checkpoint: Path, settings: TrainSettings) -> bool:
     return state["global_step"] >= state["max_steps"] or bool(stopped_early)
 
 
-def _finish(trainer: Trainer, model, processor, output_dir: Path) -> TrainResult:
+def _finish(trainer: Trainer, model, processor, output_dir: Path, metric_preset: str) -> TrainResult:
     state = trainer.state
     best_step = state.best_global_step or state.global_step
     result = TrainResult(
@@ -463,7 +470,7 @@ def _finish(trainer: Trainer, model, processor, output_dir: Path) -> TrainResult
             "best_step": best_step,
             "steps": state.global_step,
             "epochs": state.epoch,
-            "metric_preset": trainer.compute_metrics.preset,
+            "metric_preset": metric_preset,
         },
     )
     return result

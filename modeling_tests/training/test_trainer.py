@@ -1,0 +1,343 @@
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModel, AutoProcessor, TrainerCallback
+
+from modeling_tests.tiny import randomize, tiny_model, tiny_processor, tiny_schema
+from modeling_tests.training.conftest import build_data
+from vlm_par_hf.data import ParCollator
+from vlm_par_hf.schema import AttributeSchema
+from vlm_par_hf.training import TrainSettings, train
+from vlm_par_hf.training.trainer import last_complete_checkpoint
+
+
+QUICK = {"epochs": 3, "batch_size": 8, "eval_batch_size": 16, "logging_steps": 2, "progress": False}
+# Cosine schedules and dropout off by default: equalities below compare weights.
+EXACT = {"atol": 1e-6, "rtol": 1e-5}
+
+
+def run(data, folder, *, kind="naflex", model=None, **settings):
+    options = {name: settings.pop(name) for name in ("resume", "overwrite", "callbacks") if name in settings}
+    return train(
+        data,
+        folder,
+        model=model or tiny_model(kind),
+        processor=tiny_processor(kind),
+        settings=TrainSettings(**{**QUICK, **settings}),
+        **options,
+    )
+
+
+def heads(model):
+    return {name: value.clone() for name, value in model.state_dict().items() if not name.startswith("vlm.")}
+
+
+def assert_same_weights(found, expected, **tolerance):
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(
+            found[name], value, **(tolerance or EXACT), msg=lambda text, name=name: f"{name}: {text}"
+        )
+
+
+class Interrupt(TrainerCallback):
+    """Ends the process' work the hard way: nothing after this step is written."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            raise KeyboardInterrupt
+
+
+@pytest.fixture(scope="module")
+def finished(data, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    start = tiny_model("naflex")
+    frozen = {name: value.clone() for name, value in start.vlm.state_dict().items()}
+    return run(data, folder, model=start), frozen
+
+
+def test_the_folder_is_an_ordinary_checkpoint(finished, data):
+    result, _ = finished
+    model = AutoModel.from_pretrained(result.output_dir)
+    processor = AutoProcessor.from_pretrained(result.output_dir)
+    batch = ParCollator(processor)([data["test"][index] for index in range(3)])
+    with torch.no_grad():
+        torch.testing.assert_close(model(**batch).logits, result.model(**batch).logits, atol=1e-5, rtol=1e-5)
+    names = {path.name for path in result.output_dir.iterdir()}
+    assert {"run.json", "training.json", "learning_curve.json", "learning_curve.csv", "learning_curve.png"} <= names
+    assert not [name for name in names if name.startswith(".")], "something unfinished was left"
+
+
+def test_the_kept_weights_are_the_best_on_validation(finished):
+    result, _ = finished
+    scores = {entry["step"]: entry["eval_mA"] for entry in result.log_history if "eval_mA" in entry}
+    assert len(scores) == 3
+    assert result.best_mA == max(scores.values()) == scores[result.best_step]
+    summary = json.loads((result.output_dir / "training.json").read_text())
+    assert summary["validation_mA"] == result.best_mA and summary["best_step"] == result.best_step
+    best = AutoModel.from_pretrained(result.output_dir / "checkpoints" / f"checkpoint-{result.best_step}")
+    assert_same_weights(heads(result.model), heads(best))
+
+
+def test_the_record_says_what_was_run(finished):
+    result, _ = finished
+    record = json.loads((result.output_dir / "run.json").read_text())
+    assert record["settings"]["batch_size"] == 8 and record["data"]["train_images"] == 48
+    assert record["versions"]["torch"] == torch.__version__
+    assert "pytest" in record["command"]
+
+
+def test_frozen_means_frozen_and_the_heads_moved(finished):
+    result, frozen = finished
+    for name, value in result.model.vlm.state_dict().items():
+        assert torch.equal(value, frozen[name]), f"{name} changed"
+    start = heads(tiny_model("naflex"))
+    trained = heads(result.model)
+    for part in ("classifier_weight", "classifier_bias", "gate", "norm_weight", "value", "pooled_mean"):
+        assert not torch.equal(trained[f"attribute_heads.{part}"], start[f"attribute_heads.{part}"]), part
+
+
+def test_it_learns_what_can_be_seen(data, tmp_path):
+    result = run(data, tmp_path / "run", epochs=20, learning_rate=2e-2, flip=0.0, pad=0.0, precompute_features=True)
+    assert result.best_mA > 0.8, "three bands, as bright as their labels: even random features tell them apart"
+
+
+def test_an_intermediate_checkpoint_can_be_used(finished):
+    result, _ = finished
+    checkpoint = last_complete_checkpoint(result.output_dir / "checkpoints")
+    assert AutoProcessor.from_pretrained(checkpoint) is not None
+    assert AutoModel.from_pretrained(checkpoint).config.schema == tiny_schema()
+
+
+def test_a_test_split_is_not_needed_and_validation_is(data, tmp_path):
+    run({"train": data["train"], "validation": data["validation"]}, tmp_path / "run", max_steps=1)
+    with pytest.raises(ValueError, match="no 'validation' split.*never on test"):
+        run({"train": data["train"], "test": data["test"]}, tmp_path / "other", max_steps=1)
+
+
+def test_an_earlier_run_is_not_overwritten(finished, data):
+    result, _ = finished
+    with pytest.raises(ValueError, match="holds an earlier run.*--resume.*--overwrite"):
+        run(data, result.output_dir)
+    with pytest.raises(ValueError, match="resume=True and overwrite=True"):
+        run(data, result.output_dir, resume=True, overwrite=True)
+
+
+def test_another_run_is_not_continued(finished, data):
+    result, _ = finished
+    with pytest.raises(ValueError, match=r"(?s)cannot be continued.*seed: 42 then, 7 now"):
+        run(data, result.output_dir, resume=True, seed=7)
+    other = build_data(tiny_schema(), seed=3)
+    with pytest.raises(ValueError, match=r"(?s)cannot be continued.*data train_sha256"):
+        run(other, result.output_dir, resume=True)
+
+
+def test_a_label_space_that_differs_is_refused(tmp_path):
+    attributes = tiny_schema().to_list()
+    attributes[0] = {**attributes[0], "name": "Cap"}
+    with pytest.raises(ValueError, match=r"(?s)schema differs from the checkpoint's.*Cap"):
+        run(build_data(AttributeSchema(attributes)), tmp_path / "run")
+
+
+@pytest.mark.parametrize("stop", [4, 9])
+@pytest.mark.parametrize("precompute", [False, True])
+def test_an_interrupted_run_continues_as_if_it_had_not_been(data, tmp_path, stop, precompute):
+    # 6 steps per epoch, a checkpoint every 3: one interruption within an epoch, one after an epoch's end.
+    settings = {"eval_steps": 3, "precompute_features": precompute, "erasing": 0.0 if precompute else 0.5}
+    whole = run(data, tmp_path / "whole", **settings)
+    with pytest.raises(KeyboardInterrupt):
+        run(data, tmp_path / "cut", callbacks=[Interrupt(stop)], **settings)
+    assert not (tmp_path / "cut" / "config.json").exists()
+    continued = run(data, tmp_path / "cut", resume=True, **settings)
+    assert continued.steps == whole.steps == 18
+    assert continued.best_step == whole.best_step
+    assert_same_weights(heads(continued.model), heads(whole.model), atol=0, rtol=0)
+    points = ("step", "loss", "grad_norm", "learning_rate", "eval_loss", "eval_mA")
+    for found, expected in zip(continued.log_history, whole.log_history, strict=True):
+        assert {k: found[k] for k in points if k in found} == {k: expected[k] for k in points if k in expected}
+
+
+def test_resume_without_a_checkpoint_starts_from_the_beginning(data, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        run(data, tmp_path / "run", callbacks=[Interrupt(1)], max_steps=3)
+    assert run(data, tmp_path / "run", resume=True, max_steps=3).steps == 3
+
+
+def test_a_half_written_checkpoint_is_passed_over(data, tmp_path):
+    result = run(data, tmp_path / "run")
+    checkpoints = tmp_path / "run" / "checkpoints"
+    newest = last_complete_checkpoint(checkpoints)
+    state = newest / "trainer_state.json"
+    state.write_text(state.read_text()[:100])
+    older = last_complete_checkpoint(checkpoints)
+    assert older is not None and older != newest
+    assert_same_weights(heads(run(data, tmp_path / "run", resume=True).model), heads(result.model), atol=0, rtol=0)
+    shutil.rmtree(checkpoints)
+    assert last_complete_checkpoint(checkpoints) is None
+
+
+def test_a_run_that_ended_before_its_folder_was_written_takes_no_further_step(data, tmp_path):
+    result = run(data, tmp_path / "run")
+    for path in list(result.output_dir.iterdir()):
+        if path.is_file() and path.name != "run.json":
+            path.unlink()
+    again = run(data, tmp_path / "run", resume=True)
+    assert again.steps == result.steps and again.best_mA == result.best_mA
+    assert_same_weights(heads(again.model), heads(result.model))
+    assert AutoModel.from_pretrained(again.output_dir) is not None
+
+
+def test_overwrite_starts_anew(data, tmp_path):
+    first = run(data, tmp_path / "run", max_steps=2)
+    assert first.steps == 2
+    assert run(data, tmp_path / "run", max_steps=3, overwrite=True).steps == 3
+
+
+def test_gradient_accumulation_equals_the_larger_batch(data, tmp_path):
+    # With unknown labels in it: micro batches hold unequal numbers of known labels.
+    start = randomize(tiny_model("naflex"))
+    common = {"max_steps": 4, "schedule": "constant", "warmup": 0}
+    whole = run(data, tmp_path / "whole", model=start, batch_size=12, **common)
+    start = randomize(tiny_model("naflex"))
+    parts = run(data, tmp_path / "parts", model=start, batch_size=4, gradient_accumulation_steps=3, **common)
+    assert_same_weights(heads(parts.model), heads(whole.model), atol=1e-5, rtol=1e-4)
+
+
+def test_features_train_the_same_heads_as_images(data, tmp_path):
+    common = {"flip": 0.0, "pad": 0.0}
+    images = run(data, tmp_path / "images", **common)
+    features = run(data, tmp_path / "features", precompute_features=True, **common)
+    # Half-precision features; AdamW's first steps are signs of gradients, so tiny ones may differ.
+    found, expected = heads(features.model), heads(images.model)
+    name = "attribute_heads.classifier_weight"
+    assert torch.nn.functional.cosine_similarity(found[name].flatten(), expected[name].flatten(), dim=0) > 0.999
+    curve = [[e["eval_loss"] for e in r.log_history if "eval_loss" in e] for r in (images, features)]
+    np.testing.assert_allclose(curve[1], curve[0], atol=2e-3)
+
+
+def test_bf16(data, tmp_path):
+    result = run(data, tmp_path / "run", bf16=True, max_steps=4)
+    assert all(value.isfinite().all() for value in heads(result.model).values())
+    assert result.model.dtype == torch.float32
+
+
+def test_early_stopping(data, tmp_path):
+    result = run(data, tmp_path / "run", epochs=40, learning_rate=1e-12, early_stopping_patience=2, flip=0.0, pad=0.0)
+    assert result.steps == 3 * 6, "nothing improves after the first validation, patience 2"
+    assert run(data, tmp_path / "run", epochs=40, learning_rate=1e-12, early_stopping_patience=2, flip=0.0, pad=0.0,
+               resume=True).steps == 3 * 6  # fmt: skip
+
+
+def test_class_weights_come_from_the_training_labels(data, tmp_path):
+    result = run(data, tmp_path / "run", max_steps=2, weighting="balanced")
+    loss = json.loads((result.output_dir / "config.json").read_text())["loss"]
+    labels = np.asarray(data["train"]["labels"])
+    known = labels[:, 0] >= 0
+    assert loss["weighting"] == "balanced"
+    assert loss["priors"][0][1] == pytest.approx((labels[known, 0].sum() + 1) / (known.sum() + 2))
+
+
+def test_without_alignment_the_bias_starts_at_the_priors(data, backbone, tmp_path):
+    result = train(
+        data, tmp_path / "run", backbone=backbone, model_options={"alignment": "none"},
+        settings=TrainSettings(**{**QUICK, "max_steps": 1, "learning_rate": 1e-9, "fit_pooled_statistics": False}),
+    )  # fmt: skip
+    labels = np.asarray(data["train"]["labels"])[:, 0]
+    prior = ((labels == 1).sum() + 1) / ((labels >= 0).sum() + 2)
+    bias = result.model.attribute_heads.classifier_bias[0]
+    assert torch.softmax(bias, -1)[1].item() == pytest.approx(prior, abs=1e-4)
+
+
+def test_the_papers_choices(data, backbone, tmp_path):
+    result = train(
+        data, tmp_path / "run", backbone=backbone, model_options={"paper": True}, max_num_patches=9,
+        settings=TrainSettings(**{**QUICK, "max_steps": 1}),
+    )  # fmt: skip
+    assert (result.model.config.alignment, result.model.config.fusion) == ("none", "image_to_text")
+    assert result.processor.image_processor.max_num_patches == 9
+
+
+def test_categorical_attributes_and_a_trained_tower(tmp_path):
+    data = build_data(tiny_schema(kway=True))
+    model = tiny_model("kway", freeze_backbone=False)
+    before = {name: value.clone() for name, value in model.vlm.state_dict().items()}
+    result = run(data, tmp_path / "run", kind="kway", model=model, max_steps=2)
+    moved = {name for name, value in result.model.vlm.state_dict().items() if not torch.equal(value, before[name])}
+    assert moved and all(name.startswith("vision_model.") for name in moved)
+
+
+def test_a_checkpoint_of_the_heads_alone(data, backbone, tmp_path):
+    result = train(
+        data, tmp_path / "run", backbone=backbone, model_options={"save_backbone": False},
+        settings=TrainSettings(**{**QUICK, "epochs": 2}),
+    )  # fmt: skip
+    again = AutoModel.from_pretrained(result.output_dir)
+    assert_same_weights(heads(again), heads(result.model))
+    full = (Path(backbone) / "model.safetensors").stat().st_size
+    assert (result.output_dir / "model.safetensors").stat().st_size < full + 200_000
+
+
+def test_going_on_from_a_checkpoint(finished, data, tmp_path):
+    result, _ = finished
+    more = train(
+        data, tmp_path / "more", model=result.output_dir,
+        settings=TrainSettings(**{**QUICK, "max_steps": 1, "learning_rate": 1e-9, "fusion_learning_rate": 1e-9}),
+    )  # fmt: skip
+    batch = ParCollator(result.processor)([data["test"][0]])
+    with torch.no_grad():
+        torch.testing.assert_close(more.model(**batch).logits, result.model(**batch).logits, atol=1e-4, rtol=1e-4)
+    with pytest.raises(ValueError, match="model_options=.*already has its configuration"):
+        train(data, tmp_path / "wrong", model=result.output_dir, model_options={"fusion": "none"})
+
+
+_KILLED = """
+import sys
+from modeling_tests.tiny import tiny_schema
+from modeling_tests.training.conftest import build_data
+from modeling_tests.training.test_trainer import run
+
+run(build_data(tiny_schema()), sys.argv[1], resume="resume" in sys.argv, epochs=12, eval_steps=3, workers=2)
+"""
+
+
+@pytest.mark.slow
+def test_kill_9_and_resume_equal_an_uninterrupted_run(tmp_path):
+    """The whole process group dies right after its first checkpoint, wherever it happens to be."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    root = Path(__file__).parents[2]
+
+    def start(folder, *more):
+        return subprocess.Popen(
+            [sys.executable, "-c", _KILLED, str(folder), *more], cwd=root, env=environment, start_new_session=True
+        )
+
+    assert start(tmp_path / "whole").wait() == 0
+    process = start(tmp_path / "cut")
+    deadline = time.monotonic() + 300
+    while last_complete_checkpoint(tmp_path / "cut" / "checkpoints") is None:
+        assert process.poll() is None, "it ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert not (tmp_path / "cut" / "config.json").exists()
+    assert start(tmp_path / "cut", "resume").wait() == 0
+    whole, cut = (AutoModel.from_pretrained(tmp_path / name) for name in ("whole", "cut"))
+    assert_same_weights(heads(cut), heads(whole), atol=0, rtol=0)
+    curves = [json.loads((tmp_path / name / "learning_curve.json").read_text()) for name in ("whole", "cut")]
+    for row in (*curves[0], *curves[1]):
+        for name in ("eval_runtime", "eval_samples_per_second", "eval_steps_per_second"):
+            row.pop(name, None)
+    assert curves[0] == curves[1]
