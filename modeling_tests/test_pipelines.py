@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny import TINY_KINDS, randomize, tiny_model, tiny_processor
 from transformers import AutoModel, AutoProcessor, pipeline
 from transformers.pipelines.pt_utils import KeyDataset
 
 import vlm_par_hf  # noqa: F401  (registers the task)
-from modeling_tests.tiny import TINY_KINDS, randomize, tiny_model, tiny_processor
 from vlm_par_hf import pipelines
 from vlm_par_hf.pipelines import TASK, PedestrianAttributesPipeline
 
@@ -436,7 +436,7 @@ class TestStreams:
         assert torch.equal(state, torch.get_rng_state())
         boxes = [[[0, 0, 8, 8], [1, 1, 9, 9]]] * 7
         assert close(naflex(paths, boxes=boxes, num_workers=1, batch_size=3), naflex(paths, boxes=boxes))
-        with pytest.raises(FileNotFoundError, match=r"item 1 \(.*gone.png\)"):
+        with pytest.raises(FileNotFoundError, match=r"^item 1 \(.*gone.png\)"):
             naflex([paths[0], str(tmp_path / "gone.png")], num_workers=1)
 
     def test_workers_of_a_generator_are_declined(self, naflex, caplog):

@@ -223,7 +223,7 @@ class PedestrianAttributesPipeline(Pipeline):
 
     def preprocess(self, input_, **preprocess_params) -> dict[str, torch.Tensor]:
         """The model's inputs for one person, with a leading axis of 1."""
-        picture = _Pictures([input_], processor=self.processor, single=True, **preprocess_params)[0]
+        picture = _Pictures([input_], processor=self.processor, single=True, **preprocess_params).get(0)
         if picture.features is None:
             raise ValueError("preprocess answers for one person, expected a picture without boxes and detector")
         return picture.features
@@ -421,7 +421,14 @@ class _Pictures(Dataset):
     def __len__(self) -> int:
         return len(self.inputs)
 
-    def __getitem__(self, index: int) -> _Picture:
+    def __getitem__(self, index: int) -> "_Picture | Exception":
+        """For workers, which hand back an error as it is: raised there, it would come wrapped in their traceback."""
+        try:
+            return self.get(index)
+        except Exception as error:
+            return error
+
+    def get(self, index: int) -> _Picture:
         with self._naming(index, None):
             # A data set that decodes its images may fail here.
             item = self.inputs[index]
@@ -469,10 +476,12 @@ class _Pictures(Dataset):
                 generator=torch.Generator(),
             )
             for picture in loader:
+                if isinstance(picture, Exception):
+                    raise picture
                 yield None, picture
         elif self.is_sized:
             for index in range(len(self)):
-                yield None, self[index]
+                yield None, self.get(index)
         else:
             if num_workers > 0:
                 logger.warning("num_workers=%d is ignored for inputs without a length.", num_workers)
