@@ -152,8 +152,8 @@ class AttributeHeads(nn.Module):
         states = states.to(self.query.dtype)
         with _no_autocast(states):
             if self.fusion == "text_to_image":
-                weight = mask / mask.sum(1, keepdim=True)
-                question = torch.einsum("at,atd->ad", weight.to(states.dtype), states)
+                weight = mask.to(states.dtype) / mask.sum(1, keepdim=True)
+                question = torch.einsum("at,atd->ad", weight, states)
                 queries = torch.einsum("ad,ade->ae", question, self.query).view(A, H, E) * E**-0.5
                 return (torch.einsum("adhe,ahe->ahd", self.key.view(A, D, H, E), queries),)
             T = states.shape[1]
@@ -535,7 +535,7 @@ class VlmParModel(VlmParPreTrainedModel):
     ):
         if (pixel_values is None) == (patch_embeds is None):
             raise ValueError(
-                "expected either pixel_values or patch_embeds, got " + ("none" if patch_embeds is None else "both")
+                "expected either pixel_values or patch_embeds, got " + ("neither" if patch_embeds is None else "both")
             )
         if pixel_values is not None:
             return self.get_image_features(pixel_values, pixel_attention_mask, spatial_shapes)
@@ -611,9 +611,10 @@ class VlmParModel(VlmParPreTrainedModel):
         self, logits: torch.Tensor, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None
     ) -> torch.Tensor:
         """`ParLoss` with the settings of `config.loss` (VLM-PAR, equation 15)."""
+        # In a tuple, so that it is no submodule: it belongs to the training, not to the checkpoint.
         if self._loss is None or self._loss[0] != self.config.loss:
             self._loss = (dict(self.config.loss), ParLoss(self.schema, **self.config.loss))
-        return self._loss[1].to(logits.device)(logits, labels, num_items_in_batch=num_items_in_batch)
+        return self._loss[1].train(self.training)(logits, labels, num_items_in_batch=num_items_in_batch)
 
     @torch.no_grad()
     def patch_evidence(self, **inputs: Any) -> torch.Tensor:
@@ -883,6 +884,8 @@ class VlmParModel(VlmParPreTrainedModel):
             return super().from_pretrained(None, *model_args, config=config, **kwargs)
         hub = {key: kwargs[key] for key in HUB_KEYS if key in kwargs}
         saved, _ = PreTrainedConfig.get_config_dict(name, **hub)
+        if not saved:
+            raise FileNotFoundError(f"{name} has no config.json, expected a checkpoint of VLM-PAR")
         is_own = saved.get("model_type") == VlmParConfig.model_type
         if config is None:
             if not is_own:

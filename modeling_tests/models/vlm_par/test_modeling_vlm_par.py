@@ -1,0 +1,696 @@
+import copy
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModel
+
+from modeling_tests.models.vlm_par.reference import reference_logits
+from modeling_tests.tiny import (
+    randomize,
+    tiny_backbone_config,
+    tiny_inputs,
+    tiny_model,
+    tiny_processor,
+    tiny_schema,
+    tiny_tokenizer,
+)
+from vlm_par_hf.losses import ParLoss
+from vlm_par_hf.models.vlm_par import VlmParConfig, VlmParModel, VlmParProcessor
+
+
+FUSIONS = ("text_to_image", "image_to_text", "none")
+
+
+def features(model, batch=5, seed=0):
+    """Random frozen features with unequal numbers of patches; what lies at padding must never matter."""
+    generator = torch.Generator().manual_seed(seed)
+    width = model.config.vlm_config.vision_config.hidden_size
+    patches = torch.randn(batch, 11, width, generator=generator)
+    mask = torch.arange(11)[None] < torch.tensor([11, 1, 7, 4, 10])[:batch, None]
+    patches[~mask] = float("nan")
+    return {
+        "patch_embeds": patches,
+        "image_embeds": torch.randn(batch, width, generator=generator),
+        "patch_mask": mask,
+    }
+
+
+def some_labels(schema, batch=5, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    columns = [torch.randint(-1, one.num_labels, (batch,), generator=generator) for one in schema]
+    labels = torch.stack(columns, 1)
+    return labels.masked_fill(labels < 0, -100)
+
+
+def trained_model(fusion, alignment="logit", question_tokens="content", kind="kway", **config):
+    model = tiny_model(kind, fusion=fusion, alignment=alignment, question_tokens=question_tokens, **config)
+    randomize(model, seed=3)
+    generator = torch.Generator().manual_seed(4)
+    heads = model.attribute_heads
+    with torch.no_grad():
+        heads.pooled_mean.copy_(torch.randn(heads.width, generator=generator))
+        heads.pooled_std.copy_(torch.rand(heads.width, generator=generator) + 0.5)
+    return model
+
+
+# The computation
+
+
+@pytest.mark.parametrize("question_tokens", ["content", "all"])
+@pytest.mark.parametrize("alignment", ["logit", "none"])
+@pytest.mark.parametrize("fusion", FUSIONS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_factored_path_equals_the_equations(fusion, alignment, question_tokens, dtype):
+    model = trained_model(fusion, alignment, question_tokens).to(dtype)
+    inputs = features(model)
+    inputs["patch_embeds"], inputs["image_embeds"] = inputs["patch_embeds"].to(dtype), inputs["image_embeds"].to(dtype)
+    labels = some_labels(model.schema)
+    if fusion != "none":
+        assert len(set(model.question_mask.sum(1).tolist())) > 1 or question_tokens == "all"
+    tolerance = 1e-5 if dtype == torch.float32 else 1e-11
+    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    loss_function = ParLoss(model.schema)
+
+    out = model(**inputs, labels=labels)
+    expected = reference_logits(model, **inputs)
+    torch.testing.assert_close(out.logits, expected, rtol=tolerance, atol=tolerance)
+    expected_loss = loss_function(expected, labels)
+    torch.testing.assert_close(out.loss, expected_loss, rtol=tolerance, atol=tolerance)
+    mine = torch.autograd.grad(out.loss, parameters.values())
+    theirs = torch.autograd.grad(expected_loss, parameters.values())
+    for name, one, other in zip(parameters, mine, theirs):
+        assert other.abs().max() > 0, name
+        torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance, msg=lambda text, name=name: name + text)
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_gradients_of_the_patches_equal_the_equations(fusion):
+    model = trained_model(fusion).double()
+    inputs = features(model)
+    results = []
+    for compute in (lambda **x: model(**x).logits, lambda **x: reference_logits(model, **x)):
+        patches = inputs["patch_embeds"].double().requires_grad_()
+        logits = compute(**{**inputs, "patch_embeds": patches, "image_embeds": inputs["image_embeds"].double()})
+        weight = torch.linspace(-1, 1, logits.numel(), dtype=torch.float64).view_as(logits)
+        (logits * weight * model.attribute_heads.label_mask).sum().backward()
+        results.append(patches.grad)
+    mask = inputs["patch_mask"]
+    torch.testing.assert_close(results[0][mask], results[1][mask], rtol=1e-9, atol=1e-11)
+    assert (results[0][~mask] == 0).all()
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_bfloat16_is_no_worse_than_the_plain_form(fusion):
+    errors, plain_errors = [], []
+    for seed in range(4):
+        model = trained_model(fusion)
+        inputs = features(model, seed=seed)
+        # The same bfloat16 weights and features on both sides, so that only the arithmetic differs.
+        half = copy.deepcopy(model).to(torch.bfloat16)
+        inputs = {name: x.bfloat16() if x.is_floating_point() else x for name, x in inputs.items()}
+        exact_model = copy.deepcopy(half).double()
+        exact_inputs = {name: x.double() if x.is_floating_point() else x for name, x in inputs.items()}
+        mask = half.attribute_heads.label_mask
+        with torch.no_grad():
+            exact = exact_model(**exact_inputs).logits[:, mask]
+            errors.append((half(**inputs).logits[:, mask] - exact).square().mean())
+            plain_errors.append((reference_logits(half, **inputs)[:, mask] - exact).square().mean())
+    assert torch.stack(errors).mean() <= torch.stack(plain_errors).mean()
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_autocast_stays_close(fusion):
+    model = trained_model(fusion)
+    inputs = features(model)
+    with torch.no_grad():
+        exact = model(**inputs).logits
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = model(**inputs).logits
+    assert logits.dtype == torch.float32
+    mask = model.attribute_heads.label_mask
+    assert (logits - exact)[:, mask].abs().max() < 0.1 * exact[:, mask].std()
+
+
+def test_vanishing_variance_is_clamped():
+    model = trained_model("image_to_text")
+    inputs = features(model)
+    inputs["patch_embeds"] = torch.ones_like(inputs["patch_embeds"]) * 1e3  # nothing left after centring
+    logits = model(**inputs, labels=some_labels(model.schema))
+    logits.loss.backward()
+    assert logits.logits.isfinite().all()
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
+
+
+def test_no_tensor_of_patches_by_width_per_attribute():
+    model = trained_model("image_to_text")
+    B, N, A, D = 3, 11, len(model.schema), model.attribute_heads.width
+    shapes = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: shapes.append(tuple(x.shape)) or x, lambda x: x):
+        model(**features(model, batch=B)).logits.sum().backward()
+    assert (B, N, D) in shapes
+    assert not [shape for shape in shapes if set(shape) >= {B, N, A, D}]
+
+
+# Starting point
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+@pytest.mark.parametrize("kind", ["naflex", "fixed", "kway"])
+def test_fresh_model_is_the_zero_shot_classifier(kind, fusion):
+    model = tiny_model(kind, fusion=fusion)
+    processor = tiny_processor(kind)
+    inputs = tiny_inputs(kind)
+    with torch.no_grad():
+        logits = model(**inputs).logits
+        for position, attribute in enumerate(model.schema):
+            texts = processor(text=list(attribute.prompts), return_tensors="pt")
+            expected = model.vlm(**texts, **inputs).logits_per_image
+            torch.testing.assert_close(logits[:, position, : attribute.num_labels], expected, rtol=1e-5, atol=1e-5)
+            assert (logits[:, position, attribute.num_labels :] == -1e4).all()
+
+
+def test_fresh_fusion_is_a_no_op():
+    pooled = {}
+    for fusion in FUSIONS:
+        model = tiny_model("naflex", fusion=fusion)
+        inputs = features(model)
+        pooled[fusion], _, _ = model.attribute_heads.pool(
+            inputs["patch_embeds"], inputs["patch_mask"], model._fold_text()
+        )
+    torch.testing.assert_close(pooled["image_to_text"], pooled["none"].expand_as(pooled["image_to_text"]))
+    mean = torch.stack([x[m].mean(0) for x, m in zip(inputs["patch_embeds"], inputs["patch_mask"])])
+    expected = torch.nn.functional.layer_norm(mean, mean.shape[-1:], eps=1e-6)[:, None]
+    torch.testing.assert_close(pooled["text_to_image"], expected.expand(5, 3, 32), rtol=1e-4, atol=1e-4)
+
+
+def test_paper_configuration():
+    config = VlmParConfig.paper(vlm_config=tiny_backbone_config(), attributes=tiny_schema())
+    assert (config.alignment, config.fusion, config.num_fusion_heads) == ("none", "image_to_text", 8)
+    assert VlmParConfig.paper(vlm_config=tiny_backbone_config(), fusion="none").fusion == "none"
+    model = VlmParModel(config)
+    model.encode_questions(tiny_processor())
+    assert not model(**tiny_inputs()).logits.any()  # a zero classifier and nothing else
+
+
+def test_init_bias_from_priors():
+    model = tiny_model("kway", alignment="none")
+    colors = [0.4, 0.3, 0.2, 0.1]
+    model.init_bias_from_priors([0.1, [0.75, 0.25], 0.5, colors, [0.2, 0.2, 0.6]])
+    with torch.no_grad():
+        probabilities = model(**tiny_inputs("kway")).logits.softmax(-1)
+    torch.testing.assert_close(probabilities[0, 0, :2], torch.tensor([0.9, 0.1]))
+    torch.testing.assert_close(probabilities[1, 1, :2], torch.tensor([0.75, 0.25]))
+    torch.testing.assert_close(probabilities[2, 3], torch.tensor(colors))
+    torch.testing.assert_close(probabilities[0, 4, :3], torch.tensor([0.2, 0.2, 0.6]))
+    with pytest.raises(ValueError, match="one entry per attribute"):
+        model.init_bias_from_priors([0.5])
+    with pytest.raises(ValueError, match="UpperColor.*4 shares"):
+        model.init_bias_from_priors([0.1, 0.2, 0.5, [0.5, 0.5], [0.2, 0.2, 0.6]])
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_fit_pooled_statistics_standardises_and_changes_no_logit(fusion):
+    model = trained_model(fusion)
+    batches = [features(model, seed=seed) for seed in range(6)]
+    with torch.no_grad():
+        before = [model(**batch).logits for batch in batches]
+        model.train()
+        model.fit_pooled_statistics(batches)
+        assert model.training
+        model.eval()
+        after = [model(**batch).logits for batch in batches]
+        pooled = torch.cat([model._explain(batch)[0] for batch in batches]).flatten(0, 1)
+    torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-4)
+    heads = model.attribute_heads
+    standard = (pooled - heads.pooled_mean) / heads.pooled_std
+    torch.testing.assert_close(standard.mean(0), torch.zeros(heads.width), rtol=0, atol=1e-3)
+    torch.testing.assert_close(standard.std(0), torch.ones(heads.width), rtol=0, atol=2e-2)
+    with pytest.raises(ValueError, match="at least 2 images"):
+        model.fit_pooled_statistics([])
+
+
+# Freezing and optimisation
+
+
+@pytest.mark.parametrize("kind", ["naflex", "fixed"])
+def test_frozen_backbone_is_bit_equal_after_training(kind):
+    model = tiny_model(kind, attention_dropout=0.1)
+    before = {name: tensor.clone() for name, tensor in model.vlm.state_dict().items()}
+    model.train()
+    assert model.attribute_heads.training and not any(module.training for module in model.vlm.modules())
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.1)  # given everything, on purpose
+    labels = some_labels(model.schema, batch=3)
+    for _ in range(3):
+        optimizer.zero_grad()
+        model(**tiny_inputs(kind), labels=labels).loss.backward()
+        optimizer.step()
+    after = model.vlm.state_dict()
+    assert all(torch.equal(after[name], before[name]) for name in before)
+    assert model.attribute_heads.classifier_weight.any()
+
+
+@pytest.mark.parametrize("alignment", ["logit", "none"])
+def test_unfrozen_means_the_vision_tower_alone(alignment):
+    model = tiny_model("naflex", freeze_backbone=False, alignment=alignment)
+    randomize(model)
+    model.train()
+    assert model.vlm.vision_model.training and not model.vlm.text_model.training
+    model(**tiny_inputs(), labels=some_labels(model.schema, batch=3)).loss.backward()
+    for name, parameter in model.named_parameters():
+        trained = name.startswith(("attribute_heads.", "vlm.vision_model."))
+        if alignment == "none" and name.startswith("vlm.vision_model.head."):
+            trained = False
+        assert parameter.requires_grad == trained, name
+        assert (parameter.grad is not None and bool(parameter.grad.any())) == trained, name
+    model.eval()
+    assert not any(module.training for module in model.modules())
+
+
+def test_parameter_groups_hold_every_trainable_parameter_once():
+    for config in ({}, {"freeze_backbone": False}, {"fusion": "none", "alignment": "none"}):
+        model = tiny_model("naflex", **config)
+        groups = model.parameter_groups(3e-3, 1e-4, weight_decay=0.05)
+        ids = [id(parameter) for group in groups for parameter in group["params"]]
+        assert sorted(ids) == sorted(id(p) for p in model.parameters() if p.requires_grad)
+        rates = {id(p): (group["lr"], group["weight_decay"]) for group in groups for p in group["params"]}
+        heads = model.attribute_heads
+        assert rates[id(heads.classifier_weight)] == (3e-3, 0.05)
+        assert rates[id(heads.classifier_bias)] == (3e-3, 0.0)
+        assert rates[id(heads.norm_weight)] == (1e-4, 0.0)
+        if config.get("fusion") != "none":
+            assert rates[id(heads.value)] == (1e-4, 0.05)
+            assert rates[id(heads.gate)] == (3e-3, 0.0)
+        if "freeze_backbone" in config:
+            assert rates[id(model.vlm.vision_model.post_layernorm.weight)] == (1e-4, 0.0)
+        torch.optim.AdamW(groups)
+
+
+def test_num_items_in_batch_makes_micro_batches_add_up():
+    model = trained_model("text_to_image")
+    inputs, labels = features(model, 4), some_labels(model.schema, 4)
+    known = (labels != -100).sum()
+    whole = model(**inputs, labels=labels).loss
+    parts = [
+        model(**{k: v[s] for k, v in inputs.items()}, labels=labels[s], num_items_in_batch=known).loss
+        for s in (slice(0, 1), slice(1, 4))
+    ]
+    torch.testing.assert_close(sum(parts), whole)
+
+
+def test_loss_settings_are_those_of_the_configuration_at_the_time():
+    model = trained_model("none")
+    inputs, labels = features(model), some_labels(model.schema)
+    with torch.no_grad():
+        first = model(**inputs, labels=labels)
+        torch.testing.assert_close(first.loss, ParLoss(model.schema)(first.logits, labels))
+        model.config.loss = {"kind": "ce", "label_smoothing": 0.0, "reduction": "sum"}
+        second = model(**inputs, labels=labels)
+    expected = ParLoss(model.schema, "ce", label_smoothing=0.0, reduction="sum")(second.logits, labels)
+    torch.testing.assert_close(second.loss, expected)
+    assert not [name for name in model.state_dict() if "loss" in name]
+
+
+# Text
+
+
+def test_question_states_are_those_of_the_text_tower():
+    processor, questions = tiny_processor(), tiny_schema().questions
+    states = {}
+    for tokens in ("content", "all"):
+        model = tiny_model("naflex", question_tokens=tokens)
+        with torch.no_grad():
+            ids = processor(text=list(questions))["input_ids"]
+            assert ids.shape == (3, 64)
+            expected = model.vlm.text_model(input_ids=ids).last_hidden_state
+        for row, question in enumerate(questions):
+            length = len(processor.encode_texts([question])[0])
+            kept = [*range(length), 63] if tokens == "content" else list(range(64))
+            assert model.question_mask[row].sum() == len(kept)
+            found = model.question_states[row][model.question_mask[row]]
+            torch.testing.assert_close(found, expected[row, kept], rtol=1e-5, atol=1e-5)
+        states[tokens] = model.question_states
+    assert states["all"].shape[1] == 64 and states["content"].shape[1] < 20
+
+
+def test_a_full_question_has_no_extra_position():
+    schema = tiny_schema().to_list()
+    schema[0]["question"] = " ".join(["hat"] * 100)
+    model = VlmParModel(VlmParConfig(vlm_config=tiny_backbone_config(), attributes=schema))
+    model.encode_questions(tiny_processor())
+    assert model.question_mask.sum(1).tolist()[0] == 64
+
+
+def test_forward_encodes_from_the_configured_ids_and_raises_without():
+    encoded = trained_model("image_to_text")
+    config = VlmParConfig.from_dict(encoded.config.to_dict())
+    fresh = VlmParModel(config)
+    fresh.load_state_dict(
+        {k: v for k, v in encoded.state_dict().items() if not k.startswith(("question", "prompt"))}, strict=False
+    )
+    inputs = features(fresh)
+    torch.testing.assert_close(fresh.eval()(**inputs).logits, encoded(**inputs).logits)
+    with pytest.raises(ValueError, match="never tokenized"):
+        tiny_model("naflex", encode=False)(**tiny_inputs())
+    no_text_needed = tiny_model("naflex", encode=False, fusion="none", alignment="none")
+    assert no_text_needed(**tiny_inputs()).logits.shape == (3, 3, 2)
+
+
+def test_folded_text_is_never_stale():
+    model = trained_model("text_to_image")
+    inputs = features(model)
+
+    def logits():
+        with torch.no_grad():
+            return model(**inputs).logits
+
+    def fresh_logits():
+        model._folded = None
+        return logits()
+
+    first = logits()
+    assert model._folded is not None and torch.equal(logits(), first)
+    with torch.no_grad():
+        model.attribute_heads.key.mul_(3)  # in place
+    changed = logits()
+    assert not torch.allclose(changed, first) and torch.equal(changed, fresh_logits())
+    model.load_state_dict(trained_model("text_to_image").state_dict())
+    assert torch.equal(logits(), first)
+    model.train()
+    model.attribute_heads.key.data.mul_(2)  # counts no version; training clears what was kept
+    model.eval()
+    assert torch.equal(logits(), fresh_logits()) and not torch.allclose(logits(), first)
+    model.attribute_heads.key.data.div_(2)
+    model.double().float()
+    torch.testing.assert_close(logits(), first)
+    schema = model.schema
+    model.schema = type(schema)([{**one, "question": "where is it?"} for one in schema.to_list()])
+    model.encode_questions(tiny_processor())
+    assert not torch.allclose(logits(), first) and torch.equal(logits(), fresh_logits())
+    with torch.inference_mode():
+        inference = model(**inputs).logits
+    torch.testing.assert_close(inference, logits())
+    model(**inputs, labels=some_labels(schema)).loss.backward()  # gradients after all that
+    assert model.attribute_heads.query.grad.any()
+
+
+# Attention and evidence
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_attentions_and_relevance(fusion):
+    model = trained_model(fusion)
+    inputs = features(model)
+    out = model(**inputs, output_attentions=True)
+    A, T = len(model.schema), model.question_mask.shape[1] if fusion != "none" else 0
+    shape = {"text_to_image": (5, A, 4, 11), "image_to_text": (5, A, 4, 11, T), "none": None}[fusion]
+    assert (None if out.attentions is None else tuple(out.attentions.shape)) == shape
+    assert model(**inputs).attentions is None
+    if fusion != "none":
+        torch.testing.assert_close(out.attentions.sum(-1), torch.ones(out.attentions.shape[:-1]))
+    if fusion == "image_to_text":
+        assert not out.attentions[:, ~model.question_mask[:, None, None].expand(A, 4, 11, T)].any()
+    relevance = model.explain(**inputs)
+    assert relevance.shape == (5, A, 11) and not relevance.isnan().any()
+    padding = ~inputs["patch_mask"][:, None].expand_as(relevance)
+    assert not relevance[padding].any()
+    if fusion == "text_to_image":
+        torch.testing.assert_close(relevance, out.attentions.mean(2))
+    one = model.explain(attribute="UpperColor", **inputs)
+    assert torch.equal(one, relevance[:, 3:4])
+    assert torch.equal(model.explain(attribute=[2, "Hat"], **inputs), relevance[:, [2, 0]])
+    with pytest.raises(KeyError, match="UpperColor"):
+        model.explain(attribute="UpperColour", **inputs)
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_evidence_of_the_patches_sums_to_the_logit(fusion):
+    model = trained_model(fusion, alignment="none").double()
+    inputs = features(model)
+    inputs = {name: x.double() if x.is_floating_point() else x for name, x in inputs.items()}
+    evidence = model.patch_evidence(**inputs)
+    assert evidence.shape == (5, len(model.schema), 11, 4)
+    heads = model.attribute_heads
+    shift = (heads.norm_bias - heads.pooled_mean) / heads.pooled_std
+    constant = torch.einsum("ad,adc->ac", shift, heads.classifier_weight) + heads.classifier_bias
+    logits = model(**inputs).logits
+    torch.testing.assert_close((evidence.sum(2) + constant)[:, heads.label_mask], logits[:, heads.label_mask])
+
+
+# Inputs
+
+
+def test_precomputed_features_equal_pixels():
+    for kind in ("naflex", "fixed"):
+        model = randomize(tiny_model(kind))
+        inputs = tiny_inputs(kind)
+        with torch.no_grad():
+            patches, pooled, mask = model.get_image_features(**inputs)
+            assert mask.dtype == torch.bool and patches.shape[:2] == mask.shape
+            expected = model(**inputs).logits
+            found = model(patch_embeds=patches, image_embeds=pooled, patch_mask=mask).logits
+            assert torch.equal(found, expected)
+            halves = model(patch_embeds=patches.half(), image_embeds=pooled.half(), patch_mask=mask).logits
+        torch.testing.assert_close(halves, expected, rtol=1e-2, atol=1e-2)
+
+
+def test_fixed_resolution_takes_another_size():
+    model = tiny_model("fixed")
+    assert model(pixel_values=torch.randn(2, 3, 32, 16)).logits.isfinite().all()
+
+
+def test_wrong_inputs_are_named():
+    model = tiny_model("naflex")
+    inputs = tiny_inputs()
+    with pytest.raises(ValueError, match="either pixel_values or patch_embeds, got neither"):
+        model()
+    with pytest.raises(ValueError, match="got both"):
+        model(**inputs, patch_embeds=torch.zeros(3, 12, 32))
+    with pytest.raises(ValueError, match="image_embeds is None"):
+        model(patch_embeds=torch.zeros(3, 12, 32))
+    with pytest.raises(ValueError, match="spatial_shapes is None"):
+        model(pixel_values=inputs["pixel_values"])
+    with pytest.raises(ValueError, match="pixel_values must have shape"):
+        model(**tiny_inputs("fixed"))
+    with pytest.raises(ValueError, match="attributes is None"):
+        VlmParModel(VlmParConfig(vlm_config=tiny_backbone_config()))
+
+
+# Saved forms
+
+
+@pytest.fixture
+def backbone_folder(tmp_path):
+    """A plain SigLIP 2 checkpoint with its tokenizer and image processor, as the Hub has them."""
+    model = tiny_model("naflex")
+    folder = tmp_path / "backbone"
+    model.vlm.save_pretrained(folder)
+    processor = tiny_processor()
+    processor.image_processor.save_pretrained(folder)
+    processor.tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_from_backbone(backbone_folder, caplog):
+    model = VlmParModel.from_backbone(backbone_folder, attributes=tiny_schema(kway=True), num_fusion_heads=4)
+    expected = tiny_model("kway")
+    assert not model.training and model.config.backbone_name == str(backbone_folder)
+    with torch.no_grad():
+        torch.testing.assert_close(model(**tiny_inputs()).logits, expected(**tiny_inputs()).logits)
+    assert not [name for name, p in model.named_parameters() if p.requires_grad and name.startswith("vlm.")]
+    half = VlmParModel.from_backbone(
+        str(backbone_folder), attributes=tiny_schema(), tokenizer=tiny_tokenizer(), dtype=torch.bfloat16
+    )
+    assert half.dtype == half.prompt_embeds.dtype == torch.bfloat16
+    assert half(**tiny_inputs()).logits.isfinite().all()
+
+
+def heads_model(backbone_folder, **config):
+    model = VlmParModel.from_backbone(
+        backbone_folder, attributes=tiny_schema(), num_fusion_heads=4, save_backbone=False, **config
+    )
+    return randomize(model)
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_heads_alone_come_back(backbone_folder, tmp_path, fusion):
+    model = heads_model(backbone_folder, fusion=fusion)
+    folder = tmp_path / "heads"
+    model.save_pretrained(folder)
+    size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    assert size < (backbone_folder / "model.safetensors").stat().st_size
+    from safetensors import safe_open
+
+    with safe_open(folder / "model.safetensors", "pt") as file:
+        assert not [name for name in file.keys() if name.startswith("vlm.")]  # noqa: SIM118
+    inputs = tiny_inputs()
+    for loaded in (VlmParModel.from_pretrained(folder), AutoModel.from_pretrained(str(folder))):
+        assert type(loaded) is VlmParModel and not loaded.training
+        with torch.no_grad():
+            torch.testing.assert_close(loaded(**inputs).logits, model(**inputs).logits)
+        assert not any(p.requires_grad for p in loaded.vlm.parameters())
+        assert loaded.name_or_path == str(folder)
+    assert AutoModel.from_pretrained(folder, dtype=torch.bfloat16).dtype == torch.bfloat16
+    again = tmp_path / "again"
+    loaded.save_pretrained(again)
+    assert (again / "model.safetensors").stat().st_size == (folder / "model.safetensors").stat().st_size
+    loaded.config.save_backbone = True
+    loaded.save_pretrained(tmp_path / "full")
+    full = AutoModel.from_pretrained(tmp_path / "full")
+    with torch.no_grad():
+        torch.testing.assert_close(full(**inputs).logits, model(**inputs).logits)
+
+
+def test_heads_find_a_sharded_backbone_and_refuse_another(backbone_folder, tmp_path):
+    folder = tmp_path / "heads"
+    model = heads_model(backbone_folder)
+    model.save_pretrained(folder)
+    (backbone_folder / "model.safetensors").unlink()
+    model.vlm.save_pretrained(backbone_folder, max_shard_size="20KB")
+    assert (backbone_folder / "model.safetensors.index.json").is_file()
+    with torch.no_grad():
+        found = AutoModel.from_pretrained(folder)(**tiny_inputs()).logits
+        torch.testing.assert_close(found, model(**tiny_inputs()).logits)
+        model.vlm.vision_model.post_layernorm.weight[0] += 1e-3
+    model.vlm.save_pretrained(backbone_folder, max_shard_size="20KB")
+    with pytest.raises(ValueError, match="backbone_hash"):
+        AutoModel.from_pretrained(folder)
+
+
+def test_heads_alone_are_refused_without_a_way_back(backbone_folder, tmp_path):
+    with pytest.raises(ValueError, match="backbone_name is None"):
+        tiny_model("naflex", save_backbone=False).save_pretrained(tmp_path / "x")
+    model = heads_model(backbone_folder, freeze_backbone=False)
+    with pytest.raises(ValueError, match="vision tower would be lost"):
+        model.save_pretrained(tmp_path / "x")
+
+
+def test_a_missing_or_foreign_file_is_named(backbone_folder, tmp_path):
+    folder = tmp_path / "model"
+    tiny_model("naflex").save_pretrained(folder)
+    (folder / "model.safetensors").rename(folder / "kept")
+    with pytest.raises(OSError, match="model.safetensors"):
+        AutoModel.from_pretrained(folder)
+    (folder / "model.safetensors").write_bytes((backbone_folder / "model.safetensors").read_bytes())
+    with pytest.raises(ValueError, match="model.safetensors lacks .* attribute_heads"):
+        AutoModel.from_pretrained(folder)
+    tiny_model("kway").save_pretrained(tmp_path / "kway")
+    (folder / "model.safetensors").write_bytes((tmp_path / "kway" / "model.safetensors").read_bytes())
+    with pytest.raises(ValueError, match="attribute_heads"):
+        AutoModel.from_pretrained(folder)
+    (folder / "model.safetensors").write_bytes(b"not a safetensors file")
+    with pytest.raises(Exception, match=r"(?i)safetensors|header"):
+        AutoModel.from_pretrained(folder)
+    (folder / "config.json").unlink()
+    with pytest.raises(OSError, match="config.json"):
+        VlmParModel.from_pretrained(folder)
+    with pytest.raises(ValueError, match="from_backbone"):
+        VlmParModel.from_pretrained(backbone_folder)
+    heads = tmp_path / "heads"
+    heads_model(backbone_folder).save_pretrained(heads)
+    (heads / "model.safetensors").unlink()
+    with pytest.raises(OSError, match="model.safetensors"):
+        AutoModel.from_pretrained(heads)
+    (backbone_folder / "config.json").unlink()
+    with pytest.raises(OSError):
+        AutoModel.from_pretrained(heads)
+
+
+def test_configuration_overrides_at_load(tmp_path):
+    tiny_model("naflex").save_pretrained(tmp_path)
+    assert VlmParModel.from_pretrained(tmp_path, attention_dropout=0.3).attribute_heads.dropout == 0.3
+    model, info = VlmParModel.from_pretrained(tmp_path, output_loading_info=True, freeze_backbone=False)
+    assert not info["missing_keys"] and not model.config.freeze_backbone
+    assert any(p.requires_grad for p in model.vlm.vision_model.parameters())
+
+
+# Real configurations
+
+CONFIGS = {
+    "siglip2-base-patch16-naflex": True,
+    "siglip2-base-patch16-224": True,
+    "siglip-base-patch16-224": True,
+    "siglip2-so400m-patch14-384": False,  # on the meta device: 1.1 billion parameters
+}
+
+
+def checkpoint_config(name):
+    if not os.environ.get("PAR_DATA"):
+        pytest.skip("PAR_DATA is not set: needs its checkpoint_configs folder")
+    return Path(os.environ["PAR_DATA"]) / "checkpoint_configs" / name
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_real_configurations_build_and_run_on_meta(name):
+    vlm_config = AutoConfig.from_pretrained(checkpoint_config(name))
+    ids = [[5, 6, 7, 1]] * 3
+    config = VlmParConfig(
+        vlm_config=vlm_config, attributes=tiny_schema(), question_input_ids=ids, prompt_input_ids=[ids[:2]] * 3
+    )
+    with torch.device("meta"):
+        model = VlmParModel(config).eval()
+        width = vlm_config.vision_config.hidden_size
+        out = model(patch_embeds=torch.empty(2, 729, width), image_embeds=torch.empty(2, width))
+        if vlm_config.model_type == "siglip":
+            size = vlm_config.vision_config.image_size
+            assert model(pixel_values=torch.empty(2, 3, size, size)).image_embeds.shape == (2, width)
+    assert out.logits.shape == (2, 3, 2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name, runs in CONFIGS.items() if runs])
+def test_real_configurations_at_full_size(name, tmp_path):
+    folder = checkpoint_config(name)
+    vlm_config = AutoConfig.from_pretrained(folder)
+    model = VlmParModel(VlmParConfig(vlm_config=vlm_config, attributes=tiny_schema().subset(["Hat"])))
+    from transformers import AutoImageProcessor
+
+    processor = VlmParProcessor(AutoImageProcessor.from_pretrained(folder, backend="pil"), tiny_tokenizer())
+    model.encode_questions(processor)
+    randomize(model.eval(), scale=0.05)
+    from PIL import Image
+
+    inputs = processor(images=[Image.new("RGB", (128, 256), (90, 20, 60)), Image.new("L", (70, 200), 30)])
+    with torch.no_grad():
+        logits = model(**inputs).logits
+        assert logits.shape == (2, 1, 2) and logits.isfinite().all()
+        model.save_pretrained(tmp_path)
+        processor.save_pretrained(tmp_path)
+        torch.testing.assert_close(AutoModel.from_pretrained(tmp_path)(**inputs).logits, logits, rtol=1e-5, atol=1e-5)
+
+
+def test_other_backbones_are_refused_by_name():
+    with pytest.raises(ValueError, match="siglip or siglip2.*'clip'"):
+        VlmParConfig(vlm_config=AutoConfig.from_pretrained(checkpoint_config("clip-vit-base-patch16")))
+
+
+# Configuration
+
+
+def test_configuration_round_trip(tmp_path):
+    config = tiny_model("kway", loss={"kind": "ce"}).config
+    config.save_pretrained(tmp_path)
+    loaded = AutoConfig.from_pretrained(tmp_path)
+    assert type(loaded) is VlmParConfig and loaded.schema == config.schema
+    assert loaded.loss == {"kind": "ce"} and loaded.question_input_ids == config.question_input_ids
+    assert loaded.id2label == {0: "Hat", 1: "Backpack", 2: "Female", 3: "UpperColor", 4: "BagSide"}
+    assert json.loads((tmp_path / "config.json").read_text())["attributes"] == config.schema.to_list()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"fusion": "both"}, "fusion must be one of .*'both'"),
+        ({"alignment": "cosine"}, "alignment must be one of .*'cosine'"),
+        ({"question_tokens": 3}, "question_tokens"),
+        ({"num_fusion_heads": 5}, "num_fusion_heads must divide .* 32, got 5"),
+        ({"attention_dropout": 1.0}, "attention_dropout must lie in"),
+        ({"attributes": []}, "at least one attribute"),
+        ({"vlm_config": {"hidden_size": 3}}, "model_type None"),
+    ],
+)
+def test_bad_configurations_are_named(settings, message):
+    with pytest.raises(Exception, match=message):
+        VlmParConfig(**{"vlm_config": tiny_backbone_config(), "attributes": tiny_schema(), **settings})
