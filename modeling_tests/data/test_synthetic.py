@@ -77,7 +77,9 @@ def test_what_cannot_be_seen_is_unknown():
         assert (front[SCHEMA.index("HatColor")] == UNKNOWN) == (front[SCHEMA.index("Hat")] == 0)
 
 
-@pytest.mark.parametrize("name", ["Backpack", "Hat", "Glasses", "SafetyVest", "Umbrella", "Boots", "ShoulderBag", "Mask"])
+@pytest.mark.parametrize(
+    "name", ["Backpack", "Hat", "Glasses", "SafetyVest", "Umbrella", "Boots", "ShoulderBag", "Mask"]
+)
 def test_an_attribute_changes_the_picture(name):
     """What a label says must be drawn: the clean drawing with and without the thing differs."""
     person = next(p for p in _people(3000) if p.traits[name] == "yes" and p.traits["CarryingInFront"] == "no")
@@ -91,9 +93,11 @@ def test_an_attribute_changes_the_picture(name):
 
 def test_the_second_camera_is_another_domain():
     people = _people(60)
-    first, second = (
-        np.mean([np.asarray(render_person(p, Frame.sample(p, 0, camera))).mean((0, 1)) for p in people], 0) for camera in (0, 1)
-    )
+
+    def mean_color(camera):
+        return np.mean([np.asarray(render_person(p, Frame.sample(p, 0, camera))).mean((0, 1)) for p in people], 0)
+
+    first, second = mean_color(0), mean_color(1)
     assert first[0] - second[0] > 15  # less red
 
 
