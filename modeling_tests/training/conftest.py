@@ -3,11 +3,15 @@
 import datasets
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from modeling_tests.tiny import tiny_model, tiny_processor, tiny_schema
 from vlm_par_hf.data import attach_schema
 
+
+# Tiny matrices gain nothing from two threads, and on a busy machine the threads wait for each other.
+torch.set_num_threads(1)
 
 SIZES = {"train": 48, "validation": 24, "test": 20}
 

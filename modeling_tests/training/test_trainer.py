@@ -151,8 +151,7 @@ def test_a_label_space_that_differs_is_refused(tmp_path):
         run(build_data(AttributeSchema(attributes)), tmp_path / "run")
 
 
-@pytest.mark.parametrize("stop", [4, 9])
-@pytest.mark.parametrize("precompute", [False, True])
+@pytest.mark.parametrize(("stop", "precompute"), [(4, False), (9, True)])
 def test_an_interrupted_run_continues_as_if_it_had_not_been(data, tmp_path, stop, precompute):
     # 6 steps per epoch, a checkpoint every 3: one interruption within an epoch, one after an epoch's end.
     settings = {"eval_steps": 3, "precompute_features": precompute, "erasing": 0.0 if precompute else 0.5}
