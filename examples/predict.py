@@ -17,7 +17,7 @@ from transformers import pipeline
 
 import vlm_par_hf
 from vlm_par_hf.images import open_image
-from vlm_par_hf.visualization import draw_boxes, is_positive_answer, people_grid
+from vlm_par_hf.visualization import draw_boxes, explanation_grid, is_positive_answer, people_grid
 
 
 def main() -> None:
@@ -67,12 +67,8 @@ def one_person_per_picture(pipe, schema, options) -> Image.Image:
     for index, result in enumerate(results):
         print(f"{names[index] if names else f'person {index + 1}'}: {in_words(result, schema)}")
     if options.explain:
-        # A person once per attribute: the picture shows where the answer came from.
-        images = [result["overlays"][name] for result in results for name in options.explain]
-        titles = names or [f"person {index + 1}" for index in range(len(results))]
-        names = [f"{one}: {name}" for one in titles for name in options.explain]
-        results = [{name: result["attributes"][name]} for result in results for name in options.explain]
-        labels, note = None, "light: the patches that the answer rests on, each picture on its own scale"
+        note = "light: the patches that the answer rests on, each picture on its own scale"
+        return explanation_grid(images, results, names=names, title=title, note=note)
     return people_grid(images, results, labels, schema, names=names, title=title, note=note)
 
 

@@ -16,7 +16,7 @@ from tiny import TINY_KINDS, randomize, tiny_model, tiny_processor
 from transformers import AutoModel, AutoProcessor, pipeline
 from transformers.pipelines.pt_utils import KeyDataset
 
-import vlm_par_hf  # noqa: F401  (registers the task)
+import vlm_par_hf
 from vlm_par_hf import pipelines
 from vlm_par_hf.pipelines import TASK, PedestrianAttributesPipeline
 
@@ -593,6 +593,20 @@ class TestLoadingAndSaving:
             pipe = pipeline(TASK, device="cpu")
         assert "trained on drawn pedestrians" in caplog.text
         assert close(pipe(crop()), naflex(crop()))
+
+    def test_heads_saved_without_their_backbone(self, tmp_path):
+        backbone, heads = tmp_path / "backbone", tmp_path / "heads"
+        full, processor = tiny_model("naflex"), tiny_processor("naflex")
+        full.vlm.save_pretrained(backbone)
+        processor.save_pretrained(backbone)
+        model = vlm_par_hf.VlmParModel.from_backbone(
+            str(backbone), attributes=full.config.schema, tokenizer=processor, num_fusion_heads=4, save_backbone=False
+        )
+        pipe = PedestrianAttributesPipeline(model=randomize(model).eval(), processor=processor, device="cpu")
+        pipe.save_pretrained(heads)
+        size = {folder: (folder / "model.safetensors").stat().st_size for folder in (backbone, heads)}
+        assert size[heads] < size[backbone]
+        assert close(pipeline(TASK, model=str(heads), device="cpu")(crop()), pipe(crop()))
 
     def test_other_models_do_not_warn(self, folder, caplog):
         with caplog.at_level(logging.WARNING, logger=pipelines.__name__):

@@ -3,7 +3,7 @@ import pytest
 from PIL import Image
 
 from vlm_par_hf.schema import Attribute, AttributeSchema
-from vlm_par_hf.visualization import draw_boxes, is_positive_answer, overlay_relevance, people_grid
+from vlm_par_hf.visualization import draw_boxes, explanation_grid, is_positive_answer, overlay_relevance, people_grid
 
 
 @pytest.fixture
@@ -158,3 +158,23 @@ def test_grid_refuses_what_does_not_match(schema, images, predictions, options, 
     people = [answers(schema, "no", "no", "no", "red")] * predictions
     with pytest.raises(ValueError, match=message):
         people_grid([picture()] * images, people, **options)
+
+
+def test_explanations_stand_in_a_row_per_person(schema):
+    red, green = picture(colour=(250, 0, 0)), picture((30, 200), colour=(0, 250, 0))
+    results = [
+        {"attributes": answers(schema, "yes", "no", "no", "red"), "overlays": {"hat": red, "top": green}},
+        {"attributes": {}, "overlays": {"hat": green}},
+    ]
+    sheet = np.asarray(explanation_grid([picture(), picture()], results, title="Why", note="a note"))
+    red_at, green_at = (np.argwhere((sheet == colour).all(-1)) for colour in ([250, 0, 0], [0, 250, 0]))
+    assert len(red_at) and len(green_at)
+    upper = green_at[green_at[:, 0] < red_at[:, 0].max() + 1]
+    assert upper[:, 1].min() > red_at[:, 1].max()  # the second overlay stands right of the first
+    assert green_at[:, 0].max() > red_at[:, 0].max()  # and the second person below
+    with pytest.raises(ValueError, match=r"results\[0\] has no overlays"):
+        explanation_grid([picture()], [{"attributes": {}}])
+    with pytest.raises(ValueError, match="results has 2 entries, expected one per image \\(1\\)"):
+        explanation_grid([picture()], results)
+    with pytest.raises(ValueError, match="images is empty"):
+        explanation_grid([], [])

@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 from vlm_par_hf.schema import AttributeSchema
 
 
-__all__ = ["draw_boxes", "is_positive_answer", "overlay_relevance", "people_grid"]
+__all__ = ["draw_boxes", "explanation_grid", "is_positive_answer", "overlay_relevance", "people_grid"]
 
 # Dark violet to light yellow, rising in lightness, so that it reads in grey as well.
 _HEAT_ANCHORS = np.array(
@@ -153,7 +153,7 @@ def people_grid(
     title: str | None = None,
     note: str | None = None,
     max_lines: int = 14,
-    picture_height: int = 256,
+    picture_height: int | None = None,
     font_size: int = 15,
 ) -> Image.Image:
     """People in a grid, each beside the attributes predicted for them and, where known, the true ones.
@@ -172,7 +172,8 @@ def people_grid(
         names (sequence of `str`, *optional*): a heading per person; "person 1", ... by default.
         title, note (`str`, *optional*): a heading and a line under it.
         max_lines (`int`): attributes listed per person at most, wrong answers first.
-        picture_height (`int`): height of the pictures in pixels.
+        picture_height (`int`, *optional*): height of the pictures in pixels; by default that of the longest list, at
+            least 256.
         font_size (`int`): in pixels.
 
     Returns:
@@ -204,14 +205,16 @@ def people_grid(
         _card_lines(prediction, None if labels is None else labels[index], schema, max_lines)
         for index, prediction in enumerate(predictions)
     ]
-    font, small, heading = (ImageFont.load_default(size) for size in (font_size, font_size - 2, font_size + 9))
+    font, small = ImageFont.load_default(font_size), ImageFont.load_default(font_size - 2)
     line_height, gap, mark = round(font_size * 1.5), font_size, round(font_size * 0.95)
     name_width = max([font.getlength(line[1]) for lines, *_ in cards for line in lines] + [4 * font_size])
     answer_width = max([font.getlength(line[2]) for lines, *_ in cards for line in lines] + [4 * font_size])
     text_width = round(mark + font_size // 2 + name_width + font_size + answer_width)
-    picture_width = round(min(picture_height, max(picture_height * image.width / image.height for image in images)))
     most_lines = max(len(lines) + bool(footer) for lines, footer, _ in cards)
-    card_height = 2 * gap + max(picture_height, round(1.3 * line_height) + most_lines * line_height)
+    text_height = round(1.3 * line_height) + most_lines * line_height
+    picture_height = picture_height or max(256, text_height)
+    picture_width = round(min(picture_height, max(picture_height * image.width / image.height for image in images)))
+    card_height = 2 * gap + max(picture_height, text_height)
     # The heading of a card may be wider than its lines.
     heading_width = max(
         font.getlength(str(name)) + 2 * font_size + small.getlength(summary)
@@ -220,23 +223,10 @@ def people_grid(
     card_width = round(3 * gap + picture_width + max(text_width, heading_width, *_footer_widths(cards, small)))
 
     rows = -(-len(images) // columns)
-    header = (round(font_size * 2.4) if title else 0) + line_height * (bool(note) + (labels is not None))
-    header += 2 * gap if header else gap
-    width = gap + columns * (card_width + gap)
-    if title:
-        width = max(width, round(heading.getlength(title)) + 4 * gap)
-    if note:
-        width = max(width, round(font.getlength(note)) + 4 * gap)
-    sheet = Image.new("RGB", (width, header + rows * (card_height + gap)), _PAPER)
-    draw = ImageDraw.Draw(sheet)
-
-    y = gap
-    if title:
-        draw.text((gap * 2, y), title, font=heading, fill=_INK)
-        y += round(font_size * 2.4)
-    if note:
-        draw.text((gap * 2, y), note, font=font, fill=_FAINT)
-        y += line_height
+    header = line_height if labels is not None else 0
+    size = (gap + columns * (card_width + gap), rows * (card_height + gap))
+    sheet, draw, y = _sheet(size, title, note, header, font_size)
+    header = sheet.height - size[1]
     if labels is not None:
         x = gap * 2
         legend = {"right": "right", "wrong": "wrong, with the true answer"}
@@ -276,6 +266,91 @@ def people_grid(
     return sheet
 
 
+def explanation_grid(
+    images: Sequence[Image.Image],
+    results: Sequence[Mapping[str, Any]],
+    *,
+    names: Sequence[str] | None = None,
+    title: str | None = None,
+    note: str | None = None,
+    picture_height: int = 256,
+    font_size: int = 15,
+) -> Image.Image:
+    """One row per person: the picture, then the overlay of every explained attribute with its answer under it.
+
+    Args:
+        images (sequence of `PIL.Image.Image`): one person each.
+        results (sequence of `dict`): one per image, from the pipeline with `explain=[...]`: `"attributes"` and
+            `"overlays"`.
+        names (sequence of `str`, *optional*): a caption per person; "person 1", ... by default.
+        title, note (`str`, *optional*): a heading and a line under it.
+        picture_height (`int`): height of the pictures in pixels.
+        font_size (`int`): in pixels.
+
+    Returns:
+        `PIL.Image.Image`: RGB.
+
+    Raises:
+        ValueError: if there is no image, the numbers of images, results or names differ, or a result has no overlays.
+    """
+    if len(images) == 0:
+        raise ValueError("images is empty, expected at least one person")
+    for argument, values in (("results", results), ("names", names)):
+        if values is not None and len(values) != len(images):
+            raise ValueError(f"{argument} has {len(values)} entries, expected one per image ({len(images)})")
+    rows = []
+    for index, (image, result) in enumerate(zip(images, results)):
+        if "overlays" not in result:
+            raise ValueError(f"results[{index}] has no overlays, expected the result of a pipeline call with explain=")
+        row = [(image, names[index] if names else f"person {index + 1}", "")]
+        for name, overlay in result["overlays"].items():
+            answer = result["attributes"].get(name)
+            row.append((overlay, name, f"{answer['label']}  {_percent(answer['score'])}" if answer else ""))
+        rows.append(row)
+    font, small = ImageFont.load_default(font_size), ImageFont.load_default(font_size - 2)
+    gap, line_height = font_size, round(font_size * 1.5)
+    widest = max(image.width / image.height for row in rows for image, *_ in row)
+    words = max(font.getlength(text) for row in rows for cell in row for text in cell[1:])
+    cell_width = round(max(min(1.0, widest) * picture_height, words)) + gap
+    cell_height = picture_height + 2 * line_height + 2 * gap
+    size = (2 * gap + max(len(row) for row in rows) * cell_width, len(rows) * cell_height)
+    sheet, draw, _ = _sheet(size, title, note, 0, font_size)
+    top = sheet.height - size[1]
+    for row in rows:
+        for column, (image, name, answer) in enumerate(row):
+            left = gap + column * cell_width
+            picture = _fit(image, cell_width - gap, picture_height)
+            sheet.paste(picture, (left, top + picture_height - picture.height))
+            draw.text((left, top + picture_height + gap // 3), name, font=font, fill=_INK)
+            draw.text((left, top + picture_height + gap // 3 + line_height), answer, font=small, fill=_FAINT)
+        top += cell_height
+    return sheet
+
+
+def _sheet(
+    size: tuple[int, int], title: str | None, note: str | None, legend_height: int, font_size: int
+) -> tuple[Image.Image, ImageDraw.ImageDraw, int]:
+    """A page with heading and note; room of `legend_height` from the returned y on, and of `size` at the bottom."""
+    heading, font = ImageFont.load_default(font_size + 9), ImageFont.load_default(font_size)
+    title_height, note_height = round(font_size * 2.4) * bool(title), round(font_size * 1.5) * bool(note)
+    header = title_height + note_height + legend_height
+    header += 2 * font_size if header else font_size
+    widths = [heading.getlength(title or ""), font.getlength(note or "")]
+    sheet = Image.new("RGB", (max(size[0], round(max(widths)) + 4 * font_size), header + size[1]), _PAPER)
+    draw = ImageDraw.Draw(sheet)
+    y = font_size
+    if title:
+        draw.text((font_size * 2, y), title, font=heading, fill=_INK)
+    if note:
+        draw.text((font_size * 2, y + title_height), note, font=font, fill=_FAINT)
+    return sheet, draw, y + title_height + note_height
+
+
+def _percent(score: float) -> str:
+    """Nobody writes 100% or 0% for a probability that is neither."""
+    return f"{min(99, max(1, round(100 * score)))}%"
+
+
 def _colour_of(index: int) -> tuple[int, int, int]:
     return _BOX_COLOURS[index % len(_BOX_COLOURS)]
 
@@ -307,8 +382,7 @@ def _card_lines(prediction, truth, schema, max_lines: int) -> tuple[list[tuple[s
         if kind != "wrong" and not is_positive_answer(label, attribute):
             quiet += 1
             continue
-        # Nobody writes 100% or 0% for a probability that is neither.
-        share = f"{min(99, max(1, round(100 * answer['score'])))}%"
+        share = _percent(answer["score"])
         lines.append((kind, name, f"{label} (true: {wanted})" if wanted else f"{label}  {share}"))
     kept = sorted(range(len(lines)), key=lambda index: (lines[index][0] != "wrong", index))[:max_lines]
     hidden = len(lines) - len(kept)
