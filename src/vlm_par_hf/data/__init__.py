@@ -1,6 +1,6 @@
 """Data sets for pedestrian attribute recognition: readers, synthetic pedestrians, augmentation, collator.
 
-Importing this package, reading annotations and listing records needs neither torch nor `datasets`.
+Nothing here imports torch or `datasets` before it is needed: reading annotations needs neither.
 """
 
 from .collator import ParCollator
