@@ -221,6 +221,8 @@ def test_wrong_arguments(rows):
         AugmentedDataset(rows, seed=0.5)
     with pytest.raises(TypeError, match="transform is a str"):
         AugmentedDataset(rows, "flip")
+    with pytest.raises(TypeError, match="dataset is a IterableDataset; expected rows that can be counted"):
+        AugmentedDataset(rows.to_iterable_dataset())
     with pytest.raises(ValueError, match="epoch is -1"):
         AugmentedDataset(rows).set_epoch(-1)
 

@@ -122,6 +122,8 @@ class AugmentedDataset:
             raise ValueError(f"seed is {seed!r}; expected a non-negative integer")
         if transform is not None and not callable(transform):
             raise TypeError(f"transform is a {type(transform).__name__}; expected a callable (image, labels, rng)")
+        if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
+            raise TypeError(f"dataset is a {type(dataset).__name__}; expected rows that can be counted and indexed")
         import torch
 
         self.dataset = dataset
