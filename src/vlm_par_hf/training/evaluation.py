@@ -10,6 +10,7 @@ import platform
 import shlex
 import sys
 from collections.abc import Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,15 @@ def versions() -> dict[str, str]:
         "python": platform.python_version(),
         "platform": platform.platform(),
     }
+
+
+@contextmanager
+def naming(argument: str, value: str):
+    """Put the argument and its value in front of a loading error: offline, the Hub's own message names neither."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(f"{argument}={value!r} could not be loaded: {error}") from error
 
 
 def dataset_notes(split) -> dict[str, Any]:
@@ -144,7 +154,8 @@ def _load_checkpoint(model, processor):
     from transformers import AutoModel, AutoProcessor
 
     name = str(model)
-    return AutoModel.from_pretrained(name), processor or AutoProcessor.from_pretrained(name), name
+    with naming("model", name):
+        return AutoModel.from_pretrained(name), processor or AutoProcessor.from_pretrained(name), name
 
 
 def evaluate(

@@ -37,7 +37,7 @@ from vlm_par_hf.metrics import ParMetrics
 from vlm_par_hf.schema import AttributeSchema
 from vlm_par_hf.utils import atomic_write_json, require
 
-from .evaluation import check_schema, load_data, versions
+from .evaluation import check_schema, load_data, naming, versions
 from .features import VIEWS, compute_features
 from .plots import plot_learning_curve, write_history
 from .settings import TrainSettings
@@ -160,16 +160,16 @@ def _build_model(backbone, schema, model, processor, options: dict[str, Any], ma
                 "alignment", "fusion", "question_tokens", "num_fusion_heads", "attention_dropout", "loss",
             )}  # fmt: skip
             options = {**choices, **options}
-        model = VlmParModel.from_backbone(backbone, attributes=schema, **options)
-        if processor is None:
-            extra = {} if max_num_patches is None else {"max_num_patches": max_num_patches}
-            processor = VlmParProcessor.from_backbone(backbone, **extra)
-        return model, processor
+        extra = {} if max_num_patches is None else {"max_num_patches": max_num_patches}
+        with naming("backbone", backbone):
+            processor = processor or VlmParProcessor.from_backbone(backbone, **extra)
+            return VlmParModel.from_backbone(backbone, attributes=schema, **options), processor
     if options:
         raise ValueError(f"model_options={options!r}: a given model already has its configuration")
     if isinstance(model, (str, Path)):
-        processor = processor or AutoProcessor.from_pretrained(str(model))
-        return AutoModel.from_pretrained(str(model)), processor
+        with naming("model", str(model)):
+            processor = processor or AutoProcessor.from_pretrained(str(model))
+            return AutoModel.from_pretrained(str(model)), processor
     if processor is None:
         raise ValueError("processor is None: a model in memory needs its processor beside it")
     return model, processor
@@ -357,7 +357,8 @@ def _prepare_folder(
         return last_complete_checkpoint(checkpoints) if resume else None
     if overwrite:
         shutil.rmtree(checkpoints, ignore_errors=True)
-    elif run_record.exists() and not resume:
+    elif not resume and ((output_dir / "config.json").exists() or any(checkpoints.glob("checkpoint-*"))):
+        # A record alone is a run that failed before its first checkpoint: nothing to lose.
         raise ValueError(
             f"output_dir={str(output_dir)!r} holds an earlier run: continue it (resume=True, --resume), replace it "
             "(overwrite=True, --overwrite) or name another folder"

@@ -1,0 +1,163 @@
+import csv
+import io
+import json
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from modeling_tests.tiny import randomize, tiny_model, tiny_processor, tiny_schema
+from modeling_tests.training.conftest import build_data
+from vlm_par_hf.data import attach_schema
+from vlm_par_hf.metrics import ParMetrics
+from vlm_par_hf.schema import AttributeSchema
+from vlm_par_hf.training import check_schema, compute_features, evaluate, predict_logits
+
+
+QUIET = {"progress": False, "bootstrap": 50}
+
+
+@pytest.fixture(scope="module")
+def model():
+    return randomize(tiny_model("naflex"))
+
+
+@pytest.fixture(scope="module")
+def processor():
+    return tiny_processor("naflex")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(model, processor, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("checkpoint")
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def written(checkpoint, data, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("evaluation")
+    record = evaluate(checkpoint, data, output_dir=folder, min_positives=2, command=["vlm-par", "evaluate"], **QUIET)
+    return record, folder
+
+
+def test_logits_and_labels_in_the_order_of_the_split(model, processor, data):
+    logits, labels = predict_logits(model, processor, data["test"], batch_size=7, progress=False)
+    assert logits.shape == (20, len(tiny_schema()), 2) and logits.dtype == np.float32
+    assert labels.tolist() == [list(row) for row in data["test"]["labels"]]
+    one_by_one, _ = predict_logits(model, processor, data["test"], batch_size=1, progress=False)
+    np.testing.assert_allclose(logits, one_by_one, atol=1e-4)
+    features = compute_features(model, data["test"], processor, dtype=torch.float32, progress=False)
+    np.testing.assert_allclose(predict_logits(model, processor, features, progress=False)[0], logits, atol=1e-4)
+
+
+def test_the_model_is_left_in_the_mode_it_was_in(processor, data):
+    model = tiny_model("naflex").train()
+    predict_logits(model, processor, data["test"], progress=False)
+    assert model.training
+
+
+def test_an_empty_split_is_an_error(model, processor, data):
+    with pytest.raises(ValueError, match="split is empty"):
+        predict_logits(model, processor, data["test"].select([]), progress=False)
+
+
+def test_the_numbers_are_those_of_the_metrics(written, model, processor, data):
+    record, _ = written
+    scores = predict_logits(model, processor, data["test"], progress=False)
+    expected = ParMetrics(model.config.schema)(scores)
+    for name, value in expected.items():
+        assert record["metrics"][name] == pytest.approx(value, abs=1e-6), name
+
+
+def test_the_record_says_what_was_measured_on_what(written, checkpoint, data):
+    record, folder = written
+    saved = json.loads((folder / "metrics.json").read_text())
+    labels = np.asarray(data["test"]["labels"])
+    assert saved["data"] == {
+        "name": "bands", "split": "test", "images": 20, "skipped_images": 0,
+        "unknown_labels": int((labels < 0).sum()), "synthetic": False, "options": {},
+    }  # fmt: skip
+    assert saved["preset"] == "rethinking" and saved["threshold"] is None
+    assert saved["bootstrap"] == 50 and saved["resampled"] == "images" and saved["seed"] == 0
+    assert saved["model"]["path"] == str(checkpoint) and saved["model"]["model_type"] == "vlm_par"
+    assert saved["command"] == "vlm-par evaluate"
+    assert saved["versions"]["torch"] == torch.__version__
+    low, high = saved["intervals"]["mA"]
+    assert low <= saved["metrics"]["mA"] <= high
+    assert saved["note"] == ""
+
+
+def test_tables_and_picture(written):
+    record, folder = written
+    rows = list(csv.DictReader(io.StringIO((folder / "attributes.csv").read_text())))
+    assert [row["name"] for row in rows] == list(tiny_schema().names)
+    assert float(rows[0]["labels.yes.recall"]) == pytest.approx(record["attributes"][0]["labels"]["yes"]["recall"])
+    text = (folder / "attributes.md").read_text()
+    assert "bands, test: 20 images" in text and f"| mA | {100 * record['metrics']['mA']:.2f} |" in text
+    with Image.open(folder / "attributes.png") as image:
+        assert image.width > 300
+    assert {path.name for path in folder.iterdir()} == {
+        "metrics.json", "attributes.csv", "attributes.md", "attributes.png",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("split", "words"), [("validation", "chooses the checkpoint"), ("train", "fitted")])
+def test_what_is_no_test_result_is_not_called_one(checkpoint, data, split, words):
+    record = evaluate(checkpoint, data, split=split, **QUIET)
+    assert words in record["note"] and record["data"]["split"] == split
+
+
+def test_drawings_are_called_drawings(checkpoint, data, tmp_path):
+    record = evaluate(checkpoint, data, dataset_name="synthetic", output_dir=tmp_path, **QUIET)
+    assert record["data"]["synthetic"] and "SYNTHETIC" in record["note"]
+    assert "SYNTHETIC" in (tmp_path / "attributes.md").read_text()
+
+
+def test_skipped_images_are_told(checkpoint, data):
+    test = attach_schema(data["test"], tiny_schema(), name="pa100k", skipped_images={"test": 7})
+    record = evaluate(checkpoint, {"test": test}, **QUIET)
+    assert record["data"]["skipped_images"] == 7 and record["data"]["name"] == "pa100k"
+    assert "7 images of this split were missing" in record["note"]
+
+
+def test_persons_are_resampled_on_request(checkpoint, data):
+    record = evaluate(checkpoint, data, by_person=True, **QUIET)
+    assert record["resampled"] == "persons" and record["num_groups"] == 10
+    with pytest.raises(ValueError, match="no person_id"):
+        evaluate(checkpoint, {"test": data["test"].remove_columns("person_id")}, by_person=True, **QUIET)
+
+
+def test_categorical_attributes(tmp_path):
+    data = build_data(tiny_schema(kway=True), {"test": 12})
+    record = evaluate(
+        randomize(tiny_model("kway")), data, processor=tiny_processor("kway"), output_dir=tmp_path, **QUIET
+    )
+    assert 0 <= record["metrics"]["mA"] <= 1
+    assert (tmp_path / "attributes.csv").read_text().count("\n") == 1 + len(tiny_schema(kway=True))
+
+
+def test_wrong_use(checkpoint, model, data):
+    with pytest.raises(ValueError, match="split='val' is not in this data set: it has test, train, validation"):
+        evaluate(checkpoint, data, split="val", **QUIET)
+    with pytest.raises(ValueError, match="processor is None"):
+        evaluate(model, data, **QUIET)
+    with pytest.raises(TypeError, match="dataset is a list"):
+        evaluate(checkpoint, [1, 2], **QUIET)
+    plain = datasets.Dataset.from_dict({"labels": [[0, 1, 0]]})
+    with pytest.raises(ValueError, match="carries no attribute schema"):
+        evaluate(checkpoint, {"test": plain}, **QUIET)
+
+
+def test_label_spaces_must_agree_and_wording_need_not(caplog):
+    attributes = tiny_schema().to_list()
+    worded = AttributeSchema([{**attributes[0], "threshold": 0.3, "question": "a hat?"}, *attributes[1:]])
+    with caplog.at_level("WARNING"):
+        check_schema(worded, tiny_schema())
+    assert "words them differently" in caplog.text
+    for wrong in (attributes[::-1], attributes[:-1], [{**attributes[0], "labels": ["yes", "no"]}, *attributes[1:]]):
+        with pytest.raises(ValueError, match="differs from the checkpoint's"):
+            check_schema(AttributeSchema(wrong), tiny_schema())
