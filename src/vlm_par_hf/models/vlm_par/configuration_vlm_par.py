@@ -1,5 +1,6 @@
 """Configuration of VLM-PAR."""
 
+import copy
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
@@ -15,6 +16,11 @@ ALIGNMENTS = ("logit", "none")
 BACKBONE_TYPES = ("siglip", "siglip2")
 FUSIONS = ("text_to_image", "image_to_text", "none")
 QUESTION_TOKENS = ("content", "all")
+# The size of google/siglip2-base-patch16-naflex; the library's own default text tower has another tokenizer's ids.
+DEFAULT_BACKBONE = {
+    "model_type": "siglip2",
+    "text_config": {"vocab_size": 256000, "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2},
+}
 
 
 @strict
@@ -23,7 +29,7 @@ class VlmParConfig(PreTrainedConfig):
 
     Args:
         vlm_config: configuration of the backbone, an object or its dict: `siglip2` (NaFlex checkpoints) or `siglip`
-            (SigLIP and the fixed-resolution SigLIP 2 checkpoints).
+            (SigLIP and the fixed-resolution SigLIP 2 checkpoints). None: the base NaFlex one.
         attributes: the label space, an `AttributeSchema` or a list of dicts; kept as plain JSON. `config.schema` is
             the object. The order of the attributes is the order of the logits.
         alignment: stage 1. `"logit"` adds the backbone's own zero-shot score of each label's prompt, times a learned
@@ -79,10 +85,12 @@ class VlmParConfig(PreTrainedConfig):
     text_pad_token_id: int = 0
 
     def __post_init__(self, **kwargs: Any) -> None:
+        if self.vlm_config is None:
+            self.vlm_config = copy.deepcopy(DEFAULT_BACKBONE)
         backbone = self.vlm_config
         is_dict = isinstance(backbone, dict)
         backbone_type = backbone.get("model_type") if is_dict else getattr(backbone, "model_type", None)
-        if backbone is not None and backbone_type not in BACKBONE_TYPES:
+        if backbone_type not in BACKBONE_TYPES:
             raise ValueError(
                 f"vlm_config must be the configuration of a {' or '.join(BACKBONE_TYPES)} checkpoint (a dict needs "
                 f"its model_type), got model_type {backbone_type!r}"

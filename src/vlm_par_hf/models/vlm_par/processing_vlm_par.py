@@ -9,6 +9,7 @@ from transformers import AutoImageProcessor, AutoTokenizer, BatchFeature, Proces
 
 from vlm_par_hf.images import open_image
 from vlm_par_hf.outputs import ParOutput
+from vlm_par_hf.remote_code import write_remote_code
 from vlm_par_hf.schema import AttributeSchema
 from vlm_par_hf.utils import embedded_path
 
@@ -16,6 +17,8 @@ from vlm_par_hf.utils import embedded_path
 __all__ = ["VlmParProcessor"]
 
 DEFAULT_MAX_NUM_PATCHES = 128  # a 256x128 crop is exactly 16x8 patches of 16: nothing squashed, nothing padded
+IMAGE_PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
 TEXT_LENGTH = 64  # what SigLIP and SigLIP 2 were trained with
 
 
@@ -42,14 +45,33 @@ class VlmParProcessor(ProcessorMixin):
             max_num_patches: the patch budget of an image, for NaFlex checkpoints only.
             tokenizer: replaces the checkpoint's own.
             kwargs: go to both `from_pretrained` calls (`revision`, `token`, `local_files_only`, ...).
+
+        Raises:
+            FileNotFoundError: a local folder lacks a file; the message names it.
         """
         source = embedded_path("backbone") if str(name) == "embedded" else name
+        _check_files(Path(source) / kwargs.get("subfolder", ""), needs_tokenizer=tokenizer is None)
         image_processor = AutoImageProcessor.from_pretrained(source, backend="pil", **kwargs)
         if tokenizer is None:
             tokenizer = AutoTokenizer.from_pretrained(source, **kwargs)
         if hasattr(image_processor, "max_num_patches"):
             image_processor.max_num_patches = max_num_patches
         return cls(image_processor=image_processor, tokenizer=tokenizer)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> "VlmParProcessor":
+        """As `ProcessorMixin.from_pretrained`.
+
+        Raises:
+            FileNotFoundError: a local folder lacks a file; the message names it.
+        """
+        _check_files(Path(pretrained_model_name_or_path) / kwargs.get("subfolder", ""))
+        return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+
+    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> list[str]:
+        """As `ProcessorMixin.save_pretrained`, and the file by which `AutoProcessor` finds this package."""
+        self.auto_map = write_remote_code(save_directory, "vlm_par", AutoProcessor="VlmParProcessor")
+        return super().save_pretrained(save_directory, **kwargs)
 
     @property
     def model_input_names(self) -> list[str]:
@@ -189,3 +211,12 @@ class VlmParProcessor(ProcessorMixin):
                 }
             people.append(found)
         return people
+
+
+def _check_files(folder: Path, *, needs_tokenizer: bool = True) -> None:
+    """Without its tokenizer.json a SigLIP 2 tokenizer loads, with an empty vocabulary and without a word."""
+    if not folder.is_dir():
+        return
+    for files in (IMAGE_PROCESSOR_FILES, TOKENIZER_FILES)[: 1 + needs_tokenizer]:
+        if not any((folder / file).is_file() for file in files):
+            raise FileNotFoundError(f"{folder} has neither {' nor '.join(files)}, expected a saved processor")

@@ -1,0 +1,202 @@
+"""What every model of this package promises, over a list of tiny models; a new family adds its rows."""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+import torch
+from transformers import AutoModel, AutoProcessor
+
+from modeling_tests.tiny import randomize, tiny_inputs, tiny_model, tiny_processor
+
+
+@dataclass(frozen=True)
+class Row:
+    """A tiny model in eval mode, its processor, and `inputs(batch, seed)`."""
+
+    build: Callable
+    processor: Callable
+    inputs: Callable
+    pads: bool  # whether its inputs can be padded
+
+    def model(self, **config):
+        return randomize(self.build(**config))
+
+
+def _vlm_par(kind, **config):
+    return Row(
+        build=lambda **more: tiny_model(kind, **{**config, **more}),
+        processor=lambda: tiny_processor(kind),
+        inputs=lambda batch=3, seed=0: tiny_inputs(kind, batch, seed),
+        pads=kind != "fixed",
+    )
+
+
+ROWS = {
+    "vlm_par-naflex": _vlm_par("naflex"),
+    "vlm_par-fixed": _vlm_par("fixed"),
+    "vlm_par-kway": _vlm_par("kway"),
+    "vlm_par-kway-image_to_text": _vlm_par("kway", fusion="image_to_text"),
+    "vlm_par-naflex-none": _vlm_par("naflex", fusion="none", alignment="none"),
+}
+
+
+@pytest.fixture(params=ROWS)
+def row(request):
+    return ROWS[request.param]
+
+
+def labels_for(model, batch=3):
+    return torch.stack([torch.arange(batch) % one.num_labels for one in model.config.schema], 1)
+
+
+def test_output_form(row):
+    model = row.model()
+    schema = model.config.schema
+    out = model(**row.inputs(), labels=labels_for(model))
+    assert out.logits.shape == (3, len(schema), schema.max_labels) and out.logits.dtype == torch.float32
+    probabilities = out.logits.softmax(-1)
+    outside = torch.from_numpy(~schema.label_mask())
+    assert (out.logits[:, outside] == -1e4).all() and (probabilities[:, outside] == 0).all()
+    assert out.loss.ndim == 0 and out.loss.isfinite()
+    assert out.image_embeds.shape[0] == 3
+    as_tuple = model(**row.inputs(), return_dict=False)
+    assert isinstance(as_tuple, tuple) and torch.equal(as_tuple[0], out.logits)
+
+
+def test_save_and_load_are_equal(row, tmp_path):
+    model, inputs = row.model(), row.inputs()
+    model.save_pretrained(tmp_path)
+    row.processor().save_pretrained(tmp_path)
+    loaded = AutoModel.from_pretrained(tmp_path)
+    assert type(loaded) is type(model) and not loaded.training
+    assert type(AutoProcessor.from_pretrained(tmp_path)) is type(row.processor())
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor), name
+    for name, buffer in model.named_buffers():
+        assert torch.equal(loaded.get_buffer(name), buffer), name
+    assert loaded.config.schema == model.config.schema
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(**inputs).logits, model(**inputs).logits, rtol=1e-5, atol=1e-6)
+    wanted = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert {name for name, parameter in loaded.named_parameters() if parameter.requires_grad} == wanted
+
+
+def test_gradients_reach_every_trainable_parameter_and_no_frozen_one(row):
+    model = row.model().train()
+    model(**row.inputs(4), labels=labels_for(model, 4)).loss.backward()
+    names = {True: [], False: []}
+    for name, parameter in model.named_parameters():
+        names[parameter.requires_grad].append(name)
+        if parameter.requires_grad:
+            assert parameter.grad is not None and bool(parameter.grad.any()), f"no gradient for {name}"
+            assert parameter.grad.isfinite().all(), f"gradient of {name}"
+        else:
+            assert parameter.grad is None, f"gradient for the frozen {name}"
+    assert names[True] and names[False]
+
+
+def test_rows_of_a_batch_are_independent(row):
+    model, inputs = row.model(), row.inputs(4)
+    with torch.no_grad():
+        together = model(**inputs).logits
+        order = torch.tensor([2, 0, 3, 1])
+        shuffled = model(**{name: value[order] for name, value in inputs.items()}).logits
+        torch.testing.assert_close(shuffled, together[order], rtol=1e-5, atol=1e-5)
+        for index in range(4):
+            alone = model(**{name: value[index : index + 1] for name, value in inputs.items()}).logits
+            torch.testing.assert_close(alone[0], together[index], rtol=1e-5, atol=1e-5)
+
+
+def test_padding_changes_nothing(row):
+    if not row.pads:
+        return
+    model, inputs = row.model(), row.inputs()
+    with torch.no_grad():
+        expected = model(**inputs).logits
+        B, _, width = inputs["pixel_values"].shape
+        padded = dict(inputs)
+        padded["pixel_values"] = torch.cat([inputs["pixel_values"], torch.full((B, 5, width), 7.0)], 1)
+        padded["pixel_attention_mask"] = torch.nn.functional.pad(inputs["pixel_attention_mask"], (0, 5))
+        torch.testing.assert_close(model(**padded).logits, expected, rtol=1e-5, atol=1e-5)
+        noisy = dict(inputs)
+        outside = inputs["pixel_attention_mask"][..., None] == 0
+        noisy["pixel_values"] = torch.where(outside, 3.0, inputs["pixel_values"])
+        assert outside.any()
+        torch.testing.assert_close(model(**noisy).logits, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_bfloat16(row, tmp_path):
+    model, inputs = row.model(), row.inputs()
+    with torch.no_grad():
+        expected = model(**inputs).logits
+        half = copy.deepcopy(model).to(torch.bfloat16)
+        found = half(**inputs).logits
+    mask = torch.from_numpy(model.config.schema.label_mask())
+    assert found.dtype == torch.float32
+    assert (found - expected)[:, mask].abs().max() < 0.1 * expected[:, mask].std() + 0.1
+    half.train()(**inputs, labels=labels_for(model)).loss.backward()
+    model.save_pretrained(tmp_path)
+    loaded = AutoModel.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    assert {p.dtype for p in loaded.parameters()} == {torch.bfloat16}
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(**inputs).logits, found, rtol=2e-2, atol=2e-2)
+
+
+def test_sdpa_equals_eager(row, tmp_path):
+    model, inputs = row.model(), row.inputs()
+    model.save_pretrained(tmp_path)
+    logits = {}
+    for implementation in ("sdpa", "eager"):
+        loaded = AutoModel.from_pretrained(tmp_path, attn_implementation=implementation)
+        assert loaded.vlm.config._attn_implementation == implementation
+        with torch.no_grad():
+            logits[implementation] = loaded(**inputs).logits
+    torch.testing.assert_close(logits["sdpa"], logits["eager"], rtol=1e-5, atol=1e-5)
+
+
+def test_dropout_is_off_in_eval_and_training_is_seeded(row):
+    model, inputs = row.model(attention_dropout=0.5), row.inputs()
+    with torch.no_grad():
+        assert torch.equal(model(**inputs).logits, model(**inputs).logits)
+        model.train()
+        torch.manual_seed(1)
+        first = model(**inputs).logits
+        second = model(**inputs).logits
+        torch.manual_seed(1)
+        assert torch.equal(model(**inputs).logits, first)
+        if model.config.fusion != "none":
+            assert not torch.equal(first, second)
+
+
+def check_compiled(row, **options):
+    torch._dynamo.reset()
+    model, inputs = row.model(), row.inputs()
+    compiled = torch.compile(model, **options)
+    labels = labels_for(model)
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(**inputs).logits, model(**inputs).logits, rtol=1e-4, atol=1e-4)
+    model.train()
+    expected = model(**inputs, labels=labels)
+    expected.loss.backward()
+    gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad}
+    model.zero_grad()
+    out = compiled(**inputs, labels=labels)
+    torch.testing.assert_close(out.loss, expected.loss, rtol=1e-4, atol=1e-4)
+    out.loss.backward()
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            torch.testing.assert_close(parameter.grad, gradients[name], rtol=1e-3, atol=1e-4)
+    torch._dynamo.reset()
+
+
+def test_compile_traces_one_graph():
+    check_compiled(ROWS["vlm_par-kway"], backend="eager", fullgraph=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ROWS)
+def test_compile_every_model(name):
+    check_compiled(ROWS[name], backend="eager", fullgraph=True)
+    check_compiled(ROWS[name])
