@@ -77,6 +77,30 @@ def test_training_says_what_it_kept(checkpoint):
     assert (checkpoint / "config.json").exists() and (checkpoint / "learning_curve.png").exists()
 
 
+def test_training_prints_the_command_that_measures_it(files, tmp_path, capsys):
+    arguments = [
+        "train",
+        "synthetic",
+        "--num-train",
+        "16",
+        "--num-validation",
+        "8",
+        "--num-test",
+        "8",
+        "--data-seed",
+        "3",
+    ]
+    arguments += ["--backbone", files["backbone"], "--out", str(tmp_path / "out"), "--max-steps", "1", "--no-progress"]
+    assert main(arguments) == 0
+    command = capsys.readouterr().out.strip().splitlines()[-1].removeprefix("measure it: vlm-par ").split()
+    assert command[:3] == ["evaluate", str(tmp_path / "out"), "synthetic"]
+    assert main([*command, "--bootstrap", "0"]) == 0
+    assert "SYNTHETIC" in capsys.readouterr().out
+    # Without its options the data set would be divided in another way.
+    assert main([*command[:3], "--data-seed", "3"]) == 2
+    assert "could be in the split that is measured" in capsys.readouterr().err
+
+
 def test_evaluate(checkpoint, files, capsys):
     arguments = ["evaluate", str(checkpoint), "folder", "--root", files["data"], "--bootstrap", "20"]
     assert main([*arguments, "--by-person", "--threshold", "schema"]) == 0

@@ -14,6 +14,7 @@ from vlm_par_hf.data import attach_schema
 from vlm_par_hf.metrics import ParMetrics
 from vlm_par_hf.schema import AttributeSchema
 from vlm_par_hf.training import check_schema, compute_features, evaluate, predict_logits
+from vlm_par_hf.training.evaluation import check_same_division
 
 
 QUIET = {"progress": False, "bootstrap": 50}
@@ -161,3 +162,18 @@ def test_label_spaces_must_agree_and_wording_need_not(caplog):
     for wrong in (attributes[::-1], attributes[:-1], [{**attributes[0], "labels": ["yes", "no"]}, *attributes[1:]]):
         with pytest.raises(ValueError, match="differs from the checkpoint's"):
             check_schema(AttributeSchema(wrong), tiny_schema())
+
+
+def test_training_images_must_not_move_into_the_test(tmp_path):
+    record = {"data": {"name": "synthetic", "options": {"partition": 0, "seed": 0, "num_train": 12000}}}
+    (tmp_path / "run.json").write_text(json.dumps(record))
+    check_same_division(str(tmp_path), "synthetic", {"num_train": 12000, "num_test": 50})
+    check_same_division(str(tmp_path), "synthetic", {"seed": 1})  # other people altogether
+    check_same_division(str(tmp_path), "pa100k", {})
+    check_same_division(str(tmp_path / "nothing"), "synthetic", {})
+    with pytest.raises(ValueError, match="num_train: 12000 in training, None now"):
+        check_same_division(str(tmp_path), "synthetic", {})
+    record["data"] = {"name": "folder", "options": {"seed": 0}}
+    (tmp_path / "run.json").write_text(json.dumps(record))
+    with pytest.raises(ValueError, match="seed: 0 in training, 3 now"):
+        check_same_division(str(tmp_path), "folder", {"seed": 3})

@@ -66,8 +66,8 @@ def test_nothing_to_draw_is_an_error(tmp_path):
 
 def test_attributes_are_drawn_undefined_ones_too(tmp_path):
     table = [
-        {"name": "Hat", "mA": 0.9, "rarest": 120},
-        {"name": "Cane", "mA": None, "rarest": 0},
-        {"name": "Boots", "mA": float("nan"), "rarest": 3},
+        {"name": "Hat", "mA": 0.9, "chance": 0.5, "rarest": 120},
+        {"name": "Cane", "mA": None, "chance": 0.5, "rarest": 0},
+        {"name": "Boots", "mA": float("nan"), "chance": 0.25, "rarest": 3},
     ]
     assert is_drawn(plot_attributes(table, tmp_path / "attributes.png", title="three"))

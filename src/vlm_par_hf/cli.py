@@ -9,6 +9,7 @@ import dataclasses
 import json
 import logging
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -77,7 +78,15 @@ def _add_demo(commands) -> argparse.ArgumentParser:
     return parser
 
 
+def _hide_file_bars() -> None:
+    """Bars about reading and writing files say nothing about the job; those of the job itself stay."""
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+
+
 def _run_demo(args) -> None:
+    _hide_file_bars()
     from vlm_par_hf.demo import run_demo
 
     run_demo(
@@ -127,6 +136,7 @@ def _find_images(paths: Sequence[str]) -> list[Path]:
 
 
 def _run_predict(args) -> None:
+    _hide_file_bars()
     images = _find_images(args.images)
     if args.batch_size < 1:
         raise ValueError(f"batch_size={args.batch_size}: expected at least 1")
@@ -261,6 +271,7 @@ def _add_train(commands) -> argparse.ArgumentParser:
 
 
 def _run_train(args) -> None:
+    _hide_file_bars()
     settings = TrainSettings(**{item.name: getattr(args, item.name) for item in dataclasses.fields(TrainSettings)})
     options: dict = {}
     for name in ("fusion", "alignment"):
@@ -292,10 +303,17 @@ def _run_train(args) -> None:
     )
     _say(f"best validation mA {100 * result.best_mA:.2f}% at step {result.best_step} of {result.steps}")
     _say(f"checkpoint: {result.output_dir}")
-    _say(
-        f"measure it:  vlm-par evaluate {result.output_dir} {args.dataset}"
-        + (f" --root {args.root}" if args.root else "")
-    )
+    _say(f"measure it: {shlex.join(['vlm-par', 'evaluate', args.out, args.dataset, *_data_flags(args)])}")
+
+
+def _data_flags(args) -> list[str]:
+    """The options of the data set that differ from their defaults: evaluation must divide it in the same way."""
+    flags = []
+    for name in ("root", "schema", "partition", "data_seed", "num_train", "num_validation", "num_test"):
+        value = getattr(args, name)
+        if value:
+            flags += [f"--{name.replace('_', '-')}", str(value)]
+    return flags if args.missing == "error" else [*flags, "--missing", args.missing]
 
 
 def _add_evaluate(commands) -> argparse.ArgumentParser:
@@ -330,6 +348,7 @@ def _threshold(text: str | None):
 
 
 def _run_evaluate(args) -> None:
+    _hide_file_bars()
     threshold = _threshold(args.threshold)
     folder = args.out
     if folder is None:

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
+from huggingface_hub.utils import tqdm
 from torch.utils.data import DataLoader
-from transformers.utils import logging as transformers_logging
 
 from vlm_par_hf.data import AugmentedDataset, ParCollator, dataset_schema, load_par_dataset
 from vlm_par_hf.metrics import ParMetrics
@@ -32,6 +32,15 @@ from .plots import plot_attributes, table_text
 __all__ = ["check_schema", "evaluate", "load_data", "markdown_table", "predict_logits", "versions"]
 
 logger = logging.getLogger(__name__)
+
+# Options of `load_par_dataset` that decide who is in which split, with their defaults (None: the reader's own).
+_DIVIDING_OPTIONS = {
+    "partition": 0,
+    "seed": 0,
+    "num_train": None,
+    "num_validation": None,
+    "pictures_per_person": None,
+}
 
 
 def versions() -> dict[str, str]:
@@ -91,6 +100,35 @@ def check_schema(dataset: AttributeSchema, model: AttributeSchema) -> None:
     logger.warning("same labels, but the data set's schema words them differently; the checkpoint's holds: %s", listed)
 
 
+def check_same_division(checkpoint: str, name: str, options: dict[str, Any]) -> None:
+    """Refuse to measure where training images may have moved into the split that is measured.
+
+    A data set that is drawn or divided at random has other people in its test split under other options. The record of
+    the run (`run.json` in the checkpoint folder) says what the model was trained with.
+
+    Raises:
+        ValueError: the same data set, divided in another way.
+    """
+    try:
+        trained = json.loads((Path(checkpoint) / "run.json").read_text(encoding="utf-8"))["data"]
+    except (OSError, ValueError, KeyError):
+        return
+    if trained.get("name") != name:
+        return
+    then, now = (
+        {key: given.get(key, default) for key, default in _DIVIDING_OPTIONS.items()}
+        for given in (trained.get("options", {}), options)
+    )
+    if name == "synthetic" and then["seed"] != now["seed"]:
+        return  # another population: nobody in common
+    differences = [f"{key}: {then[key]!r} in training, {now[key]!r} now" for key in then if then[key] != now[key]]
+    if differences:
+        raise ValueError(
+            f"{name!r} is divided differently from what {checkpoint} was trained on ({'; '.join(differences)}): "
+            "images that it was trained on could be in the split that is measured; pass the same options"
+        )
+
+
 def load_data(dataset, *, root=None, schema=None, options: dict[str, Any] | None = None):
     """A `DatasetDict` from a registered name, or the given one as it is.
 
@@ -128,9 +166,7 @@ def predict_logits(
     was_training = model.training
     model.eval()
     logits, labels = [], []
-    bar = transformers_logging.tqdm(
-        total=len(dataset), desc="predict", unit="image", disable=not progress, leave=False
-    )
+    bar = tqdm(total=len(dataset), desc="predict", unit="image", disable=not progress, leave=False)
     try:
         for batch in loader:
             labels.append(batch.pop("labels").numpy())
@@ -208,7 +244,8 @@ def evaluate(
         The record that `metrics.json` holds.
 
     Raises:
-        ValueError: no such split; the data set's schema differs from the checkpoint's; `by_person` without persons.
+        ValueError: no such split; the data set's schema differs from the checkpoint's; the data set is divided in
+            another way than the one that the checkpoint was trained on; `by_person` without persons.
     """
     data = load_data(dataset, root=root, schema=schema, options=dataset_options)
     if split not in data:
@@ -216,6 +253,8 @@ def evaluate(
     notes = dataset_notes(data[split])
     name = dataset if isinstance(dataset, str) else dataset_name or notes.get("name", "in memory")
     model, processor, path = _load_checkpoint(model, processor)
+    if isinstance(dataset, str):
+        check_same_division(path, dataset, dataset_options or {})
     check_schema(dataset_schema(data[split]), model.config.schema)
     groups = None
     if by_person:
@@ -283,7 +322,7 @@ def write_report(record: dict[str, Any], output_dir: str | Path) -> list[Path]:
     atomic_write_text(paths[2], markdown_table(record))
     data = record["data"]
     title = (
-        f"{'SYNTHETIC: ' if data['synthetic'] else ''}{data['name']}, {data['split']}, {data['images']:,} images, "
+        f"{'SYNTHETIC drawings' if data['synthetic'] else data['name']}, {data['split']}, {data['images']:,} images, "
         f"mA {100 * record['metrics']['mA']:.1f}"
     )
     try:
@@ -322,6 +361,7 @@ def _bars(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         {
             "name": row["name"],
             "mA": row["mA"],
+            "chance": 1 / max(1, sum(label["support"] > 0 for label in row["labels"].values())),
             "rarest": min(label["support"] for label in row["labels"].values()),
             "support": row["known"],
         }

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from huggingface_hub.utils import tqdm
 from torch.utils.data import DataLoader, Dataset
-from transformers.utils import logging as transformers_logging
 
 from vlm_par_hf.data import AugmentedDataset, ParAugmentation, ParCollator
 
@@ -161,7 +161,7 @@ def compute_features(
     was_training = model.training
     model.eval()
     store: dict[str, torch.Tensor] = {}
-    bar = transformers_logging.tqdm(
+    bar = tqdm(
         total=len(views) * len(dataset), desc="backbone features", unit="image", disable=not progress, leave=False
     )
     try:

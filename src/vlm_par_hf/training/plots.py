@@ -97,8 +97,9 @@ def plot_learning_curve(
             # The label stands on the side where there is room, so that it never runs out of the picture.
             right = epochs[at] > (min(epochs) + max(epochs)) / 2
             bottom.annotate(
-                f"kept: {percent[at]:.1f}", (epochs[at], percent[at]), textcoords="offset points",
-                xytext=(-10 if right else 10, -16), ha="right" if right else "left", color=_INK,
+                f"kept: {percent[at]:.1f}", (epochs[at], percent[at]), textcoords="offset points", color=_INK,
+                xytext=(-10 if right else 10, -16), ha="right" if right else "left",
+                bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
             )  # fmt: skip
     bottom.set_ylabel("validation mA (%)")
     bottom.set_xlabel("epoch")
@@ -112,10 +113,12 @@ def plot_learning_curve(
 def plot_attributes(table: Sequence[dict[str, Any]], path: str | Path, *, title: str = "") -> Path:
     """Draw one bar per attribute, its mean recall over labels (the attribute's term of mA), best first.
 
-    The number of samples of the rarest label stands at each bar: a bar over three samples is no measurement.
+    A tick marks chance, and the number of samples of the rarest label stands at each bar: a bar over three samples is
+    no measurement.
 
     Args:
-        table: rows with `name`, `mA` in [0, 1] or nan (no sample to measure on), and `rarest` (a count).
+        table: rows with `name`, `mA` in [0, 1] or None (no sample to measure on), `chance` in [0, 1], the mA of a
+            guess, and `rarest` (a count).
         path: a `.png` (or any format that matplotlib writes by suffix).
         title: one line above the picture.
 
@@ -134,16 +137,16 @@ def plot_attributes(table: Sequence[dict[str, Any]], path: str | Path, *, title:
         known = value is not None and value == value
         if known:
             axes.barh(place, 100 * value, color=_SCORE, height=0.72, alpha=0.85)
+            axes.plot([100 * row["chance"]] * 2, [place - 0.36, place + 0.36], color=_INK, linewidth=1.2)
         text = f"{100 * value:.1f}" if known else "no samples"
         axes.text((100 * value if known else 0) + 1, place, text, va="center", fontsize=8, color=_INK)
         axes.text(1.01, place, f"{row['rarest']:,}", va="center", fontsize=8, color=_MUTED, transform=_right(axes))
     axes.text(1.01, len(order), "rarest label", va="center", fontsize=8, color=_MUTED, transform=_right(axes))
-    axes.axvline(50, color=_INK, linewidth=0.8, linestyle=":")
     axes.set_yticks(range(len(order)), [row["name"] for row in order], fontsize=8)
     axes.set_ylim(-0.7, len(order) + 0.4)
     axes.set_xlim(0, 108)
     axes.set_xticks(range(0, 101, 25))
-    axes.set_xlabel("mean recall over the attribute's labels (%); dotted: chance of a binary attribute")
+    axes.set_xlabel("mean recall over the attribute's labels (%); tick: chance")
     _plain(axes)
     if title:
         figure.suptitle(title, color=_INK, fontsize=10)

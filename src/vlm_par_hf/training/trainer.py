@@ -22,6 +22,7 @@ import torch
 from transformers import (
     EarlyStoppingCallback,
     PrinterCallback,
+    ProgressCallback,
     Trainer,
     TrainerCallback,
     TrainingArguments,
@@ -90,6 +91,13 @@ class _SaveProcessor(TrainerCallback):
     def on_save(self, args, state, control, **kwargs):
         if state.is_world_process_zero:
             self.processor.save_pretrained(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+
+
+class _Bar(ProgressCallback):
+    """The Trainer's progress bar without its dictionaries of numbers: the learning curve holds them."""
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        pass
 
 
 class _FollowCheckpoints(TrainerCallback):
@@ -337,6 +345,9 @@ def train(
         callbacks=extra,
     )
     trainer.remove_callback(PrinterCallback)
+    trainer.remove_callback(ProgressCallback)
+    if settings.progress:
+        trainer.add_callback(_Bar())
     if checkpoint is not None and _is_finished(checkpoint, settings):
         # The process ended between its last step and the final folder: one more step would be one too many.
         trainer.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
