@@ -418,7 +418,7 @@ class TestStreams:
         taken = []
 
         def pictures():
-            for index in itertools.count():
+            for index in range(200):
                 taken.append(index)
                 yield {"image": self.pictures[0], "boxes": [[0, 0, 5, 5]] if index == 0 else []}
 
