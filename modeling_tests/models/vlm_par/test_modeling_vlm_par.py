@@ -543,6 +543,56 @@ def test_heads_alone_come_back(backbone_folder, tmp_path, fusion):
         torch.testing.assert_close(full(**inputs).logits, model(**inputs).logits)
 
 
+def test_trainer_saves_resumes_and_restores_heads_alone(backbone_folder, tmp_path, caplog):
+    pytest.importorskip("accelerate")
+    from transformers import Trainer, TrainingArguments
+
+    class Rows(torch.utils.data.Dataset):
+        def __len__(self):
+            return 16
+
+        def __getitem__(self, index):
+            inputs = {name: value[index] for name, value in tiny_inputs(batch=16).items()}
+            return {**inputs, "labels": torch.tensor([index % 2, index // 2 % 2, -100 if index % 3 else 1])}
+
+    def train(model, resume=None):
+        arguments = TrainingArguments(
+            tmp_path / "run",
+            num_train_epochs=3,
+            per_device_train_batch_size=4,
+            gradient_accumulation_steps=2,
+            learning_rate=1e-2,
+            eval_strategy="epoch",
+            save_strategy="epoch",
+            load_best_model_at_end=True,
+            metric_for_best_model="eval_loss",
+            remove_unused_columns=False,
+            report_to="none",
+            use_cpu=True,
+            disable_tqdm=True,
+            seed=1,
+        )
+        trainer = Trainer(model, arguments, train_dataset=Rows(), eval_dataset=Rows())
+        trainer.train(resume_from_checkpoint=resume)
+        return trainer
+
+    trainer = train(heads_model(backbone_folder))
+    model = trainer.model
+    first, *_, last = sorted((tmp_path / "run").glob("checkpoint-*"))
+    assert (last / "model.safetensors").stat().st_size < (backbone_folder / "model.safetensors").stat().st_size
+    losses = [log["eval_loss"] for log in trainer.state.log_history if "eval_loss" in log]
+    assert losses[-1] < losses[0] and model.config.keys_to_ignore_at_inference
+    predictions = trainer.predict(Rows()).predictions
+    assert predictions.shape == (16, 3, 2)
+    best = AutoModel.from_pretrained(trainer.state.best_model_checkpoint)
+    with torch.no_grad():
+        torch.testing.assert_close(best(**tiny_inputs()).logits, model.eval()(**tiny_inputs()).logits)
+    resumed = train(heads_model(backbone_folder), resume=str(first)).model
+    for (name, mine), theirs in zip(model.state_dict().items(), resumed.state_dict().values()):
+        torch.testing.assert_close(mine, theirs, msg=lambda text, name=name: name + text)
+    assert "missing keys" not in caplog.text
+
+
 def test_heads_find_a_sharded_backbone_and_refuse_another(backbone_folder, tmp_path):
     folder = tmp_path / "heads"
     model = heads_model(backbone_folder)

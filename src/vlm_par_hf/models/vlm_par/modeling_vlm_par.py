@@ -14,12 +14,8 @@ The text is constant, so the projections of equation 9 fold into it exactly, and
 Letters: B people, N patches, A attributes, C labels, H heads, T question tokens, D vision width, E = D / H.
 """
 
-import hashlib
-import json
-import logging
-import struct
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -37,6 +33,7 @@ from vlm_par_hf.outputs import ParOutput
 from vlm_par_hf.remote_code import write_remote_code
 from vlm_par_hf.utils import embedded_path
 
+from .backbone_vlm_par import backbone_source, check_keys, collect_load_report, hash_weights
 from .configuration_vlm_par import VlmParConfig
 from .processing_vlm_par import VlmParProcessor
 
@@ -303,7 +300,6 @@ class VlmParPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _supports_attention_backend = True
-    _no_split_modules = ["AttributeHeads"]
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -800,7 +796,7 @@ class VlmParModel(VlmParPreTrainedModel):
                     "lost; set save_backbone=True"
                 )
             if config.backbone_hash is None:
-                config.backbone_hash = _hash_weights(_backbone_source(config), config.backbone_revision)
+                config.backbone_hash = hash_weights(backbone_source(config), config.backbone_revision)
         config.auto_map = write_remote_code(
             save_directory,
             "vlm_par",
@@ -845,7 +841,7 @@ class VlmParModel(VlmParPreTrainedModel):
             attributes=attributes,
             **{"backbone_name": name, "backbone_revision": revision, **settings},
         )
-        model, missing = cls._load_backbone(_backbone_source(config), config, **kwargs)
+        model, missing = cls._load_backbone(backbone_source(config), config, **kwargs)
         if not isinstance(tokenizer, VlmParProcessor):
             tokenizer = VlmParProcessor.from_backbone(name, tokenizer=tokenizer, **hub)
         model.encode_questions(tokenizer)
@@ -854,7 +850,7 @@ class VlmParModel(VlmParPreTrainedModel):
     @classmethod
     def _load_backbone(cls, source: str, config: VlmParConfig, **kwargs: Any) -> tuple["VlmParModel", set[str]]:
         """A model with the backbone of `source`; the names of the tensors that are still to be filled."""
-        with _load_report() as report:
+        with collect_load_report() as report:
             try:
                 model, info = super().from_pretrained(source, config=config, output_loading_info=True, **kwargs)
             except RuntimeError as error:
@@ -899,7 +895,7 @@ class VlmParModel(VlmParPreTrainedModel):
         if is_own and not saved.get("save_backbone", True):
             model, info = cls._load_heads(name, config, hub, kwargs)
         else:
-            with _load_report() as report:
+            with collect_load_report() as report:
                 try:
                     model, info = super().from_pretrained(
                         name, *model_args, config=config, output_loading_info=True, **kwargs
@@ -907,14 +903,14 @@ class VlmParModel(VlmParPreTrainedModel):
                 except RuntimeError as error:
                     raise ValueError(f"{name}: the weights do not fit the configuration: {error} {report}") from error
             if is_own:
-                _check_keys(name, info["missing_keys"], info["unexpected_keys"])
+                check_keys(name, info["missing_keys"], info["unexpected_keys"])
         model._ensure_text_from_ids()
         return (model, info) if with_info else model
 
     @classmethod
     def _load_heads(cls, name, config, hub, kwargs):
-        source = _backbone_source(config)
-        found = _hash_weights(source, config.backbone_revision) if config.backbone_hash else None
+        source = backbone_source(config)
+        found = hash_weights(source, config.backbone_revision) if config.backbone_hash else None
         if found != config.backbone_hash:
             raise ValueError(
                 f"backbone {config.backbone_name!r} (revision {config.backbone_revision}) has weights {found}, but "
@@ -928,7 +924,7 @@ class VlmParModel(VlmParPreTrainedModel):
             result = model.load_state_dict(heads, strict=False)
         except RuntimeError as error:
             raise ValueError(f"{name}: the heads do not fit the configuration: {error}") from error
-        _check_keys(name, missing - heads.keys(), result.unexpected_keys)
+        check_keys(name, missing - heads.keys(), result.unexpected_keys)
         model.config._name_or_path = model.name_or_path = str(name)
         model.eval()
         return model, {"missing_keys": set(), "unexpected_keys": set(), "mismatched_keys": set(), "error_msgs": []}
@@ -941,75 +937,3 @@ class VlmParModel(VlmParPreTrainedModel):
 
 IMAGE_INPUTS = ("pixel_values", "pixel_attention_mask", "spatial_shapes", "patch_embeds", "image_embeds", "patch_mask")
 _CONFIG_FIELDS = {one.name for one in fields(VlmParConfig)} - {one.name for one in fields(PreTrainedConfig)}
-
-
-def _backbone_source(config: VlmParConfig) -> str:
-    return str(embedded_path("backbone")) if config.backbone_name == "embedded" else config.backbone_name
-
-
-def _check_keys(name: Any, missing: Iterable[str], unexpected: Iterable[str]) -> None:
-    for problem, keys in (("lacks", sorted(missing)), ("has unknown", sorted(unexpected))):
-        if keys:
-            shown = ", ".join(keys[:3]) + (", ..." if len(keys) > 3 else "")
-            raise ValueError(f"{name}: model.safetensors {problem} {len(keys)} tensors for its config.json: {shown}")
-
-
-def _hash_weights(source: str, revision: str | None = None) -> str:
-    """sha256 over the tensors of a safetensors checkpoint: names, dtypes, shapes and bytes, in the order of the names,
-    whatever the number of files and the dtype that a model would load them in.
-
-    Raises:
-        ValueError: there are no safetensors weights.
-    """
-    options = {"revision": revision, "_raise_exceptions_for_missing_entries": False}
-    index = cached_file(source, "model.safetensors.index.json", **options)
-    if index is not None:
-        weight_map = json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"]
-        names = sorted(set(weight_map.values()))
-    else:
-        names = ["model.safetensors"]
-    tensors = []
-    for name in names:
-        path = cached_file(source, name, **options)
-        if path is None:
-            raise ValueError(
-                f"backbone {source!r} has no {name}; heads can be saved alone only over safetensors weights"
-            )
-        with open(path, "rb") as file:
-            (size,) = struct.unpack("<Q", file.read(8))
-            header = json.loads(file.read(size))
-        header.pop("__metadata__", None)
-        tensors += [(key, path, 8 + size, entry) for key, entry in header.items()]
-    digest = hashlib.sha256()
-    for key, path, offset, entry in sorted(tensors, key=lambda tensor: tensor[0]):
-        digest.update(json.dumps([key, entry["dtype"], entry["shape"]]).encode())
-        start, end = entry["data_offsets"]
-        with open(path, "rb") as file:
-            file.seek(offset + start)
-            remaining = end - start
-            while remaining:
-                chunk = file.read(min(remaining, 1 << 24))
-                if not chunk:
-                    raise ValueError(f"{path} is truncated: tensor {key!r} ends early")
-                digest.update(chunk)
-                remaining -= len(chunk)
-    return digest.hexdigest()
-
-
-@contextmanager
-def _load_report():
-    """Collects transformers' load report, in place of printing that our heads are not in a backbone's checkpoint."""
-    messages: list[str] = []
-
-    def keep(record: logging.LogRecord) -> bool:
-        is_report = "LOAD REPORT" in record.getMessage()
-        if is_report:
-            messages.append(record.getMessage())
-        return not is_report
-
-    logger = logging.getLogger("transformers.modeling_utils")
-    logger.addFilter(keep)
-    try:
-        yield messages
-    finally:
-        logger.removeFilter(keep)
