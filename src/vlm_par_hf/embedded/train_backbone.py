@@ -25,6 +25,7 @@ it, `train_log.jsonl` and `zero_shot.md`. The people drawn here (population seed
 import argparse
 import json
 import logging
+import math
 import multiprocessing
 import os
 import time
@@ -219,6 +220,11 @@ class AttributeDecoder(nn.Module):
         return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=UNKNOWN)
 
 
+def schedule(step: int, steps: int, warm_up: int = 150) -> float:
+    """Factor of the learning rate: linear warm-up, then a cosine down to 1 %."""
+    return min((step + 1) / warm_up, 0.01 + 0.495 * (1 + math.cos(math.pi * min(1.0, step / steps))))
+
+
 def tokenize(tokenizer, texts: list[str]) -> torch.Tensor:
     batch = tokenizer(texts, padding="max_length", max_length=TEXT_LENGTH, truncation=True, return_tensors="pt")
     return batch["input_ids"]
@@ -286,11 +292,6 @@ def main() -> None:
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
     ]
     optimizer = torch.optim.AdamW(groups, lr=args.learning_rate, betas=(0.9, 0.98))
-    warm_up = 150
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer,
-        lambda s: min((s + 1) / warm_up, 0.5 * (1 + np.cos(np.pi * min(1.0, s / args.steps))) * 0.99 + 0.01),
-    )
     state_file, log_file = args.work / "state.pt", args.work / "train_log.jsonl"
     step = 0
     if state_file.exists():
@@ -298,7 +299,6 @@ def main() -> None:
         model.load_state_dict(state["model"])
         decoder.load_state_dict(state["decoder"])
         optimizer.load_state_dict(state["optimizer"])
-        schedule.load_state_dict(state["schedule"])
         step = state["step"]
         logger.info("resumed at step %d", step)
 
@@ -306,6 +306,8 @@ def main() -> None:
     losses, started = [], time.time()
     while step < args.steps:
         rng = np.random.default_rng((7, step))
+        for group in optimizer.param_groups:
+            group["lr"] = args.learning_rate * schedule(step, args.steps)
         chosen = np.sort(rng.choice(len(labels), args.batch_size, replace=False, p=rarity / rarity.sum()))
         batch, batch_labels = augment(pictures[chosen], labels[chosen], schema, rng)
         texts, told = sample_texts(batch_labels, schema, rng)
@@ -318,7 +320,6 @@ def main() -> None:
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 10.0)
         optimizer.step()
-        schedule.step()
         step += 1
         losses.append((contrast.item(), naming.item()))
         if step % args.save_every == 0 or step == args.steps:
@@ -333,7 +334,7 @@ def main() -> None:
             logger.info("%s", row)
             with log_file.open("a") as log:
                 log.write(json.dumps(row) + "\n")
-            parts = {"model": model, "decoder": decoder, "optimizer": optimizer, "schedule": schedule}
+            parts = {"model": model, "decoder": decoder, "optimizer": optimizer}
             partial = state_file.with_suffix(".partial")
             torch.save({name: part.state_dict() for name, part in parts.items()} | {"step": step}, partial)
             os.replace(partial, state_file)
