@@ -94,9 +94,7 @@ def fit(model, loss, train, validation, metrics, *, settings: TrainSettings, rat
     steps_per_epoch = -(-len(train) // settings.batch_size)
     total = int(settings.epochs * steps_per_epoch)
     optimizer = torch.optim.AdamW(
-        model.parameter_groups(
-            rate, fusion_learning_rate=settings.fusion_learning_rate, weight_decay=settings.weight_decay
-        ),
+        model.parameter_groups(rate, settings.fusion_learning_rate or None, weight_decay=settings.weight_decay),
         lr=rate,
     )
     warm_up = max(1, int(settings.warmup * total))

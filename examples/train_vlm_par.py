@@ -58,7 +58,7 @@ def main() -> None:
     model.fit_pooled_statistics(torch.utils.data.DataLoader(plain, batch_size=64, collate_fn=collator))
 
     # 4. Train. Classifiers learn fast, fusion projections slowly; the best validation mA wins, the test stays unseen.
-    optimizer = torch.optim.AdamW(model.parameter_groups(3e-3, fusion_learning_rate=1e-4, weight_decay=0.01))
+    optimizer = torch.optim.AdamW(model.parameter_groups(3e-3, weight_decay=0.01))
     trainer = Trainer(
         model=model,
         args=TrainingArguments(

@@ -284,8 +284,14 @@ def test_parameter_groups_hold_every_trainable_parameter_once():
             assert rates[id(heads.value)] == (1e-4, 0.05)
             assert rates[id(heads.gate)] == (3e-3, 0.0)
         if "freeze_backbone" in config:
-            assert rates[id(model.vlm.vision_model.post_layernorm.weight)] == (1e-4, 0.0)
+            assert rates[id(model.vlm.vision_model.post_layernorm.weight)] == (1e-5, 0.0)
         torch.optim.AdamW(groups)
+
+
+def test_the_default_fusion_rate_falls_with_the_width():
+    model = tiny_model("naflex")
+    rates = {group["name"]: group["lr"] for group in model.parameter_groups(3e-3)}
+    assert rates == {"classifier": 3e-3, "fusion": pytest.approx(0.128 / model.attribute_heads.width)}
 
 
 def test_num_items_in_batch_makes_micro_batches_add_up():

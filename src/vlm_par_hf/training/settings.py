@@ -23,7 +23,7 @@ class TrainSettings:
     """Settings of one run; every field has a default that works on the embedded backbone.
 
     The two learning rates are the point of the recipe: the classifiers and gates learn at `learning_rate`, the fusion
-    projections at the much smaller `fusion_learning_rate`, because Adam moves each of their entries by about the rate
+    projections at the smaller `fusion_learning_rate`, because Adam moves each of their entries by about the rate
     at every step. One rate for both costs more accuracy than any choice of architecture.
 
     Raises `ValueError` naming the field, its value and what was expected.
@@ -35,7 +35,7 @@ class TrainSettings:
     gradient_accumulation_steps: int = _setting(1, "forward passes per optimizer step")
     eval_batch_size: int = _setting(128, "images per forward pass on validation")
     learning_rate: float = _setting(3e-3, "peak rate of classifiers and gates")
-    fusion_learning_rate: float = _setting(1e-4, "peak rate of the fusion projections (small on purpose)")
+    fusion_learning_rate: float = _setting(0.0, "peak rate of the fusion projections (0: 0.128 / backbone width)")
     backbone_learning_rate: float = _setting(1e-5, "peak rate of the vision tower, where it is not frozen")
     weight_decay: float = _setting(0.01, "AdamW's decoupled weight decay")
     warmup: float = _setting(0.05, "warm-up: a fraction of all steps below 1, a number of steps from 1 on")
@@ -69,11 +69,11 @@ class TrainSettings:
     def __post_init__(self) -> None:
         for name in ("batch_size", "eval_batch_size", "gradient_accumulation_steps", "save_total_limit"):
             self._expect(name, getattr(self, name) >= 1, "at least 1")
-        for name in ("learning_rate", "fusion_learning_rate", "backbone_learning_rate", "feature_memory_gib"):
+        for name in ("learning_rate", "backbone_learning_rate", "feature_memory_gib"):
             self._expect(name, getattr(self, name) > 0, "above 0")
         for name in (
-            "weight_decay", "warmup", "max_grad_norm", "logit_adjustment", "eval_steps", "early_stopping_patience",
-            "workers", "seed",
+            "fusion_learning_rate", "weight_decay", "warmup", "max_grad_norm", "logit_adjustment", "eval_steps",
+            "early_stopping_patience", "workers", "seed",
         ):  # fmt: skip
             self._expect(name, getattr(self, name) >= 0, "0 or more")
         for name in ("flip", "erasing"):

@@ -399,7 +399,7 @@ def _prepare_folder(
 def _parameter_groups(model, settings: TrainSettings) -> list[dict[str, Any]]:
     return model.parameter_groups(
         settings.learning_rate,
-        fusion_learning_rate=settings.fusion_learning_rate,
+        settings.fusion_learning_rate or None,
         backbone_learning_rate=settings.backbone_learning_rate,
         weight_decay=settings.weight_decay,
     )

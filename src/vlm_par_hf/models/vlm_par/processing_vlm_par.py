@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from transformers import AutoImageProcessor, AutoTokenizer, BatchFeature, ProcessorMixin
 
+from vlm_par_hf.hub import PushToHub, take_hub_options
 from vlm_par_hf.images import open_image
 from vlm_par_hf.outputs import ParOutput
 from vlm_par_hf.remote_code import write_remote_code
@@ -22,7 +23,7 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
 TEXT_LENGTH = 64  # what SigLIP and SigLIP 2 were trained with
 
 
-class VlmParProcessor(ProcessorMixin):
+class VlmParProcessor(PushToHub, ProcessorMixin):
     """Prepares images and texts for `VlmParModel` and names what it found.
 
     Args:
@@ -36,13 +37,14 @@ class VlmParProcessor(ProcessorMixin):
 
     @classmethod
     def from_backbone(
-        cls, name: str | Path, *, max_num_patches: int = DEFAULT_MAX_NUM_PATCHES, tokenizer: Any = None, **kwargs: Any
+        cls, name: str | Path, *, max_num_patches: int | None = None, tokenizer: Any = None, **kwargs: Any
     ) -> "VlmParProcessor":
         """The processor of a SigLIP or SigLIP 2 checkpoint.
 
         Args:
             name: a repository, a folder, or `"embedded"`.
-            max_num_patches: the patch budget of an image, for NaFlex checkpoints only.
+            max_num_patches: the patch budget of an image, for NaFlex checkpoints only; None takes 128, or the
+                checkpoint's own where that is smaller (the embedded backbone was trained with 72).
             tokenizer: replaces the checkpoint's own.
             kwargs: go to both `from_pretrained` calls (`revision`, `token`, `local_files_only`, ...).
 
@@ -55,7 +57,8 @@ class VlmParProcessor(ProcessorMixin):
         if tokenizer is None:
             tokenizer = AutoTokenizer.from_pretrained(source, **kwargs)
         if hasattr(image_processor, "max_num_patches"):
-            image_processor.max_num_patches = max_num_patches
+            own = min(image_processor.max_num_patches, DEFAULT_MAX_NUM_PATCHES)
+            image_processor.max_num_patches = own if max_num_patches is None else max_num_patches
         return cls(image_processor=image_processor, tokenizer=tokenizer)
 
     @classmethod
@@ -70,8 +73,15 @@ class VlmParProcessor(ProcessorMixin):
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> list[str]:
         """As `ProcessorMixin.save_pretrained`, and the file by which `AutoProcessor` finds this package."""
+        hub_options = take_hub_options(save_directory, kwargs)
         self.auto_map = write_remote_code(save_directory, "vlm_par", AutoProcessor="VlmParProcessor")
-        return super().save_pretrained(save_directory, **kwargs)
+        files = super().save_pretrained(save_directory, **kwargs)
+        if hub_options is not None:
+            self.push_to_hub(**hub_options)
+        return files
+
+    def _model_of_card(self) -> None:
+        return None  # a processor knows nothing that a card must say
 
     @property
     def model_input_names(self) -> list[str]:
