@@ -1,4 +1,4 @@
-"""The command `vlm-par`: demo, predict, train, evaluate.
+"""The command `vlm-par`: demo, predict, train, evaluate, card.
 
 Nothing heavy is imported before a subcommand runs. What a user can get wrong ends in one line on standard error and
 exit status 2; `--debug` shows the traceback.
@@ -51,12 +51,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The parser with its four subcommands."""
+    """The parser with its subcommands."""
     parser = argparse.ArgumentParser(
         prog="vlm-par", description="Attributes of pedestrians: VLM-PAR on a frozen SigLIP 2 backbone."
     )
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for add in (_add_demo, _add_predict, _add_train, _add_evaluate):
+    for add in (_add_demo, _add_predict, _add_train, _add_evaluate, _add_card):
         command = add(commands)
         command.add_argument("--debug", action="store_true", help="show the traceback of an error, log more")
     return parser
@@ -78,15 +78,17 @@ def _add_demo(commands) -> argparse.ArgumentParser:
     return parser
 
 
-def _hide_file_bars() -> None:
-    """Bars about reading and writing files say nothing about the job; those of the job itself stay."""
+def _quiet_transformers() -> None:
+    """Bars about reading and writing files say nothing about the job; those of the job itself stay. Printing a SigLIP
+    configuration makes transformers warn of its own default token ids, which no checkpoint has."""
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
+    logging.getLogger("transformers.configuration_utils").setLevel(logging.ERROR)
 
 
 def _run_demo(args) -> None:
-    _hide_file_bars()
+    _quiet_transformers()
     from vlm_par_hf.demo import run_demo
 
     run_demo(
@@ -136,7 +138,7 @@ def _find_images(paths: Sequence[str]) -> list[Path]:
 
 
 def _run_predict(args) -> None:
-    _hide_file_bars()
+    _quiet_transformers()
     images = _find_images(args.images)
     if args.batch_size < 1:
         raise ValueError(f"batch_size={args.batch_size}: expected at least 1")
@@ -271,7 +273,7 @@ def _add_train(commands) -> argparse.ArgumentParser:
 
 
 def _run_train(args) -> None:
-    _hide_file_bars()
+    _quiet_transformers()
     settings = TrainSettings(**{item.name: getattr(args, item.name) for item in dataclasses.fields(TrainSettings)})
     options: dict = {}
     for name in ("fusion", "alignment"):
@@ -348,7 +350,7 @@ def _threshold(text: str | None):
 
 
 def _run_evaluate(args) -> None:
-    _hide_file_bars()
+    _quiet_transformers()
     threshold = _threshold(args.threshold)
     folder = args.out
     if folder is None:
@@ -382,6 +384,51 @@ def _run_evaluate(args) -> None:
         interval = "" if low is None else f"   {100 * low:.2f} to {100 * high:.2f}"
         _say(f"  {name:<24} " + ("undefined" if value is None else f"{100 * value:6.2f}{interval}"))
     _say(f"record, tables and picture: {folder}")
+
+
+def _add_card(commands) -> argparse.ArgumentParser:
+    parser = commands.add_parser(
+        "card",
+        help="write the model card of a checkpoint",
+        description="Write the model card of a checkpoint from its configuration, its training record and its "
+        "evaluation records, with the metadata that the Hub reads.",
+    )
+    parser.add_argument("checkpoint", help="checkpoint folder")
+    parser.add_argument(
+        "--metrics", action="append", metavar="FILE",
+        help="metrics.json of an evaluation; may be given several times (default: those in the checkpoint folder)",
+    )  # fmt: skip
+    parser.add_argument("--out", metavar="FILE", help="the card to write (default: CHECKPOINT/README.md)")
+    parser.add_argument("--name", metavar="ORG/NAME", help="the repository's name on the Hub")
+    parser.add_argument("--license", metavar="ID", help="licence of the weights, as the Hub names it")
+    parser.add_argument(
+        "--dataset-id", action="append", default=[], metavar="NAME=ORG/NAME",
+        help="Hub id of a data set of the records, for the Hub's file of evaluation results; may be repeated",
+    )  # fmt: skip
+    parser.add_argument("--overwrite", action="store_true", help="replace a card that is there")
+    parser.set_defaults(run=_run_card)
+    return parser
+
+
+def _run_card(args) -> None:
+    dataset_ids = {}
+    for item in args.dataset_id:
+        name, equals, dataset_id = item.partition("=")
+        if not (name and equals and dataset_id):
+            raise ValueError(f"dataset_id={item!r}: expected NAME=ORG/NAME, such as pa100k=my-org/pa100k")
+        dataset_ids[name] = dataset_id
+    from vlm_par_hf.model_card import write_model_card
+
+    for path in write_model_card(
+        args.checkpoint,
+        args.metrics,
+        out=args.out,
+        dataset_ids=dataset_ids,
+        overwrite=args.overwrite,
+        name=args.name,
+        license=args.license,
+    ):
+        _say(f"written: {path}")
 
 
 def _say(text: str) -> None:

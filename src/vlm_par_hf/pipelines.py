@@ -31,6 +31,7 @@ from transformers import AutoModel, Pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 from transformers.utils import logging
 
+from vlm_par_hf.hub import PushToHub, take_hub_options
 from vlm_par_hf.images import open_image
 from vlm_par_hf.outputs import ParOutput
 from vlm_par_hf.utils import embedded_path
@@ -49,7 +50,7 @@ _EXPLAIN_AS = ("overlay", "relevance")
 _MAX_DOWNLOAD_BYTES = 256 * 1024 * 1024
 
 
-class PedestrianAttributesPipeline(Pipeline):
+class PedestrianAttributesPipeline(PushToHub, Pipeline):
     """Attributes of the people in pictures, by any model of this package.
 
     Args:
@@ -323,8 +324,9 @@ class PedestrianAttributesPipeline(Pipeline):
 
         Args:
             save_directory (`str` or `os.PathLike`): the folder; made if missing.
-            kwargs: passed to the model's `save_pretrained`.
+            kwargs: passed to the model's `save_pretrained`; with `push_to_hub=True` those of `push_to_hub`.
         """
+        hub_options = take_hub_options(save_directory, kwargs)
         # A config that names code for this task would make transformers ask for trust_remote_code on loading.
         custom_pipelines = getattr(self.model.config, "custom_pipelines", None)
         if custom_pipelines is not None:
@@ -333,6 +335,11 @@ class PedestrianAttributesPipeline(Pipeline):
                 del self.model.config.custom_pipelines
         self.model.save_pretrained(save_directory, **kwargs)
         self.processor.save_pretrained(save_directory)
+        if hub_options is not None:
+            self.push_to_hub(**hub_options)
+
+    def _model_of_card(self):
+        return self.model
 
 
 def register_pipeline() -> None:

@@ -36,14 +36,19 @@ def check_keys(name: Any, missing: Iterable[str], unexpected: Iterable[str]) -> 
             raise ValueError(f"{name}: model.safetensors {problem} {len(keys)} tensors for its config.json: {shown}")
 
 
-def hash_weights(source: str, revision: str | None = None) -> str:
+def hash_weights(source: str, revision: str | None = None, **access: Any) -> str:
     """sha256 over the tensors of a safetensors checkpoint: names, dtypes, shapes and bytes, in the order of the names,
     whatever the number of files and the dtype that a model would load them in.
+
+    Args:
+        source: folder or repository.
+        revision: of the repository.
+        access: how to reach it, as in `from_pretrained` (`token`, `cache_dir`, `local_files_only`, ...).
 
     Raises:
         ValueError: there are no safetensors weights.
     """
-    options = {"revision": revision, "_raise_exceptions_for_missing_entries": False}
+    options = {**access, "revision": revision, "_raise_exceptions_for_missing_entries": False}
     names = ["model.safetensors"]
     index = cached_file(source, "model.safetensors.index.json", **options)
     # In the order in which transformers looks: one file first, then shards.

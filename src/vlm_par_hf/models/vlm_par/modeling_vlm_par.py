@@ -28,6 +28,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedMode
 from transformers import initialization as init
 from transformers.utils import cached_file, can_return_tuple
 
+from vlm_par_hf.hub import PushToHub, take_hub_options
 from vlm_par_hf.losses import ParLoss
 from vlm_par_hf.outputs import ParOutput
 from vlm_par_hf.remote_code import write_remote_code
@@ -290,7 +291,7 @@ def _no_autocast(tensor: torch.Tensor) -> AbstractContextManager:
     return nullcontext() if tensor.device.type == "meta" else torch.autocast(tensor.device.type, enabled=False)
 
 
-class VlmParPreTrainedModel(PreTrainedModel):
+class VlmParPreTrainedModel(PushToHub, PreTrainedModel):
     """Base of the VLM-PAR models: initial weights, and what transformers asks of a class."""
 
     config_class = VlmParConfig
@@ -735,20 +736,20 @@ class VlmParModel(VlmParPreTrainedModel):
         learning_rate: float,
         fusion_learning_rate: float | None = None,
         *,
-        backbone_learning_rate: float | None = None,
+        backbone_learning_rate: float = 1e-5,
         weight_decay: float = 0.01,
     ) -> list[dict[str, Any]]:
         """Every trainable parameter once, grouped for an optimizer such as AdamW.
 
         Args:
             learning_rate: of classifiers and gates.
-            fusion_learning_rate: of the fusion block; None takes `learning_rate`. Adam moves every entry of every
-                projection by this at each step, so it wants a much smaller one.
-            backbone_learning_rate: of the vision tower where it is trained; None takes `fusion_learning_rate`.
+            fusion_learning_rate: of the fusion block; None takes 0.128 / D. Adam moves every entry of every projection
+                by this at each step, and a product over D entries by D times as much, so a wide backbone wants a
+                smaller one: 1e-3 at the embedded backbone's 128, 1.7e-4 at 768.
+            backbone_learning_rate: of the vision tower where it is trained.
             weight_decay: of matrices; biases, gates and LayerNorm have none.
         """
-        fusion_rate = learning_rate if fusion_learning_rate is None else fusion_learning_rate
-        backbone_rate = fusion_rate if backbone_learning_rate is None else backbone_learning_rate
+        fusion_rate = 0.128 / self.attribute_heads.width if fusion_learning_rate is None else fusion_learning_rate
         groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
         for name, parameter in self.named_parameters():
             if not parameter.requires_grad:
@@ -760,7 +761,7 @@ class VlmParModel(VlmParPreTrainedModel):
                 part = "classifier" if own.startswith(("classifier", "gate")) else "fusion"
                 decays = own in ("query", "key", "value", "output", "classifier_weight")
             groups.setdefault((part, decays), []).append(parameter)
-        rates = {"classifier": learning_rate, "fusion": fusion_rate, "backbone": backbone_rate}
+        rates = {"classifier": learning_rate, "fusion": fusion_rate, "backbone": backbone_learning_rate}
         return [
             {"name": part, "params": parameters, "lr": rates[part], "weight_decay": weight_decay if decays else 0.0}
             for (part, decays), parameters in groups.items()
@@ -784,6 +785,7 @@ class VlmParModel(VlmParPreTrainedModel):
             ValueError: heads alone, but the backbone has no name to load it from, or was trained.
         """
         config = self.config
+        hub_options = take_hub_options(save_directory, kwargs)
         if not config.save_backbone:
             if config.backbone_name is None:
                 raise ValueError(
@@ -796,7 +798,9 @@ class VlmParModel(VlmParPreTrainedModel):
                     "lost; set save_backbone=True"
                 )
             if config.backbone_hash is None:
-                config.backbone_hash = hash_weights(backbone_source(config), config.backbone_revision)
+                config.backbone_hash = hash_weights(
+                    backbone_source(config), config.backbone_revision, token=kwargs.get("token")
+                )
         config.auto_map = write_remote_code(
             save_directory,
             "vlm_par",
@@ -805,6 +809,23 @@ class VlmParModel(VlmParPreTrainedModel):
             AutoProcessor="VlmParProcessor",
         )
         super().save_pretrained(save_directory, **kwargs)
+        if hub_options is not None:
+            self.push_to_hub(**hub_options)
+
+    def check_pushable(self) -> None:
+        """Refuses to publish heads whose backbone nobody else can load.
+
+        Raises:
+            ValueError: heads alone over a backbone that is a folder of this machine.
+        """
+        config = self.config
+        name = config.backbone_name
+        if not config.save_backbone and name not in (None, "embedded") and Path(name).is_dir():
+            raise ValueError(
+                f"save_backbone is False and backbone_name is {name!r}, a folder of this machine: nobody else could "
+                "load the heads; set config.save_backbone=True, or push the backbone and build the model with "
+                "VlmParModel.from_backbone(repository, ...)"
+            )
 
     @classmethod
     def from_backbone(
@@ -910,7 +931,8 @@ class VlmParModel(VlmParPreTrainedModel):
     @classmethod
     def _load_heads(cls, name, config, hub, kwargs):
         source = backbone_source(config)
-        found = hash_weights(source, config.backbone_revision) if config.backbone_hash else None
+        access = {key: hub[key] for key in hub.keys() - {"revision", "subfolder"}}  # those are of the heads
+        found = hash_weights(source, config.backbone_revision, **access) if config.backbone_hash else None
         if found != config.backbone_hash:
             raise ValueError(
                 f"backbone {config.backbone_name!r} (revision {config.backbone_revision}) has weights {found}, but "

@@ -1,0 +1,207 @@
+"""Pushing models, processors and pipelines to the Hub: one commit, whole or not at all, with a model card."""
+
+import filecmp
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from vlm_par_hf.model_card import CARD, EVAL_RESULTS, write_model_card
+
+
+__all__ = ["PushToHub", "push_folder", "take_hub_options"]
+
+_HINTS = {
+    401: "no valid token: run `hf auth login` or set HF_TOKEN",
+    403: "the token may not write there: use one with write permission for this account or organisation",
+    404: "no such repository or revision for this token; a private one looks the same to a stranger",
+    409: "something else changed the repository at the same time: push again",
+    412: "something else changed the repository at the same time: push again",
+    429: "too many requests: push again later",
+}
+_HUB_OPTIONS = ("repo_id", "commit_message", "commit_description", "private", "token", "revision", "create_pr", "tags")
+
+
+class PushToHub:
+    """`push_to_hub` for what has a `save_pretrained`; stands before the transformers class among the bases.
+
+    transformers' own leaves out files in folders, reads the card of `main` whatever the revision, and where there is
+    none pushes a form full of "[More Information Needed]".
+    """
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        commit_message: str | None = None,
+        commit_description: str | None = None,
+        private: bool | None = None,
+        token: bool | str | None = None,
+        revision: str | None = None,
+        create_pr: bool = False,
+        max_shard_size: int | str = "50GB",
+        tags: str | list[str] | None = None,
+        metrics: Any = None,
+    ):
+        """Pushes in one commit; makes the repository, and the branch `revision`, when missing.
+
+        A repository without `README.md` gets a model card (a processor alone writes none): the one that lies in the
+        folder that the model was loaded from, or a new one from the records there, if the weights are the same.
+
+        Args:
+            repo_id: `"organisation/name"`.
+            commit_message, commit_description: of the commit.
+            private: whether a new repository is private; None: the account's default.
+            token: True or None: the stored one or `HF_TOKEN`.
+            revision: branch to push to; None: `main`.
+            create_pr: open a pull request instead.
+            max_shard_size: largest file of weights.
+            tags: further tags of a new model card.
+            metrics: evaluation record or records (`metrics.json`), for a new card; replaces a card that is there.
+
+        Returns:
+            `huggingface_hub.CommitInfo`, a string with the address of the commit.
+
+        Raises:
+            ValueError: the checkpoint could not be loaded by anybody else.
+            OSError: the Hub refused or went away; the message names the repository and what to do. Nothing was
+                committed.
+        """
+        model = self._model_of_card()
+        if model is not None and hasattr(model, "check_pushable"):
+            model.check_pushable()
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary)
+            self.save_pretrained(folder, max_shard_size=max_shard_size)
+            all_tags = [
+                *(getattr(model, "model_tags", None) or ()),
+                *([tags] if isinstance(tags, str) else tags or ()),
+            ]
+
+            def write_card() -> None:
+                if model is not None:
+                    _write_card(folder, getattr(model, "name_or_path", ""), repo_id, all_tags, metrics)
+
+            return push_folder(
+                folder,
+                repo_id,
+                commit_message=commit_message or f"Upload {type(self).__name__}",
+                commit_description=commit_description,
+                private=private,
+                token=token,
+                revision=revision,
+                create_pr=create_pr,
+                write_card=write_card,
+                replace_card=metrics is not None,
+            )
+
+    def _model_of_card(self):
+        return self
+
+
+def take_hub_options(save_directory: str | Path, kwargs: dict[str, Any]) -> dict[str, Any] | None:
+    """Takes the keywords of `save_pretrained(folder, push_to_hub=True, ...)` that `push_to_hub` understands.
+
+    transformers would push only what changed during its own part of saving, without the files that `auto_map` names.
+
+    Returns:
+        Keywords of `push_to_hub`, or None when nothing is to be pushed.
+    """
+    if not kwargs.pop("push_to_hub", False):
+        return None
+    options = {name: kwargs.pop(name) for name in _HUB_OPTIONS if name in kwargs}
+    return {"repo_id": Path(save_directory).resolve().name, **options}
+
+
+def push_folder(
+    folder: str | Path,
+    repo_id: str,
+    *,
+    commit_message: str,
+    commit_description: str | None = None,
+    private: bool | None = None,
+    token: bool | str | None = None,
+    revision: str | None = None,
+    create_pr: bool = False,
+    write_card=None,
+    replace_card: bool = False,
+):
+    """Pushes every file of a folder in one commit: a reader of the repository never meets half a checkpoint.
+
+    Args:
+        folder, repo_id, commit_message, commit_description, private, token, revision, create_pr: as in `push_to_hub`.
+        write_card: called to write `README.md` into the folder, where the repository has none.
+        replace_card: call it even where there is one.
+
+    Raises:
+        OSError: as `push_to_hub`.
+    """
+    from huggingface_hub import CommitOperationAdd, HfApi
+
+    api = HfApi(library_name="vlm-par-hf", token=token)
+    with _naming("creating", repo_id):
+        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+    if revision is not None and not revision.startswith("refs/pr/"):
+        with _naming(f"creating the branch {revision!r} of", repo_id):
+            api.create_branch(repo_id, branch=revision, exist_ok=True)
+    if write_card is not None:
+        with _naming("reading", repo_id):
+            has_card = api.file_exists(repo_id, CARD, revision=revision)
+        if replace_card or not has_card:
+            write_card()
+    paths = sorted(path for path in Path(folder).rglob("*") if path.is_file())
+    operations = [
+        CommitOperationAdd(path_in_repo=path.relative_to(folder).as_posix(), path_or_fileobj=path) for path in paths
+    ]
+    with _naming("uploading to", repo_id):
+        # One commit; `upload_folder` may split a large folder into several.
+        return api.create_commit(
+            repo_id,
+            operations,
+            commit_message=commit_message,
+            commit_description=commit_description,
+            revision=revision,
+            create_pr=create_pr,
+        )
+
+
+@contextmanager
+def _naming(doing: str, repo_id: str) -> Iterator[None]:
+    """Says in an error of the Hub what was going on and what to do about it."""
+    from huggingface_hub.errors import HfHubHTTPError, HTTPError
+
+    try:
+        yield
+    except HfHubHTTPError as error:
+        status = error.response.status_code
+        hint = _HINTS.get(status, "the Hub has a problem: push again later" if status >= 500 else "see above")
+        error.append_to_message(f"\n{doing} {repo_id!r} failed ({status}): {hint}. Nothing was committed.")
+        raise
+    except HTTPError as error:
+        raise OSError(
+            f"{doing} {repo_id!r} failed: the connection to the Hub broke ({type(error).__name__}: {error}). "
+            "Nothing was committed: push again."
+        ) from error
+
+
+def _write_card(folder: Path, source_name: str, repo_id: str, tags: list[str], metrics: Any) -> None:
+    """What lies beside the weights on disk speaks for them only while they are the same."""
+    source = Path(source_name) if source_name else None
+    is_source = source is not None and source.is_dir() and _same_weights(source, folder)
+    if is_source and metrics is None and (source / CARD).is_file():
+        for name in (CARD, EVAL_RESULTS):
+            if (source / name).is_file():
+                (folder / name).parent.mkdir(exist_ok=True)
+                shutil.copyfile(source / name, folder / name)
+        return
+    checkpoint = source if is_source else folder
+    write_model_card(checkpoint, metrics, out=folder / CARD, name=repo_id, tags=tags, overwrite=True)
+
+
+def _same_weights(first: Path, second: Path) -> bool:
+    names = sorted(path.name for path in first.glob("*.safetensors"))
+    if not names or names != sorted(path.name for path in second.glob("*.safetensors")):
+        return False
+    return all(filecmp.cmp(first / name, second / name, shallow=False) for name in names)

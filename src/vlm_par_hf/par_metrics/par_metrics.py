@@ -1,0 +1,86 @@
+"""`ParMetrics` behind the interface of `evaluate.Metric`. `evaluate` copies this file and imports the copy.
+
+import evaluate
+from vlm_par_hf.par_metrics import PATH
+
+metric = evaluate.load(PATH, schema=model.config.schema)
+for batch in batches:
+    metric.add_batch(predictions=model(**batch).logits, references=batch["labels"])
+metric.compute()["mA"]
+"""
+
+import datasets
+import evaluate
+import numpy as np
+
+from vlm_par_hf.metrics import ParMetrics
+from vlm_par_hf.schema import AttributeSchema
+from vlm_par_hf.schemas import get_schema
+
+
+_DESCRIPTION = "Metrics of pedestrian attribute recognition, each published convention under its own name."
+_INPUTS = """
+Args:
+    predictions: logits `(N, A, C)`, or `(N, A)` where every attribute is binary.
+    references: int64 `(N, A)`, class index per attribute, -100 = unknown.
+Returns:
+    mA, plain_accuracy, instance_accuracy, instance_precision, instance_recall, instance_f1_harmonic,
+    instance_f1_mean, label_f1_macro, f1_micro, f1_weighted: floats in 0 to 1, larger is better.
+"""
+
+
+# Not `from evaluate import Metric`: the first metric class in this file's namespace is the one that gets loaded.
+class ParMetric(evaluate.Metric):
+    """The same numbers as `ParMetrics(schema, preset, threshold, inputs=inputs)((predictions, references))`.
+
+    Args:
+        schema: `AttributeSchema`, a list of dicts, or the name of a schema of this package (`"pa100k"`).
+        preset, threshold, inputs: as for `ParMetrics`.
+        kwargs: what `evaluate.Metric` takes.
+
+    Raises:
+        ValueError: no schema; the others are those of `ParMetrics`.
+    """
+
+    def __init__(self, *args, schema=None, preset="rethinking", threshold=None, inputs="logits", **kwargs):
+        if schema is None:
+            raise ValueError(
+                'schema is None, expected one: evaluate.load(PATH, schema="pa100k" or a schema)'
+            )
+        schema = get_schema(schema) if isinstance(schema, str) else AttributeSchema(schema)
+        self._metrics = ParMetrics(schema, preset, threshold, inputs=inputs)
+        super().__init__(*args, **kwargs)
+
+    def _info(self) -> evaluate.MetricInfo:
+        def features(predictions):
+            return datasets.Features({"predictions": predictions, "references": labels})
+
+        labels = datasets.List(datasets.Value("int64"))
+        row = datasets.List(datasets.Value("float64"))
+        return evaluate.MetricInfo(
+            description=_DESCRIPTION,
+            citation="",
+            inputs_description=_INPUTS,
+            features=[features(datasets.List(row)), features(row)],
+        )
+
+    def add_batch(self, *, predictions=None, references=None, **kwargs):
+        """Adds the logits and labels of a batch: arrays, tensors of any dtype and device, or lists."""
+        super().add_batch(predictions=_numpy(predictions), references=_numpy(references), **kwargs)
+
+    def add(self, *, prediction=None, reference=None, **kwargs):
+        """Adds the logits and labels of one image."""
+        super().add(prediction=_numpy(prediction), reference=_numpy(reference), **kwargs)
+
+    def _compute(self, *, predictions, references):
+        return self._metrics((np.asarray(predictions, dtype=np.float64), np.asarray(references, dtype=np.int64)))
+
+
+def _numpy(array):
+    """Float64 or int64, which float32 and bfloat16 enter without loss."""
+    if array is None:
+        return None
+    if hasattr(array, "detach"):
+        array = array.detach().cpu()
+        array = array.double() if array.is_floating_point() else array
+    return np.asarray(array)
