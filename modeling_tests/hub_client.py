@@ -102,7 +102,7 @@ def publish(folder: Path) -> None:
         step(name, trainer.push_to_hub)
         results[f"{name} logits"] = logits(trainer.model.eval(), processor)
 
-    for name in ("unauthorised", "forbidden", "missing", "conflict", "broken", "dies", "dies-early"):
+    for name in ("unauthorised", "forbidden", "missing", "conflict", "broken", "busy", "dies"):
         step(name, model.push_to_hub, f"org/{name}")
     step("dies, again", model.push_to_hub, "org/dies")
     step("no token", processor.push_to_hub, "org/no-token", token=False)

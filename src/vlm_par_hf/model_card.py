@@ -176,9 +176,7 @@ def write_model_card(
     """
     out = Path(checkpoint) / CARD if out is None else Path(out)
     if out.exists() and not overwrite:
-        raise FileExistsError(
-            f"out={str(out)!r} exists: somebody may have edited it; pass overwrite=True (--overwrite)"
-        )
+        raise FileExistsError(f"out={str(out)!r} exists and may have been edited; pass overwrite=True (--overwrite)")
     sources = _as_list(find_records(checkpoint) if metrics is None else metrics)
     records = [read_record(source) for source in sources]
     card = build_model_card(checkpoint, records, **options)
@@ -368,6 +366,8 @@ def _eval_results(records: Sequence[Mapping[str, Any]]) -> list:
                     task_name="Pedestrian attribute recognition",
                     dataset_type=data["name"],
                     dataset_name=_dataset_name(record),
+                    # The Hub's library puts results of one data set under the first one's name: this keeps them apart.
+                    dataset_config=f"{data['images']} images" if _is_part(record) else None,
                     dataset_split=data["split"],
                     metric_type=metric,
                     metric_name=f"{metric} ({_how(record)})",
@@ -541,7 +541,7 @@ def _public(command: str) -> str:
         words = shlex.split(command)
     except ValueError:
         words = command.split()
-    return " ".join(PurePath(word).name if PurePath(word).is_absolute() else shlex.quote(word) for word in words)
+    return shlex.join(PurePath(word).name if PurePath(word).is_absolute() else word for word in words)
 
 
 def _attributes(schema: AttributeSchema) -> str:

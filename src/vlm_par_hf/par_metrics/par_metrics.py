@@ -44,9 +44,7 @@ class ParMetric(evaluate.Metric):
 
     def __init__(self, *args, schema=None, preset="rethinking", threshold=None, inputs="logits", **kwargs):
         if schema is None:
-            raise ValueError(
-                'schema is None, expected one: evaluate.load(PATH, schema="pa100k" or a schema)'
-            )
+            raise ValueError('schema is None, expected one: evaluate.load(PATH, schema="pa100k" or a schema)')
         schema = get_schema(schema) if isinstance(schema, str) else AttributeSchema(schema)
         self._metrics = ParMetrics(schema, preset, threshold, inputs=inputs)
         super().__init__(*args, **kwargs)
