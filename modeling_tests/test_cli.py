@@ -43,7 +43,7 @@ def checkpoint(files, tmp_path_factory):
     return out
 
 
-@pytest.mark.parametrize("command", ["demo", "predict", "train", "evaluate"])
+@pytest.mark.parametrize("command", ["demo", "predict", "train", "evaluate", "prepare"])
 def test_every_command_explains_itself(command, capsys):
     with pytest.raises(SystemExit) as stop:
         build_parser().parse_args([command, "--help"])

@@ -9,7 +9,7 @@ from vlm_par_hf.schema import AttributeSchema
 from vlm_par_hf.schemas import get_schema, list_schemas
 
 
-NAMES = ["market1501", "market1501_30", "pa100k", "peta35", "peta65", "synthetic"]
+NAMES = ["market1501", "market1501_30", "pa100k", "peta35", "peta65", "rapv1", "rapv2", "synthetic", "upar40"]
 
 PA100K_ORDER = (
     "Female AgeOver60 Age18-60 AgeLess18 Front Side Back Hat Glasses HandBag ShoulderBag Backpack HoldObjectsInFront "
@@ -34,6 +34,24 @@ MARKET_ORDER = (
     "backpack bag handbag clothes down up hair hat gender upblack upwhite upred uppurple upyellow upgray upblue "
     "upgreen downblack downwhite downpink downpurple downyellow downgray downblue downgreen downbrown"
 )
+RAPV1_ORDER = (
+    "Female AgeLess16 Age17-30 Age31-45 BodyFat BodyNormal BodyThin Customer Clerk hs-BaldHead hs-LongHair "
+    "hs-BlackHair hs-Hat hs-Glasses hs-Muffler ub-Shirt ub-Sweater ub-Vest ub-TShirt ub-Cotton ub-Jacket ub-SuitUp "
+    "ub-Tight ub-ShortSleeve lb-LongTrousers lb-Skirt lb-ShortSkirt lb-Dress lb-Jeans lb-TightTrousers shoes-Leather "
+    "shoes-Sport shoes-Boots shoes-Cloth shoes-Casual attach-Backpack attach-SingleShoulderBag attach-HandBag "
+    "attach-Box attach-PlasticBag attach-PaperBag attach-HandTrunk attach-Other action-Calling action-Talking "
+    "action-Gathering action-Holding action-Pushing action-Pulling action-CarrybyArm action-CarrybyHand"
+)
+RAPV2_ORDER = (
+    "Female AgeLess16 Age17-30 Age31-45 Age46-60 BodyFat BodyNormal BodyThin Customer Employee hs-BaldHead "
+    "hs-LongHair hs-BlackHair hs-Hat hs-Glasses ub-Shirt ub-Sweater ub-Vest ub-TShirt ub-Cotton ub-Jacket ub-SuitUp "
+    "ub-Tight ub-ShortSleeve ub-Others lb-LongTrousers lb-Skirt lb-ShortSkirt lb-Dress lb-Jeans lb-TightTrousers "
+    "shoes-Leather shoes-Sports shoes-Boots shoes-Cloth shoes-Casual shoes-Other attachment-Backpack "
+    "attachment-ShoulderBag attachment-HandBag attachment-Box attachment-PlasticBag attachment-PaperBag "
+    "attachment-HandTrunk attachment-Other action-Calling action-Talking action-Gathering action-Holding "
+    "action-Pushing action-Pulling action-CarryingByArm action-CarryingByHand action-Other"
+)
+UPAR_COLORS = (*(color.capitalize() for color in PETA_COLORS), "Other")
 SYNTHETIC_ORDER = (
     "Hat HatColor Glasses Mask HairColor LongHair Scarf Headphones UpperColor UpperPattern ShortSleeve LongCoat "
     "SafetyVest LowerType LowerColor SideStripe Boots ShoeColor Backpack HandBag ShoulderBag Umbrella Phone Suitcase "
@@ -84,6 +102,18 @@ def test_market_polarity_is_in_the_labels():
     }
     assert {name: schema[name].labels for name in expected} == expected
     assert schema["gender"].prompts == ("a photo of a man", "a photo of a woman")
+
+
+def test_rap_and_upar_have_the_file_order():
+    assert get_schema("rapv1").names == tuple(RAPV1_ORDER.split()) and len(get_schema("rapv1")) == 51
+    assert get_schema("rapv2").names == tuple(RAPV2_ORDER.split()) and len(get_schema("rapv2")) == 54
+    expected = ["Age-Young", "Age-Adult", "Age-Old", "Gender-Female"]
+    expected += ["Hair-Length-Short", "Hair-Length-Long", "Hair-Length-Bald"]
+    expected += ["UpperBody-Length-Short", *(f"UpperBody-Color-{color}" for color in UPAR_COLORS)]
+    expected += ["LowerBody-Length-Short", *(f"LowerBody-Color-{color}" for color in UPAR_COLORS)]
+    expected += ["LowerBody-Type-Trousers&Shorts", "LowerBody-Type-Skirt&Dress", "Accessory-Backpack", "Accessory-Bag"]
+    expected += ["Accessory-Glasses-Normal", "Accessory-Glasses-Sun", "Accessory-Hat"]
+    assert list(get_schema("upar40").names) == expected and len(expected) == 40
 
 
 def test_gender_prompts_follow_the_polarity_of_each_table():
@@ -137,7 +167,10 @@ def test_text_can_be_asked(name):
         ),
         ("market1501", "age gender"),
         ("market1501_30", "young teenager adult old gender"),
+        ("rapv1", "Female AgeLess16 Age17-30 Age31-45"),
+        ("rapv2", "Female AgeLess16 Age17-30 Age31-45 Age46-60"),
         ("synthetic", "Age"),
+        ("upar40", "Age-Young Age-Adult Age-Old Gender-Female"),
     ],
 )
 def test_gender_and_age_are_sensitive_and_nothing_else(name, sensitive):
@@ -174,6 +207,9 @@ def test_exclusive_groups_of_the_tables():
         "lower_color": 9,
     }
     assert groups("synthetic") == {}
+    assert {group: len(members) for group, members in groups("rapv1").items()} == {"age": 3, "body": 3, "role": 2}
+    assert {group: len(members) for group, members in groups("rapv2").items()} == {"age": 4, "body": 3, "role": 2}
+    assert groups("upar40") == {"age": ["Age-Young", "Age-Adult", "Age-Old"]}
 
 
 @pytest.mark.parametrize("folder", ["pa100k", "pa100k_mini"])

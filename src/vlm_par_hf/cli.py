@@ -1,4 +1,4 @@
-"""The command `vlm-par`: demo, predict, train, evaluate, card.
+"""The command `vlm-par`: demo, predict, train, evaluate, card, prepare.
 
 Nothing heavy is imported before a subcommand runs. What a user can get wrong ends in one line on standard error and
 exit status 2; `--debug` shows the traceback.
@@ -56,7 +56,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog="vlm-par", description="Attributes of pedestrians: VLM-PAR on a frozen SigLIP 2 backbone."
     )
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for add in (_add_demo, _add_predict, _add_train, _add_evaluate, _add_card):
+    for add in (_add_demo, _add_predict, _add_train, _add_evaluate, _add_card, _add_prepare):
         command = add(commands)
         command.add_argument("--debug", action="store_true", help="show the traceback of an error, log more")
     return parser
@@ -429,6 +429,62 @@ def _run_card(args) -> None:
         license=args.license,
     ):
         _say(f"written: {path}")
+
+
+def _add_prepare(commands) -> argparse.ArgumentParser:
+    parser = commands.add_parser(
+        "prepare",
+        help="check a data set and write it as parquet",
+        description="Open every image, check every label, count, and write parquet files with the images inside, the "
+        'schema, a report and a card: what load_dataset and load_par_dataset("hub", DIR) read. Goes on where it was '
+        "interrupted.",
+    )
+    parser.add_argument("dataset", help="name of a data set: pa100k, peta35, market1501, rapv2, upar, folder, ...")
+    parser.add_argument("root", nargs="?", metavar="ROOT", help="where the data set lies (none for synthetic)")
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder to write")
+    parser.add_argument("--schema", metavar="FILE", help="JSON file with the attributes to keep")
+    parser.add_argument("--partition", type=int, default=0, help="which of the official partitions (default: 0)")
+    parser.add_argument("--missing", choices=("error", "skip"), default="error", help="files that are not there")
+    parser.add_argument("--broken", choices=("error", "skip"), default="error", help="files that cannot be read")
+    parser.add_argument("--data-seed", type=int, default=0, help="of random splits and drawings (default: 0)")
+    for split in ("train", "validation", "test"):
+        parser.add_argument(f"--num-{split}", type=int, metavar="N", help=f"{split} drawings (data set synthetic)")
+    parser.add_argument("--images-per-file", type=int, default=5000, metavar="N", help="default: %(default)s")
+    parser.add_argument("--overwrite", action="store_true", help="start anew where DIR holds other work")
+    parser.add_argument("--push-to-hub", metavar="ORG/NAME", help="upload to this data set repository, made private")
+    parser.add_argument("--public", action="store_true", help="make that repository public")
+    parser.set_defaults(run=_run_prepare)
+    return parser
+
+
+def _run_prepare(args) -> None:
+    data = _data_arguments(args)
+    from vlm_par_hf.data import prepare_dataset
+
+    report = prepare_dataset(
+        args.dataset,
+        data["root"],
+        args.out,
+        broken=args.broken,
+        images_per_file=args.images_per_file,
+        overwrite=args.overwrite,
+        push_to_hub=args.push_to_hub,
+        private=not args.public,
+        schema=data["schema"],
+        **data["dataset_options"],
+    )
+    for split, part in report["splits"].items():
+        _say(f"{split}: {part['images']} images" + (f" of {part['persons']} persons" if part["persons"] else ""))
+    for key, text in (
+        ("broken_images", "broken images left out"),
+        ("same_content_within_a_split", "images with the content of another in their split"),
+        ("same_content_across_splits", "images with the content of one in another split"),
+        ("persons_in_several_splits", "persons in several splits"),
+    ):
+        _say(f"{report[key]['count']} {text}")
+    _say(f"parquet, schema.json, report.json: {args.out}")
+    if args.push_to_hub:
+        _say(f"uploaded to {args.push_to_hub}")
 
 
 def _say(text: str) -> None:

@@ -32,6 +32,12 @@ def get_schema(name: str) -> AttributeSchema:
             - `"market1501"`: age with 4 labels, then 26 binary attributes. `market_attribute.mat` has no order of its
               own (its two halves differ), so this is the order of the common 30-column form. Class index = value - 1.
             - `"market1501_30"`: the same with age as four binary attributes.
+            - `"rapv1"`: the 51 binary attributes of the usual protocol, columns 0-50 of `RAP_annotation.mat`. The file
+              misspells one, `action-Pusing`, which is `action-Pushing` here.
+            - `"rapv2"`: the 54 that `selected_attribute` selects of the file's 152 columns, in that order. The file
+              misspells one, `Femal`, which is `Female` here.
+            - `"upar40"`: the 40 binary attributes of UPAR, in the order of its CSV files. Several colors of one
+              garment may be positive, and so may no age at all.
             - `"synthetic"`: the drawn pedestrians of this package, binary and categorical. Results on it stand
               for drawings only.
 
@@ -329,6 +335,214 @@ _MARKET1501_30 = (
     *_MARKET26,
 )
 
+# Uncertain labels (2 in the files) are unknown. Left and right occur only in columns outside these protocols.
+_RAP_BODY = (
+    *_exclusive(
+        "body",
+        _ask("BodyFat", "whole", "is the person heavily built?", "who is not heavily built", "who is heavily built"),
+        _ask(
+            "BodyNormal",
+            "whole",
+            "is the person of average build?",
+            "who is not of average build",
+            "who is of average build",
+        ),
+        _ask("BodyThin", "whole", "is the person thin?", "who is not thin", "who is thin"),
+    ),
+)
+
+
+def _rap_role(employee: str) -> tuple[Attribute, ...]:
+    return _exclusive(
+        "role",
+        _ask("Customer", "whole", "is the person a customer?", "who is not a customer", "who is a customer"),
+        _ask(
+            employee,
+            "whole",
+            "is the person an employee of the shop?",
+            "who does not work in the shop",
+            "who works in the shop",
+        ),
+    )
+
+
+def _act(name: str, doing: str) -> Attribute:
+    return _ask(name, "whole", f"is the person {doing}?", f"who is not {doing}", f"who is {doing}")
+
+
+_RAP_HEAD = (
+    _ask("hs-BaldHead", "head", "is the person bald?", "with hair on the head", "who is bald"),
+    _ask("hs-LongHair", "head", "does the person have long hair?", "without long hair", "with long hair"),
+    _ask("hs-BlackHair", "head", "does the person have black hair?", "without black hair", "with black hair"),
+    _wear("hs-Hat", "head", "a hat"),
+    _wear("hs-Glasses", "head", "glasses"),
+)
+
+_RAP_UPPER = (
+    _wear("ub-Shirt", "upper", "a shirt"),
+    _wear("ub-Sweater", "upper", "a sweater"),
+    _wear("ub-Vest", "upper", "a vest"),
+    _wear("ub-TShirt", "upper", "a t-shirt"),
+    _wear("ub-Cotton", "upper", "a padded cotton coat"),
+    _wear("ub-Jacket", "upper", "a jacket"),
+    _wear("ub-SuitUp", "upper", "a suit jacket"),
+    _ask(
+        "ub-Tight",
+        "upper",
+        "is the upper clothing tight?",
+        "in loose upper clothing",
+        "in tight upper clothing",
+    ),
+    _ask("ub-ShortSleeve", "upper", "are the sleeves short?", "without short sleeves", "with short sleeves"),
+)
+
+_RAP_LOWER = (
+    _wear("lb-LongTrousers", "lower", "long trousers"),
+    _wear("lb-Skirt", "lower", "a skirt"),
+    _wear("lb-ShortSkirt", "lower", "a short skirt"),
+    _wear("lb-Dress", "lower", "a dress"),
+    _wear("lb-Jeans", "lower", "jeans"),
+    _wear("lb-TightTrousers", "lower", "tight trousers"),
+)
+
+
+def _rap_shoes(sport: str) -> tuple[Attribute, ...]:
+    return (
+        _wear("shoes-Leather", "foot", "leather shoes"),
+        _wear(sport, "foot", "sport shoes"),
+        _wear("shoes-Boots", "foot", "boots"),
+        _wear("shoes-Cloth", "foot", "cloth shoes"),
+        _wear("shoes-Casual", "foot", "casual shoes"),
+    )
+
+
+def _rap_attachments(prefix: str, shoulder_bag: str) -> tuple[Attribute, ...]:
+    return (
+        _carry(f"{prefix}-Backpack", "a backpack", "wearing"),
+        _carry(f"{prefix}-{shoulder_bag}", "a shoulder bag"),
+        _carry(f"{prefix}-HandBag", "a handbag"),
+        _carry(f"{prefix}-Box", "a box"),
+        _carry(f"{prefix}-PlasticBag", "a plastic bag"),
+        _carry(f"{prefix}-PaperBag", "a paper bag"),
+        _carry(f"{prefix}-HandTrunk", "a trunk", "pulling"),
+        _carry(f"{prefix}-Other", "another object"),
+    )
+
+
+def _rap_actions(by_arm: str, by_hand: str) -> tuple[Attribute, ...]:
+    return (
+        _act("action-Calling", "making a phone call"),
+        _act("action-Talking", "talking to someone"),
+        _act("action-Gathering", "standing together with others"),
+        _act("action-Holding", "holding something in the arms"),
+        _act("action-Pushing", "pushing something"),
+        _act("action-Pulling", "pulling something"),
+        _act(by_arm, "carrying something over the arm"),
+        _act(by_hand, "carrying something in the hand"),
+    )
+
+
+_RAPV1 = (
+    _gender("Female", male=0, question="is the person a woman?"),
+    *_exclusive(
+        "age",
+        _age("AgeLess16", "16 years old or younger", "older than 16 years"),
+        _age("Age17-30", "between 17 and 30 years old", "younger than 17 or older than 30 years"),
+        _age("Age31-45", "between 31 and 45 years old", "younger than 31 or older than 45 years"),
+    ),
+    *_RAP_BODY,
+    *_rap_role("Clerk"),
+    *_RAP_HEAD,
+    _wear("hs-Muffler", "head", "a scarf"),
+    *_RAP_UPPER,
+    *_RAP_LOWER,
+    *_rap_shoes("shoes-Sport"),
+    *_rap_attachments("attach", "SingleShoulderBag"),
+    *_rap_actions("action-CarrybyArm", "action-CarrybyHand"),
+)
+
+_RAPV2 = (
+    _RAPV1[0],
+    *_RAPV1[1:4],
+    replace(_age("Age46-60", "between 46 and 60 years old", "younger than 46 or older than 60 years"), group="age"),
+    *_RAP_BODY,
+    *_rap_role("Employee"),
+    *_RAP_HEAD,
+    *_RAP_UPPER,
+    _ask(
+        "ub-Others",
+        "upper",
+        "is the upper clothing of an unusual kind?",
+        "wearing a common kind of top",
+        "wearing an unusual kind of top",
+    ),
+    *_RAP_LOWER,
+    *_rap_shoes("shoes-Sports"),
+    _wear("shoes-Other", "foot", "shoes of an unusual kind"),
+    *_rap_attachments("attachment", "ShoulderBag"),
+    *_rap_actions("action-CarryingByArm", "action-CarryingByHand"),
+    _act("action-Other", "doing something unusual"),
+)
+
+_UPAR_COLORS = (
+    "Black", "Blue", "Brown", "Green", "Grey", "Orange", "Pink", "Purple", "Red", "White", "Yellow",
+)  # fmt: skip
+
+
+def _upar_colors(part: str, region: str) -> tuple[Attribute, ...]:
+    """One binary attribute per color. Not exclusive: a garment of two colors has both."""
+    cloth = _CLOTHING[region]
+    named = (
+        _ask(
+            f"{part}-Color-{color}",
+            region,
+            f"is the {cloth} {color.lower()}?",
+            f"in {cloth} that is not {color.lower()}",
+            f"in {color.lower()} {cloth}",
+        )
+        for color in _UPAR_COLORS
+    )
+    other = _ask(
+        f"{part}-Color-Other",
+        region,
+        f"is the {cloth} of an unusual color?",
+        f"in {cloth} of a common color",
+        f"in {cloth} of an unusual color",
+    )
+    return (*named, other)
+
+
+# No group: a bald person is also annotated with short hair, and trousers and skirt are two annotations.
+_UPAR40 = (
+    *_exclusive(
+        "age",
+        _age("Age-Young", "young, younger than 18 years", "18 years old or older"),
+        _age("Age-Adult", "an adult between 18 and 60 years old", "younger than 18 or older than 60 years"),
+        _age("Age-Old", "old, older than 60 years", "younger than 60 years"),
+    ),
+    _gender("Gender-Female", male=0, question="is the person a woman?"),
+    _ask("Hair-Length-Short", "head", "does the person have short hair?", "without short hair", "with short hair"),
+    _ask("Hair-Length-Long", "head", "does the person have long hair?", "without long hair", "with long hair"),
+    _ask("Hair-Length-Bald", "head", "is the person bald?", "with hair on the head", "who is bald"),
+    _ask("UpperBody-Length-Short", "upper", "are the sleeves short?", "with long sleeves", "with short sleeves"),
+    *_upar_colors("UpperBody", "upper"),
+    _ask(
+        "LowerBody-Length-Short",
+        "lower",
+        "is the lower clothing short?",
+        "in long lower clothing",
+        "in short lower clothing",
+    ),
+    *_upar_colors("LowerBody", "lower"),
+    _wear("LowerBody-Type-Trousers&Shorts", "lower", "trousers or shorts"),
+    _wear("LowerBody-Type-Skirt&Dress", "lower", "a skirt or a dress"),
+    _carry("Accessory-Backpack", "a backpack", "wearing"),
+    _carry("Accessory-Bag", "a bag"),
+    _wear("Accessory-Glasses-Normal", "head", "glasses"),
+    _wear("Accessory-Glasses-Sun", "head", "sunglasses"),
+    _wear("Accessory-Hat", "head", "a hat"),
+)
+
 # What is missing is unknown, not a class: a person without a hat has no hat color (-100).
 _DRAWN = (
     _wear("Hat", "head", "a hat"),
@@ -424,5 +638,8 @@ _TABLES: dict[str, tuple[Attribute, ...]] = {
     "pa100k": _PA100K,
     "peta35": _PETA35,
     "peta65": _PETA65,
+    "rapv1": _RAPV1,
+    "rapv2": _RAPV2,
     "synthetic": tuple(_as_drawing(attribute) for attribute in _DRAWN),
+    "upar40": _UPAR40,
 }

@@ -15,8 +15,13 @@ from vlm_par_hf.schemas import get_schema
 from vlm_par_hf.utils import require
 
 from .folder import read_folder
+from .hub import load_hub_dataset
+from .market1501 import read_market1501
 from .pa100k import PA100K_SPLITS, read_pa100k
+from .peta import read_peta
+from .rap import read_rapv1, read_rapv2
 from .records import PedestrianRecord
+from .upar import read_upar
 
 
 if TYPE_CHECKING:
@@ -34,10 +39,14 @@ _MISSING_CHOICES = ("error", "skip")
 class DatasetReader:
     """How a data set on disk is read, and what its card says.
 
-    `read(root, schema, partition, seed)` returns the schema and, per split, the records.
+    `read(root, schema, partition, seed)` returns the schema, per split the records, and JSON-plain notes (who divided
+    the data, what was left out) that travel with the data set.
     """
 
-    read: Callable[[str, AttributeSchema | None, int, int], tuple[AttributeSchema, dict[str, list[PedestrianRecord]]]]
+    read: Callable[
+        [str, AttributeSchema | None, int, int],
+        tuple[AttributeSchema, dict[str, list[PedestrianRecord]], dict[str, Any]],
+    ]
     how_to_get: str
     num_partitions: int = 1
     homepage: str = ""
@@ -46,14 +55,41 @@ class DatasetReader:
 
 
 def _read_pa100k_splits(root, schema, partition, seed):
-    return get_schema("pa100k"), {split: read_pa100k(root, split) for split in PA100K_SPLITS}
+    return get_schema("pa100k"), {split: read_pa100k(root, split) for split in PA100K_SPLITS}, {"division": "official"}
 
 
 def _read_folder_splits(root, schema, partition, seed):
-    return read_folder(root, schema, seed=seed)
+    return *read_folder(root, schema, seed=seed), {}
+
+
+_PETA = {
+    "how_to_get": "PETA.mat with the folder images, or the unpacked PETA archive, for research only, from "
+    "http://mmlab.ie.cuhk.edu.hk/projects/PETA.html",
+    "num_partitions": 5,
+    "homepage": "http://mmlab.ie.cuhk.edu.hk/projects/PETA.html",
+    "license": "research only; no redistribution",
+    "citation": "Yubin Deng et al. Pedestrian Attribute Recognition At Far Distance. ACM Multimedia 2014.",
+}
+_MARKET = {
+    "how_to_get": "the unpacked Market-1501-v15.09.15, for research only, with market_attribute.mat from "
+    "https://github.com/vana77/Market-1501_Attribute beside its folders",
+    "homepage": "https://github.com/vana77/Market-1501_Attribute",
+    "license": "research only; no redistribution",
+    "citation": "Liang Zheng et al. Scalable Person Re-identification: A Benchmark. ICCV 2015. Yutian Lin et al. "
+    "Improving Person Re-identification by Attribute and Identity Learning. Pattern Recognition 2019.",
+}
+_RAP = {
+    "how_to_get": "the folders RAP_annotation and RAP_dataset, given out by their authors under a signed agreement",
+    "num_partitions": 5,
+    "license": "signed agreement; no redistribution",
+}
 
 
 READERS = {
+    "market1501": DatasetReader(lambda root, schema, partition, seed: read_market1501(root, seed=seed), **_MARKET),
+    "market1501_30": DatasetReader(
+        lambda root, schema, partition, seed: read_market1501(root, "market1501_30", seed=seed), **_MARKET
+    ),
     "pa100k": DatasetReader(
         _read_pa100k_splits,
         "the unpacked PA-100K archives (annotation.mat and the images), free for download under CC-BY 4.0 from "
@@ -66,12 +102,38 @@ READERS = {
         _read_folder_splits,
         "a folder of your own with schema.json, labels.csv (or labels.jsonl) and the images",
     ),
+    "peta35": DatasetReader(
+        lambda root, schema, partition, seed: read_peta(root, partition=partition, seed=seed), **_PETA
+    ),
+    "peta65": DatasetReader(
+        lambda root, schema, partition, seed: read_peta(root, "peta65", partition=partition, seed=seed), **_PETA
+    ),
+    "rapv1": DatasetReader(
+        lambda root, schema, partition, seed: read_rapv1(root, partition=partition, seed=seed),
+        citation="Dangwei Li et al. A Richly Annotated Dataset for Pedestrian Attribute Recognition. arXiv 2016.",
+        **_RAP,
+    ),
+    "rapv2": DatasetReader(
+        lambda root, schema, partition, seed: read_rapv2(root, partition=partition),
+        citation="Dangwei Li et al. A Richly Annotated Pedestrian Dataset for Person Retrieval in Real Surveillance "
+        "Scenarios. IEEE Transactions on Image Processing 2019.",
+        **_RAP,
+    ),
+    "upar": DatasetReader(
+        lambda root, schema, partition, seed: read_upar(root),
+        "the folder of a UPAR challenge with its annotations (CC BY-NC-SA 3.0) and, under data, the images of "
+        "Market-1501, PA-100K and PETA, from https://github.com/speckean/upar_dataset",
+        homepage="https://github.com/speckean/upar_dataset",
+        license="CC-BY-NC-SA-3.0 (annotations); no redistribution of the images",
+        citation="Andreas Specker et al. UPAR: Unified Pedestrian Attribute Recognition and Person Retrieval. WACV "
+        "2023.",
+    ),
 }
 
 
 def list_par_datasets() -> list[str]:
     """The names that `load_par_dataset` knows."""
-    return sorted([*READERS, "synthetic"])
+    return sorted([*READERS, "hub", "synthetic"])
 
 
 def load_par_dataset(
@@ -87,18 +149,22 @@ def load_par_dataset(
     """Loads a data set for pedestrian attribute recognition.
 
     Args:
-        name: `"pa100k"` (original layout), `"folder"` (your own data, see `read_folder`) or `"synthetic"` (drawings).
-        root: folder of the data set; not for `"synthetic"`.
+        name: `"pa100k"`, `"peta35"`, `"peta65"`, `"market1501"`, `"market1501_30"`, `"rapv1"`, `"rapv2"`, `"upar"`
+            (original layouts: see the readers in `vlm_par_hf.data`), `"folder"` (your own data, see `read_folder`),
+            `"hub"` (`image` and `labels` as `vlm-par prepare` writes them) or `"synthetic"` (drawings).
+        root: folder of the data set, for `"hub"` also a repository `"org/name"`; not for `"synthetic"`.
         schema: the attributes to keep, in this order, with questions and prompts of your own if you like. Names and
             labels must be the data set's. None: all, as the data set has them.
-        partition: which of the data set's official partitions; these data sets have one.
+        partition: which of the data set's official partitions, from 0. PETA and RAP have five, the others one.
         missing: `"error"` or `"skip"`: what an image file that is listed but not there does. Skipping is logged and
             counted, per split, in the `info.description` of the result.
-        seed: divides a folder that names no splits; draws the synthetic people.
-        options: for `"synthetic"` only: keywords of `build_synthetic_dataset` (such as `num_train`).
+        seed: divides what comes undivided (a folder that names no splits, PETA without its partitions, the validation
+            of Market-1501 and RAP version 1; the `info.description` says so); draws the synthetic people.
+        options: for `"synthetic"` keywords of `build_synthetic_dataset` (such as `num_train`), for `"hub"` `revision`.
 
     Returns:
-        A `datasets.DatasetDict` with the splits train, validation and test (of a folder, those it has). Columns:
+        A `datasets.DatasetDict` with the splits train, validation and test (of a folder, those it has; Market-1501
+        has `query` too). Columns:
         `image` (decoded when accessed: a PIL RGB image, or an error that names the file), `image_id` (str), `labels`
         (A int64: class index, -100 where unknown), and `person_id`, `camera_id` (int64 or str) where known.
         `dataset_schema` gives the schema back.
@@ -116,6 +182,8 @@ def load_par_dataset(
     require("datasets", "train")
     if name == "synthetic":
         return _load_synthetic(root, schema, partition, seed, options)
+    if name == "hub":
+        return _load_hub(root, schema, partition, options)
     if name not in READERS:
         near = difflib.get_close_matches(str(name), list_par_datasets(), n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
@@ -130,10 +198,10 @@ def load_par_dataset(
     if not os.path.isdir(root):
         raise FileNotFoundError(f"root {root!r} is no folder; expected {reader.how_to_get}")
 
-    found, splits = reader.read(root, schema, partition, seed)
+    found, splits, remarks = reader.read(root, schema, partition, seed)
     splits, skipped = _drop_missing(splits, missing, root)
     _check_splits(splits, name)
-    notes = {"name": name, "skipped_images": skipped}
+    notes = {"name": name, "skipped_images": skipped, **remarks}
     result = {split: _to_dataset(records, found, splits, reader, notes) for split, records in splits.items()}
     return _select_attributes(require("datasets", "train").DatasetDict(result), schema, found)
 
@@ -206,6 +274,27 @@ def _load_synthetic(root, schema, partition, seed, options):
     return _select_attributes(drawn, schema, dataset_schema(drawn))
 
 
+def _load_hub(root, schema, partition, options):
+    _check_partition(partition, 1, "hub")
+    if root is None:
+        raise ValueError("root is None; 'hub' needs root='org/name' on the Hub, or a folder of parquet files")
+    unknown = sorted(set(options) - {"revision"})
+    if unknown:
+        raise TypeError(f"load_par_dataset('hub') got an unexpected keyword argument {unknown[0]!r}")
+    found, splits, remarks = load_hub_dataset(root, schema, **options)
+    notes = {"name": "hub", **remarks}
+    loaded = {split: attach_schema(dataset, found, **notes) for split, dataset in splits.items()}
+    return _select_attributes(require("datasets", "train").DatasetDict(loaded), schema, found)
+
+
+def carried_schema(splits: dict[str, Any]) -> AttributeSchema | None:
+    """As `dataset_schema`, None where there is none."""
+    try:
+        return dataset_schema(splits)
+    except ValueError:
+        return None
+
+
 def _check_partition(partition: int, count: int, name: str) -> None:
     if isinstance(partition, bool) or not isinstance(partition, int) or not 0 <= partition < count:
         raise ValueError(
@@ -245,7 +334,9 @@ def _check_splits(splits: dict[str, list[PedestrianRecord]], name: str) -> None:
             other = split_of_image.setdefault(record.image_id, split)
             if other != split:
                 raise ValueError(f"{name!r}: image {record.image_id!r} is in both {other!r} and {split!r}")
-            if record.person_id is not None and split_of_person.setdefault(record.person_id, split) != split:
+            # A query shows a person of the test gallery on purpose.
+            group = "test" if split == "query" else split
+            if record.person_id is not None and split_of_person.setdefault(record.person_id, group) != group:
                 shared_persons.add(record.person_id)
     if shared_persons:
         logger.warning(
