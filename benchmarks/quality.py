@@ -299,8 +299,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", choices=("synthetic", "pa100k_mini"), help="one of the two data sets")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--train", type=int, default=6000, help="synthetic training drawings")
-    parser.add_argument("--epochs", type=int, default=int(TrainSettings().epochs))
+    parser.add_argument("--train", type=int, default=4000, help="synthetic training drawings")
+    parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--bootstrap", type=int, default=1000)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     args = parser.parse_args()
@@ -309,9 +309,7 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
 
     settings = TrainSettings(epochs=args.epochs)
-    loss_settings = {} if settings.weighting == "none" else {"weighting": settings.weighting}
-    if settings.logit_adjustment:
-        loss_settings["logit_adjustment"] = settings.logit_adjustment
+    loss_settings = {"weighting": "sqrt"}  # the default of `vlm-par train`
     result = {
         "command": "python benchmarks/quality.py " + " ".join(sys.argv[1:]),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}",

@@ -48,7 +48,7 @@ def main() -> None:
 
     # 2. Model: a frozen backbone and new heads. Rare labels weigh more in the loss, because mA counts them alike.
     torch.manual_seed(0)
-    loss = {"kind": "ce_focal", "weighting": "balanced", "priors": compute_priors(labels, schema)}
+    loss = {"kind": "ce_focal", "weighting": "sqrt", "priors": compute_priors(labels, schema)}
     model = VlmParModel.from_backbone(args.backbone, attributes=schema, loss=loss)
     processor = VlmParProcessor.from_backbone(args.backbone)
 

@@ -248,6 +248,10 @@ def test_class_weights_come_from_the_training_labels(data, tmp_path):
     assert loss["priors"][0][1] == pytest.approx((labels[known, 0].sum() + 1) / (known.sum() + 2))
 
 
+def test_class_weights_by_default(data, tmp_path):
+    assert run(data, tmp_path / "run", max_steps=1).model.config.loss["weighting"] == "sqrt"
+
+
 def test_without_alignment_the_bias_starts_at_the_priors(data, backbone, tmp_path):
     result = train(
         data, tmp_path / "run", backbone=backbone, model_options={"alignment": "none"},
@@ -266,6 +270,7 @@ def test_the_papers_choices(data, backbone, tmp_path):
     )  # fmt: skip
     assert (result.model.config.alignment, result.model.config.fusion) == ("none", "image_to_text")
     assert result.processor.image_processor.max_num_patches == 9
+    assert not result.model.config.loss.get("weighting"), "the paper's loss has no class weights"
 
 
 def test_categorical_attributes_and_a_trained_tower(tmp_path):

@@ -71,7 +71,7 @@ def _add_demo(commands) -> argparse.ArgumentParser:
     )
     parser.add_argument("--out", default="demo_output", metavar="DIR", help="result folder (default: %(default)s)")
     parser.add_argument("--num-train", type=int, default=6000, metavar="N", help="drawings (default: %(default)s)")
-    parser.add_argument("--epochs", type=float, default=12.0, help="passes over them (default: %(default)s)")
+    parser.add_argument("--epochs", type=float, default=6.0, help="passes over them (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of drawings and training (default: %(default)s)")
     parser.add_argument("--no-real", action="store_true", help="skip pa100k_mini even where PAR_DATA is set")
     parser.set_defaults(run=_run_demo)

@@ -2,8 +2,8 @@
 
     python -m vlm_par_hf.embedded.train_heads --work WORK --out OUT
 
-A few minutes on two CPU cores. `OUT` receives the heads alone (the backbone by its name, "embedded"), with the record of
-the run and what they reach on other drawings. SYNTHETIC throughout.
+A few minutes on two CPU cores. `OUT` receives the heads alone (the backbone by its name, "embedded"), with the record
+of the run and what they reach on other drawings. SYNTHETIC throughout.
 """
 
 import argparse

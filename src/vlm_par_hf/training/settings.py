@@ -44,7 +44,9 @@ class TrainSettings:
     )
     max_grad_norm: float = _setting(1.0, "clip the gradient's norm here (0: off)")
     weighting: str = _setting(
-        "none", "class weights of the loss from the training priors", choices=("none", "balanced", "sqrt", "exp")
+        "auto",
+        "class weights of the loss from the training priors (auto: sqrt; none with --paper or weighted_bce)",
+        choices=("auto", "none", "balanced", "sqrt", "exp"),
     )
     logit_adjustment: float = _setting(0.0, "add this times the log prior to the logits in training")
     fit_pooled_statistics: bool = _setting(True, "standardise the pooled vector by training statistics first")

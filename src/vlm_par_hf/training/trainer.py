@@ -183,10 +183,14 @@ def _build_model(backbone, schema, model, processor, options: dict[str, Any], ma
     return model, processor
 
 
-def _loss_settings(model, settings: TrainSettings, priors: list[list[float]]) -> dict[str, Any]:
+def _loss_settings(model, settings: TrainSettings, priors: list[list[float]], *, paper: bool) -> dict[str, Any]:
     loss = dict(model.config.loss or {})
-    if settings.weighting != "none":
-        loss["weighting"] = settings.weighting
+    weighting = settings.weighting
+    if weighting == "auto":
+        # The paper's loss has no weights, and the weighted BCE brings its own.
+        weighting = "none" if paper or loss.get("kind") == "weighted_bce" else "sqrt"
+    if weighting != "none":
+        loss["weighting"] = weighting
     if settings.logit_adjustment:
         loss["logit_adjustment"] = settings.logit_adjustment
     if loss.get("weighting") or loss.get("logit_adjustment") or loss.get("kind") == "weighted_bce":
@@ -323,7 +327,8 @@ def train(
     checkpoint = _prepare_folder(output_dir, record, settings, resume=resume, overwrite=overwrite)
 
     priors = compute_priors(labels, schema)
-    model.config.loss = _loss_settings(model, settings, priors)
+    paper = bool((model_options or {}).get("paper"))
+    model.config.loss = _loss_settings(model, settings, priors, paper=paper)
     if fresh and model.config.alignment == "none":
         model.init_bias_from_priors(priors)
     train_data, validation_data = _training_data(data, model, processor, schema, settings)
