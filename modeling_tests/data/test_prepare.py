@@ -1,6 +1,7 @@
 """`prepare_dataset`: everything is checked, what is written reads back equal, and interrupted work goes on."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -9,6 +10,7 @@ import pyarrow.parquet
 import pytest
 from PIL import Image
 
+from modeling_tests.hub_server import HubServer
 from vlm_par_hf.cli import main
 from vlm_par_hf.data import dataset_schema, load_par_dataset, prepare_dataset
 from vlm_par_hf.schema import AttributeSchema
@@ -183,6 +185,54 @@ def test_upload_is_private_unless_said(root, tmp_path, monkeypatch):
     assert upload["repo_type"] == "dataset" and ".work/*" in upload["ignore_patterns"]
     card = (tmp_path / "out" / "README.md").read_text()
     assert "path: data/validation-*.parquet" in card and "license: other" in card
+
+
+class DatasetHub(HubServer):
+    """The server of models, answering for data sets too: their paths differ by a word."""
+
+    def __init__(self, folder):
+        super().__init__(folder)
+
+        class Handler(self._http.RequestHandlerClass):
+            def _answer(self, method):
+                self.path = self.path.replace("/api/datasets/", "/api/models/").replace("/datasets/", "/", 1)
+                super()._answer(method)
+
+        self._http.RequestHandlerClass = Handler
+
+
+def test_upload_and_load_from_the_hub_in_fresh_processes(root, tmp_path):
+    upload = (
+        "import sys; from vlm_par_hf.data import prepare_dataset; "
+        "prepare_dataset('folder', sys.argv[1], sys.argv[2], images_per_file=4, push_to_hub='org/mine')"
+    )
+    load = """
+import json, sys
+from vlm_par_hf.data import dataset_schema, load_par_dataset
+data = load_par_dataset("hub", "org/mine")
+rows = {split: [part["image_id"][:], part["labels"][:]] for split, part in data.items()}
+print(json.dumps([rows, dataset_schema(data).names, data["test"][0]["image"].size]))
+try:
+    load_par_dataset("hub", "org/nothing")
+except FileNotFoundError as error:
+    print(error)
+"""
+    with DatasetHub(tmp_path / "server") as hub:
+        environment = {**os.environ, **hub.environment(tmp_path / "home")}
+        command = [sys.executable, "-c", upload, str(root), str(tmp_path / "out")]
+        subprocess.run(command, env=environment, check=True, timeout=300)
+        assert hub.repos["org/mine"].private
+        assert {"schema.json", "report.json", "README.md"} < set(hub.files("org/mine"))
+        assert not any(".work" in name for name in hub.files("org/mine"))
+        found = subprocess.run(
+            [sys.executable, "-c", load], env=environment, check=True, timeout=300, capture_output=True, text=True
+        )
+        assert not hub.unknown
+    (rows, names, size), missing = json.loads(found.stdout.splitlines()[0]), found.stdout.splitlines()[1]
+    source = load_par_dataset("folder", root)
+    assert rows == {split: [part["image_id"][:], part["labels"][:]] for split, part in source.items()}
+    assert tuple(names) == SCHEMA.names and tuple(size) == source["test"][0]["image"].size
+    assert "the data set 'org/nothing' is not on the Hub, or not for you" in missing
 
 
 def test_public_upload_of_what_must_not_be_passed_on(tmp_path):
