@@ -132,6 +132,8 @@ def violations(file: str, source: str) -> list[str]:
 
 def test_the_house_keeps_its_floors():
     files = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*.py"))
+    # Part of a checkpoint, as in every one that is saved: they import the public package, not the other way round.
+    files = [file for file in files if not file.startswith("embedded/heads/")]
     assert "schema.py" in files and "schemas.py" in files, "the package was not found"
     found = [line for file in files for line in violations(file, (ROOT / file).read_text(encoding="utf-8"))]
     assert not found, "\n" + "\n".join(found)

@@ -143,6 +143,14 @@ def test_every_push_has_a_card(hub, published, repo):
     assert ("my-tag" in card.data.tags) == (repo == "org/full")
 
 
+def test_results_speak_for_the_weights_that_were_measured(hub, published):
+    assert ModelCard(hub.read("org/measured", "README.md").decode()).data.eval_results[0].metric_value == 0.5
+    repo = hub.repos["org/changed-since"]
+    before, after = (hub.content(repo.commits[commit]["README.md"]).decode() for commit in list(repo.commits)[1:])
+    assert "No results" in before and "model-index" not in before
+    assert "model-index" in after  # given by hand
+
+
 def test_the_trainer_writes_our_card_when_asked(hub, published):
     assert "| `max_steps` | `2` |" in hub.read("org/trained", "README.md").decode()
     plain = hub.read("org/trained-plainly", "README.md").decode()
@@ -202,7 +210,7 @@ def test_private_needs_the_token(published, loaded):
         ("heads-wrong", ["'org/backbone'", "backbone_hash", "0" * 64]),
         ("heads-lost", ["org/no-such-backbone"]),
         ("gone", ["org/gone"]),
-        ("unreadable", ["org/unreadable"]),
+        ("unreadable", ["couldn't connect to 'http://127.0.0.1"]),
         ("half", ["org/half"]),
         ("full", ["no-such-branch"]),
     ],

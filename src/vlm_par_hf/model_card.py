@@ -418,8 +418,7 @@ def _head(title, config, schema, training, records) -> str:
     lines = [
         f"# {title}",
         "",
-        f"{family}: {len(schema)} attributes of a person from one image of that person, by "
-        f"[`vlm-par-hf`](https://pypi.org/project/vlm-par-hf/) and transformers.",
+        f"{family}: {len(schema)} attributes of a person from one image of that person, as a transformers model.",
     ]
     if _is_repository(backbone):
         lines += ["", f"Backbone: `{backbone}`."]
@@ -502,22 +501,23 @@ def _results(records) -> str:
 
 
 def _training(config, training) -> str:
-    lines = ["## Training", ""]
+    lines = ["## Training"]
     data, settings, result = training.get("data"), training.get("settings"), training.get("result")
     if not data and not settings:
-        lines.append("How this checkpoint was trained is not recorded.")
+        lines += ["", "How this checkpoint was trained is not recorded."]
     if data:
         count = "".join(
             f", {data[key]:,} {word} images"
             for key, word in (("train_images", "training"), ("validation_images", "validation"))
             if isinstance(data.get(key), int)
         )
-        lines.append(f"Data: {DATASETS.get(data['name'], data['name'])}{count}.")
+        lines += ["", f"Data: {DATASETS.get(data['name'], data['name'])}{count}."]
     if result and isinstance(result.get("validation_mA"), (int, float)):
-        lines.append(
+        lines += [
+            "",
             f"The weights are those with the best mA on the validation split ({_percent(result['validation_mA'])}%, "
-            f"step {result['best_step']} of {result['steps']}); the test split took no part."
-        )
+            f"step {result['best_step']} of {result['steps']}); the test split took no part.",
+        ]
     loss = {key: value for key, value in (config.get("loss") or {}).items() if key != "priors"}
     choices = {
         key: config[key] for key in ("fusion", "alignment", "question_tokens", "freeze_backbone") if key in config
