@@ -38,6 +38,7 @@ def main() -> None:
         overwrite=True,
         command=["python", "-m", "vlm_par_hf.embedded.train_heads"],
     )
+    result.model.name_or_path = "embedded"  # recorded as what was measured
     evaluate(
         result.model,
         data,

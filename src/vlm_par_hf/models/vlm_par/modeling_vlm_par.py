@@ -857,8 +857,11 @@ class VlmParModel(VlmParPreTrainedModel):
         name = str(name)
         if name != "embedded" and Path(name).is_dir():
             name = str(Path(name).resolve())
+        vlm_config = AutoConfig.from_pretrained(embedded_path("backbone") if name == "embedded" else name, **hub)
+        # A path of this machine has no place in a checkpoint; `backbone_name` says what the backbone is.
+        vlm_config.name_or_path = ""
         config = VlmParConfig(
-            vlm_config=AutoConfig.from_pretrained(embedded_path("backbone") if name == "embedded" else name, **hub),
+            vlm_config=vlm_config,
             attributes=attributes,
             **{"backbone_name": name, "backbone_revision": revision, **settings},
         )
