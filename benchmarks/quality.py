@@ -299,8 +299,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", choices=("synthetic", "pa100k_mini"), help="one of the two data sets")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--train", type=int, default=4000, help="synthetic training drawings")
-    parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--train", type=int, default=2000, help="synthetic training drawings")
+    parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--bootstrap", type=int, default=1000)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     args = parser.parse_args()
@@ -320,8 +320,8 @@ def main() -> None:
     if args.only != "pa100k_mini":
         sizes = {
             "num_train": args.train,
-            "num_validation": max(200, args.train // 6),
-            "num_test": max(400, args.train // 3),
+            "num_validation": max(200, args.train // 4),
+            "num_test": max(400, args.train),
         }
         runs = []
         for seed in range(args.seeds):
@@ -335,16 +335,16 @@ def main() -> None:
         result["data"]["synthetic"] = describe(runs, title, "mA", "spread", sizes)
     root = Path(os.environ.get("PAR_DATA", "")) / "pa100k_mini"
     if args.only != "synthetic" and os.environ.get("PAR_DATA") and root.is_dir():
-        data, runs = load_par_dataset("pa100k", root), []
-        for seed in range(args.seeds):
-            logger.info("pa100k_mini, seed %d: %s", seed, {split: len(part) for split, part in data.items()})
-            runs.append(measure(data, seed, settings, loss_settings, args.bootstrap))
+        data = load_par_dataset("pa100k", root)
+        sizes = {split: len(part) for split, part in data.items()}
+        logger.info("pa100k_mini: %s", sizes)
+        # One training seed: the intervals over the few test people are wider than what seeds move.
+        runs = [measure(data, 0, settings, loss_settings, args.bootstrap)]
         count = len(runs[0]["majority"]["scored_attributes"])
         title = (
             "1,600 real PA-100K crops, backbone trained on drawings only\n"
             f"{count} of 26 attributes ({MIN_POSITIVES}+ test positives), bars: 95 % bootstrap over persons"
         )
-        sizes = {split: len(part) for split, part in data.items()}
         result["data"]["pa100k_mini"] = describe(runs, title, "mA_min_positives", "bootstrap", sizes)
     for part in result["data"].values():
         print(f"\n{part['title']}\n\n{table(part['summary'], part['key'])}\n")
