@@ -230,6 +230,8 @@ def test_another_data_set_and_damage_are_named(tmp_path):
 
 
 def test_nothing_there_and_a_pickle(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere' holds no PETA.mat"):
+        read_peta(tmp_path / "nowhere")
     with pytest.raises(FileNotFoundError, match="holds no PETA.mat"):
         read_peta(tmp_path)
     (tmp_path / "dataset_zs_run0.pkl").write_bytes(b"")

@@ -68,7 +68,8 @@ def images_by_stem(folder: Path) -> dict[str, str]:
 
 
 def _pickle_hint(root: Path) -> str:
-    found = sorted(name for name in os.listdir(root) if name.lower().endswith((".pkl", ".pickle")))
+    names = os.listdir(root) if root.is_dir() else []
+    found = sorted(name for name in names if name.lower().endswith((".pkl", ".pickle")))
     if not found:
         return ""
     return (
