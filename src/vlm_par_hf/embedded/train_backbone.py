@@ -54,7 +54,7 @@ from vlm_par_hf.data.synthetic import (
     person_labels,
     render_person,
 )
-from vlm_par_hf.schemas import get_schema, list_schemas
+from vlm_par_hf.schemas import get_schema
 
 
 logger = logging.getLogger("vlm_par_hf.embedded.train_backbone")
@@ -63,6 +63,8 @@ POPULATION = 1000  # seed of the people drawn for pre-training
 PATCH, ROWS, COLUMNS = 16, HEIGHT // 16, WIDTH // 16
 TEXT_LENGTH = 64
 PAD, EOS, BOS, UNK, MASK = range(5)
+# Whose questions and prompts the tokenizer is made from: pinned, because another list makes another vocabulary.
+TEXT_SCHEMAS = ("market1501", "market1501_30", "pa100k", "peta35", "peta65", "synthetic")
 
 
 def _draw(number: int) -> tuple[np.ndarray, np.ndarray]:
@@ -88,10 +90,10 @@ def draw_pictures(count: int, work: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def build_tokenizer(vocab_size: int = 1024) -> Siglip2Tokenizer:
-    """A byte-pair tokenizer in the form of SigLIP 2's, trained on captions and on every schema's questions and
-    prompts."""
+    """A byte-pair tokenizer in the form of SigLIP 2's, trained on captions and on the questions and prompts of
+    `TEXT_SCHEMAS`."""
     rng = np.random.default_rng(0)
-    texts = [text.lower() for name in list_schemas() for a in get_schema(name) for text in (a.question, *a.prompts)]
+    texts = [text.lower() for name in TEXT_SCHEMAS for a in get_schema(name) for text in (a.question, *a.prompts)]
     for number in range(4000):
         person = SyntheticPerson.sample(POPULATION, number)
         texts.append(caption(person_labels(person, Frame.sample(person, 0)), rng)[0])
