@@ -236,6 +236,7 @@ def describe(runs: list[dict], title: str, key: str, error_bars: str, sizes: dic
     summary = summarise(runs, key)
     return {
         "title": title,
+        "command": " ".join(["python benchmarks/quality.py", *sys.argv[1:]]),
         "key": key,
         "error_bars": error_bars,
         "sizes": sizes,
@@ -271,7 +272,7 @@ def draw(result: dict, path: Path) -> None:
     from matplotlib import pyplot as plt
 
     parts = result["data"]
-    figure, axes = plt.subplots(1, len(parts), figsize=(5.6 * len(parts), 4.3), squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(1, len(parts), figsize=(6.2 * len(parts), 4.0), squeeze=False, layout="constrained")
     for axis, part in zip(axes[0], parts.values(), strict=True):
         key, summary = part["key"], part["summary"]
         methods = list(summary)[::-1]
@@ -288,9 +289,9 @@ def draw(result: dict, path: Path) -> None:
         axis.barh([label_of(m) for m in methods], values, xerr=errors, color=colors, error_kw={"lw": 1, "capsize": 2})
         for y, (value, error) in enumerate(zip(values, errors[1], strict=True)):
             axis.text(value + error + 0.6, y, f"{value:.1f}", va="center", fontsize=8)
-        axis.set_xlim(45, max(v + e for v, e in zip(values, errors[1], strict=True)) + 6)
+        axis.set_xlim(min(values) - 3, max(v + e for v, e in zip(values, errors[1], strict=True)) + 4)
         axis.set_xlabel(f"test {key} (%)")
-        axis.set_title(part["title"], fontsize=10)
+        axis.set_title(part["title"], fontsize=9, loc="right")
         axis.tick_params(axis="y", labelsize=8)
         axis.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=150)
@@ -316,7 +317,6 @@ def main() -> None:
     settings = TrainSettings(epochs=args.epochs, batch_size=32)
     loss_settings = {"weighting": "sqrt"}  # the default of `vlm-par train`
     result = {
-        "command": "python benchmarks/quality.py " + " ".join(sys.argv[1:]),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}",
         "settings": settings.to_dict(),
         "loss": loss_settings,
@@ -345,15 +345,18 @@ def main() -> None:
         runs = [measure(data, 0, settings, loss_settings, args.bootstrap)]
         count = len(runs[0]["majority"]["scored_attributes"])
         title = (
-            "1,600 real PA-100K crops, backbone trained on drawings only\n"
-            f"{count} of 26 attributes ({MIN_POSITIVES}+ test positives), bars: 95 % bootstrap over persons"
+            "1,600 real PA-100K crops; the backbone has seen drawings only\n"
+            f"{count} of 26 attributes ({MIN_POSITIVES}+ test positives); bars: 95 % bootstrap over persons"
         )
         result["data"]["pa100k_mini"] = describe(runs, title, "mA_min_positives", "bootstrap", sizes)
     for part in result["data"].values():
         print(f"\n{part['title']}\n\n{table(part['summary'], part['key'])}\n")
         for question, points in part["differences"].items():
             print(f"{question}: {points:+.1f} points of {part['key']}")
-    atomic_write_json(args.out / "quality.json", json.loads(json.dumps(result)))
+    saved = args.out / "quality.json"
+    if args.only and saved.exists():  # the other data set's part stays as it was measured
+        result["data"] = json.loads(saved.read_text(encoding="utf-8"))["data"] | result["data"]
+    atomic_write_json(saved, json.loads(json.dumps(result)))
     draw(result, args.out / "quality.png")
     print(f"\nwrote {args.out / 'quality.json'} and {args.out / 'quality.png'}")
 
