@@ -303,7 +303,7 @@ def main() -> None:
     parser.add_argument("--only", choices=("synthetic", "pa100k_mini"), help="one of the two data sets")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument(
-        "--seeds-image-to-text", type=int, default=1, help="of them with image_to_text, by far the slowest to train"
+        "--seeds-image-to-text", type=int, default=3, help="of them with image_to_text, by far the slowest to train"
     )
     parser.add_argument("--train", type=int, default=2000, help="synthetic training drawings")
     parser.add_argument("--epochs", type=int, default=3)
