@@ -114,7 +114,7 @@ def build_tokenizer(vocab_size: int = 1024) -> Siglip2Tokenizer:
 
 
 def build_model(vocab_size: int) -> Siglip2Model:
-    """1.6 million parameters, NaFlex, 128 wide."""
+    """1.5 million parameters, NaFlex, 128 wide."""
     config = Siglip2Config(
         text_config={
             "vocab_size": vocab_size,
