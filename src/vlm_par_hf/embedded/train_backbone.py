@@ -11,11 +11,15 @@ Under an hour on two CPU cores. Two losses:
   answer" pairs, so that prompts and questions are language the text tower has read.
 - An auxiliary loss on the patches: a small decoder with one query per attribute attends to the last hidden states and
   names the labels; it is thrown away afterwards. SigLIP 2 trains a captioning decoder that attends to the patches for
-  the same reason (Tschannen et al. 2025): dense features. The decoder speeds training up more than anything else here.
+  the same reason (Tschannen et al. 2025): dense features.
 
 So the backbone has been shown the synthetic attributes: it is a teaching aid, and what it does on drawings is no
 evidence of what a web-trained backbone does on photographs. Pictures with rare attributes are drawn more often (square
 root of the inverse frequency).
+
+The shipped weights are 2,800 steps, restarted while they ran with --steps 4500, 3700, 3100 and at last 2800 to fit the
+time there was: the cosine was bent at steps 600, 1000 and 2000, so one run of this script gives similar, not equal
+weights.
 
 Killed at any time, the same command resumes from `WORK/state.pt`. `OUT` receives the checkpoint as transformers saves
 it, `train_log.jsonl` and `zero_shot.md`. The people drawn here (population seed 1000) are in no split that
