@@ -30,8 +30,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(arguments)
     args.command_line = ["vlm-par", *arguments]
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    logging.getLogger("vlm_par_hf").setLevel(logging.DEBUG if args.debug else logging.INFO)
+    # Of the processes that torchrun starts, the first one speaks for all.
+    level = logging.DEBUG if args.debug else logging.ERROR if _process_index() else logging.INFO
+    logging.getLogger("vlm_par_hf").setLevel(level)
     try:
+        processes = int(os.environ.get("WORLD_SIZE", 1))
+        if processes > 1 and args.run is not _run_train:
+            raise ValueError(
+                f"{arguments[0]} runs in one process and WORLD_SIZE={processes}: start it without torchrun, which is "
+                "for train"
+            )
         args.run(args)
     except KeyboardInterrupt:
         sys.stderr.write("vlm-par: interrupted\n")
@@ -48,6 +56,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"vlm-par: error: {' '.join(line for line in lines if line)}\n")
         return 2
     return 0
+
+
+def _process_index() -> int:
+    return int(os.environ.get("RANK", 0))
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -303,6 +315,8 @@ def _run_train(args) -> None:
         command=args.command_line,
         **data,
     )
+    if _process_index():
+        return
     _say(f"best validation mA {100 * result.best_mA:.2f}% at step {result.best_step} of {result.steps}")
     _say(f"checkpoint: {result.output_dir}")
     _say(f"measure it: {shlex.join(['vlm-par', 'evaluate', args.out, args.dataset, *_data_flags(args)])}")

@@ -31,7 +31,7 @@ class TrainSettings:
 
     epochs: float = _setting(10.0, "passes over the training split")
     max_steps: int = _setting(-1, "stop after this many optimizer steps (overrides --epochs; -1: off)")
-    batch_size: int = _setting(64, "images per forward pass")
+    batch_size: int = _setting(64, "images per forward pass of each process")
     gradient_accumulation_steps: int = _setting(1, "forward passes per optimizer step")
     eval_batch_size: int = _setting(128, "images per forward pass on validation")
     learning_rate: float = _setting(3e-3, "peak rate of classifiers and gates")

@@ -12,7 +12,7 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -121,12 +121,16 @@ class _FollowCheckpoints(TrainerCallback):
             )  # fmt: skip
 
 
-def last_complete_checkpoint(folder: str | Path) -> Path | None:
-    """The newest checkpoint below `folder` that was written to its end, or None.
+def last_complete_checkpoint(folder: str | Path, processes: int = 1) -> Path | None:
+    """The newest checkpoint below `folder` that was written to its end by each of `processes`, or None.
 
     The Trainer writes a checkpoint's weights, optimizer and random states before `trainer_state.json`: a folder
     without that file, or with half of it, is what a killed process left behind.
     """
+    needed = ["optimizer.pt", "scheduler.pt"]
+    if processes > 1:
+        # Each process saves its own, and the first does not wait for the others.
+        needed += [f"rng_state_{rank}.pth" for rank in range(processes)]
     found = []
     for path in Path(folder).glob("checkpoint-*"):
         step = path.name.removeprefix("checkpoint-")
@@ -137,7 +141,7 @@ def last_complete_checkpoint(folder: str | Path) -> Path | None:
         except (OSError, ValueError):
             logger.warning("%s is incomplete and is not used", path)
             continue
-        if all((path / name).is_file() for name in ("optimizer.pt", "scheduler.pt")):
+        if all((path / name).is_file() for name in needed):
             found.append((state["global_step"], path))
     return max(found)[1] if found else None
 
@@ -213,8 +217,10 @@ def _training_arguments(output_dir: Path, settings: TrainSettings) -> TrainingAr
         lr_scheduler_type=settings.schedule,
         max_grad_norm=settings.max_grad_norm,
         bf16=settings.bf16,
-        # The Trainer takes bfloat16 on the CPU only when told that the CPU is meant.
-        use_cpu=settings.bf16 and not torch.accelerator.is_available(),
+        # Only when told that the CPU is meant does the Trainer take bfloat16 there, and join processes of torchrun:
+        # untold, each of them trains alone on all the data and writes over the others' files.
+        use_cpu=not torch.accelerator.is_available(),
+        ddp_find_unused_parameters=False,  # every trainable parameter takes part in every step
         seed=settings.seed,
         data_seed=settings.seed,
         full_determinism=settings.full_determinism,
@@ -257,6 +263,10 @@ def train(
 ) -> TrainResult:
     """Train VLM-PAR and keep the weights with the best validation mA. The test split is never looked at.
 
+    Started by `torchrun`, the processes share each step's images (`batch_size` is that of one process) and the
+    validation split; the first one writes. When the training split does not fill the last step of an epoch, images of
+    its beginning do, so that all processes have equally many.
+
     Args:
         dataset: name for `load_par_dataset` (with `root`, `schema`, `dataset_options`) or a `DatasetDict` with the
             splits `train` and `validation`.
@@ -288,6 +298,7 @@ def train(
     output_dir = Path(output_dir)
     if resume and overwrite:
         raise ValueError("resume=True and overwrite=True: expected one of them")
+    arguments = _training_arguments(output_dir, settings)  # joins the processes of torchrun
     data = load_data(dataset, root=root, schema=schema, options=dataset_options)
     for split in ("train", "validation"):
         if split not in data:
@@ -321,17 +332,23 @@ def train(
             "train_sha256": _fingerprint(data["train"], labels),
         },
         "model": {"backbone": model.config.backbone_name, "options": dict(model_options or {})},
+        "processes": arguments.world_size,
         "command": shlex.join(sys.argv if command is None else command),
         "versions": versions(),
     }
-    checkpoint = _prepare_folder(output_dir, record, settings, resume=resume, overwrite=overwrite)
+    checkpoint = _in_first_process(
+        arguments, lambda: _prepare_folder(output_dir, record, settings, resume=resume, overwrite=overwrite)
+    )
 
     priors = compute_priors(labels, schema)
     paper = bool((model_options or {}).get("paper"))
     model.config.loss = _loss_settings(model, settings, priors, paper=paper)
     if fresh and model.config.alignment == "none":
         model.init_bias_from_priors(priors)
-    train_data, validation_data = _training_data(data, model, processor, schema, settings)
+    model.to(arguments.device)
+    train_data, validation_data = _training_data(
+        data, model, processor, schema, settings, progress=settings.progress and arguments.process_index == 0
+    )
     if settings.fit_pooled_statistics:
         _fit_statistics(model, data["train"], train_data, processor, settings)
 
@@ -341,7 +358,7 @@ def train(
         extra.append(EarlyStoppingCallback(early_stopping_patience=settings.early_stopping_patience))
     trainer = Trainer(
         model=model,
-        args=_training_arguments(output_dir, settings),
+        args=arguments,
         train_dataset=train_data,
         eval_dataset=validation_data,
         data_collator=ParCollator(processor),
@@ -362,15 +379,30 @@ def train(
     return _finish(trainer, model, processor, output_dir, settings.metric_preset)
 
 
+def _in_first_process(arguments: TrainingArguments, function: Callable[[], Any]) -> Any:
+    """What `function` returns in the first process, in all of them; its error too, or the others would wait for it."""
+    if arguments.world_size == 1:
+        return function()
+    from accelerate.utils import broadcast_object_list
+
+    outcome: list[Any] = [None, None]
+    if arguments.process_index == 0:
+        try:
+            outcome[0] = function()
+        except Exception as error:
+            outcome[1] = error
+    broadcast_object_list(outcome)
+    if outcome[1] is not None:
+        raise outcome[1]
+    return outcome[0]
+
+
 def _prepare_folder(
     output_dir: Path, record: dict[str, Any], settings: TrainSettings, *, resume: bool, overwrite: bool
 ):
     """Check the folder, write the record of the run, and return the checkpoint to go on from (or None)."""
     run_record = output_dir / RUN_RECORD
     checkpoints = output_dir / CHECKPOINTS
-    if int(os.environ.get("RANK", "0")) != 0:
-        # One process per GPU: the first one checks and writes, the others would meet its files.
-        return last_complete_checkpoint(checkpoints) if resume else None
     if overwrite:
         shutil.rmtree(checkpoints, ignore_errors=True)
     elif not resume and ((output_dir / "config.json").exists() or any(checkpoints.glob("checkpoint-*"))):
@@ -388,12 +420,14 @@ def _prepare_folder(
                 for name, value in json.loads(json.dumps(record[part])).items()
                 if earlier[part].get(name) != value
             ]
+        if earlier.get("processes", 1) != record["processes"]:
+            differences.append(f"processes: {earlier.get('processes', 1)} then, {record['processes']} now")
         if differences:
             raise ValueError(
                 f"the run in output_dir={str(output_dir)!r} cannot be continued, it differs in:\n  "
                 + "\n  ".join(differences)
             )
-        checkpoint = last_complete_checkpoint(checkpoints)
+        checkpoint = last_complete_checkpoint(checkpoints, record["processes"])
         logger.info("continuing from %s", checkpoint or "the beginning: no complete checkpoint yet")
         return checkpoint
     output_dir.mkdir(parents=True, exist_ok=True)
@@ -410,7 +444,7 @@ def _parameter_groups(model, settings: TrainSettings) -> list[dict[str, Any]]:
     )
 
 
-def _training_data(data, model, processor, schema, settings: TrainSettings):
+def _training_data(data, model, processor, schema, settings: TrainSettings, *, progress: bool):
     if not settings.precompute_features:
         augmentation = ParAugmentation(schema, flip=settings.flip, pad=settings.pad, erasing=settings.erasing)
         return (
@@ -420,11 +454,9 @@ def _training_data(data, model, processor, schema, settings: TrainSettings):
     common = {
         "batch_size": settings.eval_batch_size,
         "workers": settings.workers,
-        "progress": settings.progress,
+        "progress": progress,
         "seed": settings.seed,
     }
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model.to(device)
     logger.info("running the frozen backbone once; of the augmentations only the flip applies to features")
     train_data = compute_features(
         model, data["train"], processor, views=VIEWS if settings.flip else VIEWS[:1], flip=settings.flip,
@@ -447,7 +479,6 @@ def _fit_statistics(model, split, train_data, processor, settings: TrainSettings
             num_workers=settings.workers,
             collate_fn=ParCollator(processor),
         )
-    model.to("cuda" if torch.cuda.is_available() else "cpu")
     # The statistics leave the logits as they are, so a model that has learned already keeps what it learned.
     model.fit_pooled_statistics(
         {name: value.to(model.device) for name, value in batch.items() if name != "labels"} for batch in batches
@@ -472,9 +503,15 @@ def _finish(trainer: Trainer, model, processor, output_dir: Path, metric_preset:
         model=model.eval(),
         processor=processor,
     )
-    if not trainer.is_world_process_zero():
-        return result
-    _save_whole(model, processor, output_dir)
+    if trainer.is_world_process_zero():
+        _write_result(result, state, metric_preset)
+    trainer.accelerator.wait_for_everyone()  # whoever reads the folder next finds it whole
+    return result
+
+
+def _write_result(result: TrainResult, state: TrainerState, metric_preset: str) -> None:
+    output_dir, best_step = result.output_dir, result.best_step
+    _save_whole(result.model, result.processor, output_dir)
     write_history(state.log_history, output_dir)
     try:
         plot_learning_curve(state.log_history, output_dir / "learning_curve.png", best_step=best_step)
@@ -490,7 +527,6 @@ def _finish(trainer: Trainer, model, processor, output_dir: Path, metric_preset:
             "metric_preset": metric_preset,
         },
     )
-    return result
 
 
 def _save_whole(model, processor, output_dir: Path) -> None:
