@@ -32,6 +32,7 @@ FLOORS: dict[str, tuple[int, int]] = {
     "metrics": (1, 1),
     "model_card": (1, 2),
     "hub": (1, 3),
+    "backbones": (1, 4),
     "par_metrics": (1, 2),
     "models": (2, 0),
     "auto": (3, 0),

@@ -16,25 +16,20 @@ Letters: B people, N patches, A attributes, C labels, H heads, T question tokens
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional as F
-from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModel, PreTrainedModel
 from transformers import initialization as init
-from transformers.utils import cached_file, can_return_tuple
+from transformers.utils import can_return_tuple
 
-from vlm_par_hf.hub import PushToHub, take_hub_options
+from vlm_par_hf.backbones import OverBackbone
+from vlm_par_hf.hub import PushToHub
 from vlm_par_hf.losses import ParLoss
 from vlm_par_hf.outputs import ParOutput
-from vlm_par_hf.remote_code import write_remote_code
-from vlm_par_hf.utils import embedded_path
 
-from .backbone_vlm_par import backbone_source, check_keys, collect_load_report, hash_weights
 from .configuration_vlm_par import VlmParConfig
 from .processing_vlm_par import VlmParProcessor
 
@@ -42,7 +37,6 @@ from .processing_vlm_par import VlmParProcessor
 __all__ = ["AttributeHeads", "VlmParModel", "VlmParPreTrainedModel"]
 
 NO_LABEL_LOGIT = -1e4  # past an attribute's own labels: probability 0, and finite in every dtype
-HUB_KEYS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 
 
 class AttributeHeads(nn.Module):
@@ -291,10 +285,11 @@ def _no_autocast(tensor: torch.Tensor) -> AbstractContextManager:
     return nullcontext() if tensor.device.type == "meta" else torch.autocast(tensor.device.type, enabled=False)
 
 
-class VlmParPreTrainedModel(PushToHub, PreTrainedModel):
+class VlmParPreTrainedModel(PushToHub, OverBackbone, PreTrainedModel):
     """Base of the VLM-PAR models: initial weights, and what transformers asks of a class."""
 
     config_class = VlmParConfig
+    processor_class = VlmParProcessor
     base_model_prefix = "vlm"  # so that a plain SigLIP checkpoint loads into `VlmParModel.vlm`
     main_input_name = "pixel_values"
     input_modalities = ("image",)
@@ -767,198 +762,11 @@ class VlmParModel(VlmParPreTrainedModel):
             for (part, decays), parameters in groups.items()
         ]
 
-    # Saving and loading
-
-    @property
-    def _keys_to_ignore_on_save(self) -> set[str] | None:
-        # transformers asks for it when it saves, and when Trainer loads what it saved.
-        return None if self.config.save_backbone else {f"vlm.{name}" for name in self.vlm.state_dict()}
-
-    @_keys_to_ignore_on_save.setter
-    def _keys_to_ignore_on_save(self, value: Any) -> None:
-        pass  # `post_init` assigns the class's value; ours follows the configuration
-
-    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
-        """As `PreTrainedModel.save_pretrained`; with `config.save_backbone=False` the heads alone.
-
-        Raises:
-            ValueError: heads alone, but the backbone has no name to load it from, or was trained.
-        """
-        config = self.config
-        hub_options = take_hub_options(save_directory, kwargs)
-        if not config.save_backbone:
-            if config.backbone_name is None:
-                raise ValueError(
-                    "save_backbone is False, but backbone_name is None: a checkpoint of the heads alone could never "
-                    "be loaded; build the model with VlmParModel.from_backbone(name, ...) or set save_backbone=True"
-                )
-            if not config.freeze_backbone:
-                raise ValueError(
-                    "save_backbone is False, but freeze_backbone is False too: the trained vision tower would be "
-                    "lost; set save_backbone=True"
-                )
-            if config.backbone_hash is None:
-                config.backbone_hash = hash_weights(
-                    backbone_source(config), config.backbone_revision, token=kwargs.get("token")
-                )
-        config.auto_map = write_remote_code(
-            save_directory,
-            "vlm_par",
-            AutoConfig="VlmParConfig",
-            AutoModel="VlmParModel",
-            AutoProcessor="VlmParProcessor",
-        )
-        super().save_pretrained(save_directory, **kwargs)
-        if hub_options is not None:
-            self.push_to_hub(**hub_options)
-
-    def check_pushable(self) -> None:
-        """Refuses to publish heads whose backbone nobody else can load.
-
-        Raises:
-            ValueError: heads alone over a backbone that is a folder of this machine.
-        """
-        config = self.config
-        name = config.backbone_name
-        if not config.save_backbone and name not in (None, "embedded") and Path(name).is_dir():
-            raise ValueError(
-                f"save_backbone is False and backbone_name is {name!r}, a folder of this machine: nobody else could "
-                "load the heads; set config.save_backbone=True, or push the backbone and build the model with "
-                "VlmParModel.from_backbone(repository, ...)"
-            )
-
-    @classmethod
-    def from_backbone(
-        cls,
-        name: str | Path,
-        *,
-        attributes: Any,
-        tokenizer: Any = None,
-        revision: str | None = None,
-        **kwargs: Any,
-    ) -> "VlmParModel":
-        """A fresh model over a pretrained backbone, its questions encoded.
-
-        Args:
-            name: a SigLIP or SigLIP 2 repository or folder, or `"embedded"`.
-            attributes: `AttributeSchema` or list of dicts.
-            tokenizer: the backbone's tokenizer, or a `VlmParProcessor`; None loads the one of the checkpoint.
-            revision: of the repository.
-            kwargs: fields of `VlmParConfig`; the others go to `from_pretrained` (`dtype`, `token`, ...).
-
-        Raises:
-            ValueError: the checkpoint is of another kind, or does not hold all weights of its configuration.
-            OSError: it does not exist, or a file is missing.
-        """
-        settings = {key: kwargs.pop(key) for key in list(kwargs) if key in _CONFIG_FIELDS}
-        hub = {key: kwargs[key] for key in HUB_KEYS if key in kwargs}
-        if revision is not None:
-            hub["revision"] = kwargs["revision"] = revision
-        name = str(name)
-        if name != "embedded" and Path(name).is_dir():
-            name = str(Path(name).resolve())
-        vlm_config = AutoConfig.from_pretrained(embedded_path("backbone") if name == "embedded" else name, **hub)
-        # A path of this machine has no place in a checkpoint; `backbone_name` says what the backbone is.
-        vlm_config.name_or_path = ""
-        config = VlmParConfig(
-            vlm_config=vlm_config,
-            attributes=attributes,
-            **{"backbone_name": name, "backbone_revision": revision, **settings},
-        )
-        model, missing = cls._load_backbone(backbone_source(config), config, **kwargs)
-        if not isinstance(tokenizer, VlmParProcessor):
-            tokenizer = VlmParProcessor.from_backbone(name, tokenizer=tokenizer, **hub)
-        model.encode_questions(tokenizer)
-        return model
-
-    @classmethod
-    def _load_backbone(cls, source: str, config: VlmParConfig, **kwargs: Any) -> tuple["VlmParModel", set[str]]:
-        """A model with the backbone of `source`; the names of the tensors that are still to be filled."""
-        with collect_load_report() as report:
-            try:
-                model, info = super().from_pretrained(source, config=config, output_loading_info=True, **kwargs)
-            except RuntimeError as error:
-                raise ValueError(f"{source} does not fit its own configuration: {error} {report}") from error
-        missing = set(info["missing_keys"])
-        absent = sorted(key for key in missing if key.startswith("vlm."))
-        if absent:
-            raise ValueError(f"{source} lacks {len(absent)} tensors of the backbone, the first is {absent[0]!r}")
-        return model, missing
-
-    @classmethod
-    def from_pretrained(
-        cls, pretrained_model_name_or_path: str | Path | None, *model_args: Any, config: Any = None, **kwargs: Any
-    ) -> "VlmParModel":
-        """As `PreTrainedModel.from_pretrained`, for both saved forms.
-
-        A checkpoint of the heads alone fetches its backbone by name and checks it. Fields of `VlmParConfig` given as
-        keywords override the saved ones.
-
-        Raises:
-            ValueError: the folder holds another kind of model, a tensor is missing, unknown or of another size, or the
-                backbone is not the one that the heads were trained on.
-            OSError: the checkpoint does not exist, or a file is missing.
-        """
-        name = pretrained_model_name_or_path
-        if name is None:
-            return super().from_pretrained(None, *model_args, config=config, **kwargs)
-        hub = {key: kwargs[key] for key in HUB_KEYS if key in kwargs}
-        saved, _ = PreTrainedConfig.get_config_dict(name, **hub)
-        if not saved:
-            raise FileNotFoundError(f"{name} has no config.json, expected a checkpoint of VLM-PAR")
-        is_own = saved.get("model_type") == VlmParConfig.model_type
-        if config is None:
-            if not is_own:
-                raise ValueError(
-                    f"{name} holds a {saved.get('model_type')!r} model, expected {VlmParConfig.model_type!r}; "
-                    "to start from a backbone, call VlmParModel.from_backbone(name, attributes=...)"
-                )
-            settings = {key: kwargs.pop(key) for key in list(kwargs) if key in _CONFIG_FIELDS}
-            config = VlmParConfig.from_pretrained(name, **hub, **settings)
-        with_info = kwargs.pop("output_loading_info", False)
-        if is_own and not saved.get("save_backbone", True):
-            model, info = cls._load_heads(name, config, hub, kwargs)
-        else:
-            with collect_load_report() as report:
-                try:
-                    model, info = super().from_pretrained(
-                        name, *model_args, config=config, output_loading_info=True, **kwargs
-                    )
-                except RuntimeError as error:
-                    raise ValueError(f"{name}: the weights do not fit the configuration: {error} {report}") from error
-            if is_own:
-                check_keys(name, info["missing_keys"], info["unexpected_keys"])
-        model._ensure_text_from_ids()
-        return (model, info) if with_info else model
-
-    @classmethod
-    def _load_heads(cls, name, config, hub, kwargs):
-        source = backbone_source(config)
-        access = {key: hub[key] for key in hub.keys() - {"revision", "subfolder"}}  # those are of the heads
-        found = hash_weights(source, config.backbone_revision, **access) if config.backbone_hash else None
-        if found != config.backbone_hash:
-            raise ValueError(
-                f"backbone {config.backbone_name!r} (revision {config.backbone_revision}) has weights {found}, but "
-                f"the heads in {name} were trained on {config.backbone_hash} (backbone_hash)"
-            )
-        own_keys = ("revision", "subfolder", "state_dict", "use_safetensors", "variant")
-        options = {key: value for key, value in kwargs.items() if key not in own_keys}
-        model, missing = cls._load_backbone(source, config, revision=config.backbone_revision or "main", **options)
-        heads = load_file(cached_file(name, "model.safetensors", **hub))
-        try:
-            result = model.load_state_dict(heads, strict=False)
-        except RuntimeError as error:
-            raise ValueError(f"{name}: the heads do not fit the configuration: {error}") from error
-        check_keys(name, missing - heads.keys(), result.unexpected_keys)
-        model.config._name_or_path = model.name_or_path = str(name)
-        model.eval()
-        return model, {"missing_keys": set(), "unexpected_keys": set(), "mismatched_keys": set(), "error_msgs": []}
-
-    def _ensure_text_from_ids(self) -> None:
-        """After loading: encodes now where it can be done, so that the first forward does not."""
-        if self.config.question_input_ids is not None:
-            self._ensure_text()
+    def _prepare_texts(self, processor: VlmParProcessor | None) -> None:
+        if processor is not None:
+            self.encode_questions(processor)
+        elif self.config.question_input_ids is not None:
+            self._ensure_text()  # now, so that the first forward does not
 
 
 IMAGE_INPUTS = ("pixel_values", "pixel_attention_mask", "spatial_shapes", "patch_embeds", "image_embeds", "patch_mask")
-_CONFIG_FIELDS = {one.name for one in fields(VlmParConfig)} - {one.name for one in fields(PreTrainedConfig)}
