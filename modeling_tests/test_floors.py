@@ -33,6 +33,7 @@ FLOORS: dict[str, tuple[int, int]] = {
     "model_card": (1, 2),
     "hub": (1, 3),
     "backbones": (1, 4),
+    "processing": (1, 4),
     "par_metrics": (1, 2),
     "models": (2, 0),
     "auto": (3, 0),

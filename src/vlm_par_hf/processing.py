@@ -1,0 +1,238 @@
+"""The processor that every family shares: images of any kind and texts in, named attributes of people out."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from transformers import AutoImageProcessor, AutoTokenizer, BatchFeature, ProcessorMixin
+
+from vlm_par_hf.hub import PushToHub, take_hub_options
+from vlm_par_hf.images import open_image
+from vlm_par_hf.outputs import ParOutput
+from vlm_par_hf.remote_code import write_remote_code
+from vlm_par_hf.schema import AttributeSchema
+from vlm_par_hf.utils import embedded_path
+
+
+__all__ = ["ParProcessor"]
+
+DEFAULT_MAX_NUM_PATCHES = 128  # a 256x128 crop is exactly 16x8 patches of 16: nothing squashed, nothing padded
+IMAGE_PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
+TEXT_LENGTH = 64  # what SigLIP and SigLIP 2 were trained with
+
+
+class ParProcessor(PushToHub, ProcessorMixin):
+    """Prepares images and texts for a model of this package and names what it found; a family subclasses it.
+
+    Args:
+        image_processor: the backbone's, such as `Siglip2ImageProcessor` (NaFlex) or `SiglipImageProcessor` (fixed
+            resolution).
+        tokenizer: the backbone's. Texts are lower-cased and padded to the right here, because the tokenizers of the
+            fixed-resolution SigLIP 2 repositories do neither.
+    """
+
+    model_type: str  # of the family, in the names of the files that `AutoProcessor` reads
+
+    def __init__(self, image_processor, tokenizer):
+        super().__init__(image_processor, tokenizer)
+
+    @classmethod
+    def from_backbone(
+        cls, name: str | Path, *, max_num_patches: int | None = None, tokenizer: Any = None, **kwargs: Any
+    ) -> Self:
+        """The processor of a vision-language checkpoint.
+
+        Args:
+            name: a repository, a folder, or `"embedded"`.
+            max_num_patches: the patch budget of an image, for NaFlex checkpoints only; None takes 128, or the
+                checkpoint's own where that is smaller (the embedded backbone was trained with 72).
+            tokenizer: replaces the checkpoint's own.
+            kwargs: go to both `from_pretrained` calls (`revision`, `token`, `local_files_only`, ...).
+
+        Raises:
+            FileNotFoundError: a local folder lacks a file; the message names it.
+        """
+        source = embedded_path("backbone") if str(name) == "embedded" else name
+        _check_files(Path(source) / kwargs.get("subfolder", ""), needs_tokenizer=tokenizer is None)
+        image_processor = AutoImageProcessor.from_pretrained(source, backend="pil", **kwargs)
+        if tokenizer is None:
+            tokenizer = AutoTokenizer.from_pretrained(source, **kwargs)
+        if hasattr(image_processor, "max_num_patches"):
+            own = min(image_processor.max_num_patches, DEFAULT_MAX_NUM_PATCHES)
+            image_processor.max_num_patches = own if max_num_patches is None else max_num_patches
+        if getattr(image_processor, "do_center_crop", False):  # CLIP's; it would cut off head and feet
+            image_processor.do_center_crop = False
+            image_processor.size = image_processor.crop_size
+        return cls(image_processor=image_processor, tokenizer=tokenizer)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Self:
+        """As `ProcessorMixin.from_pretrained`.
+
+        Raises:
+            FileNotFoundError: a local folder lacks a file; the message names it.
+        """
+        _check_files(Path(pretrained_model_name_or_path) / kwargs.get("subfolder", ""))
+        return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+
+    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> list[str]:
+        """As `ProcessorMixin.save_pretrained`, and the file by which `AutoProcessor` finds this package."""
+        hub_options = take_hub_options(save_directory, kwargs)
+        self.auto_map = write_remote_code(save_directory, self.model_type, AutoProcessor=type(self).__name__)
+        files = super().save_pretrained(save_directory, **kwargs)
+        if hub_options is not None:
+            self.push_to_hub(**hub_options)
+        return files
+
+    def _model_of_card(self) -> None:
+        return None  # a processor knows nothing that a card must say
+
+    @property
+    def model_input_names(self) -> list[str]:
+        return list(self.image_processor.model_input_names)
+
+    def __call__(
+        self,
+        images: Any = None,
+        text: str | Sequence[str] | None = None,
+        *,
+        return_tensors: str | None = "pt",
+        max_length: int = TEXT_LENGTH,
+        **kwargs: Any,
+    ) -> BatchFeature:
+        """Prepares images, texts, or both.
+
+        Args:
+            images: one image or a list: what `open_image` takes (PIL images, arrays, paths, ...). One image is one
+                person.
+            text: one text or a list.
+            return_tensors: `"pt"`, `"np"` or None.
+            max_length: padded length of the texts.
+            kwargs: go to the image processor (`max_num_patches` for NaFlex).
+
+        Returns:
+            `pixel_values`, float32: `(B, N, 3 * patch_size**2)` for NaFlex, with `pixel_attention_mask` int32 `(B, N)`
+            and `spatial_shapes` int64 `(B, 2)` (rows, columns); `(B, 3, height, width)` for fixed resolution.
+            `input_ids` int64 `(number of texts, max_length)` where text is given; there is no attention mask, the
+            backbone was trained without.
+
+        Raises:
+            ValueError: neither images nor text, or an empty list.
+        """
+        if images is None and text is None:
+            raise ValueError("images and text are both None, expected at least one of them")
+        data: dict[str, Any] = {}
+        if images is not None:
+            images = list(images) if isinstance(images, (list, tuple)) else [images]
+            if not images:
+                raise ValueError("images is empty, expected at least one image")
+            pictures = [open_image(image) for image in images]
+            data.update(self.image_processor(pictures, return_tensors=return_tensors, **kwargs))
+        if text is not None:
+            texts = [text] if isinstance(text, str) else list(text)
+            if not texts:
+                raise ValueError("text is empty, expected at least one text")
+            encoded = self.tokenizer(
+                [self._check_text(one).lower() for one in texts],
+                padding="max_length",
+                padding_side="right",
+                max_length=max_length,
+                truncation=True,
+                return_attention_mask=False,
+                return_tensors=return_tensors,
+            )
+            data["input_ids"] = encoded["input_ids"]
+        return BatchFeature(data)
+
+    def encode_texts(self, texts: Sequence[str], max_length: int = TEXT_LENGTH) -> list[list[int]]:
+        """Token ids of each text, lower-cased, cut at `max_length`, without padding.
+
+        Raises:
+            TypeError: a text is not text.
+        """
+        lowered = [self._check_text(text).lower() for text in texts]
+        encoded = self.tokenizer(lowered, truncation=True, max_length=max_length, return_attention_mask=False)
+        return [list(ids) for ids in encoded["input_ids"]]
+
+    @staticmethod
+    def _check_text(text: Any) -> str:
+        if not isinstance(text, str):
+            raise TypeError(f"text must be text or a list of texts, got {text!r}")
+        return text
+
+    def post_process_attributes(
+        self,
+        outputs: ParOutput | torch.Tensor,
+        schema: AttributeSchema,
+        *,
+        threshold: float | Mapping[str, float] | None = None,
+        sensitive: bool = True,
+    ) -> list[dict[str, dict[str, Any]]]:
+        """Names what the model found (VLM-PAR, equations 14 and 16).
+
+        Args:
+            outputs: what the model returned, or its logits `(B, A, C)`.
+            schema: the label space of the model, `model.config.schema`.
+            threshold: a binary attribute gets its second label where that label's probability is above the threshold:
+                None takes `attribute.threshold`, a number holds for all, a dict for the attributes that it names.
+            sensitive: False leaves out the attributes marked sensitive.
+
+        Returns:
+            Per person `{attribute name: {"label": predicted label, "score": its probability, "probabilities":
+            {label: probability}}}`.
+
+        Raises:
+            ValueError: the logits do not fit the schema, or a threshold is not between 0 and 1.
+            KeyError: `threshold` names an unknown attribute.
+        """
+        schema = schema if isinstance(schema, AttributeSchema) else AttributeSchema(schema)
+        logits = outputs if isinstance(outputs, torch.Tensor) else outputs["logits"]
+        expected = (len(schema), schema.max_labels)
+        if logits.ndim != 3 or tuple(logits.shape[1:]) != expected:
+            raise ValueError(
+                f"outputs: logits must have shape (people, {expected[0]}, {expected[1]}) for this schema of "
+                f"{len(schema)} attributes, got {tuple(logits.shape)}"
+            )
+        thresholds = {attribute.name: attribute.threshold for attribute in schema}
+        if isinstance(threshold, Mapping):
+            for name in threshold:
+                schema.index(name)
+            thresholds.update(threshold)
+        elif threshold is not None:
+            thresholds = dict.fromkeys(thresholds, threshold)
+        for name, value in thresholds.items():
+            if not 0.0 <= value <= 1.0:
+                raise ValueError(f"threshold of attribute {name!r} must lie between 0 and 1, got {value!r}")
+
+        mask = torch.from_numpy(schema.label_mask())
+        scores = logits.detach().to("cpu", torch.float32).masked_fill(~mask, -torch.inf)
+        table = scores.softmax(-1).tolist()
+        people = []
+        for person in table:
+            found = {}
+            for attribute, row in zip(schema, person):
+                if attribute.sensitive and not sensitive:
+                    continue
+                probabilities = dict(zip(attribute.labels, row))
+                if attribute.is_binary:
+                    label = attribute.labels[int(row[1] > thresholds[attribute.name])]
+                else:
+                    label = max(probabilities, key=probabilities.get)
+                found[attribute.name] = {
+                    "label": label,
+                    "score": probabilities[label],
+                    "probabilities": probabilities,
+                }
+            people.append(found)
+        return people
+
+
+def _check_files(folder: Path, *, needs_tokenizer: bool = True) -> None:
+    """Without its tokenizer.json a SigLIP 2 tokenizer loads, with an empty vocabulary and without a word."""
+    if not folder.is_dir():
+        return
+    for files in (IMAGE_PROCESSOR_FILES, TOKENIZER_FILES)[: 1 + needs_tokenizer]:
+        if not any((folder / file).is_file() for file in files):
+            raise FileNotFoundError(f"{folder} has neither {' nor '.join(files)}, expected a saved processor")
