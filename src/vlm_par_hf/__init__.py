@@ -17,6 +17,8 @@ __all__ = [
     "Attribute",
     "AttributeSchema",
     "AugmentedDataset",
+    "FoldedVlmParConfig",
+    "FoldedVlmParModel",
     "ParAugmentation",
     "ParCollator",
     "ParLoss",
@@ -36,7 +38,13 @@ if TYPE_CHECKING:
     from vlm_par_hf.data import AugmentedDataset, ParAugmentation, ParCollator, dataset_schema, load_par_dataset
     from vlm_par_hf.losses import ParLoss
     from vlm_par_hf.metrics import ParMetrics
-    from vlm_par_hf.models.vlm_par import VlmParConfig, VlmParModel, VlmParProcessor
+    from vlm_par_hf.models.vlm_par import (
+        FoldedVlmParConfig,
+        FoldedVlmParModel,
+        VlmParConfig,
+        VlmParModel,
+        VlmParProcessor,
+    )
     from vlm_par_hf.outputs import ParOutput
     from vlm_par_hf.pipelines import PedestrianAttributesPipeline
     from vlm_par_hf.schema import Attribute, AttributeSchema
@@ -46,7 +54,13 @@ _MODULES = {
     "data": ("AugmentedDataset", "ParAugmentation", "ParCollator", "dataset_schema", "load_par_dataset"),
     "losses": ("ParLoss",),
     "metrics": ("ParMetrics",),
-    "models.vlm_par": ("VlmParConfig", "VlmParModel", "VlmParProcessor"),
+    "models.vlm_par": (
+        "FoldedVlmParConfig",
+        "FoldedVlmParModel",
+        "VlmParConfig",
+        "VlmParModel",
+        "VlmParProcessor",
+    ),
     "outputs": ("ParOutput",),
     "pipelines": ("PedestrianAttributesPipeline",),
     "schema": ("Attribute", "AttributeSchema"),

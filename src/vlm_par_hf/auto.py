@@ -2,13 +2,22 @@
 
 from transformers import AutoConfig, AutoModel, AutoProcessor
 
-from vlm_par_hf.models.vlm_par import VlmParConfig, VlmParModel, VlmParProcessor
+from vlm_par_hf.models.vlm_par import (
+    FoldedVlmParConfig,
+    FoldedVlmParModel,
+    VlmParConfig,
+    VlmParModel,
+    VlmParProcessor,
+)
 
 
 __all__ = ["FAMILIES", "register_families"]
 
 # One row per family: configuration, model, processor.
-FAMILIES = ((VlmParConfig, VlmParModel, VlmParProcessor),)
+FAMILIES = (
+    (VlmParConfig, VlmParModel, VlmParProcessor),
+    (FoldedVlmParConfig, FoldedVlmParModel, VlmParProcessor),
+)
 
 
 def register_families() -> None:

@@ -177,9 +177,7 @@ def test_fresh_fusion_is_a_no_op():
     for fusion in FUSIONS:
         model = tiny_model("naflex", fusion=fusion)
         inputs = features(model)
-        pooled[fusion], _, _ = model.attribute_heads.pool(
-            inputs["patch_embeds"], inputs["patch_mask"], model._fold_text()
-        )
+        pooled[fusion] = model.attribute_heads.apply_constants(model._constants(), **inputs).pooled
     torch.testing.assert_close(pooled["image_to_text"], pooled["none"].expand_as(pooled["image_to_text"]))
     mean = torch.stack([x[m].mean(0) for x, m in zip(inputs["patch_embeds"], inputs["patch_mask"])])
     expected = torch.nn.functional.layer_norm(mean, mean.shape[-1:], eps=1e-6)[:, None]
@@ -222,9 +220,10 @@ def test_fit_pooled_statistics_standardises_and_changes_no_logit(fusion):
         assert model.training
         model.eval()
         after = [model(**batch).logits for batch in batches]
-        pooled = torch.cat([model._explain(batch)[0] for batch in batches]).flatten(0, 1)
+        heads = model.attribute_heads
+        pooled = torch.cat([heads.apply_constants(model._constants(), **batch).pooled for batch in batches])
+        pooled = (pooled * heads.norm_weight + heads.norm_bias).flatten(0, 1)
     torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-4)
-    heads = model.attribute_heads
     standard = (pooled - heads.pooled_mean) / heads.pooled_std
     torch.testing.assert_close(standard.mean(0), torch.zeros(heads.width), rtol=0, atol=1e-3)
     torch.testing.assert_close(standard.std(0), torch.ones(heads.width), rtol=0, atol=2e-2)
@@ -373,11 +372,11 @@ def test_folded_text_is_never_stale():
             return model(**inputs).logits
 
     def fresh_logits():
-        model._folded = None
+        model._kept_constants = None
         return logits()
 
     first = logits()
-    assert model._folded is not None and torch.equal(logits(), first)
+    assert model._kept_constants is not None and torch.equal(logits(), first)
     with torch.no_grad():
         model.attribute_heads.key.mul_(3)  # in place
     changed = logits()

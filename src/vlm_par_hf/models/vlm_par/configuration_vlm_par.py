@@ -10,12 +10,13 @@ from transformers.configuration_utils import SubConfigSpec
 from vlm_par_hf.schema import AttributeSchema
 
 
-__all__ = ["VlmParConfig"]
+__all__ = ["FoldedVlmParConfig", "VlmParConfig"]
 
 ALIGNMENTS = ("logit", "none")
 BACKBONE_TYPES = ("siglip", "siglip2")
 FUSIONS = ("text_to_image", "image_to_text", "none")
 QUESTION_TOKENS = ("content", "all")
+VISION_TYPES = ("siglip2_vision_model", "siglip_vision_model")
 # The size of google/siglip2-base-patch16-naflex; the library's own default text tower has another tokenizer's ids.
 DEFAULT_BACKBONE = {
     "model_type": "siglip2",
@@ -95,26 +96,15 @@ class VlmParConfig(PreTrainedConfig):
                 f"vlm_config must be the configuration of a {' or '.join(BACKBONE_TYPES)} checkpoint (a dict needs "
                 f"its model_type), got model_type {backbone_type!r}"
             )
-        if self.attributes is not None:
-            schema = AttributeSchema(self.attributes)
-            self.attributes = schema.to_list()
-            kwargs["id2label"] = dict(enumerate(schema.names))
-            kwargs.pop("label2id", None)
-            kwargs.pop("num_labels", None)
-        self.loss = dict(self.loss or {})
+        _take_attributes(self, kwargs)
         super().__post_init__(**kwargs)
         self._check_values()
 
     def _check_values(self) -> None:
         # Not `validate_architecture`: what that raises is wrapped in an error that is no ValueError.
-        for name, choices in (("alignment", ALIGNMENTS), ("fusion", FUSIONS), ("question_tokens", QUESTION_TOKENS)):
-            if getattr(self, name) not in choices:
-                raise ValueError(f"{name} must be one of {choices}, got {getattr(self, name)!r}")
-        width = self.vlm_config.vision_config.hidden_size
-        if self.num_fusion_heads < 1 or (self.fusion != "none" and width % self.num_fusion_heads):
-            raise ValueError(
-                f"num_fusion_heads must divide the vision tower's width {width}, got {self.num_fusion_heads}"
-            )
+        if self.question_tokens not in QUESTION_TOKENS:
+            raise ValueError(f"question_tokens must be one of {QUESTION_TOKENS}, got {self.question_tokens!r}")
+        _check_fusion(self, self.vlm_config.vision_config.hidden_size)
         if not 0.0 <= self.attention_dropout < 1.0:
             raise ValueError(f"attention_dropout must lie in [0, 1), got {self.attention_dropout}")
         if not getattr(self.vlm_config.vision_config, "vision_use_head", True):
@@ -155,3 +145,76 @@ class VlmParConfig(PreTrainedConfig):
             },
         }
         return cls(**{**choices, **kwargs})
+
+
+@strict
+class FoldedVlmParConfig(PreTrainedConfig):
+    """Configuration of `FoldedVlmParModel`; `VlmParModel.fold` makes it.
+
+    Args:
+        vision_config: configuration of the vision tower, an object or its dict: `siglip2_vision_model` or
+            `siglip_vision_model`. None: the base NaFlex one. With `vision_use_head=False` there is no pooled output;
+            only `alignment="none"` goes without.
+        question_lengths: number of tokens of each attribute's question; read by image_to_text.
+        backbone_name, backbone_revision: where the vision tower came from, for the record.
+        attributes, alignment, fusion, num_fusion_heads, layer_norm_eps, loss: as in `VlmParConfig`.
+
+    Raises:
+        ValueError: a value is outside its choices, or the values do not fit each other. Names the argument.
+        TypeError: `attributes` is not a list of attributes.
+    """
+
+    model_type = "vlm_par_folded"
+    sub_configs_defaults = {"vision_config": SubConfigSpec(config_class=AutoConfig, model_type="siglip2_vision_model")}
+    keys_to_ignore_at_inference = VlmParConfig.keys_to_ignore_at_inference
+    freeze_backbone = True  # no field: nothing of a folded model can be trained
+
+    vision_config: dict | PreTrainedConfig | None = None
+    attributes: Any = None
+    alignment: str = "logit"
+    fusion: str = "text_to_image"
+    num_fusion_heads: int = 8
+    layer_norm_eps: float = 1e-6
+    question_lengths: list | None = None
+    backbone_name: str | None = None
+    backbone_revision: str | None = None
+    loss: dict | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        _take_attributes(self, kwargs)
+        super().__post_init__(**kwargs)
+        vision = self.vision_config
+        if vision.model_type not in VISION_TYPES:
+            raise ValueError(f"vision_config must have a model_type of {VISION_TYPES}, got {vision.model_type!r}")
+        _check_fusion(self, vision.hidden_size)
+        if self.alignment == "logit" and not getattr(vision, "vision_use_head", True):
+            raise ValueError('vision_config.vision_use_head is False, but alignment="logit" reads the pooled output')
+        if self.attributes is not None and self.fusion == "image_to_text":
+            lengths = self.question_lengths or []
+            if len(lengths) != len(self.attributes) or not all(isinstance(T, int) and T > 0 for T in lengths):
+                raise ValueError(
+                    f"question_lengths must be the number of tokens of each of the {len(self.attributes)} questions, "
+                    f"got {self.question_lengths}"
+                )
+
+    schema = VlmParConfig.schema
+
+
+def _take_attributes(config: PreTrainedConfig, kwargs: dict[str, Any]) -> None:
+    """Plain JSON in the configuration, and transformers' names of the labels from it."""
+    if config.attributes is not None:
+        schema = AttributeSchema(config.attributes)
+        config.attributes = schema.to_list()
+        kwargs["id2label"] = dict(enumerate(schema.names))
+        kwargs.pop("label2id", None)
+        kwargs.pop("num_labels", None)
+    config.loss = dict(config.loss or {})
+
+
+def _check_fusion(config: PreTrainedConfig, width: int) -> None:
+    for name, choices in (("alignment", ALIGNMENTS), ("fusion", FUSIONS)):
+        if getattr(config, name) not in choices:
+            raise ValueError(f"{name} must be one of {choices}, got {getattr(config, name)!r}")
+    heads = config.num_fusion_heads
+    if heads < 1 or (config.fusion != "none" and width % heads):
+        raise ValueError(f"num_fusion_heads must divide the vision tower's width {width}, got {heads}")

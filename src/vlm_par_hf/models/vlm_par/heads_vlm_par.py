@@ -1,0 +1,435 @@
+"""The heads of VLM-PAR: fusion block and classifier of every attribute (equations 9-13).
+
+The text is constant, so all of equation 9 that touches it is a product of parameters and constants. `AttributeHeads`
+holds the parameters and folds them with the text into few constants; `FoldedHeads` holds nothing but those constants.
+Both answer through the same `apply_constants`, so a folded model cannot differ from the one that it was folded from.
+
+With constant text, exactly:
+
+- image to text: scores = F M with `M = W_Q K^T / sqrt(E)` (D x HT), and the fused patches are `F + alpha U` with
+  `U = V W_O` (HT x D). Mean and variance of LayerNorm follow from inner products with the centred U and its Gram
+  matrix, so the mean over patches is `sum_n w_n F_n + (sum_n w_n alpha_n) U` with `w_n = 1 / (N sigma_n)`: there is
+  no tensor of (patches x width) per attribute.
+- text to image: scores = F k with `k = W_K q / sqrt(E)` per head (D), one pooled patch vector per head, then W_V and
+  W_O.
+- the affine part of LayerNorm, the standardisation of the pooled vector and the classifier are one matrix (D x C) and
+  one constant per label; gate and scale of stage 1 go into the prompts.
+
+Letters: B people, N patches, A attributes, C labels, H heads, T question tokens, D vision width, E = D / H.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+from transformers import initialization as init
+
+
+__all__ = ["AttributeHeads", "FoldedHeads", "HeadsOutput"]
+
+NO_LABEL_LOGIT = -1e4  # past an attribute's own labels: probability 0, and finite in every dtype
+# Attention probabilities that are worked on at a time: on a CPU they should stay in its cache.
+CHUNK_ELEMENTS = {"cpu": 1 << 20}
+CHUNK_ELEMENTS_ELSEWHERE = 1 << 23
+
+
+class HeadsOutput(NamedTuple):
+    """What the heads answer.
+
+    Args:
+        logits: float32 `(B, A, C)`, both stages; -1e4 past an attribute's own labels.
+        pooled: float32 `(B, A, D)`, the mean over patches of LayerNorm without its affine part.
+        attentions: where asked for, float32 as in `ParOutput`; None without fusion.
+        evidence: where asked for, float32 `(B, A, N, C)`: what each patch adds to the stage-2 logits. With the
+            variances of LayerNorm taken as given, those are its sum over N plus a constant per label.
+    """
+
+    logits: torch.Tensor
+    pooled: torch.Tensor
+    attentions: torch.Tensor | None = None
+    evidence: torch.Tensor | None = None
+
+
+class _Heads(nn.Module):
+    """The computation from patches and constants to logits.
+
+    Constants, by name:
+
+    - `direction` `(A, D, C)` and `label_bias` `(A, C)`: the classifier of the pooled vector.
+    - `prompts` `(A, C, D)`, with alignment: unit vectors times gate and scale; `label_bias` holds the rest.
+    - text_to_image: `keys` `(A * H, D)`, `value` and `output` `(A, D, D)`.
+    - image_to_text: `keys` and `answers` `(rows, D)`, that is M and the centred U, and `gram` (flat), the Gram matrix
+      of each attribute's answers. Questions differ in length and nothing is padded: the attributes stand in the order
+      of their lengths (`_packed`), and a row is one attribute, head and token, the token running fastest.
+    """
+
+    def __init__(
+        self,
+        num_labels: Sequence[int],
+        width: int,
+        *,
+        fusion: str,
+        alignment: str,
+        num_heads: int,
+        dropout: float,
+        eps: float,
+    ) -> None:
+        super().__init__()
+        self.num_labels = tuple(num_labels)
+        self.width = width
+        self.fusion = fusion
+        self.alignment = alignment
+        self.num_heads = num_heads
+        self.dropout = dropout
+        self.eps = eps
+        mask = torch.empty(len(self.num_labels), max(self.num_labels), dtype=torch.bool)
+        self.register_buffer("label_mask", mask, persistent=False)
+        self.question_lengths: tuple[int, ...] = ()
+
+    def init_label_mask(self) -> None:
+        labels = torch.arange(max(self.num_labels))
+        init.copy_(self.label_mask, labels[None, :] < torch.tensor(self.num_labels)[:, None])
+
+    def _packed(self) -> list[int]:
+        """The attributes in the order in which image_to_text packs them: by the length of the question."""
+        return sorted(range(len(self.num_labels)), key=self.question_lengths.__getitem__)
+
+    def _buckets(self) -> list[tuple[int, int]]:
+        """(T, number of attributes) of the runs of equal length in the packed order."""
+        lengths = [self.question_lengths[attribute] for attribute in self._packed()]
+        return [(T, lengths.count(T)) for T in sorted(set(lengths))]
+
+    def apply_constants(
+        self,
+        constants: Mapping[str, torch.Tensor],
+        patch_embeds: torch.Tensor,
+        patch_mask: torch.Tensor,
+        image_embeds: torch.Tensor | None = None,
+        *,
+        output_attentions: bool = False,
+        output_evidence: bool = False,
+    ) -> HeadsOutput:
+        """Logits of every attribute (VLM-PAR, equations 9-13, and the alignment of stage 1).
+
+        Args:
+            constants: as above.
+            patch_embeds: `(B, N, D)`; what lies under the mask is never read.
+            patch_mask: bool `(B, N)`.
+            image_embeds: `(B, D)`; with `alignment="logit"` only.
+            output_attentions, output_evidence: whether to return them; they cost memory.
+        """
+        patches = torch.where(patch_mask[..., None], patch_embeds, 0)
+        count = patch_mask.sum(1).clamp_min(1)
+        pool = getattr(self, f"_pool_{self.fusion}")
+        pooled, attentions, evidence = pool(constants, patches, patch_mask, count, output_attentions, output_evidence)
+        with _no_autocast(patches):
+            logits = torch.einsum("bad,adc->bac", pooled, _wide(constants["direction"])) + _wide(
+                constants["label_bias"]
+            )
+            if self.alignment == "logit":
+                image = F.normalize(_wide(image_embeds), dim=-1)
+                logits = logits + torch.einsum("be,ace->bac", image, _wide(constants["prompts"]))
+        return HeadsOutput(torch.where(self.label_mask, logits, NO_LABEL_LOGIT), pooled, attentions, evidence)
+
+    def _pool_none(self, constants, patches, patch_mask, count, output_attentions, output_evidence):
+        patches = _wide(patches)
+        weight = torch.where(patch_mask, self._inverse_std(_energy(patches)) / count[:, None], 0)
+        with _no_autocast(patches):
+            pooled = _centre(torch.einsum("bn,bnd->bd", weight, patches))[:, None]
+            evidence = None
+            if output_evidence:
+                own = torch.einsum("bnd,adc->banc", _centre(patches), _wide(constants["direction"]))
+                evidence = own * weight[:, None, :, None]
+        return pooled.expand(-1, len(self.num_labels), -1), None, evidence
+
+    def _pool_text_to_image(self, constants, patches, patch_mask, count, output_attentions, output_evidence):
+        keys, value, output = constants["keys"], constants["value"], constants["output"]
+        patches = patches.to(keys.dtype)
+        B, N, D = patches.shape
+        A, H, E = len(self.num_labels), self.num_heads, D // self.num_heads
+        scores = _wide(keys @ patches.mT)  # (B, A * H, N)
+        lowest = torch.finfo(scores.dtype).min
+        probabilities = scores.masked_fill(~patch_mask[:, None], lowest).softmax(-1)
+        dropped = F.dropout(probabilities, self.dropout, self.training)
+        attended = (dropped.to(patches.dtype) @ patches).view(B, A, H, D)
+        # One product per head, each over all attributes: no copy of the projections is made.
+        parts = zip(attended.unbind(2), value.view(A, D, H, E).unbind(2))
+        heads = torch.cat([torch.bmm(seen.transpose(0, 1), projection) for seen, projection in parts], -1)  # (A, B, D)
+        answer = _wide(torch.bmm(heads, output)).transpose(0, 1)
+        mean = _wide(patches).sum(1) / count[:, None]
+        fused = _centre(answer + mean[:, None])
+        inverse_std = self._inverse_std(fused.square().sum(-1))  # (B, A)
+        evidence = None
+        if output_evidence:
+            with _no_autocast(patches):
+                direction = _centre(_wide(constants["direction"]), 1)
+                weight = inverse_std / count[:, None]
+                own = torch.einsum("bnd,adc->banc", _wide(patches), direction) * weight[..., None, None]
+                back = torch.einsum("ade,aec->adc", _wide(output), direction).view(A, H, E, -1)
+                back = torch.einsum("adhe,ahec->ahdc", _wide(value).view(A, D, H, E), back)
+                seen = torch.einsum("bnd,ahdc->bahnc", _wide(patches), back)
+                seen = (seen * dropped.view(B, A, H, N, 1)).sum(2) * inverse_std[..., None, None]
+                evidence = own + seen
+        attentions = probabilities.view(B, A, H, N) if output_attentions else None
+        return fused * inverse_std[..., None], attentions, evidence
+
+    def _pool_image_to_text(self, constants, patches, patch_mask, count, output_attentions, output_evidence):
+        patches = patches.to(constants["keys"].dtype)
+        B, N, _ = patches.shape
+        wide = _wide(patches)
+        energy = _energy(wide)
+        share = patch_mask.to(energy.dtype) / count[:, None]
+        chunks = list(self._chunks(constants, B * N))
+        # Where one chunk does not hold it, training computes the probabilities again in the backward pass.
+        learns = torch.is_grad_enabled() and (patches.requires_grad or constants["keys"].requires_grad)
+        recompute = learns and len(chunks) > 1 and not torch.compiler.is_compiling()
+        packed = []
+        for keys, answers, gram in chunks:
+            arguments = (patches, energy, share, keys, answers, gram, output_attentions or output_evidence)
+            found = checkpoint(self._mix, *arguments, use_reentrant=False) if recompute else self._mix(*arguments)
+            packed += zip(*(part.unbind(0) for part in (*found, answers)))
+        order = self._packed()
+        weight, spoken, *rest = zip(*(packed[order.index(attribute)] for attribute in range(len(order))))
+        weight = torch.stack(weight, 1)  # (B, A, N)
+        with _no_autocast(patches):
+            pooled = _centre(weight @ wide) + torch.stack(spoken, 1)
+        attentions = evidence = None
+        if output_attentions:
+            T = max(self.question_lengths)
+            padded = [F.pad(one, (0, 0, 0, 0, 0, T - one.shape[1])) for one in rest[0]]  # (H, T, B, N)
+            attentions = torch.stack(padded).permute(3, 0, 1, 4, 2)
+        if output_evidence:
+            with _no_autocast(patches):
+                direction = _wide(constants["direction"])
+                own = torch.einsum("bnd,adc->banc", _centre(wide), direction)
+                words = [
+                    torch.einsum("ibn,ic->bnc", probabilities.flatten(0, 1), _wide(answers) @ towards)
+                    for probabilities, answers, towards in zip(*rest, direction)
+                ]
+                evidence = (own + torch.stack(words, 1)) * weight[..., None]
+        return pooled, attentions, evidence
+
+    def _chunks(self, constants, patches: int) -> Iterator[tuple[torch.Tensor, ...]]:
+        """keys and answers `(k, HT, D)` and gram `(k, HT, HT)` of some attributes of equal length at a time."""
+        keys, answers, gram = constants["keys"], constants["answers"], constants["gram"]
+        limit = CHUNK_ELEMENTS.get(keys.device.type, CHUNK_ELEMENTS_ELSEWHERE)
+        row = place = 0
+        for T, attributes in self._buckets():
+            HT = self.num_heads * T
+            # A compiler fuses by itself, and must not learn the number of patches.
+            size = attributes if torch.compiler.is_compiling() else max(1, limit // (HT * patches))
+            while attributes:
+                k = min(size, attributes)
+                rows, places = slice(row, row + k * HT), slice(place, place + k * HT * HT)
+                yield (
+                    keys[rows].unflatten(0, (k, HT)),
+                    answers[rows].unflatten(0, (k, HT)),
+                    gram[places].view(k, HT, HT),
+                )
+                row, place, attributes = rows.stop, places.stop, attributes - k
+
+    def _mix(self, patches, energy, share, keys, answers, gram, output_probabilities):
+        """Weight of each patch `(k, B, N)`, mixture of the answers `(k, B, D)`, probabilities `(k, H, T, B, N)`.
+
+        Patches run fastest in every tensor here: softmax over the words and the sums over them are then vectorised
+        over patches, and the number of words needs no padding.
+        """
+        k, HT, _ = keys.shape
+        B, N, D = patches.shape
+        flat = patches.flatten(0, 1).mT  # (D, BN)
+        scores = _wide(keys.flatten(0, 1) @ flat).view(k, self.num_heads, -1, B * N)
+        probabilities = scores.softmax(2)
+        dropped = F.dropout(probabilities, self.dropout, self.training).view(k, HT, B * N)
+        # The answers are centred, so patches and centred patches have the same product with them.
+        cross = _wide(answers.flatten(0, 1) @ flat).view(k, HT, B * N)
+        with _no_autocast(patches):
+            cross = torch.baddbmm(cross, _wide(gram), dropped, alpha=0.5)
+            # Rounding can make a vanishing square negative.
+            total = (energy.flatten() + 2 * (dropped * cross).sum(1)).clamp_min(0)
+            weight = self._inverse_std(total) * share.flatten()  # (k, BN)
+            mixture = (dropped * weight[:, None]).view(k, HT, B, N).sum(-1)
+            spoken = mixture.mT @ _wide(answers)
+        found = (weight.view(k, B, N), spoken)
+        return (*found, probabilities.unflatten(-1, (B, N))) if output_probabilities else found
+
+    def _inverse_std(self, square_sum: torch.Tensor) -> torch.Tensor:
+        return torch.rsqrt(square_sum / self.width + self.eps)
+
+
+class AttributeHeads(_Heads):
+    """The parameters, stacked along the attributes.
+
+    A fresh block is a no-op on the mean patch. text_to_image: `query` is 0, so attention is uniform, and `value` and
+    `output` are identities, so the block answers the mean patch, which LayerNorm cannot tell from the residual alone.
+    image_to_text: `output` is 0. The classifier is 0 as well. After one step of the classifier, gradients reach
+    `query` (text_to_image) or `output` (image_to_text), after the next step everything else.
+
+    Args:
+        num_labels: number of labels of each attribute.
+        width: D, of the vision tower.
+        text_width: of the text tower's states.
+        fusion, alignment, num_heads, dropout, eps: as in `VlmParConfig`.
+    """
+
+    def __init__(self, num_labels: Sequence[int], width: int, text_width: int, **settings) -> None:
+        super().__init__(num_labels, width, **settings)
+        A, C = self.label_mask.shape
+        if self.fusion != "none":
+            asks, answers = (text_width, width) if self.fusion == "text_to_image" else (width, text_width)
+            self.query = nn.Parameter(torch.empty(A, asks, width))
+            self.key = nn.Parameter(torch.empty(A, answers, width))
+            self.value = nn.Parameter(torch.empty(A, answers, width))
+            self.output = nn.Parameter(torch.empty(A, width, width))
+        self.norm_weight = nn.Parameter(torch.empty(A, width))
+        self.norm_bias = nn.Parameter(torch.empty(A, width))
+        self.classifier_weight = nn.Parameter(torch.empty(A, width, C))
+        self.classifier_bias = nn.Parameter(torch.empty(A, C))
+        if self.alignment == "logit":
+            self.gate = nn.Parameter(torch.empty(A))
+        self.register_buffer("pooled_mean", torch.empty(width))
+        self.register_buffer("pooled_std", torch.empty(width))
+
+    def init_parameters(self) -> None:
+        """Initial values; respects what a checkpoint has filled already."""
+        if self.fusion == "text_to_image":
+            init.zeros_(self.query)
+            self._init_projection(self.key)
+            for projection in (self.value, self.output):
+                init.copy_(projection, torch.eye(self.width).expand_as(projection))
+        elif self.fusion == "image_to_text":
+            for projection in (self.query, self.key, self.value):
+                self._init_projection(projection)
+            init.zeros_(self.output)
+        init.ones_(self.norm_weight)
+        init.zeros_(self.norm_bias)
+        init.zeros_(self.classifier_weight)
+        init.zeros_(self.classifier_bias)
+        if self.alignment == "logit":
+            init.ones_(self.gate)
+        init.zeros_(self.pooled_mean)
+        init.ones_(self.pooled_std)
+        self.init_label_mask()
+
+    @staticmethod
+    def _init_projection(projection: torch.Tensor) -> None:
+        # Xavier for each attribute's own (inputs, outputs) matrix; the stacking axis is no fan.
+        bound = (6.0 / (projection.shape[1] + projection.shape[2])) ** 0.5
+        init.uniform_(projection, -bound, bound)
+
+    def fold(
+        self,
+        states: torch.Tensor | None = None,
+        mask: torch.Tensor | None = None,
+        prompts: torch.Tensor | None = None,
+        scale: torch.Tensor | None = None,
+        bias: torch.Tensor | None = None,
+    ) -> dict[str, torch.Tensor]:
+        """The constants of `apply_constants`, with gradients where they are enabled.
+
+        Args:
+            states: `(A, T, text_width)` states of the questions; not without fusion.
+            mask: bool `(A, T)`, True for tokens that count: the first `question_lengths` of each attribute.
+            prompts: `(A, C, D)` embeddings of the labels' prompts, 0 past an attribute's own; with alignment only, as
+                are the next two.
+            scale, bias: the backbone's, of its cosines; the scale is a logarithm.
+
+        Returns:
+            Constants by name; those that LayerNorm and logits need are float32 at least, the others have the dtype of
+            the parameters.
+        """
+        with _no_autocast(self.norm_weight):
+            classifier = _wide(self.classifier_weight)
+            std = _wide(self.pooled_std)
+            constants = {
+                "direction": (_wide(self.norm_weight) / std)[..., None] * classifier,
+                "label_bias": _wide(self.classifier_bias)
+                + torch.einsum("ad,adc->ac", (_wide(self.norm_bias) - _wide(self.pooled_mean)) / std, classifier),
+            }
+            if self.alignment == "logit":
+                gate = _wide(self.gate)[:, None]
+                constants["prompts"] = F.normalize(_wide(prompts), dim=-1) * (gate * _wide(scale).exp())[..., None]
+                constants["label_bias"] = constants["label_bias"] + gate * _wide(bias)
+            if self.fusion == "text_to_image":
+                constants.update(self._fold_text_to_image(states, mask))
+            elif self.fusion == "image_to_text":
+                constants.update(self._fold_image_to_text(states))
+        return constants
+
+    def _fold_text_to_image(self, states, mask):
+        A, H, D, E = len(self.num_labels), self.num_heads, self.width, self.width // self.num_heads
+        states = states.to(self.query.dtype)
+        weight = mask.to(states.dtype) / mask.sum(1, keepdim=True)
+        question = torch.einsum("at,atd->ad", weight, states)
+        queries = torch.einsum("ad,ade->ae", question, self.query).view(A, H, E) * E**-0.5
+        keys = torch.einsum("adhe,ahe->ahd", self.key.view(A, D, H, E), queries)
+        return {"keys": keys.flatten(0, 1), "value": self.value, "output": self.output}
+
+    def _fold_image_to_text(self, states):
+        states = states.to(self.query.dtype)
+        A, T, _ = states.shape
+        H, D, E = self.num_heads, self.width, self.width // self.num_heads
+        keys = torch.einsum("atd,ade->ate", states, self.key).view(A, T, H, E) * E**-0.5
+        values = torch.einsum("atd,ade->ate", states, self.value).view(A, T, H, E)
+        keys = torch.einsum("adhe,athe->ahtd", self.query.view(A, D, H, E), keys)
+        answers = torch.einsum("athe,ahed->ahtd", values, self.output.view(A, H, E, D))
+        answers = answers - answers.mean(-1, keepdim=True)
+        packed = {}
+        for name, rows in (("keys", keys), ("answers", answers)):
+            rows = rows.unbind(0)
+            packed[name] = [rows[one][:, : self.question_lengths[one]].flatten(0, 1) for one in self._packed()]
+        gram = [_wide(rows) @ _wide(rows).mT for rows in packed["answers"]]
+        return {
+            **{name: torch.cat(rows) for name, rows in packed.items()},
+            "gram": torch.cat([x.flatten() for x in gram]),
+        }
+
+
+class FoldedHeads(_Heads):
+    """The constants alone, as buffers: for answers only, nothing here can be trained.
+
+    Args:
+        question_lengths: tokens of each attribute's question; read by image_to_text only.
+        num_labels, width, fusion, alignment, num_heads, eps: as in `AttributeHeads`.
+    """
+
+    def __init__(self, num_labels: Sequence[int], width: int, question_lengths: Sequence[int], **settings) -> None:
+        super().__init__(num_labels, width, dropout=0.0, **settings)
+        self.question_lengths = tuple(question_lengths)
+        A, C = self.label_mask.shape
+        shapes = {"direction": (A, width, C), "label_bias": (A, C)}
+        if self.alignment == "logit":
+            shapes["prompts"] = (A, C, width)
+        if self.fusion == "text_to_image":
+            shapes.update(keys=(A * self.num_heads, width), value=(A, width, width), output=(A, width, width))
+        elif self.fusion == "image_to_text":
+            rows = [self.num_heads * T for T in self.question_lengths]
+            shapes.update(keys=(sum(rows), width), answers=(sum(rows), width), gram=(sum(row**2 for row in rows),))
+        self.names = tuple(shapes)
+        for name, shape in shapes.items():
+            self.register_buffer(name, torch.empty(shape))
+
+    def constants(self) -> dict[str, torch.Tensor]:
+        """Those of `apply_constants`."""
+        return {name: getattr(self, name) for name in self.names}
+
+
+def _wide(tensor: torch.Tensor) -> torch.Tensor:
+    """float32 at least: variances, softmax, cosines and logits are computed in it."""
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+def _centre(tensor: torch.Tensor, dim: int = -1) -> torch.Tensor:
+    return tensor - tensor.mean(dim, keepdim=True)
+
+
+def _energy(patches: torch.Tensor) -> torch.Tensor:
+    """Squared length of each centred patch."""
+    return patches.var(-1, correction=0) * patches.shape[-1]
+
+
+def _no_autocast(tensor: torch.Tensor) -> AbstractContextManager:
+    return nullcontext() if tensor.device.type == "meta" else torch.autocast(tensor.device.type, enabled=False)
