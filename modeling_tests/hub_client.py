@@ -45,6 +45,7 @@ def logits(model, processor) -> list:
 
 
 def publish(folder: Path) -> None:
+    from huggingface_hub import constants, get_session
     from transformers import Trainer, TrainingArguments, pipeline
 
     from modeling_tests.tiny import randomize, tiny_schema
@@ -110,11 +111,24 @@ def publish(folder: Path) -> None:
             step("train", trainer.train)
         step(name, trainer.push_to_hub)
         results[f"{name} logits"] = logits(trainer.model.eval(), processor)
+        if ours:
+            trainer.model.config.save_backbone, trainer.model.config.backbone_name = False, str(folder / "backbone")
+            step("trainer of heads over a folder", trainer.push_to_hub, commit_message="nobody could load this")
 
     for name in ("unauthorised", "forbidden", "missing", "conflict", "broken", "busy", "dies"):
         step(name, model.push_to_hub, f"org/{name}")
     step("dies, again", model.push_to_hub, "org/dies")
     step("no token", processor.push_to_hub, "org/no-token", token=False)
+
+    # Large files, some of them in one push. The Hub's library tries again half a minute long where an answer is bad.
+    time.sleep = lambda seconds: None
+    randomize(model, seed=4)
+    step("large refused", model.push_to_hub, "org/large-refused", max_shard_size="40KB")
+    step("large dies", model.push_to_hub, "org/large", max_shard_size="40KB")
+    get_session().post(f"{constants.ENDPOINT}/test/mend").raise_for_status()
+    step("large again", model.push_to_hub, "org/large", max_shard_size="40KB")
+    step("large processor", processor.push_to_hub, "org/large")
+    results["large logits"] = logits(model, processor)
 
 
 def load(folder: Path) -> None:
@@ -123,7 +137,8 @@ def load(folder: Path) -> None:
     import vlm_par_hf
 
     for name, options in {
-        "full": {}, "revision": {"revision": "v2"}, "heads": {}, "secret": {}, "trained": {}, "trained-plainly": {}
+        "full": {}, "revision": {"revision": "v2"}, "heads": {}, "secret": {}, "trained": {}, "trained-plainly": {},
+        "large": {},
     }.items():  # fmt: skip
         repo = f"org/{'full' if name == 'revision' else name}"
         model = step(f"{name} model", AutoModel.from_pretrained, repo, **options)

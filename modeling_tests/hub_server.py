@@ -1,7 +1,8 @@
 """A small server that speaks the Hub's protocol on the loopback address, for tests of pushing and loading.
 
-It knows model repositories with commits, branches and private visibility, keeps file contents in a folder, and fails
-where a test tells it to. Every file is answered "regular" before an upload, so nothing asks for large-file storage.
+It knows repositories of models and data sets with commits, branches and private visibility, keeps file contents in a
+folder, and fails where a test tells it to. Files above `lfs_over` bytes travel as large files (LFS, one part each);
+Xet, which the Hub prefers today, is not spoken here, and `environment` turns it off in the client.
 
     with HubServer(folder) as hub:
         hub.fail("POST", "/api/models/org/broken/commit", status=500)
@@ -50,6 +51,7 @@ class _Failure:
     code: str | None
     message: str
     times: int | None
+    after: int
 
 
 class _Refusal(Exception):
@@ -59,16 +61,21 @@ class _Refusal(Exception):
 
 
 class HubServer:
-    """The server as a context manager; `folder` receives the contents of the files.
+    """The server as a context manager.
+
+    Args:
+        folder: receives the contents of the files, named by their SHA-256.
+        lfs_over: size in bytes above which a file is a large one; None: none is.
 
     Attributes:
-        repos: by id, what was pushed.
+        repos: what was pushed, by id: `"org/name"` a model, `"datasets/org/name"` a data set.
         requests: "METHOD path" of every request, in order.
         unknown: requests that no route answers; a test wants it empty.
     """
 
-    def __init__(self, folder: str | Path):
+    def __init__(self, folder: str | Path, *, lfs_over: int | None = None):
         self.folder = Path(folder)
+        self.lfs_over = lfs_over
         self.folder.mkdir(parents=True, exist_ok=True)
         self.repos: dict[str, Repo] = {}
         self.requests: list[str] = []
@@ -114,14 +121,25 @@ class HubServer:
         code: str | None = None,
         message: str = "The test said so.",
         times: int | None = None,
+        after: int = 0,
     ) -> None:
-        """Answers requests whose path matches the regular expression with an error, always or `times` times."""
-        self._failures.append(_Failure(method, re.compile(path), status, code, message, times))
+        """Answers requests whose path matches the regular expression with an error, always or `times` times.
+
+        The first `after` of them are answered as they should be.
+        """
+        self._failures.append(_Failure(method, re.compile(path), status, code, message, times, after))
+
+    def mend(self) -> None:
+        """Ends all failures; a client does it with `POST /test/mend`."""
+        self._failures.clear()
 
     def failure(self, method: str, path: str) -> _Failure | None:
         with self.lock:
             for failure in self._failures:
                 if failure.method == method and failure.times != 0 and failure.pattern.search(path):
+                    if failure.after > 0:
+                        failure.after -= 1
+                        continue
                     failure.times = None if failure.times is None else failure.times - 1
                     return failure
         return None
@@ -181,6 +199,9 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         self._answer("POST")
 
+    def do_PUT(self) -> None:
+        self._answer("PUT")
+
     def _answer(self, method: str) -> None:
         parts = urlsplit(self.path)
         path, self.query = unquote(parts.path), parse_qs(parts.query)
@@ -204,8 +225,11 @@ class _Handler(BaseHTTPRequestHandler):
             for route_method, pattern, function in _ROUTES:
                 match = pattern.fullmatch(path)
                 if match and method in route_method:
+                    found = match.groupdict()
+                    if found.pop("kind", None) == "datasets":
+                        found["repo"] = f"datasets/{found['repo']}"
                     with self.hub.lock:
-                        function(self, body, **match.groupdict())
+                        function(self, body, **found)
                     return
             self.hub.unknown.append(f"{method} {path}")
             raise _Refusal(404, f"no route for {method} {path}")
@@ -251,6 +275,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     # Routes
 
+    def mend(self, body: bytes) -> None:
+        self.hub.mend()
+        self._send_json({})
+
     def whoami(self, body: bytes) -> None:
         self._need_user()
         self._send_json({"type": "user", "name": "user", "orgs": [{"name": "org"}], "auth": {"type": "access_token"}})
@@ -258,21 +286,43 @@ class _Handler(BaseHTTPRequestHandler):
     def create(self, body: bytes) -> None:
         self._need_user()
         wanted = json.loads(body)
-        repo_id = f"{wanted.get('organization') or 'user'}/{wanted['name']}"
+        kind = "datasets/" if wanted.get("type") == "dataset" else ""
+        repo_id = f"{kind}{wanted.get('organization') or 'user'}/{wanted['name']}"
         url = f"{self.hub.url}/{repo_id}"
         if repo_id in self.hub.repos:
-            raise _Refusal(409, "You already created this model repo", url=url)
+            raise _Refusal(409, "You already created this repository", url=url)
         private = wanted.get("visibility") == "private" or bool(wanted.get("private"))
         self.hub.create(repo_id, private=private)
-        self._send_json({"url": url, "name": repo_id})
+        self._send_json({"url": url, "name": repo_id.removeprefix("datasets/")})
 
     def preupload(self, body: bytes, repo: str, revision: str) -> None:
         self._need_user()
         self._tree(repo, revision)
-        files = json.loads(body)["files"]
-        self._send_json(
-            {"files": [{"path": one["path"], "uploadMode": "regular", "shouldIgnore": False} for one in files]}
-        )
+        limit = self.hub.lfs_over
+        files = [
+            {
+                "path": one["path"],
+                "uploadMode": "regular" if limit is None or one["size"] <= limit else "lfs",
+                "shouldIgnore": False,
+            }
+            for one in json.loads(body)["files"]
+        ]
+        self._send_json({"files": files})
+
+    def lfs_batch(self, body: bytes, repo: str) -> None:
+        self._need_user()
+        self._repo(repo)
+        objects = json.loads(body)["objects"]
+        for one in objects:
+            if not (self.hub.folder / one["oid"]).is_file():  # what is there already need not be sent again
+                one["actions"] = {"upload": {"href": f"{self.hub.url}/lfs/{repo}/{one['oid']}"}}
+        self._send_json({"transfer": "basic", "objects": objects})
+
+    def lfs_put(self, body: bytes, oid: str) -> None:
+        if hashlib.sha256(body).hexdigest() != oid:
+            raise _Refusal(400, "the content is not what was announced")
+        self.hub.store(body)
+        self._send(b"", {})
 
     def commit(self, body: bytes, repo: str, revision: str) -> None:
         self._need_user()
@@ -287,6 +337,10 @@ class _Handler(BaseHTTPRequestHandler):
                     raise _Refusal(412, "The parent commit has moved")
             elif entry["key"] == "file":
                 tree[value["path"]] = self.hub.store(base64.b64decode(value["content"]))
+            elif entry["key"] == "lfsFile":
+                if not (self.hub.folder / value["oid"]).is_file():
+                    raise _Refusal(400, f"{value['path']} was never uploaded")
+                tree[value["path"]] = value["oid"]
             elif entry["key"] == "deletedFile":
                 del tree[value["path"]]
             else:
@@ -314,11 +368,12 @@ class _Handler(BaseHTTPRequestHandler):
         commit, tree = self._tree(repo, revision)
         siblings = [{"rfilename": name} for name in sorted(tree)]
         private = self.hub.repos[repo].private
+        name = repo.removeprefix("datasets/")
         self._send_json(
             {
                 "_id": "0",
-                "id": repo,
-                "modelId": repo,
+                "id": name,
+                "modelId": name,
                 "sha": commit,
                 "private": private,
                 "siblings": siblings,
@@ -373,21 +428,25 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(self.hub.content(tree[file]), headers)
 
 
+_KIND = "(?P<kind>models|datasets)"
 _REVISION = r"(?P<revision>refs/pr/\d+|[^/]+)"
 _ROUTES = [
     (methods, re.compile(pattern), function)
     for methods, pattern, function in (
+        (("POST",), "/test/mend", _Handler.mend),
         (("GET",), "/api/whoami-v2", _Handler.whoami),
         (("POST",), "/api/repos/create", _Handler.create),
         (("POST",), "/api/validate-yaml", _Handler.validate_yaml),
-        (("POST",), f"/api/models/{_REPO}/preupload/{_REVISION}", _Handler.preupload),
-        (("POST",), f"/api/models/{_REPO}/commit/{_REVISION}", _Handler.commit),
-        (("POST",), f"/api/models/{_REPO}/branch/{_REVISION}", _Handler.branch),
-        (("POST",), f"/api/models/{_REPO}/paths-info/{_REVISION}", _Handler.paths_info),
-        (("GET",), f"/api/models/{_REPO}/refs", _Handler.refs),
-        (("GET",), f"/api/models/{_REPO}/tree/{_REVISION}(?:/(?P<folder>.+))?", _Handler.list_tree),
-        (("GET",), f"/api/models/{_REPO}/revision/{_REVISION}", _Handler.info),
-        (("GET",), f"/api/models/{_REPO}", _Handler.info),
-        (("GET", "HEAD"), f"/{_REPO}/resolve/{_REVISION}/(?P<file>.+)", _Handler.resolve),
+        (("POST",), f"(?:/{_KIND})?/{_REPO}\\.git/info/lfs/objects/batch", _Handler.lfs_batch),
+        (("PUT",), "/lfs/.+/(?P<oid>[0-9a-f]{64})", _Handler.lfs_put),
+        (("POST",), f"/api/{_KIND}/{_REPO}/preupload/{_REVISION}", _Handler.preupload),
+        (("POST",), f"/api/{_KIND}/{_REPO}/commit/{_REVISION}", _Handler.commit),
+        (("POST",), f"/api/{_KIND}/{_REPO}/branch/{_REVISION}", _Handler.branch),
+        (("POST",), f"/api/{_KIND}/{_REPO}/paths-info/{_REVISION}", _Handler.paths_info),
+        (("GET",), f"/api/{_KIND}/{_REPO}/refs", _Handler.refs),
+        (("GET",), f"/api/{_KIND}/{_REPO}/tree/{_REVISION}(?:/(?P<folder>.+))?", _Handler.list_tree),
+        (("GET",), f"/api/{_KIND}/{_REPO}/revision/{_REVISION}", _Handler.info),
+        (("GET",), f"/api/{_KIND}/{_REPO}", _Handler.info),
+        (("GET", "HEAD"), f"(?:/{_KIND})?/{_REPO}/resolve/{_REVISION}/(?P<file>.+)", _Handler.resolve),
     )
 ]

@@ -4,6 +4,7 @@ The processes start once for the module: `publish` pushes everything, `load` loa
 who never imported the package. `hub_client.py` holds what they do.
 """
 
+import hashlib
 import json
 import os
 import subprocess
@@ -18,6 +19,7 @@ from modeling_tests.hub_server import DROP, HubServer
 from modeling_tests.tiny import tiny_model, tiny_processor
 
 
+LARGE = 30_000  # bytes: the weights of a tiny model are a large file, as real ones are
 SHIMS = {"configuration_vlm_par.py", "modeling_vlm_par.py", "processing_vlm_par.py"}
 MODEL = SHIMS | {"README.md", "config.json", "model.safetensors"}
 PROCESSOR = {"processor_config.json", "processing_vlm_par.py", "tokenizer.json", "tokenizer_config.json"}
@@ -53,12 +55,14 @@ def hub(folder):
     processor = tiny_processor()
     for part in (tiny_model().vlm, processor.image_processor, processor.tokenizer):
         part.save_pretrained(backbone)
-    with HubServer(folder / "contents") as server:
+    with HubServer(folder / "contents", lfs_over=LARGE) as server:
         server.add("org/backbone", backbone)
         for name, ((method, route, status, code), _) in FAILURES.items():
             server.fail(method, f"/api/models/org/{name}/{route}/", status=status, code=code)
         server.fail("POST", "/api/models/org/busy/preupload/", status=503, times=1)
         server.fail("POST", "/api/models/org/dies/commit/", status=DROP, times=1)
+        server.fail("PUT", "/lfs/org/large-refused/", status=403)
+        server.fail("PUT", "/lfs/org/large/", status=DROP, after=1)
         yield server
 
 
@@ -156,6 +160,9 @@ def test_the_trainer_writes_our_card_when_asked(hub, published):
     plain = hub.read("org/trained-plainly", "README.md").decode()
     assert "generated_from_trainer" in plain and "## Not for" not in plain
     assert any(message.startswith("Training in progress") for message in hub.repos["org/trained"].messages)
+    refused = published["trainer of heads over a folder"]
+    assert refused["error"] == "ValueError" and "nobody else could load the heads" in refused["message"]
+    assert "nobody could load this" not in hub.repos["org/trained"].messages
 
 
 @pytest.mark.parametrize("name", FAILURES)
@@ -174,6 +181,23 @@ def test_a_connection_that_dies_leaves_no_half(hub, published):
     assert set(hub.files("org/dies")) == set(hub.files("org/busy")) == MODEL
 
 
+def test_large_files_whose_upload_breaks(hub, published):
+    refused, died = published["large refused"], published["large dies"]
+    assert refused["is_os_error"] and died["is_os_error"], (refused, died)
+    for text in ("uploading to 'org/large-refused' failed (403)", "the token may not write there", "Nothing was"):
+        assert text in refused["message"]
+    for text in ("uploading to 'org/large' failed", "connection to the Hub broke", "push again"):
+        assert text in died["message"]
+    assert hub.files("org/large-refused") == []
+    # The second attempt: one commit, and what had arrived whole is not sent again.
+    assert hub.repos["org/large"].messages[:2] == ["initial commit", "Upload VlmParModel"]
+    shards = [name for name in hub.files("org/large") if name.endswith(".safetensors")]
+    sent = [path.rpartition("/")[2] for path in hub.requests if path.startswith("PUT /lfs/org/large/")]
+    large = {name for name in shards if len(hub.read("org/large", name)) > LARGE}
+    assert len(large) > 2 and sent.count(sent[0]) == 1
+    assert {hashlib.sha256(hub.read("org/large", name)).hexdigest() for name in large} <= set(sent)
+
+
 def test_no_token(hub, published):
     assert "creating 'org/no-token' failed (401): no valid token" in published["no token"]["message"]
     assert "org/no-token" not in hub.repos
@@ -182,7 +206,7 @@ def test_no_token(hub, published):
 # Loading elsewhere
 
 
-@pytest.mark.parametrize("name", ["full", "revision", "heads", "trained", "trained-plainly"])
+@pytest.mark.parametrize("name", ["full", "revision", "heads", "trained", "trained-plainly", "large"])
 def test_a_fresh_process_gets_the_same_model(published, loaded, name):
     assert loaded[f"{name} model"] == {"value": "VlmParModel"}
     assert loaded[f"{name} processor"] == {"value": "VlmParProcessor"}

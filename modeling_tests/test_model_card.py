@@ -227,7 +227,8 @@ def test_a_trainer_gets_the_card_once(checkpoint):
             return {"learning_rate": 0.01, "output_dir": "/home/somebody"}
 
     trainer = types.SimpleNamespace(
-        args=Arguments(output_dir=str(checkpoint), hub_model_id=None),
+        args=Arguments(output_dir=str(checkpoint), hub_model_id=None, push_to_hub=False),
+        model=tiny_model(),
         hub_model_id="org/trained",
         is_world_process_zero=lambda: True,
     )
@@ -239,3 +240,18 @@ def test_a_trainer_gets_the_card_once(checkpoint):
     (checkpoint / "README.md").write_text("edited")
     trainer.create_model_card(model_name="trained")
     assert (checkpoint / "README.md").read_text() == "edited"
+
+    # Heads over a folder of this machine: refused before the upload, or before the training that would upload them.
+    trainer.model.config.save_backbone, trainer.model.config.backbone_name = False, str(checkpoint)
+    with pytest.raises(ValueError, match="nobody else could load the heads"):
+        trainer.create_model_card(model_name="trained")
+    trainer.args.push_to_hub = True
+    with pytest.raises(ValueError, match="nobody else could load the heads"):
+        write_card_on_push(trainer)
+
+
+@pytest.mark.parametrize(("name", "expected"), [("org/my-people", ["org/my-people"]), ("pa100k", None)])
+def test_a_data_set_of_the_hub_is_named_in_the_metadata(checkpoint, name, expected):
+    write_json(checkpoint / "run.json", {"data": {"name": name, "train_images": 7}})
+    card = ModelCard(str(build_model_card(checkpoint, [])))
+    assert card.data.datasets == expected and f"Data: {'PA-100K' if expected is None else name}, 7" in card.text

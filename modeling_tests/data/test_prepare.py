@@ -10,7 +10,7 @@ import pyarrow.parquet
 import pytest
 from PIL import Image
 
-from modeling_tests.hub_server import HubServer
+from modeling_tests.hub_server import DROP, HubServer
 from vlm_par_hf.cli import main
 from vlm_par_hf.data import dataset_schema, load_par_dataset, prepare_dataset
 from vlm_par_hf.schema import AttributeSchema
@@ -117,6 +117,8 @@ def test_broken_images_are_all_named_then_mended_or_left_out(root, tmp_path, cap
     assert "1 images could not be read and are left out" in caplog.text
     data = load_par_dataset("hub", out)
     assert data["validation"]["image_id"][:] == ["07.bmp", "09.jpg"] and len(data["train"]) == 7
+    notes = json.loads(data["validation"].info.description)
+    assert notes["skipped_images"]["validation"] == 1 and notes["name"] == "out"
 
 
 def test_interrupted_work_goes_on(root, tmp_path, monkeypatch):
@@ -164,75 +166,81 @@ def test_drawings_are_written_too(tmp_path):
     drawn, data = load_par_dataset("synthetic", num_proc=1, **sizes), load_par_dataset("hub", tmp_path / "out")
     assert data["test"]["labels"][:] == drawn["test"]["labels"][:] and dataset_schema(data) == dataset_schema(drawn)
     assert data["test"][1]["image"].tobytes() == drawn["test"][1]["image"].tobytes()
+    # Drawings stay drawings wherever they are loaded from, and say which ones they are.
+    first, second = (json.loads(one["test"].info.description) for one in (drawn, data))
+    assert first["name"] == second["name"] == "synthetic" and first["options"] == second["options"]
+    assert first["options"]["num_train"] == 4
 
 
-class FakeApi:
-    calls: list = []
+# Where the Hub answers badly, its library tries again half a minute long; a test has no time for that.
+HASTE = "import time; time.sleep = lambda seconds: None"
+UPLOAD = f"""
+{HASTE}
+import sys
+from vlm_par_hf.data import prepare_dataset
 
-    def create_repo(self, repo_id, **options):
-        self.calls.append(("create", repo_id, options))
+root, out, *numbers = sys.argv[1:]
+try:
+    for number in numbers:
+        prepare_dataset("folder", root, out + number, images_per_file=int(number), push_to_hub="org/mine")
+except OSError as error:
+    print(error)
+"""
+LOAD = f"""
+{HASTE}
+import json, sys
+from vlm_par_hf.data import dataset_schema, load_par_dataset
 
-    def upload_folder(self, **options):
-        self.calls.append(("upload", options["repo_id"], options))
+data = load_par_dataset("hub", "org/mine")
+rows = {{split: [part["image_id"][:], part["labels"][:]] for split, part in data.items()}}
+name = json.loads(data["test"].info.description)["name"]
+print(json.dumps([rows, dataset_schema(data).names, data["test"][0]["image"].size, name]))
+for name in sys.argv[1:]:
+    try:
+        load_par_dataset("hub", f"org/{{name}}")
+        print("loaded")
+    except (OSError, ValueError) as error:
+        print(json.dumps(f"{{type(error).__name__}}: {{error}}"))
+"""
 
 
-def test_upload_is_private_unless_said(root, tmp_path, monkeypatch):
-    monkeypatch.setattr("huggingface_hub.HfApi", FakeApi)
-    monkeypatch.setattr(FakeApi, "calls", [])
-    prepare_dataset("folder", root, tmp_path / "out", push_to_hub="org/mine")
-    (_, created, options), (_, uploaded, upload) = FakeApi.calls
-    assert created == uploaded == "org/mine" and options == {"repo_type": "dataset", "private": True, "exist_ok": True}
-    assert upload["repo_type"] == "dataset" and ".work/*" in upload["ignore_patterns"]
-    card = (tmp_path / "out" / "README.md").read_text()
-    assert "path: data/validation-*.parquet" in card and "license: other" in card
-
-
-class DatasetHub(HubServer):
-    """The server of models, answering for data sets too: their paths differ by a word."""
-
-    def __init__(self, folder):
-        super().__init__(folder)
-
-        class Handler(self._http.RequestHandlerClass):
-            def _answer(self, method):
-                self.path = self.path.replace("/api/datasets/", "/api/models/").replace("/datasets/", "/", 1)
-                super()._answer(method)
-
-        self._http.RequestHandlerClass = Handler
+def run_against(hub, home, code, *arguments):
+    environment = {**os.environ, **hub.environment(home), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    found = subprocess.run(command, env=environment, timeout=300, capture_output=True, text=True)
+    assert found.returncode == 0, found.stderr[-3000:]
+    return found.stdout
 
 
 def test_upload_and_load_from_the_hub_in_fresh_processes(root, tmp_path):
-    upload = (
-        "import sys; from vlm_par_hf.data import prepare_dataset; "
-        "prepare_dataset('folder', sys.argv[1], sys.argv[2], images_per_file=4, push_to_hub='org/mine')"
-    )
-    load = """
-import json, sys
-from vlm_par_hf.data import dataset_schema, load_par_dataset
-data = load_par_dataset("hub", "org/mine")
-rows = {split: [part["image_id"][:], part["labels"][:]] for split, part in data.items()}
-print(json.dumps([rows, dataset_schema(data).names, data["test"][0]["image"].size]))
-try:
-    load_par_dataset("hub", "org/nothing")
-except FileNotFoundError as error:
-    print(error)
-"""
-    with DatasetHub(tmp_path / "server") as hub:
-        environment = {**os.environ, **hub.environment(tmp_path / "home")}
-        command = [sys.executable, "-c", upload, str(root), str(tmp_path / "out")]
-        subprocess.run(command, env=environment, check=True, timeout=300)
-        assert hub.repos["org/mine"].private
-        assert {"schema.json", "report.json", "README.md"} < set(hub.files("org/mine"))
-        assert not any(".work" in name for name in hub.files("org/mine"))
-        found = subprocess.run(
-            [sys.executable, "-c", load], env=environment, check=True, timeout=300, capture_output=True, text=True
-        )
+    out, home = tmp_path / "out", tmp_path / "home"
+    with HubServer(tmp_path / "server", lfs_over=1000) as hub:
+        hub.fail("PUT", "/lfs/datasets/org/mine/", status=DROP, after=1)
+        told = run_against(hub, home, UPLOAD, root, out, 4)
+        assert "uploading to 'org/mine' failed" in told and "Nothing was committed: push again" in told
+        assert hub.files("datasets/org/mine") == []
+        hub.mend()
+        # Again, and then in fewer files: what the first upload left in their folder must not be read with them.
+        assert run_against(hub, home, UPLOAD, root, out, 4, 100) == ""
+        repo = hub.repos["datasets/org/mine"]
+        assert repo.private and repo.messages == ["initial commit", *2 * ["Data set prepared with vlm_par_hf"]]
+        parquet = {f"data/{split}-00000-of-00001.parquet" for split in SIZES}
+        assert set(hub.files("datasets/org/mine")) == {"schema.json", "report.json", "README.md", *parquet}
+
+        hub.fail("GET", "/api/datasets/org/forbidden", status=403)
+        hub.fail("GET", "/api/datasets/org/broken", status=500)
+        hub.create("datasets/org/broken")
+        answer = run_against(hub, home, LOAD, "nothing", "forbidden", "broken").splitlines()
         assert not hub.unknown
-    (rows, names, size), missing = json.loads(found.stdout.splitlines()[0]), found.stdout.splitlines()[1]
+    rows, names, size, name = json.loads(answer[0])
+    assert name == "org/mine"
     source = load_par_dataset("folder", root)
     assert rows == {split: [part["image_id"][:], part["labels"][:]] for split, part in source.items()}
     assert tuple(names) == SCHEMA.names and tuple(size) == source["test"][0]["image"].size
-    assert "the data set 'org/nothing' is not on the Hub, or not for you" in missing
+    missing, forbidden, broken = map(json.loads, answer[1:])
+    assert "FileNotFoundError: the data set 'org/nothing' is not on the Hub, or not for you" in missing
+    assert "FileNotFoundError: the data set 'org/forbidden' is not on the Hub, or not for you" in forbidden
+    assert "500" in broken and "org/broken" in broken
 
 
 def test_public_upload_of_what_must_not_be_passed_on(tmp_path):

@@ -96,6 +96,7 @@ def test_the_record_says_what_was_run(finished):
     result, _ = finished
     record = json.loads((result.output_dir / "run.json").read_text())
     assert record["settings"]["batch_size"] == 8 and record["data"]["train_images"] == 48
+    assert record["data"]["name"] == "bands"  # what the data set in memory says of itself
     assert record["versions"]["torch"] == torch.__version__
     assert record["command"] == shlex.join(sys.argv)
 

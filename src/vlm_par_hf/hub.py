@@ -1,9 +1,9 @@
-"""Pushing models, processors and pipelines to the Hub: one commit, whole or not at all, with a model card."""
+"""Pushing models, processors, pipelines and data sets to the Hub: one commit, whole or not at all, with a card."""
 
 import filecmp
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -125,36 +125,47 @@ def push_folder(
     token: bool | str | None = None,
     revision: str | None = None,
     create_pr: bool = False,
-    write_card=None,
+    repo_type: str = "model",
+    ignore_patterns: Sequence[str] = (),
+    replaced_folder: str | None = None,
+    write_card: Callable[[], None] | None = None,
     replace_card: bool = False,
 ):
     """Pushes every file of a folder in one commit: a reader of the repository never meets half a checkpoint.
 
     Args:
         folder, repo_id, commit_message, commit_description, private, token, revision, create_pr: as in `push_to_hub`.
+        repo_type: `"model"` or `"dataset"`.
+        ignore_patterns: of files to leave out, such as `".work/*"`.
+        replaced_folder: `"data"`: what the repository has there and `folder` has not is deleted in the same commit.
         write_card: called to write `README.md` into the folder, where the repository has none.
         replace_card: call it even where there is one.
 
     Raises:
         OSError: as `push_to_hub`.
     """
-    from huggingface_hub import CommitOperationAdd, HfApi
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+    from huggingface_hub.utils import filter_repo_objects
 
     api = HfApi(library_name="vlm-par-hf", token=token)
     with _naming("creating", repo_id):
-        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        repo_id = api.create_repo(repo_id, private=private, exist_ok=True, repo_type=repo_type).repo_id
     if revision is not None and not revision.startswith("refs/pr/"):
         with _naming(f"creating the branch {revision!r} of", repo_id):
-            api.create_branch(repo_id, branch=revision, exist_ok=True)
+            api.create_branch(repo_id, branch=revision, exist_ok=True, repo_type=repo_type)
     if write_card is not None:
         with _naming("reading", repo_id):
-            has_card = api.file_exists(repo_id, CARD, revision=revision)
+            has_card = api.file_exists(repo_id, CARD, revision=revision, repo_type=repo_type)
         if replace_card or not has_card:
             write_card()
-    paths = sorted(path for path in Path(folder).rglob("*") if path.is_file())
-    operations = [
-        CommitOperationAdd(path_in_repo=path.relative_to(folder).as_posix(), path_or_fileobj=path) for path in paths
-    ]
+    found = sorted(path.relative_to(folder).as_posix() for path in Path(folder).rglob("*") if path.is_file())
+    names = list(filter_repo_objects(found, ignore_patterns=list(ignore_patterns)))
+    operations = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=Path(folder) / name) for name in names]
+    if replaced_folder is not None:
+        with _naming("reading", repo_id):
+            present = api.list_repo_files(repo_id, revision=revision, repo_type=repo_type)
+        stale = {name for name in present if name.startswith(f"{replaced_folder}/")} - set(names)
+        operations += [CommitOperationDelete(path_in_repo=name) for name in sorted(stale)]
     with _naming("uploading to", repo_id):
         # One commit; `upload_folder` may split a large folder into several.
         return api.create_commit(
@@ -164,6 +175,7 @@ def push_folder(
             commit_description=commit_description,
             revision=revision,
             create_pr=create_pr,
+            repo_type=repo_type,
         )
 
 
@@ -174,15 +186,17 @@ def _naming(doing: str, repo_id: str) -> Iterator[None]:
 
     try:
         yield
-    except HfHubHTTPError as error:
-        status = error.response.status_code
-        hint = _HINTS.get(status, "the Hub has a problem: push again later" if status >= 500 else "see above")
-        error.append_to_message(f"\n{doing} {repo_id!r} failed ({status}): {hint}. Nothing was committed.")
-        raise
-    except HTTPError as error:
+    except (HfHubHTTPError, HTTPError, RuntimeError) as error:
+        # The Hub's library wraps what happens to a large file into a RuntimeError.
+        cause = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ else error
+        if isinstance(cause, HfHubHTTPError):
+            status = cause.response.status_code
+            hint = _HINTS.get(status, "the Hub has a problem: push again later" if status >= 500 else "see above")
+            cause.append_to_message(f"\n{doing} {repo_id!r} failed ({status}): {hint}. Nothing was committed.")
+            raise cause from cause.__cause__
         raise OSError(
-            f"{doing} {repo_id!r} failed: the connection to the Hub broke ({type(error).__name__}: {error}). "
-            "Nothing was committed: push again."
+            f"{doing} {repo_id!r} failed: the connection to the Hub broke ({type(cause).__name__}: {cause}). "
+            "Nothing was committed: push again, files that arrived whole are not sent twice."
         ) from error
 
 

@@ -123,6 +123,8 @@ def build_model_card(
     records = [read_record(source) for source in _as_list(find_records(checkpoint) if metrics is None else metrics)]
     title = name or checkpoint.resolve().name
     backbone = config.get("backbone_name")
+    training = {**_read_json(checkpoint / "run.json"), "result": _read_json(checkpoint / "training.json")}
+    trained_on = (training.get("data") or {}).get("name")
     data = ModelCardData(
         model_name=title.rpartition("/")[2],
         license=license,
@@ -130,9 +132,9 @@ def build_model_card(
         pipeline_tag=PIPELINE_TAG,
         tags=list(dict.fromkeys([*TAGS, config["model_type"], *tags])),
         base_model=backbone if _is_repository(backbone) else None,
+        datasets=[trained_on] if _is_repository(trained_on) else None,
         eval_results=_eval_results(records) or None,
     )
-    training = {**_read_json(checkpoint / "run.json"), "result": _read_json(checkpoint / "training.json")}
     if "settings" not in training and recipe:
         training["settings"] = dict(recipe)
     sections = [
@@ -229,15 +231,25 @@ def write_card_on_push(trainer, metrics=None, **options: Any) -> None:
     """Makes `trainer.push_to_hub()` push this package's card in place of the Trainer's draft.
 
     The draft lists losses under names without a convention and says nothing about use. A `README.md` that is already
-    in `trainer.args.output_dir` stays.
+    in `trainer.args.output_dir` stays. What `model.push_to_hub` refuses, because nobody else could load it, is refused
+    here too: at once where `trainer.args.push_to_hub` is set, else before the upload.
 
     Args:
         trainer: a `transformers.Trainer` over a model of this package.
         metrics: as for `build_model_card`; what lies in `output_dir` when None.
         options: further keywords of `build_model_card`.
+
+    Raises:
+        ValueError: the model is to be pushed and cannot be loaded by anybody else.
     """
 
+    def check() -> None:
+        check_pushable = getattr(trainer.model, "check_pushable", None)
+        if check_pushable is not None:
+            check_pushable()
+
     def create_model_card(model_name: str | None = None, tags: str | list[str] | None = None, **ignored: Any) -> None:
+        check()
         folder = Path(trainer.args.output_dir)
         if not trainer.is_world_process_zero() or (folder / CARD).exists():
             return
@@ -252,6 +264,8 @@ def write_card_on_push(trainer, metrics=None, **options: Any) -> None:
         }
         write_model_card(folder, metrics, **values)
 
+    if trainer.args.push_to_hub:
+        check()
     trainer.create_model_card = create_model_card
 
 
@@ -282,7 +296,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _is_repository(name: str | None) -> bool:
-    """Whether a backbone's name is one of the Hub, not a folder of this machine or the embedded one."""
+    """Whether a backbone or a data set has a name on the Hub: no folder of this machine, no word of ours."""
     from huggingface_hub.utils import HFValidationError, validate_repo_id
 
     if not name or "/" not in name or Path(name).is_absolute() or Path(name).exists():
@@ -390,8 +404,8 @@ def _check_metadata(card) -> None:
     again = ModelCard(text)
     if again.data.to_dict() != card.data.to_dict():
         raise ValueError("the card's metadata does not survive being read again")
-    if again.data.base_model:
-        validate_repo_id(again.data.base_model)
+    for name in filter(None, [again.data.base_model, *(again.data.datasets or ())]):
+        validate_repo_id(name)
 
 
 # Sections

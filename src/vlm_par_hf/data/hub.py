@@ -1,8 +1,10 @@
 """Data sets that are already `datasets` data sets: exports on the Hub or on disk, with the schema beside the data.
 
-What `vlm-par prepare` writes is of this form: parquet files with `image` (embedded) and `labels`, and `schema.json`.
+What `vlm-par prepare` writes is of this form: parquet files with `image` (embedded) and `labels`, `schema.json`, and
+`report.json`, which says what the data were before.
 """
 
+import json
 import logging
 import os
 from pathlib import Path
@@ -18,11 +20,12 @@ if TYPE_CHECKING:
     import datasets
 
 
-__all__ = ["SCHEMA_FILE", "load_hub_dataset", "split_of_file"]
+__all__ = ["REPORT_FILE", "SCHEMA_FILE", "load_hub_dataset", "split_of_file"]
 
 logger = logging.getLogger(__name__)
 
 SCHEMA_FILE = "schema.json"
+REPORT_FILE = "report.json"
 _SPLIT_NAMES = {"val": "validation", "valid": "validation", "dev": "validation"}
 
 
@@ -37,8 +40,9 @@ def load_hub_dataset(
         revision: branch, tag or commit on the Hub.
 
     Returns:
-        The schema, the splits (columns `image`, `labels` int64 `(A,)`, and what else there is), and notes. Rows stay
-        on disk; only the labels pass through memory.
+        The schema, the splits (columns `image`, `labels` int64 `(A,)`, and what else there is), and notes: the name
+        that the data had when they were prepared, else that of the repository or folder, and how they were divided.
+        Rows stay on disk; only the labels pass through memory.
 
     Raises:
         FileNotFoundError: no such folder or repository, no parquet file, or no schema.
@@ -47,11 +51,14 @@ def load_hub_dataset(
     datasets = require("datasets", "train")
     name, folder = os.fspath(root), Path(root)
     carried: AttributeSchema | None = None
+    report: Path | None = folder / REPORT_FILE
     if not folder.is_dir():
         if not _looks_like_repository(name):
             raise FileNotFoundError(f"root {name!r} is neither a folder nor a repository like 'org/name'")
         splits = _load_repository(name, revision)
-        carried = _repository_schema(name, revision)
+        path = _repository_file(name, SCHEMA_FILE, revision)
+        carried = None if path is None else AttributeSchema.from_json(path)
+        report = _repository_file(name, REPORT_FILE, revision)
     elif (folder / "dataset_dict.json").is_file():
         from .loading import carried_schema
 
@@ -69,7 +76,8 @@ def load_hub_dataset(
         )
     splits = {_SPLIT_NAMES.get(split, split): dataset for split, dataset in splits.items()}
     splits = {split: _to_our_form(dataset, found, f"{name}, {split}") for split, dataset in splits.items()}
-    return found, splits, {"division": "as the data set has it"}
+    own_name = name if not folder.is_dir() else folder.resolve().name
+    return found, splits, {"division": "as the data set has it", **_notes_of_report(report, own_name)}
 
 
 def split_of_file(name: str) -> str:
@@ -99,14 +107,25 @@ def _load_repository(name: str, revision: str | None) -> dict[str, Any]:
         ) from error
 
 
-def _repository_schema(name: str, revision: str | None) -> AttributeSchema | None:
+def _repository_file(name: str, file: str, revision: str | None) -> Path | None:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError
 
     try:
-        return AttributeSchema.from_json(hf_hub_download(name, SCHEMA_FILE, repo_type="dataset", revision=revision))
+        return Path(hf_hub_download(name, file, repo_type="dataset", revision=revision))
     except EntryNotFoundError:
         return None
+
+
+def _notes_of_report(path: Path | None, own_name: str) -> dict[str, Any]:
+    """What `prepare_dataset` knew of the data; other projects' files of that name say nothing."""
+    try:
+        notes = json.loads(path.read_text(encoding="utf-8"))["notes"] if path is not None and path.is_file() else {}
+    except (ValueError, KeyError, TypeError):
+        notes = {}
+    notes = notes if isinstance(notes, dict) else {}
+    # "folder" is how the data were read; what they are called is what their owner called the repository.
+    return {**notes, "name": own_name if notes.get("name") in (None, "folder") else notes["name"]}
 
 
 def _folder_schema(folder: Path) -> AttributeSchema | None:

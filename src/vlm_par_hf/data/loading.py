@@ -201,7 +201,8 @@ def load_par_dataset(
     found, splits, remarks = reader.read(root, schema, partition, seed)
     splits, skipped = _drop_missing(splits, missing, root)
     _check_splits(splits, name)
-    notes = {"name": name, "skipped_images": skipped, **remarks}
+    options = {"partition": partition, "seed": seed}
+    notes = {"name": name, "options": options, "skipped_images": skipped, **remarks}
     result = {split: _to_dataset(records, found, splits, reader, notes) for split, records in splits.items()}
     return _select_attributes(require("datasets", "train").DatasetDict(result), schema, found)
 
@@ -282,8 +283,7 @@ def _load_hub(root, schema, partition, options):
     if unknown:
         raise TypeError(f"load_par_dataset('hub') got an unexpected keyword argument {unknown[0]!r}")
     found, splits, remarks = load_hub_dataset(root, schema, **options)
-    notes = {"name": "hub", **remarks}
-    loaded = {split: attach_schema(dataset, found, **notes) for split, dataset in splits.items()}
+    loaded = {split: attach_schema(dataset, found, **remarks) for split, dataset in splits.items()}
     return _select_attributes(require("datasets", "train").DatasetDict(loaded), schema, found)
 
 

@@ -25,7 +25,7 @@ from vlm_par_hf.images import open_image
 from vlm_par_hf.schema import UNKNOWN_LABEL, AttributeSchema
 from vlm_par_hf.utils import atomic_write_json, atomic_write_text, require
 
-from .hub import SCHEMA_FILE, check_label_range
+from .hub import REPORT_FILE, SCHEMA_FILE, check_label_range
 from .loading import dataset_schema, load_par_dataset
 
 
@@ -73,6 +73,7 @@ def prepare_dataset(
     Raises:
         ValueError: a wrong argument, a label out of range, broken images with `broken="error"`, work of other
             arguments in `out`, or a public upload of a data set that must not be passed on.
+        OSError: the Hub refused or went away; run again, only the upload is repeated.
         What `load_par_dataset` raises.
     """
     if broken not in _CHOICES:
@@ -93,13 +94,13 @@ def prepare_dataset(
 
     counted = {split: _write_split(out, split, dataset, images_per_file) for split, dataset in data.items()}
     report = _make_report(name, data, labels, schema, counted)
-    atomic_write_json(out / "report.json", report)
+    atomic_write_json(out / REPORT_FILE, report)
     bad = report["broken_images"]
     if bad["count"] and broken == "error":
         first = bad["first"][0]
         raise ValueError(
             f"{bad['count']} images cannot be read, the first is {first['image_id']!r}: {first['error']}; see "
-            f'{out / "report.json"}, mend them and run again, or pass broken="skip" to leave them out'
+            f'{out / REPORT_FILE}, mend them and run again, or pass broken="skip" to leave them out'
         )
     schema.to_json(out / SCHEMA_FILE)
     atomic_write_text(out / "README.md", _card(name, report, schema, info))
@@ -251,6 +252,11 @@ def _make_report(name, data, labels, schema, counted) -> dict[str, Any]:
         }
     notes = json.loads(next(iter(data.values())).info.description or "{}")
     notes.pop("attributes", None)
+    for split, dataset in data.items():  # what cannot be read is missing from the split, as a file that is not there
+        lost = len(dataset) - splits[split]["images"]
+        if lost:
+            skipped = notes.setdefault("skipped_images", {})
+            skipped[split] = skipped.get(split, 0) + lost
     return {
         "name": name,
         "package": _package_version(),
@@ -359,15 +365,16 @@ def _card(name: str, report: dict[str, Any], schema: AttributeSchema, info: "dat
 
 
 def _push(out: Path, repository: str, private: bool) -> None:
-    from huggingface_hub import HfApi
+    from vlm_par_hf.hub import push_folder
 
-    api = HfApi()
-    api.create_repo(repository, repo_type="dataset", private=private, exist_ok=True)
-    api.upload_folder(
-        repo_id=repository,
+    push_folder(
+        out,
+        repository,
         repo_type="dataset",
-        folder_path=out,
+        private=private,
         ignore_patterns=[".work/*", "data/.*"],
+        # Files of an earlier upload beside these would be read as one data set with them.
+        replaced_folder="data",
         commit_message="Data set prepared with vlm_par_hf",
     )
     logger.info("uploaded %s to the data set repository %s", out, repository)

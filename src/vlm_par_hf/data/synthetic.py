@@ -938,6 +938,13 @@ def build_synthetic_dataset(
             "camera_id": datasets.Value("int64"),
         }
     )
+    options = {
+        "seed": seed,
+        "num_train": num_train,
+        "num_validation": num_validation,
+        "pictures_per_person": pictures_per_person,
+        "cameras": list(cameras),
+    }
     result, start = {}, 0
     for split, size in sizes.items():
         people = range(start, start + math.ceil(size / pictures_per_person))
@@ -955,5 +962,5 @@ def build_synthetic_dataset(
             "camera_id": list(camera_ids),
         }
         dataset = datasets.Dataset.from_dict(table, features=features)
-        result[split] = attach_schema(dataset, schema, name="synthetic", seed=seed, cameras=list(cameras))
+        result[split] = attach_schema(dataset, schema, name="synthetic", options=options)
     return datasets.DatasetDict(result)

@@ -79,6 +79,19 @@ def dataset_notes(split) -> dict[str, Any]:
     return notes if isinstance(notes, dict) else {}
 
 
+def describe_data(dataset, split, name: str | None, options: dict[str, Any] | None) -> tuple[str, dict[str, Any]]:
+    """What a record calls the data, and the options that divided them: as given, else as the data say of themselves.
+
+    Args:
+        dataset: as for `load_data`.
+        split: one of its splits, loaded.
+        name, options: as given by the caller; they win.
+    """
+    notes = dataset_notes(split)
+    own = notes.get("name") or (dataset if isinstance(dataset, str) else "in memory")
+    return name or own, {**(notes.get("options") or {}), **(options or {})}
+
+
 def check_schema(dataset: AttributeSchema, model: AttributeSchema) -> None:
     """Refuse to train or measure a model on labels that mean something else.
 
@@ -228,7 +241,7 @@ def evaluate(
         root: folder of the data set.
         schema: the user's own schema for readers that take one.
         dataset_options: further keywords of `load_par_dataset`.
-        dataset_name: what a data set in memory is called in the record.
+        dataset_name: what the data are called in the record; None: as they call themselves.
         preset: metric conventions, see `ParMetrics`.
         threshold: None (the preset's), `"schema"` (each attribute's own) or a number.
         bootstrap: resamples for the intervals; 0 for none.
@@ -251,10 +264,10 @@ def evaluate(
     if split not in data:
         raise ValueError(f"split={split!r} is not in this data set: it has {', '.join(sorted(data))}")
     notes = dataset_notes(data[split])
-    name = dataset if isinstance(dataset, str) else dataset_name or notes.get("name", "in memory")
+    name, options = describe_data(dataset, data[split], dataset_name, dataset_options)
     model, processor, path = _load_checkpoint(model, processor)
     if isinstance(dataset, str):
-        check_same_division(path, dataset, dataset_options or {})
+        check_same_division(path, name, options)
     check_schema(dataset_schema(data[split]), model.config.schema)
     groups = None
     if by_person:
@@ -279,7 +292,7 @@ def evaluate(
             "skipped_images": (notes.get("skipped_images") or {}).get(split, 0),
             "unknown_labels": int((labels < 0).sum()),
             "synthetic": name == "synthetic",
-            "options": dict(dataset_options or {}),
+            "options": options,
         },
         "model": {
             "path": path,

@@ -38,7 +38,7 @@ from vlm_par_hf.metrics import ParMetrics
 from vlm_par_hf.schema import AttributeSchema
 from vlm_par_hf.utils import atomic_write_json, require
 
-from .evaluation import check_schema, load_data, naming, versions
+from .evaluation import check_schema, describe_data, load_data, naming, versions
 from .features import VIEWS, compute_features
 from .plots import plot_learning_curve, write_history
 from .settings import TrainSettings
@@ -253,6 +253,7 @@ def train(
     root: str | Path | None = None,
     schema: AttributeSchema | None = None,
     dataset_options: dict[str, Any] | None = None,
+    dataset_name: str | None = None,
     model_options: dict[str, Any] | None = None,
     max_num_patches: int | None = None,
     settings: TrainSettings | None = None,
@@ -278,6 +279,7 @@ def train(
         root: folder of the data set.
         schema: the user's own schema for readers that take one.
         dataset_options: further keywords of `load_par_dataset`.
+        dataset_name: what the data are called in the record and on the model card; None: as they call themselves.
         model_options: keywords of `VlmParModel.from_backbone`: `alignment`, `fusion`, `loss`, `freeze_backbone`, ...;
             `{"paper": True}` takes every choice as the paper has it.
         max_num_patches: patches per image of a NaFlex backbone; None: the processor's default.
@@ -309,6 +311,7 @@ def train(
         if len(data[split]) == 0:
             raise ValueError(f"the {split!r} split is empty: expected at least one image")
     labels = read_labels(data["train"])
+    name, options = describe_data(dataset, data["train"], dataset_name, dataset_options)
 
     if settings.full_determinism:
         enable_full_determinism(settings.seed)
@@ -325,8 +328,8 @@ def train(
     record = {
         "settings": settings.to_dict(),
         "data": {
-            "name": dataset if isinstance(dataset, str) else "in memory",
-            "options": dict(dataset_options or {}),
+            "name": name,
+            "options": options,
             "train_images": len(data["train"]),
             "validation_images": len(data["validation"]),
             "train_sha256": _fingerprint(data["train"], labels),
