@@ -6,10 +6,13 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-from transformers import PreTrainedConfig, Siglip2Config, Siglip2Tokenizer, SiglipConfig
+from transformers import CLIPConfig, CLIPTokenizer, PreTrainedConfig, Siglip2Config, Siglip2Tokenizer, SiglipConfig
+from transformers.convert_slow_tokenizer import bytes_to_unicode
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 from transformers.models.siglip2.image_processing_pil_siglip2 import Siglip2ImageProcessorPil
 
+from vlm_par_hf.models.focus_par import FocusParConfig, FocusParModel, FocusParProcessor
 from vlm_par_hf.models.vlm_par import VlmParConfig, VlmParModel, VlmParProcessor
 from vlm_par_hf.schema import AttributeSchema
 
@@ -19,6 +22,8 @@ __all__ = [
     "TINY_KINDS",
     "randomize",
     "tiny_backbone_config",
+    "tiny_focus_model",
+    "tiny_focus_processor",
     "tiny_inputs",
     "tiny_model",
     "tiny_processor",
@@ -130,7 +135,11 @@ def tiny_backbone_config(kind: str = "siglip2") -> PreTrainedConfig:
         return Siglip2Config(text_config=text, vision_config={**vision, "num_patches": 16})
     if kind == "siglip":
         return SiglipConfig(text_config=text, vision_config={**vision, "image_size": 16})
-    raise ValueError(f"kind must be 'siglip2' or 'siglip', got {kind!r}")
+    if kind == "clip":
+        text |= {"vocab_size": 514, "pad_token_id": 513, "eos_token_id": 513, "bos_token_id": 512}
+        vision |= {"image_size": 16, "projection_dim": 16}
+        return CLIPConfig(text_config={**text, "projection_dim": 16}, vision_config=vision, projection_dim=16)
+    raise ValueError(f"kind must be 'siglip2', 'siglip' or 'clip', got {kind!r}")
 
 
 def tiny_processor(kind: str = "naflex") -> VlmParProcessor:
@@ -170,6 +179,46 @@ def tiny_model(kind: str = "naflex", *, seed: int = 0, encode: bool = True, **co
     model.eval()
     if encode:
         model.encode_questions(tiny_processor(kind))
+    return model
+
+
+def tiny_clip_tokenizer() -> CLIPTokenizer:
+    """CLIP's tokenizer without merges: a token per byte."""
+    letters = list(bytes_to_unicode().values())
+    tokens = [*letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    vocabulary = {token: number for number, token in enumerate(tokens)}
+    return CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=TEXT_LENGTH)
+
+
+def tiny_focus_processor(kind: str = "naflex") -> FocusParProcessor:
+    """The processor of `tiny_focus_model(kind)`."""
+    if kind == "clip":
+        image_processor = CLIPImageProcessorPil(size={"height": 16, "width": 16}, do_center_crop=False)
+        return FocusParProcessor(image_processor=image_processor, tokenizer=tiny_clip_tokenizer())
+    common = tiny_processor(kind)
+    return FocusParProcessor(image_processor=common.image_processor, tokenizer=common.tokenizer)
+
+
+def tiny_focus_model(kind: str = "naflex", *, seed: int = 0, **config: Any) -> FocusParModel:
+    """As `tiny_model`, of the FOCUS family; `kind` may also be "clip", with inputs of the kind "fixed"."""
+    schema = tiny_schema(kway=kind in ("kway", "clip"))
+    towers = {"fixed": "siglip", "clip": "clip"}
+    settings: dict[str, Any] = {
+        "vlm_config": tiny_backbone_config(towers.get(kind, "siglip2")),
+        "attributes": schema,
+        "num_global_tokens": 3,
+        "num_attention_heads": 4,
+        "num_prompt_tokens": 2,
+        **config,
+    }
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = FocusParModel(FocusParConfig(**settings))
+        model.reset_tokens()
+        with torch.no_grad():
+            model.vlm.logit_scale.fill_(2.0)
+    model.eval()
+    model._prepare_texts(tiny_focus_processor(kind))
     return model
 
 

@@ -17,6 +17,9 @@ __all__ = [
     "Attribute",
     "AttributeSchema",
     "AugmentedDataset",
+    "FocusParConfig",
+    "FocusParModel",
+    "FocusParProcessor",
     "FoldedVlmParConfig",
     "FoldedVlmParModel",
     "ParAugmentation",
@@ -38,6 +41,7 @@ if TYPE_CHECKING:
     from vlm_par_hf.data import AugmentedDataset, ParAugmentation, ParCollator, dataset_schema, load_par_dataset
     from vlm_par_hf.losses import ParLoss
     from vlm_par_hf.metrics import ParMetrics
+    from vlm_par_hf.models.focus_par import FocusParConfig, FocusParModel, FocusParProcessor
     from vlm_par_hf.models.vlm_par import (
         FoldedVlmParConfig,
         FoldedVlmParModel,
@@ -54,6 +58,7 @@ _MODULES = {
     "data": ("AugmentedDataset", "ParAugmentation", "ParCollator", "dataset_schema", "load_par_dataset"),
     "losses": ("ParLoss",),
     "metrics": ("ParMetrics",),
+    "models.focus_par": ("FocusParConfig", "FocusParModel", "FocusParProcessor"),
     "models.vlm_par": (
         "FoldedVlmParConfig",
         "FoldedVlmParModel",

@@ -2,6 +2,7 @@
 
 from transformers import AutoConfig, AutoModel, AutoProcessor
 
+from vlm_par_hf.models.focus_par import FocusParConfig, FocusParModel, FocusParProcessor
 from vlm_par_hf.models.vlm_par import (
     FoldedVlmParConfig,
     FoldedVlmParModel,
@@ -11,13 +12,29 @@ from vlm_par_hf.models.vlm_par import (
 )
 
 
-__all__ = ["FAMILIES", "register_families"]
+__all__ = ["FAMILIES", "TRAINABLE", "get_family", "register_families"]
 
 # One row per family: configuration, model, processor.
 FAMILIES = (
     (VlmParConfig, VlmParModel, VlmParProcessor),
     (FoldedVlmParConfig, FoldedVlmParModel, VlmParProcessor),
+    (FocusParConfig, FocusParModel, FocusParProcessor),
 )
+TRAINABLE = ("vlm_par", "focus_par")
+
+
+def get_family(name: str) -> tuple[type, type, type]:
+    """Configuration, model and processor class of a family that can be trained.
+
+    Args:
+        name: its `model_type`, one of `TRAINABLE`.
+
+    Raises:
+        ValueError: there is no such family.
+    """
+    if name not in TRAINABLE:
+        raise ValueError(f"family={name!r}: expected one of {', '.join(TRAINABLE)}")
+    return next(row for row in FAMILIES if row[0].model_type == name)
 
 
 def register_families() -> None:

@@ -8,6 +8,7 @@ import difflib
 import json
 import math
 import operator
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, fields
 from pathlib import Path
@@ -21,7 +22,12 @@ from .utils import atomic_write_json
 __all__ = ["REGIONS", "UNKNOWN_LABEL", "Attribute", "AttributeSchema"]
 
 REGIONS = ("head", "upper", "lower", "foot", "attachment", "whole")
+SUBJECT = "a photo of a person"  # how a sentence about a picture begins
 UNKNOWN_LABEL = -100  # the label of an attribute that nobody annotated: masked in losses and metrics
+
+# First words by which "wearing a red scarf" is told from "a red scarf", and those of which "without" is the opposite.
+_CLAUSE_STARTS = {"with", "without", "in", "on", "who", "whose", "seen", "of", "from", "under", "near", "at", "not"}
+_HAVING = {"wearing", "carrying", "holding", "having", "with"}
 
 
 @dataclass(frozen=True)
@@ -373,6 +379,35 @@ class AttributeSchema(Sequence[Attribute]):
     def from_list(cls, attributes: Iterable[Attribute | Mapping[str, Any]]) -> "AttributeSchema":
         return cls(attributes)
 
+    @classmethod
+    def from_texts(cls, attributes: Any, *, subject: str = SUBJECT) -> "AttributeSchema":
+        """A label space from a few words each, for models that recognise an attribute by its text.
+
+        `AttributeSchema.from_texts(["wearing a red scarf", ["a backpack", "a handbag", "no bag"]])`
+
+        Args:
+            attributes: a list of: a text, which makes a binary attribute of that name ("wearing a red scarf" or "a red
+                scarf"); a list of texts, which makes one attribute with these alternatives as its labels; an
+                `Attribute` or its dict, kept as it is. Or a dict `{name: text or list of texts}`. Or a schema.
+            subject: what the sentences begin with; a text that begins so is kept as it is.
+
+        Raises:
+            TypeError, ValueError: no attribute, one twice, or something else in the list.
+        """
+        if isinstance(attributes, AttributeSchema):
+            return attributes
+        if isinstance(attributes, str) or not isinstance(attributes, Iterable):
+            raise TypeError(f"attributes must be a list of texts or attributes, or a dict, got {attributes!r:.80}")
+        if isinstance(attributes, Mapping):
+            return cls(_attribute_from_text(text, subject, name) for name, text in attributes.items())
+        return cls(_attribute_from_text(item, subject) for item in attributes)
+
+    def usual_subject(self) -> str:
+        """How most prompts begin, up to the word "person": "a photo of a person", unless the prompts say otherwise."""
+        found = [prompt.partition("person") for one in self for prompt in one.prompts]
+        starts = Counter(before + word for before, word, _ in found if word)
+        return starts.most_common(1)[0][0] if starts else SUBJECT
+
     def to_json(self, path: str | Path) -> None:
         """Writes the list of `to_list` to a UTF-8 file."""
         atomic_write_json(path, self.to_list())
@@ -398,6 +433,33 @@ class AttributeSchema(Sequence[Attribute]):
             return cls(data)
         except (TypeError, ValueError) as error:
             raise ValueError(f"schema file {path}: {error}") from error
+
+
+def _attribute_from_text(item: Any, subject: str, name: str | None = None) -> "Attribute | Mapping":
+    if isinstance(item, str):
+        text = " ".join(item.split())
+        if not text:
+            raise ValueError("attributes holds an empty text, expected words such as 'wearing a red scarf'")
+        clause = _clause(text, subject)
+        first, _, rest = clause.partition(" ")
+        opposites = {"without": f"with {rest}", "not": rest, **dict.fromkeys(_HAVING, f"without {rest}")}
+        opposite = opposites.get(first) if rest else None
+        prompts = (f"{subject} {opposite or f'not {clause}'}", f"{subject} {clause}")
+        return Attribute(name or text, f"is the person {clause}?", prompts=prompts)
+    if isinstance(item, Iterable) and not isinstance(item, Mapping):
+        texts = [" ".join(text.split()) if isinstance(text, str) else text for text in item]
+        if len(texts) < 2 or not all(isinstance(text, str) and text for text in texts):
+            raise ValueError(f"alternatives must be two texts or more, got {item!r:.80}")
+        prompts = [f"{subject} {_clause(text, subject)}" for text in texts]
+        return Attribute(name or " / ".join(texts), f"which one: {', '.join(texts)}?", texts, prompts)
+    return item
+
+
+def _clause(text: str, subject: str) -> str:
+    """What follows "a person": a bare noun ("a red scarf") gets its "with"."""
+    text = text.removeprefix(subject).strip() or text
+    first = text.partition(" ")[0].lower()
+    return text if first.endswith("ing") or first in _CLAUSE_STARTS else f"with {text}"
 
 
 def _suggest(word: str, choices: Iterable[str]) -> str:

@@ -1,0 +1,163 @@
+"""Configuration of FOCUS."""
+
+import copy
+import string
+from typing import Any
+
+from huggingface_hub.dataclasses import strict
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.configuration_utils import SubConfigSpec
+
+from vlm_par_hf.schema import AttributeSchema
+
+from .losses_focus_par import check_loss_settings
+
+
+__all__ = ["FocusParConfig"]
+
+BACKBONE_TYPES = ("clip", "siglip", "siglip2")
+PAPER_TEMPLATE = "a {region} feature of {category} is {label}"
+TEMPLATE_FIELDS = ("region", "category", "label", "prompt")
+# The size of openai/clip-vit-base-patch16, which the paper uses.
+DEFAULT_BACKBONE = {"model_type": "clip", "vision_config": {"patch_size": 16}}
+
+
+@strict
+class FocusParConfig(PreTrainedConfig):
+    """Configuration of `FocusParModel`.
+
+    Args:
+        vlm_config: configuration of the backbone, an object or its dict: `clip` (the paper's), `siglip` (SigLIP and
+            the fixed-resolution SigLIP 2 checkpoints) or `siglip2` (NaFlex). None: CLIP ViT-B/16.
+        attributes: the label space, an `AttributeSchema` or a list of dicts; kept as plain JSON. `config.schema` is
+            the object. The order of the attributes is the order of the logits.
+        num_global_tokens: mix tokens that look at all patches (8 in the paper).
+        num_local_tokens: mix tokens of which each looks at one region of the picture (4 in the paper); the i-th looks
+            at region i modulo `num_regions`. Without any mix token the texts look at the patches.
+        num_regions: r, contiguous parts of equal size that the patches are divided into, from top to bottom (4).
+        num_prompt_tokens: m, learnable vectors in front of a text (4); 0 for none.
+        prompt_regions: the regions that have learnable vectors of their own. None: those of `attributes`. The text of
+            an attribute of another region, or of none, has the mean of all of them.
+        text_template: what is said of a label, with the fields `{region}`, `{category}` (the attribute's name in
+            words), `{label}` and `{prompt}` (the label's sentence in the schema).
+        text_subject: how a text begins that is made of a few words, as in "a photo of a person wearing a scarf". None:
+            as the prompts of `attributes` mostly do.
+        num_attention_heads: of the cross-attention from texts to mix tokens (8); divides the width of the texts.
+        attention_dropout: on its probabilities, in training.
+        freeze_backbone: True keeps the backbone's tensors and its eval mode even under `model.train()`; False trains
+            the vision tower, as the paper does. The text tower and the backbone's scale stay frozen.
+        backbone_name, backbone_revision, backbone_hash, save_backbone: as in `VlmParConfig`.
+        loss: settings of `FocusLoss`: the weights `sim`, `racl`, `v2t`, `t2v` of the four losses (1; 0 for none), ...
+        label_input_ids: token ids of the text of each label of each attribute, without padding; filled when the texts
+            are tokenized.
+        text_pad_token_id: the id that pads texts; filled at the same time.
+
+    Raises:
+        ValueError: a value is not allowed; names the argument.
+        TypeError: `attributes` is not a list of attributes.
+    """
+
+    model_type = "focus_par"
+    # `backbone_config` and `text_config` are names that transformers treats specially.
+    sub_configs_defaults = {"vlm_config": SubConfigSpec(config_class=AutoConfig, model_type="clip")}
+    keys_to_ignore_at_inference = ["image_embeds", "attentions", "hidden_states"]
+
+    vlm_config: dict | PreTrainedConfig | None = None
+    attributes: Any = None
+    num_global_tokens: int = 8
+    num_local_tokens: int = 4
+    num_regions: int = 4
+    num_prompt_tokens: int = 4
+    prompt_regions: list | None = None
+    text_template: str = "{prompt}"
+    text_subject: str | None = None
+    num_attention_heads: int = 8
+    attention_dropout: float | int = 0.0
+    freeze_backbone: bool = True
+    backbone_name: str | None = None
+    backbone_revision: str | None = None
+    backbone_hash: str | None = None
+    save_backbone: bool = True
+    loss: dict | None = None
+    label_input_ids: list | None = None
+    text_pad_token_id: int = 0
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        if self.vlm_config is None:
+            self.vlm_config = copy.deepcopy(DEFAULT_BACKBONE)
+        backbone = self.vlm_config
+        is_dict = isinstance(backbone, dict)
+        backbone_type = backbone.get("model_type") if is_dict else getattr(backbone, "model_type", None)
+        if backbone_type not in BACKBONE_TYPES:
+            raise ValueError(
+                f"vlm_config must be the configuration of a {', '.join(BACKBONE_TYPES[:-1])} or {BACKBONE_TYPES[-1]} "
+                f"checkpoint (a dict needs its model_type), got model_type {backbone_type!r}"
+            )
+        if self.attributes is not None:
+            schema = AttributeSchema(self.attributes)
+            self.attributes = schema.to_list()
+            kwargs["id2label"] = dict(enumerate(schema.names))
+            kwargs.pop("label2id", None)
+            kwargs.pop("num_labels", None)
+            if self.prompt_regions is None:
+                # Where no attribute has a region, all texts share one set of vectors.
+                self.prompt_regions = list(dict.fromkeys(one.region for one in schema if one.region)) or ["whole"]
+            if self.text_subject is None:
+                self.text_subject = schema.usual_subject()
+        self.loss = dict(self.loss or {})
+        super().__post_init__(**kwargs)
+        self._check_values()
+
+    def _check_values(self) -> None:
+        # Not `validate_architecture`: what that raises is wrapped in an error that is no ValueError.
+        for name in ("num_global_tokens", "num_local_tokens", "num_prompt_tokens"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
+        if self.num_regions < 1:
+            raise ValueError(f"num_regions must be 1 or more, got {self.num_regions}")
+        if self.num_attention_heads < 1 or self.text_width % self.num_attention_heads:
+            raise ValueError(
+                f"num_attention_heads must divide the width of the texts {self.text_width}, "
+                f"got {self.num_attention_heads}"
+            )
+        if not 0.0 <= self.attention_dropout < 1.0:
+            raise ValueError(f"attention_dropout must lie in [0, 1), got {self.attention_dropout}")
+        if not getattr(self.vlm_config.vision_config, "vision_use_head", True):
+            raise ValueError("vlm_config: the vision tower must have its pooling head (vision_use_head), got False")
+        fields = [field for _, field, _, _ in string.Formatter().parse(self.text_template) if field is not None]
+        if not set(fields) <= set(TEMPLATE_FIELDS) or not {"label", "prompt"} & set(fields):
+            raise ValueError(
+                f"text_template must say {{label}} or {{prompt}} and may use the fields {', '.join(TEMPLATE_FIELDS)}, "
+                f"got {self.text_template!r}"
+            )
+        check_loss_settings(self.loss)
+
+    @property
+    def text_width(self) -> int:
+        """Width of the space that pictures and texts are compared in."""
+        if self.vlm_config.model_type == "clip":
+            return self.vlm_config.projection_dim
+        return self.vlm_config.text_config.projection_size
+
+    @property
+    def schema(self) -> AttributeSchema:
+        """The label space as an object; a new one at each call.
+
+        Raises:
+            ValueError: the configuration has no attributes.
+        """
+        if self.attributes is None:
+            raise ValueError(
+                "attributes is None: this FocusParConfig names no attributes, expected a schema or a list"
+            )
+        return AttributeSchema(self.attributes)
+
+    @classmethod
+    def paper(cls, **kwargs: Any) -> "FocusParConfig":
+        """Every choice as the paper has it; keywords override.
+
+        8 global and 4 local mix tokens, 4 regions, 4 learnable vectors before "a {region} feature of {category} is
+        {label}", 8 heads, the vision tower trained, all four losses with weight 1.
+        """
+        choices = {"text_template": PAPER_TEMPLATE, "freeze_backbone": False, "loss": {}}
+        return cls(**{**choices, **kwargs})

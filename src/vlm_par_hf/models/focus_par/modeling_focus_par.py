@@ -1,0 +1,814 @@
+"""FOCUS: fine-grained optimisation with semantic guided understanding for PAR (An et al., 2025).
+
+An attribute is recognised from its text: each label's text looks at mix tokens of the picture, and is compared with
+what it found there. So a model answers for attributes that it was never trained on.
+
+- Multi-Granularity Mix Tokens: learnable tokens beside the patches in every layer of the vision tower; global ones
+  look at all patches, local ones at one region (equations 2 and 3). Patches never look at mix tokens, so the tower's
+  own stream is what it always was, and the tokens run beside it through the same layers.
+- Learnable prompts: vectors in front of a label's text, one set per region, passed through the frozen text tower.
+- Attribute-guided Visual Feature Extraction: texts ask, mix tokens answer (equation 5), without a residual: it would
+  show the text to itself.
+
+Where the paper is silent: a patch's region is decided by its place in reading order (equal parts, from top to bottom).
+SigLIP has no projection of single tokens, so a mix token goes through the pooling head as a picture of this one token
+would. Texts and mix tokens are brought to one length before the projections, because a cosine forgets it anyway.
+Decisions: each attribute has a gain and its labels have offsets, fitted on validation (`fit_decisions`), because
+similarities are not calibrated.
+
+Letters: B people, N patches, K mix tokens, A attributes, C labels, Z texts (all labels of all attributes), H heads,
+D vision width, E width of the space in which pictures and texts are compared.
+"""
+
+import json
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import AutoModel, PreTrainedModel
+from transformers import initialization as init
+from transformers.masking_utils import create_causal_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.utils import can_return_tuple
+
+from vlm_par_hf.backbones import OverBackbone, backbone_source
+from vlm_par_hf.hub import PushToHub
+from vlm_par_hf.layers import NO_LABEL_LOGIT, no_autocast, wide
+from vlm_par_hf.losses import compute_class_weights, compute_priors
+from vlm_par_hf.outputs import ParOutput
+from vlm_par_hf.schema import UNKNOWN_LABEL, AttributeSchema
+
+from .configuration_focus_par import FocusParConfig
+from .losses_focus_par import FocusLoss
+from .processing_focus_par import FocusParProcessor
+
+
+__all__ = ["AttributeTexts", "FocusParModel", "FocusParPreTrainedModel"]
+
+KEPT_SCHEMAS = 16  # encoded label spaces that a model remembers
+TEXTS_AT_ONCE = 64
+FEATURES = ("patch_embeds", "image_embeds", "patch_mask")
+
+
+@dataclass(eq=False)
+class AttributeTexts:
+    """A label space ready for `FocusParModel.forward(attributes=...)`, from `encode_attributes`.
+
+    Args:
+        schema: the label space.
+        embeds: `(Z, E)`, the text of each label.
+        slots: int64 `(Z,)`, where its logit stands in a row of `A * C`.
+        attribute: int64 `(Z,)`, position of its attribute.
+        gain: float32 `(A,)` and offset float32 `(Z,)`: logit = gain * similarity + offset.
+    """
+
+    schema: AttributeSchema
+    embeds: torch.Tensor
+    slots: torch.Tensor
+    attribute: torch.Tensor
+    gain: torch.Tensor
+    offset: torch.Tensor
+
+    def to(self, device: torch.device) -> "AttributeTexts":
+        moved = {one.name: getattr(self, one.name).to(device) for one in fields(self) if one.name != "schema"}
+        return replace(self, **moved)
+
+
+def unit_rms(tensor: torch.Tensor) -> torch.Tensor:
+    """Vectors of root mean square 1; float32 inside."""
+    return (F.normalize(wide(tensor), dim=-1) * tensor.shape[-1] ** 0.5).to(tensor.dtype)
+
+
+class AttributeGuidedExtraction(nn.Module):
+    """Cross-attention from texts to the tokens of a picture (FOCUS, equation 5), without biases and residual.
+
+    Value and output start as identities: what a text finds is at first a mean of the tokens themselves.
+    """
+
+    def __init__(self, width: int, num_heads: int, dropout: float) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.dropout = dropout
+        for name in ("query", "key", "value", "output"):
+            setattr(self, name, nn.Parameter(torch.empty(width, width)))
+
+    def init_parameters(self) -> None:
+        for projection in (self.query, self.key):
+            init.xavier_uniform_(projection)
+        for projection in (self.value, self.output):
+            init.copy_(projection, torch.eye(len(projection)))
+
+    def forward(
+        self, texts: torch.Tensor, tokens: torch.Tensor, mask: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """What each text finds.
+
+        Args:
+            texts: `(Z, E)`.
+            tokens: `(B, K, E)`.
+            mask: bool `(B, K)`, False for tokens that are padding; None: there are none.
+
+        Returns:
+            `(B, Z, E)` and the attention, float32 `(B, H, Z, K)`.
+        """
+        B, K, E = tokens.shape
+        H = self.num_heads
+        tokens = tokens.to(self.key.dtype)
+        queries = (unit_rms(texts).to(self.query.dtype) @ self.query).unflatten(-1, (H, E // H)).transpose(0, 1)
+        keys = (tokens @ self.key).view(B, K, H, E // H).transpose(1, 2)
+        values = (tokens @ self.value).view(B, K, H, E // H).transpose(1, 2)
+        scores = wide(queries @ keys.mT) * (E // H) ** -0.5  # (B, H, Z, K)
+        if mask is not None:
+            scores = scores.masked_fill(~mask[:, None, None], torch.finfo(scores.dtype).min)
+        attention = scores.softmax(-1)
+        dropped = F.dropout(attention, self.dropout, self.training).to(values.dtype)
+        return (dropped @ values).transpose(1, 2).flatten(2) @ self.output, attention
+
+
+class FocusParPreTrainedModel(PushToHub, OverBackbone, PreTrainedModel):
+    """Base of the FOCUS models: initial weights, and what transformers asks of a class."""
+
+    config_class = FocusParConfig
+    processor_class = FocusParProcessor
+    base_model_prefix = "vlm"  # so that a plain CLIP or SigLIP checkpoint loads into `FocusParModel.vlm`
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    supports_gradient_checkpointing = True
+    # The contrast is over the pictures of a batch: Trainer shall average over accumulated batches, not count labels.
+    accepts_loss_kwargs = False
+    _supports_sdpa = True
+    _supports_attention_backend = True
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, AttributeGuidedExtraction):
+            module.init_parameters()
+        elif isinstance(module, FocusParModel):
+            init.normal_(module.mix_tokens, std=0.02)
+            init.normal_(module.prompts, std=0.02)
+            init.ones_(module.decision_gain)
+            init.zeros_(module.decision_offset)
+
+
+class FocusParModel(FocusParPreTrainedModel):
+    """FOCUS over a CLIP, SigLIP or SigLIP 2 backbone. The logits are float32 whatever the dtype of the model.
+
+    The mix tokens live inside the vision tower, so nothing of a picture can be computed once and trained from: there
+    is no `get_image_features`, and training takes pictures.
+
+    Args:
+        config: its `attributes` must be set.
+
+    Raises:
+        ValueError: `config.attributes` is None.
+    """
+
+    def __init__(self, config: FocusParConfig) -> None:
+        super().__init__(config)
+        self.schema = config.schema
+        text, vision = config.vlm_config.text_config, config.vlm_config.vision_config
+        self.vlm = AutoModel.from_config(config.vlm_config)
+        tokens = config.num_global_tokens + config.num_local_tokens
+        self.mix_tokens = nn.Parameter(torch.empty(tokens, vision.hidden_size))
+        self.prompts = nn.Parameter(
+            torch.empty(len(config.prompt_regions), config.num_prompt_tokens, text.hidden_size)
+        )
+        self.extraction = AttributeGuidedExtraction(
+            config.text_width, config.num_attention_heads, config.attention_dropout
+        )
+        self.register_buffer("decision_gain", torch.ones(len(self.schema)))
+        self.register_buffer("decision_offset", torch.zeros(sum(self.schema.num_labels)))
+        self._processor: FocusParProcessor | None = None
+        self._tables: tuple | None = None
+        self._loss: tuple | None = None
+        self._forget()
+        self.post_init()
+        self._freeze_backbone()
+
+    # Building and freezing
+
+    @classmethod
+    def from_backbone(cls, name: str | Path, **kwargs: Any) -> "FocusParModel":
+        """As `OverBackbone.from_backbone`; mix tokens and prompts start where `reset_tokens` puts them."""
+        model = super().from_backbone(name, **kwargs)
+        model.reset_tokens()
+        return model
+
+    @torch.no_grad()
+    def reset_tokens(self) -> None:
+        """Starts mix tokens and prompts where the backbone's own tokens are, plus noise from torch's generator.
+
+        CLIP: at the class token. SigLIP, which has none: at a patch of no content, at the mean position of what the
+        token looks at. Prompts: as spread as the vocabulary.
+        """
+        vision = self.vlm.vision_model.embeddings
+        if self.config.vlm_config.model_type == "clip":
+            start = (vision.class_embedding + vision.position_embedding.weight[0]).expand_as(self.mix_tokens)
+        else:
+            positions = wide(vision.position_embedding.weight)
+            middle = self._patch_regions(positions.new_ones(1, len(positions)).bool())[0].to(positions.dtype)
+            start = wide(vision.patch_embedding.bias) + middle @ positions / middle.sum(-1, keepdim=True)
+        self.mix_tokens.copy_(start + 0.02 * torch.randn_like(start))
+        vocabulary = self.vlm.text_model.embeddings.token_embedding.weight
+        self.prompts.copy_(torch.randn_like(self.prompts) * vocabulary.float().std())
+        self._forget()
+
+    def train(self, mode: bool = True) -> "FocusParModel":
+        """As `torch.nn.Module.train`, but what is frozen stays frozen and in eval mode."""
+        super().train(mode)
+        self._freeze_backbone()
+        self._forget()
+        return self
+
+    def _freeze_backbone(self) -> None:
+        # Loading makes new parameters that want gradients, hence again at each `train()`; `from_pretrained` ends
+        # with `eval()`, which is `train(False)`.
+        self.vlm.requires_grad_(False)
+        self.vlm.eval()
+        for parameter in (self.mix_tokens, self.prompts):
+            parameter.requires_grad_(parameter.numel() > 0)
+        if not self.config.freeze_backbone:
+            vision = self.vlm.vision_model
+            vision.requires_grad_(True)
+            vision.train(self.training)
+            if self.config.vlm_config.model_type == "clip":
+                self.vlm.visual_projection.requires_grad_(True)
+            else:
+                vision.head.probe.requires_grad_(False)  # only the pooled picture uses it, and no score does
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.vlm.get_input_embeddings()
+
+    # Texts
+
+    def _forget(self) -> None:
+        self._own_texts: AttributeTexts | None = None
+        self._kept: OrderedDict[str, AttributeTexts] = OrderedDict()
+
+    def _apply(self, fn, recurse=True):
+        self._forget()
+        return super()._apply(fn, recurse)
+
+    def load_state_dict(self, state_dict, strict=True, assign=False):
+        self._forget()
+        return super().load_state_dict(state_dict, strict, assign)
+
+    def _prepare_texts(self, processor: FocusParProcessor | None) -> None:
+        if processor is not None:
+            self._processor = processor
+            self._tokenize(self.schema, processor, store=True)
+
+    @property
+    def max_text_tokens(self) -> int:
+        """What the text tower holds beside the learnable vectors."""
+        return self.config.vlm_config.text_config.max_position_embeddings - self.config.num_prompt_tokens
+
+    def label_texts(self, schema: AttributeSchema) -> list[list[str]]:
+        """The text of each label of each attribute, by `config.text_template`."""
+        return [
+            [
+                self.config.text_template.format(
+                    region=attribute.region or "person", category=_words(attribute.name), label=label, prompt=prompt
+                )
+                for label, prompt in zip(attribute.labels, attribute.prompts)
+            ]
+            for attribute in schema
+        ]
+
+    def _tokenize(self, schema: AttributeSchema, processor: FocusParProcessor, *, store: bool = False):
+        limit = self.max_text_tokens
+        ids = []
+        for attribute, texts in zip(schema, self.label_texts(schema)):
+            # One token more than fits shows that a text is too long.
+            ids.append(processor.encode_texts(texts, limit + 1))
+            for text, one in zip(texts, ids[-1]):
+                if len(one) > limit:
+                    raise ValueError(
+                        f"attribute {attribute.name!r}: the text {text[:60]!r}... has more than {limit} tokens, the "
+                        f"most that the text tower holds beside {self.config.num_prompt_tokens} learnable vectors"
+                    )
+        if store:
+            self.config.label_input_ids = ids
+            self.config.text_pad_token_id = int(processor.tokenizer.pad_token_id or 0)
+            self._tables = None
+            self._forget()
+        return ids
+
+    def _region_shares(self, schema: AttributeSchema) -> torch.Tensor:
+        """`(Z, regions)`: how the learnable vectors of a text are mixed; an unseen region takes the mean of all."""
+        regions = self.config.prompt_regions
+        rows = [
+            [float(one.region == region) for region in regions]
+            if one.region in regions
+            else [1 / len(regions)] * len(regions)
+            for one in schema
+            for _ in one.labels
+        ]
+        return torch.tensor(rows)
+
+    def _table(self, schema: AttributeSchema, ids: list[list[list[int]]]) -> tuple[torch.Tensor, ...]:
+        """Constants of a label space: token ids, position of the last token, region shares, slots, attributes."""
+        clip = self.config.vlm_config.model_type == "clip"
+        flat = [one for attribute in ids for one in attribute]
+        longest = max(len(one) for one in flat)
+        # SigLIP pools at the last of all positions; CLIP's causal tower does not see what follows the text.
+        length = longest if clip else self.max_text_tokens
+        padding = self.config.text_pad_token_id
+        tokens = torch.tensor([one + [padding] * (length - len(one)) for one in flat])
+        last = torch.tensor([(len(one) if clip else length) - 1 + self.config.num_prompt_tokens for one in flat])
+        C = schema.max_labels
+        slots = torch.tensor([a * C + k for a, one in enumerate(schema) for k in range(one.num_labels)])
+        attribute = torch.tensor([a for a, one in enumerate(schema) for _ in one.labels])
+        table = (tokens, last, self._region_shares(schema), slots, attribute)
+        return tuple(one.to(self.device) for one in table)
+
+    def _encode_texts(self, tokens: torch.Tensor, last: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
+        """`(Z, E)`: texts with their learnable vectors, through the frozen text tower."""
+        tower = self.vlm.text_model
+        m = self.config.num_prompt_tokens
+        words = tower.embeddings.token_embedding(tokens)
+        if m:
+            vectors = torch.einsum("zr,rmw->zmw", shares.to(self.prompts.dtype), self.prompts).to(words.dtype)
+            # After CLIP's start token, before everything else.
+            start = int(self.config.vlm_config.model_type == "clip")
+            words = torch.cat([words[:, :start], vectors, words[:, start:]], 1)
+        hidden = tower.embeddings(inputs_embeds=words)
+        kwargs: dict[str, Any] = {"attention_mask": None}
+        if self.config.vlm_config.model_type == "clip":
+            mask = create_causal_mask(
+                config=tower.config, inputs_embeds=hidden, attention_mask=None, past_key_values=None
+            )
+            kwargs = {"attention_mask": mask, "is_causal": True}
+        hidden = tower.final_layer_norm(tower.encoder(inputs_embeds=hidden, **kwargs).last_hidden_state)
+        pooled = hidden[torch.arange(len(hidden), device=hidden.device), last]
+        if self.config.vlm_config.model_type == "clip":
+            return self.vlm.text_projection(pooled)
+        return tower.head(pooled)
+
+    def _texts(self) -> AttributeTexts:
+        """The texts of the model's own label space: with gradients for the prompts where these are asked for, kept
+        otherwise."""
+        if self.config.label_input_ids is None:
+            raise ValueError(
+                "the texts were never tokenized (label_input_ids is None): build the model with from_backbone, or "
+                "call model.set_attributes(schema, processor)"
+            )
+        if self._tables is None or self._tables[0].device != self.device:
+            self._tables = self._table(self.schema, self.config.label_input_ids)
+        learns = torch.is_grad_enabled() and self.prompts.requires_grad
+        if not learns and self._own_texts is not None:
+            return self._own_texts
+        tokens, last, shares, slots, attribute = self._tables
+        with no_autocast(self.prompts):
+            if learns:
+                embeds = self._encode_texts(tokens, last, shares)
+            else:
+                with torch.no_grad():
+                    parts = zip(*(one.split(TEXTS_AT_ONCE) for one in (tokens, last, shares)))
+                    embeds = torch.cat([self._encode_texts(*part) for part in parts])
+        texts = AttributeTexts(
+            self.schema, embeds, slots, attribute, wide(self.decision_gain), wide(self.decision_offset)
+        )
+        if not (learns or torch.compiler.is_compiling() or torch.is_inference_mode_enabled()):
+            self._own_texts = texts
+        return texts
+
+    @torch.no_grad()
+    def encode_attributes(self, attributes: Any, processor: FocusParProcessor | None = None) -> AttributeTexts:
+        """The texts of any label space, for `forward(attributes=...)`; the last few are remembered.
+
+        Args:
+            attributes: what `AttributeSchema.from_texts` takes: `["wearing a red scarf", ["a backpack", "no bag"]]`,
+                attributes, or a schema.
+            processor: the model's processor; None: the one that it was built with, or of the folder or repository that
+                it was loaded from.
+
+        Raises:
+            ValueError, TypeError: no attribute, one twice, a text that the text tower cannot hold, or no processor.
+        """
+        schema = AttributeSchema.from_texts(attributes, subject=self.config.text_subject)
+        key = json.dumps(schema.to_list())
+        if key in self._kept:
+            self._kept.move_to_end(key)
+            return self._kept[key]
+        ids = self._tokenize(schema, processor or self._own_processor())
+        tokens, last, shares, slots, attribute = self._table(schema, ids)
+        with torch.inference_mode(False), no_autocast(tokens):
+            parts = zip(*(one.split(TEXTS_AT_ONCE) for one in (tokens, last, shares)))
+            embeds = torch.cat([self._encode_texts(*part) for part in parts])
+        gain, offset = self._decisions_for(schema)
+        texts = AttributeTexts(schema, embeds, slots, attribute, gain, offset)
+        self._kept[key] = texts
+        while len(self._kept) > KEPT_SCHEMAS:
+            self._kept.popitem(last=False)
+        return texts
+
+    def set_attributes(self, attributes: Any, processor: FocusParProcessor | None = None) -> None:
+        """Makes this the model's label space: what it answers, and what is saved.
+
+        Attributes that it was trained on keep their fitted decisions; others are decided by their similarities alone.
+
+        Args and errors as in `encode_attributes`.
+        """
+        schema = AttributeSchema.from_texts(attributes, subject=self.config.text_subject)
+        processor = processor or self._own_processor()
+        self._tokenize(schema, processor)  # refuses what does not fit before anything is changed
+        gain, offset = self._decisions_for(schema)
+        self.decision_gain, self.decision_offset = gain.to(self.decision_gain), offset.to(self.decision_offset)
+        self.schema = schema
+        self.config.attributes = schema.to_list()
+        self.config.id2label = dict(enumerate(schema.names))
+        self.config.label2id = {name: position for position, name in enumerate(schema.names)}
+        self._tokenize(schema, processor, store=True)
+        # Weights and priors of the loss were those of the other label space.
+        dropped = ("weighting", "priors")
+        self.config.loss = {name: value for name, value in self.config.loss.items() if name not in dropped}
+
+    def _own_processor(self) -> FocusParProcessor:
+        if self._processor is None:
+            name = self.name_or_path
+            try:
+                self._processor = FocusParProcessor.from_pretrained(name)
+            except (OSError, ValueError) as error:
+                if self.config.backbone_name is None:
+                    raise ValueError(
+                        f"processor is None, and none could be loaded from {name!r} to tokenize new texts: pass the "
+                        "model's processor"
+                    ) from error
+                self._processor = FocusParProcessor.from_backbone(
+                    backbone_source(self.config), revision=self.config.backbone_revision or "main"
+                )
+        return self._processor
+
+    # Decisions
+
+    def _decisions_for(self, schema: AttributeSchema) -> tuple[torch.Tensor, torch.Tensor]:
+        """Gain and offsets for another label space: those of the attributes that the model has, else the mean gain
+        and no offset."""
+        mine = {(one.labels, one.prompts): a for a, one in enumerate(self.schema)}
+        offsets = wide(self.decision_offset).split(self.schema.num_labels)
+        usual = wide(self.decision_gain).log().mean().exp()
+        gain, offset = [], []
+        for one in schema:
+            a = mine.get((one.labels, one.prompts))
+            gain.append(usual if a is None else wide(self.decision_gain)[a])
+            offset.append(usual.new_zeros(one.num_labels) if a is None else offsets[a])
+        return torch.stack(gain), torch.cat(offset)
+
+    def fit_decisions(self, logits: Any, labels: Any, *, weighting: str | None = "auto") -> None:
+        """Fits each attribute's gain and its labels' offsets on validation (equation: logit = gain * s + offset).
+
+        Minimises the cross-entropy of the known labels plus a small pull towards what is there already, one convex
+        problem per attribute. An attribute of which the data know one label only is left as it is.
+
+        Args:
+            logits: `(S, A, C)`, what the model answered on validation pictures.
+            labels: integer `(S, A)`, -100 = unknown.
+            weighting: class weights as in `ParLoss`, from the priors of these labels: None, "balanced" (decisions for
+                mA), "sqrt"; "auto": that of the training loss.
+
+        Raises:
+            ValueError: the arrays do not fit the label space.
+        """
+        logits = torch.as_tensor(np.asarray(logits)).double()
+        labels = np.asarray(labels)
+        expected = (len(labels), len(self.schema), self.schema.max_labels)
+        if tuple(logits.shape) != expected or labels.shape != expected[:2]:
+            raise ValueError(
+                f"logits {tuple(logits.shape)} and labels {labels.shape} do not fit, expected {expected} and "
+                f"{expected[:2]} for this label space"
+            )
+        if weighting == "auto":
+            weighting = self.config.loss.get("weighting")
+        weights = None
+        if weighting is not None:
+            weights = compute_class_weights(compute_priors(labels, self.schema), weighting)
+        truth = torch.as_tensor(labels).long()
+        start = 0
+        for a, one in enumerate(self.schema):
+            stop = start + one.num_labels
+            known = truth[:, a] != UNKNOWN_LABEL
+            if len(truth[known, a].unique()) > 1:
+                weight = None if weights is None else torch.tensor(weights[a], dtype=torch.float64)
+                gain, offset = _fit_affine(logits[known, a, : one.num_labels], truth[known, a], weight)
+                self.decision_offset[start:stop] = (gain * self.decision_offset[start:stop].double() + offset).to(
+                    self.decision_offset
+                )
+                self.decision_gain[a] *= gain
+            start = stop
+        self._forget()
+
+    # Pictures
+
+    def _patch_regions(self, mask: torch.Tensor) -> torch.Tensor:
+        """Which patches each mix token looks at, bool `(B, K, N)`.
+
+        Region i of r holds patches floor(i n / r) to ceil((i + 1) n / r) of the n patches of a picture, as adaptive
+        pooling divides: no region is empty, and where r does not divide n, neighbours share a patch.
+        """
+        config = self.config
+        count = mask.sum(-1)[:, None, None]
+        place = mask.cumsum(-1)[:, None] - 1
+        region = (torch.arange(config.num_local_tokens, device=mask.device) % config.num_regions)[None, :, None]
+        start = region * count // config.num_regions
+        stop = -(-(region + 1) * count // config.num_regions)
+        local = (place >= start) & (place < stop) & mask[:, None]
+        everywhere = mask[:, None].expand(-1, config.num_global_tokens, -1)
+        return torch.cat([everywhere, local], 1)
+
+    def _see(
+        self,
+        pixel_values: torch.Tensor,
+        pixel_attention_mask: torch.Tensor | None = None,
+        spatial_shapes: torch.Tensor | None = None,
+        *,
+        output_maps: bool = False,
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """The vision tower with mix tokens beside it.
+
+        Returns:
+            tokens `(B, K, E)` for the texts to look at (the patches, where there are no mix tokens), their mask (None:
+            all count), image_embeds `(B, D)`, patch_mask bool `(B, N)`, and with `output_maps` where each token
+            looked, mean over layers and heads, float32 `(B, K, N)`.
+        """
+        kind = self.config.vlm_config.model_type
+        naflex = kind == "siglip2"
+        if pixel_values is None:
+            raise ValueError("pixel_values is None, expected pictures: this model has no other input")
+        if pixel_values.ndim != (3 if naflex else 4):
+            raise ValueError(
+                f"pixel_values must have shape {'(B, N, values of a patch)' if naflex else '(B, 3, height, width)'} "
+                f"for a {kind} backbone, got {tuple(pixel_values.shape)}"
+            )
+        tower = self.vlm.vision_model
+        inputs: dict[str, Any] = {"pixel_values": pixel_values}
+        if naflex:
+            if spatial_shapes is None:
+                raise ValueError("spatial_shapes is None, expected int64 (B, 2): this backbone takes NaFlex patches")
+            inputs.update(pixel_attention_mask=pixel_attention_mask, spatial_shapes=spatial_shapes)
+        else:
+            size = self.config.vlm_config.vision_config.image_size
+            inputs["interpolate_pos_encoding"] = tuple(pixel_values.shape[-2:]) != (size, size)
+        mix = len(self.mix_tokens) > 0
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.freeze_backbone):
+            outputs = tower(**inputs, output_hidden_states=mix)
+            image_embeds = outputs.pooler_output
+            if kind == "clip":
+                image_embeds = self.vlm.visual_projection(image_embeds)
+        skipped = int(kind == "clip")  # the class token
+        last = outputs.last_hidden_state[:, skipped:]
+        if pixel_attention_mask is not None and naflex:
+            patch_mask = pixel_attention_mask.bool()
+        else:
+            patch_mask = torch.ones(last.shape[:2], dtype=torch.bool, device=last.device)
+        if not mix:
+            if kind == "clip":
+                last = tower.post_layernorm(last)
+            last = torch.where(patch_mask[..., None], last, 0)
+            maps = torch.eye(last.shape[1], device=last.device)[None] * patch_mask[:, None] if output_maps else None
+            return self._project(last), patch_mask, image_embeds, patch_mask, maps
+        seen = self._patch_regions(patch_mask)
+        tokens = self.mix_tokens.to(last.dtype).expand(len(last), -1, -1)
+        if kind == "clip":
+            tokens = tower.pre_layrnorm(tokens)
+        bias = torch.where(seen, 0, torch.finfo(last.dtype).min).to(last.dtype)[:, None]
+        maps = 0
+        for layer, patches in zip(tower.encoder.layers, outputs.hidden_states):
+            tokens, looked = self._token_layer(layer, tokens, patches[:, skipped:], bias, output_maps)
+            maps = maps + looked / len(tower.encoder.layers) if output_maps else maps
+        tokens = self._project(tower.post_layernorm(tokens))
+        return tokens, None, image_embeds, patch_mask, (maps if output_maps else None)
+
+    @staticmethod
+    def _token_layer(layer, tokens, patches, bias, output_maps):
+        """Mix tokens through one layer of the tower: patches are keys and values, tokens are not (equations 2, 3)."""
+        attention = layer.self_attn
+        shape = (*tokens.shape[:1], -1, attention.num_heads, attention.head_dim)
+        normal = layer.layer_norm1(patches)
+        queries = attention.q_proj(layer.layer_norm1(tokens)).view(shape).transpose(1, 2)
+        keys = attention.k_proj(normal).view(shape).transpose(1, 2)
+        values = attention.v_proj(normal).view(shape).transpose(1, 2)
+        implementation = ALL_ATTENTION_FUNCTIONS.get_interface(attention.config._attn_implementation, _eager_attention)
+        found, _ = implementation(
+            attention,
+            queries,
+            keys,
+            values,
+            bias,
+            is_causal=False,
+            scaling=attention.scale,
+            dropout=attention.dropout if attention.training else 0.0,
+        )
+        tokens = tokens + attention.out_proj(found.reshape(tokens.shape))
+        tokens = tokens + layer.mlp(layer.layer_norm2(tokens))
+        looked = None
+        if output_maps:
+            looked = (wide(queries @ keys.mT) * attention.scale + wide(bias)).softmax(-1).mean(1)
+        return tokens, looked
+
+    def _project(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Tokens after the tower's last LayerNorm, into the space of the texts, with root mean square 1."""
+        if self.config.vlm_config.model_type == "clip":
+            return unit_rms(self.vlm.visual_projection(tokens))
+        head = self.vlm.vision_model.head
+        D = tokens.shape[-1]
+        weight, bias = head.attention.in_proj_weight[2 * D :], head.attention.in_proj_bias[2 * D :]
+        tokens = head.attention.out_proj(F.linear(tokens, weight, bias))
+        return unit_rms(tokens + head.mlp(head.layernorm(tokens)))
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor | None = None,
+        pixel_attention_mask: torch.Tensor | None = None,
+        spatial_shapes: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        *,
+        attributes: AttributeTexts | None = None,
+        output_attentions: bool | None = None,
+        **kwargs: Any,
+    ) -> ParOutput:
+        """Scores every attribute of every person.
+
+        Args:
+            pixel_values: `(B, N, 3 * patch_size**2)` for NaFlex, `(B, 3, height, width)` for fixed resolution.
+            pixel_attention_mask: `(B, N)`, 1 for patches that count (NaFlex; None: all).
+            spatial_shapes: int64 `(B, 2)`, rows and columns of patches (NaFlex).
+            labels: int64 `(B, A)`, class index per attribute, -100 = unknown; gives the loss.
+            attributes: another label space for this call, from `encode_attributes`.
+            output_attentions: whether to return where the texts looked.
+            kwargs: not used.
+
+        Returns:
+            `ParOutput`; `attentions` float32 `(B, A, C, H, K)`, of each label's text over the mix tokens, 0 past an
+            attribute's own labels.
+
+        Raises:
+            ValueError: wrong or missing inputs; features in place of pixels; texts that were never tokenized; `labels`
+                together with `attributes`.
+        """
+        if any(kwargs.get(name) is not None for name in FEATURES):
+            given = ", ".join(name for name in FEATURES if name in kwargs)
+            raise ValueError(
+                f"{given}: expected pixel_values, because the mix tokens of FOCUS live and learn inside the vision "
+                "tower; train from pictures"
+            )
+        if labels is not None and attributes is not None:
+            raise ValueError("labels and attributes were both given: the loss is that of the model's own label space")
+        tokens, token_mask, image_embeds, _, _ = self._see(pixel_values, pixel_attention_mask, spatial_shapes)
+        texts = self._texts() if attributes is None else self._on_device(attributes)
+        scores, attention = self._score(texts, tokens, token_mask)
+        loss = None
+        if labels is not None:
+            used = tokens if len(self.mix_tokens) else None
+            loss = self._loss_module()(scores, attention.mean(1), used, labels)
+        if output_attentions is None:
+            output_attentions = self.config.output_attentions
+        return ParOutput(
+            loss=loss,
+            logits=self._decide(texts, scores),
+            image_embeds=image_embeds,
+            attentions=self._spread(texts, attention.permute(0, 2, 1, 3), 0.0) if output_attentions else None,
+        )
+
+    def _on_device(self, texts: AttributeTexts) -> AttributeTexts:
+        return texts if texts.embeds.device == self.device else texts.to(self.device)
+
+    def _score(self, texts, tokens, token_mask):
+        """Scaled cosine of each text with what it found, float32 `(B, Z)`, and the attention."""
+        found, attention = self.extraction(texts.embeds, tokens, token_mask)
+        with no_autocast(found):
+            cosine = torch.einsum(
+                "bze,ze->bz", F.normalize(wide(found), dim=-1), F.normalize(wide(texts.embeds), dim=-1)
+            )
+            return cosine * wide(self.vlm.logit_scale).exp(), attention
+
+    def _decide(self, texts, scores):
+        return self._spread(texts, scores * texts.gain[texts.attribute] + texts.offset, NO_LABEL_LOGIT)
+
+    @staticmethod
+    def _spread(texts: AttributeTexts, values: torch.Tensor, fill: float) -> torch.Tensor:
+        """From one column per text `(B, Z, ...)` to attributes and labels `(B, A, C, ...)`."""
+        A, C = len(texts.schema), texts.schema.max_labels
+        table = values.new_full((len(values), A * C, *values.shape[2:]), fill)
+        return table.index_copy(1, texts.slots, values).unflatten(1, (A, C))
+
+    def _loss_module(self) -> FocusLoss:
+        # In a tuple, so that it is no submodule: it belongs to the training, not to the checkpoint.
+        if self._loss is None or self._loss[0] != (self.config.loss, self.schema):
+            self._loss = ((dict(self.config.loss), self.schema), FocusLoss(self.schema, **self.config.loss))
+        return self._loss[1]
+
+    @torch.no_grad()
+    def explain(
+        self,
+        *,
+        attribute: str | int | Sequence[str | int] | None = None,
+        attributes: AttributeTexts | None = None,
+        **inputs: Any,
+    ) -> torch.Tensor:
+        """Where the answers come from: how much each patch was looked at.
+
+        The attention of the text over the mix tokens (mean over heads), times that of the mix tokens over the patches
+        (mean over layers and heads). The text is that of "yes" for a binary attribute, of the predicted label else.
+
+        Args:
+            attribute: a name or position, or several; None takes all.
+            attributes: another label space, from `encode_attributes`.
+            inputs: as in `forward`.
+
+        Returns:
+            float32 `(B, A, N)`, A the number of attributes asked for; sums to 1 over the patches, 0 at padding.
+
+        Raises:
+            KeyError: unknown attribute.
+        """
+        names = ("pixel_values", "pixel_attention_mask", "spatial_shapes")
+        inputs = {name: inputs.get(name) for name in names}
+        tokens, token_mask, _, patch_mask, maps = self._see(**inputs, output_maps=True)
+        texts = self._texts() if attributes is None else self._on_device(attributes)
+        scores, attention = self._score(texts, tokens, token_mask)
+        where = self._spread(texts, attention.mean(1) @ wide(maps), 0.0)  # (B, A, C, N)
+        answer = self._decide(texts, scores).argmax(-1)
+        binary = torch.tensor([one.is_binary for one in texts.schema], device=answer.device)
+        answer = torch.where(binary, 1, answer)
+        relevance = where.take_along_dim(answer[:, :, None, None], 2)[:, :, 0]
+        relevance = torch.where(patch_mask[:, None], relevance, 0)
+        if attribute is None:
+            return relevance
+        chosen = [attribute] if isinstance(attribute, (str, int)) else list(attribute)
+        return relevance[:, [texts.schema.index(one) if isinstance(one, str) else one for one in chosen]]
+
+    # Optimisation
+
+    def parameter_groups(
+        self,
+        learning_rate: float,
+        fusion_learning_rate: float | None = None,
+        *,
+        backbone_learning_rate: float = 1e-5,
+        weight_decay: float = 0.01,
+    ) -> list[dict[str, Any]]:
+        """Every trainable parameter once, grouped for an optimizer such as AdamW.
+
+        Args:
+            learning_rate: of mix tokens and prompts.
+            fusion_learning_rate: of the cross-attention; None takes 0.128 / E, as VLM-PAR's fusion.
+            backbone_learning_rate: of the vision tower where it is trained.
+            weight_decay: of matrices; tokens, prompts, biases and LayerNorm have none.
+        """
+        fusion_rate = 0.128 / self.config.text_width if fusion_learning_rate is None else fusion_learning_rate
+        rates = {"tokens": learning_rate, "extraction": fusion_rate, "backbone": backbone_learning_rate}
+        groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
+        for name, parameter in self.named_parameters():
+            if not parameter.requires_grad:
+                continue
+            part = name.partition(".")[0]
+            part = {"extraction": "extraction", "vlm": "backbone"}.get(part, "tokens")
+            decays = part != "tokens" and parameter.ndim >= 2
+            groups.setdefault((part, decays), []).append(parameter)
+        return [
+            {"name": part, "params": parameters, "lr": rates[part], "weight_decay": weight_decay if decays else 0.0}
+            for (part, decays), parameters in groups.items()
+        ]
+
+
+def _eager_attention(module, query, key, value, attention_mask, scaling, dropout=0.0, **kwargs):
+    weights = (query @ key.mT * scaling + attention_mask).float().softmax(-1).to(query.dtype)
+    weights = F.dropout(weights, dropout, module.training)
+    return (weights @ value).transpose(1, 2).contiguous(), weights
+
+
+def _words(name: str) -> str:
+    """`"UpperColor"` and `"upper_color"` as "upper color"."""
+    spaced = "".join(
+        f" {char}" if char.isupper() and before.islower() else char for before, char in zip(" " + name, name)
+    )
+    return " ".join(spaced.replace("_", " ").lower().split())
+
+
+def _fit_affine(logits, truth, weight):
+    """Gain above 0 and offsets of one attribute, float64, by L-BFGS."""
+    parameters = torch.zeros(1 + logits.shape[1], dtype=torch.float64, requires_grad=True)
+    scale = logits.std().clamp_min(1e-6)
+    cell_weight = torch.ones_like(logits[:, 0]) if weight is None else weight[truth]
+    optimizer = torch.optim.LBFGS([parameters], max_iter=200, line_search_fn="strong_wolfe", tolerance_grad=1e-9)
+
+    def closure():
+        optimizer.zero_grad()
+        fitted = logits * parameters[0].exp() + parameters[1:] * scale
+        cells = F.cross_entropy(fitted, truth, reduction="none") * cell_weight
+        loss = cells.mean() + 1e-3 * parameters.square().sum()
+        loss.backward()
+        return loss
+
+    with torch.enable_grad():
+        optimizer.step(closure)
+    return parameters[0].exp().item(), (parameters[1:] * scale).detach()

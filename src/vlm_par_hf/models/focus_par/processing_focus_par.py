@@ -1,0 +1,12 @@
+"""Processor of FOCUS."""
+
+from vlm_par_hf.processing import ParProcessor
+
+
+__all__ = ["FocusParProcessor"]
+
+
+class FocusParProcessor(ParProcessor):
+    """Prepares images and texts for `FocusParModel` and names what it found: as `ParProcessor`."""
+
+    model_type = "focus_par"
