@@ -20,12 +20,13 @@ ROOT = Path(vlm_par_hf.__file__).parent
 # Top-level module or folder -> (floor, step). An import must go to a strictly smaller pair; a folder may import itself
 # (a family only its own folder). A new module gets its place here first.
 FLOORS: dict[str, tuple[int, int]] = {
-    "images": (0, 0),
+    "images": (0, 1),
     "outputs": (0, 0),
     "remote_code": (0, 1),
     "utils": (0, 0),
     "schema": (0, 1),
     "schemas": (0, 2),
+    "pixels": (1, 0),
     "model_card": (1, 0),
     "hub": (1, 1),
     "layers": (1, 1),

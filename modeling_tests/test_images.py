@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 import vlm_par_hf
-from vlm_par_hf.images import BACKGROUND, open_image
+from vlm_par_hf.images import BACKGROUND, is_image_file, open_image, open_images
 
 
 def pixel(image, x=0, y=0):
@@ -198,6 +198,49 @@ def test_file_that_is_no_image(tmp_path):
         open_image(tmp_path / "absent.jpg")
     with pytest.raises(ValueError, match="neither 'path' nor 'bytes'"):
         open_image({"path": None, "bytes": None})
+
+
+@pytest.mark.parametrize(
+    "start",
+    ["<!DOCTYPE html>", "\n  <html lang='en'>", "\ufeff<!doctype HTML>", "<HTML>", "<?xml version='1.0'?><Error/>"],
+)
+def test_web_page_under_the_name_of_an_image(start, tmp_path):
+    path = tmp_path / "page.jpg"
+    path.write_text(start + "<body>404 Not Found</body>" * 40, encoding="utf-8")
+    for source in (path, path.read_bytes(), {"path": str(path), "bytes": None}):
+        name = "image given as" if isinstance(source, bytes) else "page.jpg"
+        with pytest.raises(ValueError, match=f"{name}.* is a web page, not an image .a download that failed"):
+            open_image(source)
+
+
+def test_open_images_keeps_the_order_and_names_what_it_cannot_open(noise, tmp_path, monkeypatch):
+    monkeypatch.setattr("vlm_par_hf.utils.default_threads", lambda: 3)
+    sources = []
+    for index in range(20):
+        path = tmp_path / f"{index}.png"
+        Image.fromarray(noise + np.uint8(index)).save(path)
+        sources.append((path, str(path), path.read_bytes(), Image.open(path), np.asarray(Image.open(path)))[index % 5])
+    for index, image in enumerate(open_images(sources)):
+        assert image.mode == "RGB" and np.array_equal(np.asarray(image), noise + np.uint8(index)), index
+    (tmp_path / "6.png").write_bytes(b"")
+    with pytest.raises(ValueError, match="6.png.*cannot be read as an image"):
+        open_images(sources)
+    assert open_images([]) == []
+
+
+def test_open_images_decodes_one_lazy_picture_once(noise, tmp_path, monkeypatch):
+    monkeypatch.setattr("vlm_par_hf.utils.default_threads", lambda: 4)
+    Image.fromarray(np.tile(noise, (20, 20, 1))).save(tmp_path / "a.jpg")
+    for _ in range(20):
+        images = open_images([Image.open(tmp_path / "a.jpg")] * 16)
+        assert all(image is images[0] for image in images)
+
+
+def test_what_is_an_image_file(noise):
+    for source in ("a.jpg", Path("a.jpg"), b"data", {"path": "a.jpg"}, {"path": None, "bytes": b"data"}):
+        assert is_image_file(source)
+    for source in (noise, torch.from_numpy(noise), Image.fromarray(noise), bytearray(b"data"), 3, None):
+        assert not is_image_file(source)
 
 
 def png_that_claims(width, height):

@@ -1,16 +1,25 @@
-"""Embedded paths, optional packages with their hint, files that are never half written."""
+"""Embedded paths, optional packages with their hint, files that are never half written, threads over a list."""
 
 import json
+import multiprocessing
 import os
 import sys
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import vlm_par_hf
-from vlm_par_hf.utils import atomic_write_json, atomic_write_text, embedded_path, require
+from vlm_par_hf.utils import (
+    atomic_write_json,
+    atomic_write_text,
+    default_threads,
+    embedded_path,
+    require,
+    thread_map,
+)
 
 
 def test_embedded_folders_lie_inside_the_package():
@@ -105,3 +114,39 @@ def test_json_is_standard_and_takes_numpy(tmp_path):
         "at": "x",
         "ok": True,
     }
+
+
+def test_default_threads(monkeypatch):
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    for value, expected in {"": cores, "1": 1, "1,4": 1, "9999": cores, "0": 1, "many": cores}.items():
+        monkeypatch.setenv("OMP_NUM_THREADS", value)
+        assert default_threads() == max(1, min(8, expected))
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)), raising=False)
+    assert default_threads() == 8
+    monkeypatch.setattr(multiprocessing, "parent_process", lambda: object())
+    assert default_threads() == 1
+
+
+@pytest.mark.parametrize("count", [0, 1, 7, 8, 50])
+@pytest.mark.parametrize("threads", [None, 0, 1, 2, 5])
+def test_thread_map_is_map(count, threads):
+    assert thread_map(lambda x: x * x, range(count), threads) == [x * x for x in range(count)]
+
+
+def test_thread_map_uses_threads_that_work_at_the_same_time():
+    meeting = threading.Barrier(3, timeout=20)  # broken unless three threads are inside at once
+    names = thread_map(lambda _: (meeting.wait(), threading.current_thread().name)[1], range(12), 3)
+    assert len(set(names)) == 3 and threading.current_thread().name not in names
+    assert len(set(thread_map(lambda _: threading.current_thread().name, range(7), 3))) == 1  # too few to share
+
+
+def test_thread_map_raises_the_first_error_of_the_list():
+    def work(index):
+        if index in (3, 10, 14):
+            time.sleep(0.05 if index == 3 else 0)  # the first in the list is the last in time
+            raise ValueError(f"item {index}")
+
+    for threads in (1, 4):
+        with pytest.raises(ValueError, match="item 3$"):
+            thread_map(work, range(20), threads)

@@ -208,6 +208,20 @@ def test_copies_and_pickles(augmented):
         assert content(twin[2]) == expected
 
 
+def test_many_rows_at_once_are_the_rows_one_by_one(augmented, monkeypatch):
+    monkeypatch.setattr("vlm_par_hf.utils.default_threads", lambda: 3)
+    augmented.set_epoch(1)
+    order = [3, 0, 11, 7, -1, 5, 3, 2, 8, 9, 1, np.int64(4), 10]
+    assert [content(row) for row in augmented.__getitems__(order)] == [content(augmented[index]) for index in order]
+    with pytest.raises(IndexError, match="index 12 is out of range for 12 rows"):
+        augmented.__getitems__([0, 12])
+
+
+def test_a_transform_of_the_user_stays(rows):
+    black = rows.with_transform(lambda batch: {"image": [Image.new("RGB", (5, 6)) for _ in batch["image"]]})
+    assert AugmentedDataset(black)[0]["image"].size == (5, 6)
+
+
 @pytest.mark.parametrize("index", [12, -13])
 def test_index_out_of_range(augmented, index):
     with pytest.raises(IndexError, match=f"index {index} is out of range for 12 rows"):

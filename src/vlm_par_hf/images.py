@@ -6,13 +6,16 @@ or EXIF-rotated picture gives the same pixels on every road to a model. Needs Pi
 
 import io
 import os
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from vlm_par_hf.utils import thread_map
 
-__all__ = ["BACKGROUND", "MAX_PIXELS", "describe_image_source", "open_image"]
+
+__all__ = ["BACKGROUND", "MAX_PIXELS", "describe_image_source", "is_image_file", "open_image", "open_images"]
 
 # What lies behind transparent pixels: mid grey, which is zero after the (x - 0.5) / 0.5 normalisation of SigLIP.
 BACKGROUND = (128, 128, 128)
@@ -49,8 +52,8 @@ def open_image(source: Any, *, max_pixels: int | None = MAX_PIXELS) -> Image.Ima
 
     Raises:
         FileNotFoundError: the path does not exist.
-        ValueError: the file is no image, is truncated or too large; the array has NaN, a wrong shape or a wrong range.
-            The message names the file.
+        ValueError: the file is no image (a web page saved under an image's name is called one), is truncated or too
+            large; the array has NaN, a wrong shape or a wrong range. The message names the file.
         TypeError: the source is of no known kind.
     """
     if isinstance(source, Image.Image):
@@ -70,6 +73,26 @@ def open_image(source: Any, *, max_pixels: int | None = MAX_PIXELS) -> Image.Ima
         f"image is a {type(source).__name__}; expected a path, the bytes of an image file, a PIL image, an array or "
         "a torch tensor (height, width, channels)"
     )
+
+
+def open_images(sources: Sequence[Any]) -> list[Image.Image]:
+    """`[open_image(source) for source in sources]`; files are decoded by several threads.
+
+    Raises:
+        As `open_image`.
+    """
+    # What is in memory stays in this thread: two entries may be one object, and Pillow decodes that for one at a time.
+    return thread_map(
+        lambda source: open_image(source) if is_image_file(source) else source,
+        [source if is_image_file(source) else open_image(source) for source in sources],
+    )
+
+
+def is_image_file(source: Any) -> bool:
+    """Whether a source is a path or the bytes of a file: it cannot change, so it may be decoded later or elsewhere."""
+    if isinstance(source, Mapping):
+        return all(value is None or is_image_file(value) for value in (source.get("path"), source.get("bytes")))
+    return isinstance(source, (str, os.PathLike, bytes))
 
 
 def describe_image_source(source: Any) -> str:
@@ -109,9 +132,17 @@ def _open_stream(stream: Any, name: str, max_pixels: int | None) -> Image.Image:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ValueError(f"image {name!r} is too large to decode: {error}") from error
     except Exception as error:  # Pillow's parsers raise OSError, SyntaxError, struct.error, ... on damaged headers
+        if _is_web_page(stream):
+            raise ValueError(f"image {name!r} is a web page, not an image (a download that failed?)") from error
         raise ValueError(f"image {name!r} cannot be read as an image: {error}") from error
     with image:
         return _to_rgb(image, name, max_pixels)
+
+
+def _is_web_page(stream: Any) -> bool:
+    stream.seek(0)
+    start = stream.read(512).removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    return start.startswith((b"<!doctype", b"<html", b"<head", b"<?xml"))
 
 
 def _to_rgb(image: Image.Image, name: str, max_pixels: int | None) -> Image.Image:

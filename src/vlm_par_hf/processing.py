@@ -8,8 +8,9 @@ import torch
 from transformers import AutoImageProcessor, AutoTokenizer, BatchFeature, ProcessorMixin
 
 from vlm_par_hf.hub import PushToHub, take_hub_options
-from vlm_par_hf.images import open_image
+from vlm_par_hf.images import open_images
 from vlm_par_hf.outputs import ParOutput
+from vlm_par_hf.pixels import preprocess_images
 from vlm_par_hf.remote_code import write_remote_code
 from vlm_par_hf.schema import AttributeSchema
 from vlm_par_hf.utils import embedded_path
@@ -104,6 +105,9 @@ class ParProcessor(PushToHub, ProcessorMixin):
     ) -> BatchFeature:
         """Prepares images, texts, or both.
 
+        Pixels are those of the image processor within 2 grey levels, made by `preprocess_images`. Files of a list are
+        decoded by several threads.
+
         Args:
             images: one image or a list: what `open_image` takes (PIL images, arrays, paths, ...). One image is one
                 person.
@@ -128,8 +132,8 @@ class ParProcessor(PushToHub, ProcessorMixin):
             images = list(images) if isinstance(images, (list, tuple)) else [images]
             if not images:
                 raise ValueError("images is empty, expected at least one image")
-            pictures = [open_image(image) for image in images]
-            data.update(self.image_processor(pictures, return_tensors=return_tensors, **kwargs))
+            pictures = open_images(images)
+            data.update(preprocess_images(self.image_processor, pictures, return_tensors=return_tensors, **kwargs))
         if text is not None:
             texts = [text] if isinstance(text, str) else list(text)
             if not texts:

@@ -1,16 +1,19 @@
-"""Small helpers that every floor may use: embedded files, optional packages, atomic writes. No torch here."""
+"""Small helpers that every floor may use: embedded files, optional packages, atomic writes, threads. No torch here."""
 
 import importlib
 import json
 import math
+import multiprocessing
 import os
 import uuid
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 
-__all__ = ["atomic_write_json", "atomic_write_text", "embedded_path", "require"]
+__all__ = ["atomic_write_json", "atomic_write_text", "default_threads", "embedded_path", "require", "thread_map"]
 
 EMBEDDED_KINDS = ("backbone", "heads")
 
@@ -91,3 +94,50 @@ def _to_plain(data: Any) -> Any:
     if isinstance(data, float) and not math.isfinite(data):
         return None
     return str(data) if isinstance(data, Path) else data
+
+
+def default_threads() -> int:
+    """Threads that read images: the cores that this process may use, at most 8.
+
+    `OMP_NUM_THREADS` lowers it, as it does torch's own. In a child of `multiprocessing`, such as a worker of a
+    `DataLoader`, it is 1: there the processes are what runs side by side.
+    """
+    if multiprocessing.parent_process() is not None:
+        return 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    limit = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
+    return max(1, min(8, cores, int(limit) if limit.isdecimal() else cores))
+
+
+def thread_map(function: Callable[[Any], Any], items: Sequence, threads: int | None = None) -> list:
+    """`[function(item) for item in items]`, by several threads where there are items enough.
+
+    It pays where `function` spends its time outside Python's lock, as decoding and resizing do.
+
+    Args:
+        function: called once per item, from any thread.
+        items: by index; read from any thread.
+        threads: None takes `default_threads()`.
+
+    Raises:
+        Exception: what `function` raised first in the order of the items. Later items may have been done, too.
+    """
+    # Starting a thread takes as long as some items do.
+    threads = min(default_threads() if threads is None else threads, len(items) // 4)
+    if threads <= 1:
+        return [function(item) for item in items]
+    results: list = [None] * len(items)
+
+    def work(start: int) -> tuple[int, Exception] | None:
+        for index in range(start, len(items), threads):
+            try:
+                results[index] = function(items[index])
+            except Exception as error:
+                return index, error
+        return None
+
+    with ThreadPoolExecutor(threads) as pool:
+        failures = [failure for failure in pool.map(work, range(threads)) if failure is not None]
+    if failures:
+        raise min(failures, key=lambda failure: failure[0])[1]
+    return results

@@ -1,13 +1,15 @@
 """Augmentation for pedestrian crops, and the data set that applies it reproducibly. NumPy and Pillow only."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageEnhance
 
-from vlm_par_hf.images import open_image
+from vlm_par_hf.images import open_image, open_images
 from vlm_par_hf.schema import AttributeSchema
+from vlm_par_hf.utils import thread_map
 
 
 __all__ = ["AugmentedDataset", "ParAugmentation"]
@@ -113,7 +115,7 @@ class AugmentedDataset:
         dataset: rows with `image` and, where known, `labels`: a `datasets.Dataset` from `load_par_dataset`, or any
             sequence of such dicts.
         transform: `(image, labels, rng) -> (image, labels)` such as `ParAugmentation`; None leaves pictures as they
-            are.
+            are. It is called from several threads: what is random in it must come from `rng`.
         seed: a non-negative integer.
     """
 
@@ -131,7 +133,7 @@ class AugmentedDataset:
         self.seed = int(seed)
         # In shared memory, because persistent workers hold a copy of this object from the first epoch on.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
-        self._rows = _undecoded(dataset)
+        self._rows = undecoded(dataset)
 
     @property
     def epoch(self) -> int:
@@ -148,11 +150,21 @@ class AugmentedDataset:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """The row as a new dict: `image` a PIL RGB picture, `labels` int64 `(A,)` if the row has them."""
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"index {index} is out of range for {len(self)} rows")
-        index = int(index) % len(self)
-        row = dict(self._rows[index])
-        image = open_image(row["image"])
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
+        """The rows at `indices`, as a `DataLoader` asks for them; several threads read and transform the pictures."""
+        for index in indices:
+            if not -len(self) <= index < len(self):
+                raise IndexError(f"index {index} is out of range for {len(self)} rows")
+        indices = [int(index) % len(self) for index in indices]
+        rows = [dict(self._rows[index]) for index in indices]
+        images = open_images([row["image"] for row in rows])
+        return thread_map(
+            lambda position: self._augmented(rows[position], images[position], indices[position]), range(len(rows))
+        )
+
+    def _augmented(self, row: dict[str, Any], image: Image.Image, index: int) -> dict[str, Any]:
         labels = row.get("labels")
         labels = None if labels is None else np.asarray(labels, dtype=np.int64)
         if self.transform is not None:
@@ -177,14 +189,19 @@ def epoch_callback() -> Any:
     return EpochCallback()
 
 
-def _undecoded(dataset: Any) -> Any:
-    """A `datasets.Dataset` that hands out paths and bytes, so that our own opener names what it cannot read."""
-    features = getattr(dataset, "features", None)
-    if not hasattr(dataset, "cast_column") or type(features.get("image")).__name__ not in ("Image", "PedestrianImage"):
+def undecoded(dataset: Any, column: str = "image") -> Any:
+    """A `datasets.Dataset` that hands out paths and bytes, so that our own opener decodes, and names what it cannot.
+
+    Anything else, and a data set with a transform of the user's, is returned as it is.
+    """
+    if not hasattr(dataset, "cast_column") or not hasattr(dataset, "format"):
+        return dataset
+    kind = type((dataset.features or {}).get(column)).__name__
+    if kind not in ("Image", "PedestrianImage") or dataset.format["type"] == "custom":
         return dataset
     import datasets
 
-    return dataset.with_format(None).cast_column("image", datasets.Image(decode=False))
+    return dataset.with_format(None).cast_column(column, datasets.Image(decode=False))
 
 
 def _shift(picture: Image.Image, pad: float, rng: np.random.Generator) -> Image.Image:
