@@ -1,5 +1,6 @@
 """Every script in examples/ runs, as a user runs it: from a shell, in a folder of their own."""
 
+import json
 import os
 import subprocess
 import sys
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from modeling_tests.hub_server import HubServer
 from modeling_tests.tiny import tiny_model, tiny_processor, tiny_schema
 from modeling_tests.training.conftest import build_data
 
@@ -14,22 +16,44 @@ from modeling_tests.training.conftest import build_data
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SCRIPTS = sorted(path.relative_to(EXAMPLES).as_posix() for path in EXAMPLES.rglob("*.py"))
 
-# Small size and tiny weights; BACKBONE, MODEL and IMAGE stand for files that the fixture makes.
+# Small size and tiny weights; BACKBONE, MODEL, IMAGE and HUB stand for what the fixture makes.
 SMALL = {
     "predict.py": ["IMAGE", "--model", "MODEL", "--explain", "Hat", "--output", "out/predict.png"],
+    "round_trip.py": ["--repo", "org/round-trip", "--endpoint", "HUB", "--images", "40", "--epochs", "1",
+                      "--backbone", "BACKBONE", "--out", "out"],
     "train_vlm_par.py": ["--backbone", "BACKBONE", "--num-train", "32", "--batch-size", "8", "--epochs", "2",
                          "--out", "out"],
 }  # fmt: skip
 # The same scripts as the first line of their docstring runs them, on the embedded model, at small size.
 EMBEDDED = {
     "predict.py": ["--people", "2", "--output", "out/predict.png"],
+    "round_trip.py": [
+        "--repo",
+        "org/embedded",
+        "--endpoint",
+        "HUB",
+        "--images",
+        "100",
+        "--epochs",
+        "1",
+        "--out",
+        "out",
+    ],
     "train_vlm_par.py": ["--num-train", "64", "--epochs", "1", "--out", "out"],
 }
-WRITES = {"predict.py": ["predict.png"], "train_vlm_par.py": ["config.json", "metrics.json", "attributes.png"]}
+WRITES = {
+    "predict.py": ["predict.png"],
+    "round_trip.py": ["round_trip.json", "checkpoint/metrics.json", "prepared/report.json"],
+    "train_vlm_par.py": ["config.json", "metrics.json", "attributes.png"],
+}
 
 
-def run(script, arguments, folder):
+def run(script, arguments, folder, hub):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    if "HUB" in arguments:
+        environment.update(hub.environment(folder / "home"))
+        del environment["HF_ENDPOINT"]  # the script is told by its argument
+        arguments = [hub.url if argument == "HUB" else argument for argument in arguments]
     found = subprocess.run(
         [sys.executable, str(EXAMPLES / script), *arguments],
         cwd=folder, env=environment, capture_output=True, text=True, timeout=600,
@@ -58,12 +82,32 @@ def test_there_are_examples_and_each_one_is_run_here():
     assert SCRIPTS == sorted(SMALL) == sorted(EMBEDDED) == sorted(WRITES), "a new example needs its lines above"
 
 
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory):
+    # Weights and parquet travel as large files, as to the Hub itself.
+    with HubServer(tmp_path_factory.mktemp("hub"), lfs_over=20_000) as server:
+        yield server
+
+
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_example(script, files, tmp_path):
-    run(script, [files.get(argument, argument) for argument in SMALL[script]], tmp_path)
+def test_example(script, files, hub, tmp_path):
+    run(script, [files.get(argument, argument) for argument in SMALL[script]], tmp_path, hub)
+
+
+def test_the_round_trip_went_through_the_hub(files, hub, tmp_path):
+    if "org/round-trip" not in hub.repos:
+        test_example("round_trip.py", files, hub, tmp_path)
+    model, data = hub.repos["org/round-trip"], hub.repos["datasets/org/round-trip"]
+    assert model.private and data.private and not hub.unknown
+    assert "data/train-00000-of-00001.parquet" in hub.files("datasets/org/round-trip")
+    card = hub.read("org/round-trip", "README.md").decode()
+    assert "SYNTHETIC" in card and "28 training" in card and "test: 8 images" in card
+    schema = json.loads(hub.read("datasets/org/round-trip", "schema.json"))
+    config = json.loads(hub.read("org/round-trip", "config.json"))
+    assert [one["name"] for one in config["attributes"]] == [one["name"] for one in schema]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_example_on_the_embedded_model(script, tmp_path):
-    run(script, EMBEDDED[script], tmp_path)
+def test_example_on_the_embedded_model(script, hub, tmp_path):
+    run(script, EMBEDDED[script], tmp_path, hub)
