@@ -44,6 +44,7 @@ FLOORS: dict[str, tuple[int, int]] = {
     "export": (4, 1),
     "pipelines": (4, 1),
     "training": (4, 1),
+    "annotation": (4, 2),
     "demo": (5, 0),
     "embedded": (5, 0),  # data, and the scripts that made it
     "cli": (5, 1),
@@ -57,7 +58,7 @@ TORCH_FREE = ("schema.py", "schemas.py", "utils.py", "images.py", "metrics.py", 
 NEEDS_TORCH = ("data/collator.py",)
 # Never at module level: they belong to extras. The files that must subclass a type of such a package are themselves
 # imported inside functions only, or by the package.
-OPTIONAL = {"accelerate", "datasets", "evaluate", "matplotlib", "scipy"}
+OPTIONAL = {"accelerate", "datasets", "evaluate", "matplotlib", "pyarrow", "ray", "scipy"}
 DEFINES_OPTIONAL = {
     "data/features.py": {"datasets"},
     "par_metrics/par_metrics.py": {"datasets", "evaluate"},

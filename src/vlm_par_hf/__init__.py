@@ -14,6 +14,7 @@ from vlm_par_hf.pipelines import register_pipeline
 __version__ = "0.1.0"
 
 __all__ = [
+    "Annotator",
     "Attribute",
     "AttributeSchema",
     "AugmentedDataset",
@@ -31,6 +32,7 @@ __all__ = [
     "VlmParConfig",
     "VlmParModel",
     "VlmParProcessor",
+    "annotate",
     "dataset_schema",
     "get_schema",
     "list_schemas",
@@ -38,6 +40,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from vlm_par_hf.annotation import Annotator, annotate
     from vlm_par_hf.data import AugmentedDataset, ParAugmentation, ParCollator, dataset_schema, load_par_dataset
     from vlm_par_hf.losses import ParLoss
     from vlm_par_hf.metrics import ParMetrics
@@ -55,6 +58,7 @@ if TYPE_CHECKING:
     from vlm_par_hf.schemas import get_schema, list_schemas
 
 _MODULES = {
+    "annotation": ("Annotator", "annotate"),
     "data": ("AugmentedDataset", "ParAugmentation", "ParCollator", "dataset_schema", "load_par_dataset"),
     "losses": ("ParLoss",),
     "metrics": ("ParMetrics",),

@@ -21,11 +21,13 @@ __all__ = ["build_parser", "main"]
 
 # Errors whose message is written for the user. Everything else is a fault of ours and keeps its traceback.
 _USER_ERRORS = (ValueError, TypeError, KeyError, OSError, ImportError)
-_IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status (0 done, 2 wrong use, 130 interrupted)."""
+    """Run the command line; returns the exit status.
+
+    0 done, 1 done but for images that cannot be read, 2 wrong use, 130 interrupted.
+    """
     arguments = list(sys.argv[1:] if argv is None else argv)
     args = build_parser().parse_args(arguments)
     args.command_line = ["vlm-par", *arguments]
@@ -40,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 f"{arguments[0]} runs in one process and WORLD_SIZE={processes}: start it without torchrun, which is "
                 "for train"
             )
-        args.run(args)
+        return args.run(args) or 0
     except KeyboardInterrupt:
         sys.stderr.write("vlm-par: interrupted\n")
         return 130
@@ -55,7 +57,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         lines = [line.strip() for line in str(message).splitlines()]
         sys.stderr.write(f"vlm-par: error: {' '.join(line for line in lines if line)}\n")
         return 2
-    return 0
 
 
 def _process_index() -> int:
@@ -93,9 +94,13 @@ def _add_demo(commands) -> argparse.ArgumentParser:
 def _quiet_transformers() -> None:
     """Bars about reading and writing files say nothing about the job; those of the job itself stay. Printing a SigLIP
     configuration makes transformers warn of its own default token ids, which no checkpoint has."""
+    from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
     from transformers.utils import logging as transformers_logging
 
+    without_bars = are_progress_bars_disabled()
     transformers_logging.disable_progress_bar()
+    if not without_bars:
+        enable_progress_bars()  # transformers switches those of huggingface_hub off too, which ours are
     logging.getLogger("transformers.configuration_utils").setLevel(logging.ERROR)
 
 
@@ -118,97 +123,99 @@ def _add_predict(commands) -> argparse.ArgumentParser:
     parser = commands.add_parser(
         "predict",
         help="attributes of the person in each image",
-        description="Attributes of the person in each image. One image is one person: crop people first.",
+        description="Attributes of the person in each image. One image is one person: crop people first. Prints a "
+        "table, or writes to --out: there any number of images go through in little memory, and a run that was "
+        "stopped goes on when it is started again. Images that cannot be read are named and left out (exit status 1).",
     )
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files or folders of images")
+    parser.add_argument(
+        "images", nargs="+", metavar="IMAGES", help="image files, folders, parquet files, globs in quotes"
+    )
     parser.add_argument("--model", metavar="PATH", help="checkpoint folder or repository (default: the embedded one)")
+    parser.add_argument(
+        "--out", metavar="FILE",
+        help=".jsonl (an object per image) or .parquet (columns per attribute), with a report beside it; - for "
+        "objects on standard output",
+    )  # fmt: skip
     parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="default: %(default)s")
     parser.add_argument("--only-positive", action="store_true", help="leave out what a person does not have")
     parser.add_argument("--no-sensitive", action="store_true", help="leave out perceived gender and age")
-    parser.add_argument("--json", metavar="FILE", help="write one JSON object per image here (- for standard output)")
     parser.add_argument("--draw", metavar="DIR", help="save each image with its attributes beside it here")
+    parser.add_argument("--image-column", default="image", metavar="NAME", help="of parquet files (default: image)")
+    parser.add_argument("--overwrite", action="store_true", help="replace other work in --out")
+    parser.add_argument("--device", metavar="NAME", help="cpu, cuda:0, ... (default: as transformers chooses)")
+    group = parser.add_argument_group("Ray", "with --out; on the Ray that RAY_ADDRESS names, else on this machine")
+    group.add_argument("--ray", type=int, default=0, metavar="N", help="annotate with N worker processes of Ray")
+    group.add_argument("--ray-cpus", type=int, default=1, metavar="N", help="of a worker (default: %(default)s)")
+    group.add_argument("--ray-gpus", type=float, default=0, metavar="N", help="of a worker (default: %(default)s)")
     parser.set_defaults(run=_run_predict)
     return parser
 
 
-def _find_images(paths: Sequence[str]) -> list[Path]:
-    found: list[Path] = []
-    for name in paths:
-        path = Path(name)
-        if path.is_dir():
-            inside = sorted(item for item in path.rglob("*") if item.suffix.lower() in _IMAGE_SUFFIXES)
-            if not inside:
-                raise ValueError(
-                    f"no image in the folder {name!r}: expected files ending in {', '.join(_IMAGE_SUFFIXES)}"
-                )
-            found += inside
-        elif path.is_file():
-            found.append(path)
-        else:
-            raise FileNotFoundError(f"no such image or folder: {name!r}")
-    return found
-
-
-def _run_predict(args) -> None:
+def _run_predict(args) -> int:
     _quiet_transformers()
-    images = _find_images(args.images)
-    if args.batch_size < 1:
-        raise ValueError(f"batch_size={args.batch_size}: expected at least 1")
-    from transformers import pipeline
+    from vlm_par_hf.annotation import annotate
 
-    pipe = pipeline("pedestrian-attributes", **({"model": args.model} if args.model else {}))
-    results = pipe(
-        (str(path) for path in images),
-        batch_size=args.batch_size,
-        only_positive=args.only_positive,
-        sensitive=not args.no_sensitive,
+    options = {
+        "model": args.model,
+        "batch_size": args.batch_size,
+        "only_positive": args.only_positive,
+        "sensitive": not args.no_sensitive,
+        "device": args.device,
+    }
+    if args.out in (None, "-"):
+        for name in ("overwrite", "ray"):
+            if getattr(args, name):
+                raise ValueError(f"--{name} needs --out with the name of a file")
+        return _print_predictions(args, options)
+    report = annotate(
+        args.images,
+        args.out,
+        draw=args.draw,
+        image_column=args.image_column,
+        overwrite=args.overwrite,
+        ray_workers=args.ray,
+        cpus_per_worker=args.ray_cpus,
+        gpus_per_worker=args.ray_gpus,
+        **options,
     )
-    lines: list[str] = []
-    for path, result in zip(images, results):
-        if args.json:
-            line = json.dumps({"image": str(path), **result}, ensure_ascii=False)
-            if args.json == "-":
-                _say(line)
-            else:
-                lines.append(line)
+    _say(f"{report['predictions']} predictions in {args.out}")
+    broken = report["broken"]
+    if broken:
+        place = Path(args.out).with_suffix(".report.json")
+        _say(f"{len(broken)} images cannot be read, the first is {broken[0]['image']}; reasons: {place}")
+    return 1 if broken else 0
+
+
+def _print_predictions(args, options: dict) -> int:
+    from vlm_par_hf.annotation import Annotator, ImageList, draw_annotation
+
+    images = ImageList(args.images, image_column=args.image_column, without=[args.draw] if args.draw else [])
+    broken = 0
+    for row, answer, error in Annotator(**options).rows(images):
+        if error is not None:
+            broken += 1
+            sys.stderr.write(f"vlm-par: {row.name}: {error}\n")
+            continue
+        if args.out:
+            _say(json.dumps({"image": row.name, **answer}, ensure_ascii=False))
         else:
-            _say(_table(path, result["attributes"]))
+            _say(_table(row.name, answer["attributes"]))
         if args.draw:
-            _draw(path, result["attributes"], Path(args.draw))
-    if args.json and args.json != "-":
-        from vlm_par_hf.utils import atomic_write_text
-
-        atomic_write_text(args.json, "".join(f"{line}\n" for line in lines))
-        _say(f"{len(lines)} predictions in {args.json}")
+            draw_annotation(row, answer, Path(args.draw) / images.picture_name(row))
+    if broken:
+        sys.stderr.write(f"vlm-par: {broken} of {len(images)} images cannot be read\n")
+    return 1 if broken else 0
 
 
-def _table(path: Path, attributes: dict) -> str:
+def _table(name: str, attributes: dict) -> str:
     width = max((len(name) for name in attributes), default=0)
     labels = max((len(answer["label"]) for answer in attributes.values()), default=0)
-    lines = [f"{path}"]
+    lines = [name]
     lines += [
         f"  {name:<{width}}  {answer['label']:<{labels}}  {answer['score']:6.1%}"
         for name, answer in attributes.items()
     ]
     return "\n".join(lines if attributes else [*lines, "  nothing positive"])
-
-
-def _draw(path: Path, attributes: dict, folder: Path) -> None:
-    from vlm_par_hf.images import open_image
-    from vlm_par_hf.visualization import people_grid
-
-    folder.mkdir(parents=True, exist_ok=True)
-    target = folder / f"{path.stem}_attributes.png"
-    number = 2
-    while target in _DRAWN:
-        # Two folders may hold images of one name.
-        target = folder / f"{path.stem}_attributes_{number}.png"
-        number += 1
-    _DRAWN.add(target)
-    people_grid([open_image(path)], [attributes], names=[path.name]).save(target)
-
-
-_DRAWN: set[Path] = set()
 
 
 def _add_data_options(parser: argparse.ArgumentParser) -> None:

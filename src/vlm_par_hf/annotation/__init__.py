@@ -1,0 +1,19 @@
+"""Attributes of very many people: folders, globs and parquet files in, one JSON Lines or parquet file out.
+
+    from vlm_par_hf import Annotator, annotate
+
+    report = annotate("crops/", "out.jsonl", model=folder)      # what `vlm-par predict crops/ --out out.jsonl` runs
+    report = annotate("crops/", "out.parquet", ray_workers=8)   # the same on Ray
+    dataset.map(Annotator(folder), batched=True)                # inside your own `datasets` or Ray Data flow
+
+A run keeps what it has answered in `OUT.partial`, in parts that appear under their names when they are complete.
+Killed at any moment and started again it goes on with the parts that are missing. Batches hold the same images in
+every run, so its output is that of a run that nobody killed, byte for byte on the same machine and batch size.
+"""
+
+from .annotator import Annotator
+from .inputs import IMAGE_SUFFIXES, ImageList, Row
+from .running import annotate, draw_annotation
+
+
+__all__ = ["IMAGE_SUFFIXES", "Annotator", "ImageList", "Row", "annotate", "draw_annotation"]

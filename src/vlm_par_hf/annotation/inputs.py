@@ -1,0 +1,257 @@
+"""The images of a run, in a fixed order, read when their turn comes: files, folders, globs and parquet tables."""
+
+import glob
+import json
+import logging
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from vlm_par_hf.utils import require
+
+
+__all__ = ["IMAGE_SUFFIXES", "TABLE_SUFFIX", "ImageList", "Row", "Segment", "read_segments"]
+
+logger = logging.getLogger(__name__)
+
+IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+TABLE_SUFFIX = ".parquet"
+_ID_COLUMN = "image_id"
+_NUMBERS = re.compile(r"([0-9]+)")
+
+
+class Row(NamedTuple):
+    """One image to annotate."""
+
+    index: int  # its place in the order of the inputs
+    name: str  # the path as it was given, FILE#ROW for a row of a table
+    image_id: str | None  # what the table's column image_id says
+    image: Any  # a path, or `{"bytes": ..., "path": ...}`
+
+
+class Segment(NamedTuple):
+    """An image file (`row` is None), or the rows `[row, row + count)` of a table."""
+
+    index: int
+    path: str
+    row: int | None
+    count: int
+
+
+class ImageList:
+    """Images in a fixed order, read lazily: image files and rows of parquet files.
+
+    Folders are searched with all folders below them. Inside a folder names are in natural order (`2.jpg` before
+    `10.jpg`), hidden files are left out, and parquet files are read only where there is no image. What is named twice
+    is in the list twice. Memory holds the paths.
+
+    Args:
+        images: a file, a folder, a glob (`"day?/**/*.jpg"`), or a sequence of them.
+        image_column: the column of parquet files that holds the images: encoded bytes, `{"bytes", "path"}` as
+            `datasets` writes them, or paths (relative ones start at the parquet file's folder).
+        without: folders that are not searched.
+
+    Raises:
+        FileNotFoundError: a name is no file and no folder, or a glob matches nothing.
+        ValueError: a folder holds no image; a parquet file cannot be read or lacks the column.
+        OSError: a folder cannot be read.
+    """
+
+    def __init__(
+        self,
+        images: str | os.PathLike | Sequence[str | os.PathLike],
+        *,
+        image_column: str = "image",
+        without: Iterable[str | os.PathLike] = (),
+    ):
+        names = [images] if isinstance(images, (str, os.PathLike)) else list(images)
+        self.image_column = image_column
+        self.has_ids = False
+        self.folder = os.getcwd()
+        self._without = {os.path.realpath(folder) for folder in without}
+        self._paths: list[str] = []
+        self._stamps: list[tuple[int, int]] = []
+        counts: list[int] = []
+        for name in names:
+            for path, status in self._find(os.fspath(name)):
+                self._paths.append(path)
+                self._stamps.append((status.st_size, status.st_mtime_ns))
+                counts.append(self._check_table(path) if _is_table(path) else 1)
+        self._ends = np.cumsum(counts, dtype=np.int64)
+        if not len(self):
+            raise ValueError(f"images={[os.fspath(name) for name in names]!r:.300}: expected at least one image")
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    def rows(self, start: int = 0, stop: int | None = None) -> Iterator[Row]:
+        """The images `start` to `stop`; a file is opened when its turn comes."""
+        return read_segments(self.segments(start, stop), self.image_column, self.folder)
+
+    def segments(self, start: int = 0, stop: int | None = None) -> Iterator[Segment]:
+        """Where the images `start` to `stop` lie; relative paths start at `folder`."""
+        stop = len(self) if stop is None else min(stop, len(self))
+        position = int(np.searchsorted(self._ends, start, side="right"))
+        while start < stop:
+            end = int(self._ends[position])
+            path = self._paths[position]
+            if _is_table(path):
+                first = int(self._ends[position - 1]) if position else 0
+                count = min(end, stop) - start
+                yield Segment(start, path, start - first, count)
+                start += count
+            else:
+                yield Segment(start, path, None, 1)
+                start += 1
+            position += 1
+
+    def listing(self) -> str:
+        """A line `[path, size in bytes, time of change in ns]` per file: equal where nothing was touched."""
+        lines = (json.dumps([path, *stamp], separators=(",", ":")) for path, stamp in zip(self._paths, self._stamps))
+        return "".join(f"{line}\n" for line in lines)
+
+    def picture_name(self, row: Row) -> str:
+        """A file name for a picture of this image, the same in every run and different for every image."""
+        path = self._paths[int(np.searchsorted(self._ends, row.index, side="right"))]
+        stem, number = Path(path).stem, row.name[len(_printable(path)) :]  # "#12" for a row of a table
+        last = "" if self._stems[stem] == 1 else f"_{row.index}"
+        return f"{stem}{number}_attributes{last}.png"
+
+    @cached_property
+    def _stems(self) -> Counter:
+        return Counter(Path(path).stem for path in self._paths)
+
+    def _find(self, name: str) -> Iterator[tuple[str, os.stat_result]]:
+        if os.path.isdir(name):
+            yield from self._search(name)
+        elif os.path.isfile(name):
+            yield name, os.stat(name)
+        elif glob.has_magic(name):
+            found = sorted(glob.glob(name, recursive=True), key=_natural)
+            if not found:
+                raise FileNotFoundError(f"nothing matches {name!r}")
+            # `**` also matches the folders on the way, whose files it matches as well.
+            for path in found:
+                if os.path.isfile(path):
+                    yield path, os.stat(path)
+                elif "**" not in name and os.path.isdir(path):
+                    yield from self._search(path)
+        else:
+            raise FileNotFoundError(f"no such image or folder: {name!r}")
+
+    def _search(self, folder: str) -> Iterator[tuple[str, os.stat_result]]:
+        if os.path.realpath(folder) in self._without:
+            raise ValueError(f"the folder {folder!r} is also one to write to: expected another")
+        found = list(_walk(folder, self._without, frozenset()))
+        images = [item for item in found if not _is_table(item[0])]
+        if not found:
+            expected = ", ".join((*IMAGE_SUFFIXES, TABLE_SUFFIX))
+            raise ValueError(f"no image in the folder {folder!r}: expected files ending in {expected}")
+        if images and len(images) < len(found):
+            logger.warning(
+                "%s: its images are read; its %d parquet files are not, name them to have them read.",
+                folder, len(found) - len(images),
+            )  # fmt: skip
+        yield from images or found
+
+    def _check_table(self, path: str) -> int:
+        parquet = require("pyarrow.parquet", "train")
+        import pyarrow
+
+        try:
+            with parquet.ParquetFile(path) as file:
+                count, schema = file.metadata.num_rows, file.schema_arrow
+        except (OSError, pyarrow.ArrowException) as error:
+            raise ValueError(f"{path!r} cannot be read as parquet: {error}") from error
+        if self.image_column not in schema.names:
+            raise ValueError(f"image_column={self.image_column!r}: {path!r} has the columns {', '.join(schema.names)}")
+        kind = schema.field(self.image_column).type
+        types = pyarrow.types
+        is_image = types.is_struct(kind) and {"bytes", "path"} & {field.name for field in kind}
+        is_bytes = types.is_binary(kind) or types.is_large_binary(kind)
+        if not (is_image or is_bytes or types.is_string(kind) or types.is_large_string(kind)):
+            raise ValueError(
+                f"image_column={self.image_column!r} of {path!r} holds {kind}; expected encoded images (binary, or a "
+                "struct of bytes and path) or paths"
+            )
+        self.has_ids |= _ID_COLUMN in schema.names
+        return count
+
+
+def _is_table(path: str) -> bool:
+    return path.lower().endswith(TABLE_SUFFIX)
+
+
+def _natural(name: str) -> tuple[list[Any], str]:
+    # Text and numbers alternate, starting with text: like is compared with like.
+    parts: list[Any] = _NUMBERS.split(name)
+    parts[1::2] = map(int, parts[1::2])
+    return parts, name
+
+
+def _walk(folder: str, without: set[str], above: frozenset[str]) -> Iterator[tuple[str, os.stat_result]]:
+    here = os.path.realpath(folder)
+    if here in above or here in without:  # a link to a folder above would go round for ever
+        return
+    with os.scandir(folder) as scan:
+        entries = sorted((entry for entry in scan if not entry.name.startswith(".")), key=lambda e: _natural(e.name))
+    for entry in entries:
+        if entry.is_dir():
+            yield from _walk(entry.path, without, above | {here})
+        elif entry.name.lower().endswith((*IMAGE_SUFFIXES, TABLE_SUFFIX)):
+            if entry.is_file():
+                yield entry.path, entry.stat()
+            elif entry.is_symlink():  # leads nowhere: to be reported like any image that cannot be read
+                yield entry.path, entry.stat(follow_symlinks=False)
+
+
+def read_segments(segments: Iterable[Segment], image_column: str, folder: str) -> Iterator[Row]:
+    for segment in segments:
+        path = os.path.join(folder, segment.path)
+        if segment.row is None:
+            yield Row(segment.index, _printable(segment.path), None, path)
+        else:
+            yield from _read_table(segment, image_column, path)
+
+
+def _read_table(segment: Segment, image_column: str, path: str) -> Iterator[Row]:
+    import pyarrow.parquet
+
+    name, folder = _printable(segment.path), os.path.dirname(path)
+    # Buffered and not read ahead: a row group may be larger than the memory.
+    with pyarrow.parquet.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False) as file:
+        columns = [column for column in (image_column, _ID_COLUMN) if column in file.schema_arrow.names]
+        skip, groups = segment.row, list(range(file.num_row_groups))
+        while skip >= file.metadata.row_group(groups[0]).num_rows:
+            skip -= file.metadata.row_group(groups.pop(0)).num_rows
+        left, row = segment.count, segment.row
+        for batch in file.iter_batches(batch_size=64, row_groups=groups, columns=columns, use_threads=False):
+            cut = min(skip, len(batch))
+            skip -= cut
+            taken = batch.slice(cut, left).to_pydict()
+            images = taken[image_column]
+            for image, image_id in zip(images, taken.get(_ID_COLUMN, [None] * len(images))):
+                image_id = None if image_id is None else str(image_id)
+                yield Row(segment.index + row - segment.row, f"{name}#{row}", image_id, _as_image(image, folder))
+                row += 1
+                left -= 1
+            if not left:
+                return
+
+
+def _as_image(value: Any, folder: str) -> dict[str, Any]:
+    if isinstance(value, bytes):
+        return {"bytes": value, "path": None}
+    data, path = (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (None, value)
+    return {"bytes": data, "path": path if path is None or data is not None else os.path.join(folder, path)}
+
+
+def _printable(path: str) -> str:
+    """A name that is not UTF-8 cannot be written into JSON or parquet."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")

@@ -1,0 +1,107 @@
+"""The missing parts of a run through Ray Data: a part at a time per worker, done again where a worker dies."""
+
+import json
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from .annotator import Annotator
+from .inputs import Segment, read_segments
+from .results import make_line
+
+
+__all__ = ["run_on_ray"]
+
+
+def run_on_ray(inputs, annotator, ranges, missing, resources, bar) -> Iterator[tuple[int, list[str]]]:
+    import ray.data
+
+    workers, cpus, gpus = resources
+    model = annotator.model
+    options = {
+        "model": os.path.abspath(model) if model is not None and os.path.exists(model) else model,
+        "batch_size": annotator.batch_size,
+        "only_positive": annotator.only_positive,
+        "sensitive": annotator.sensitive,
+        "device": annotator.device,
+    }
+    items = [
+        {"segments": json.dumps(list(inputs.segments(part.start, part.stop)))}
+        for part in map(ranges.__getitem__, missing)
+    ]
+    with _ray(workers * cpus):
+        data = (
+            ray.data.from_items(items, override_num_blocks=len(items))
+            .map_batches(_ReadForRay(inputs.image_column, inputs.folder), batch_size=1)
+            .map_batches(
+                Annotator,
+                fn_constructor_kwargs=options,
+                batch_size=None,
+                num_cpus=cpus,
+                num_gpus=gpus or None,
+                compute=ray.data.ActorPoolStrategy(size=min(workers, len(items))),
+            )
+        )
+        # Parts come in the order in which workers finish them, and Ray may cut a large one into several blocks.
+        waiting: dict[int, dict[int, str]] = {number: {} for number in missing}
+        for block in data.iter_batches(batch_size=None, batch_format="pyarrow"):
+            for row in block.to_pylist():
+                number = row["index"] // len(ranges[0])
+                lines = waiting[number]
+                lines[row["index"]] = make_line(row["name"], row["image_id"], row["prediction"], row["error"])
+                if len(lines) == len(ranges[number]):
+                    del waiting[number]
+                    yield number, [lines[index] for index in ranges[number]]
+                    bar.update(len(lines))
+        if waiting:
+            raise RuntimeError(f"Ray ended without an answer to {len(waiting)} parts, the first is {min(waiting)}")
+
+
+@contextmanager
+def _ray(cpus: int) -> Iterator[None]:
+    """A Ray to work on; one that was not there before is shut down afterwards."""
+    import ray.data
+
+    started = not ray.is_initialized()
+    if started:
+        elsewhere = "RAY_ADDRESS" in os.environ
+        here = {} if elsewhere else {"num_cpus": max(cpus, os.cpu_count() or 1), "include_dashboard": False}
+        ray.init(log_to_driver=False, **here)
+    # Its bars and its account of them would run through ours.
+    context, log = ray.data.DataContext.get_current(), logging.getLogger("ray.data")
+    before = context.enable_progress_bars, log.level
+    context.enable_progress_bars = False
+    log.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        context.enable_progress_bars = before[0]
+        log.setLevel(before[1])
+        if started:
+            ray.shutdown()
+
+
+class _ReadForRay:
+    """Segments to their rows, as a table whose types do not depend on what the rows hold."""
+
+    def __init__(self, image_column: str, folder: str):
+        self.image_column, self.folder = image_column, folder
+
+    def __call__(self, batch):
+        import pyarrow
+
+        schema = pyarrow.schema(
+            {
+                "index": pyarrow.int64(),
+                "name": pyarrow.string(),
+                "image_id": pyarrow.string(),
+                "image": pyarrow.struct({"bytes": pyarrow.binary(), "path": pyarrow.string()}),
+            }
+        )
+        segments = [Segment(*segment) for text in batch["segments"] for segment in json.loads(text)]
+        rows = []
+        for row in read_segments(segments, self.image_column, self.folder):
+            image = row.image if isinstance(row.image, dict) else {"bytes": None, "path": row.image}
+            rows.append({**row._asdict(), "image": image})
+        return pyarrow.Table.from_pylist(rows, schema=schema)

@@ -1,0 +1,166 @@
+"""`annotate`: the images of a list through a model, here or on Ray, into one file, going on where it was stopped."""
+
+import hashlib
+import logging
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub.utils import tqdm
+
+from vlm_par_hf.images import open_image
+from vlm_par_hf.utils import atomic_write_text, require
+from vlm_par_hf.visualization import people_grid
+
+from .annotator import Annotator, to_json
+from .inputs import TABLE_SUFFIX, ImageList, Row
+from .on_ray import run_on_ray
+from .results import assemble, check_earlier_work, make_line, only_one, part_name, table_schema
+
+
+__all__ = ["annotate", "draw_annotation"]
+
+logger = logging.getLogger(__name__)
+
+_OUT_SUFFIXES = (".jsonl", TABLE_SUFFIX)
+
+
+def annotate(
+    images: str | os.PathLike | Sequence[str | os.PathLike],
+    out: str | os.PathLike,
+    *,
+    model: str | os.PathLike | None = None,
+    batch_size: int = 16,
+    only_positive: bool = False,
+    sensitive: bool = True,
+    device: Any = None,
+    draw: str | os.PathLike | None = None,
+    image_column: str = "image",
+    overwrite: bool = False,
+    images_per_part: int = 512,
+    ray_workers: int = 0,
+    cpus_per_worker: int = 1,
+    gpus_per_worker: float = 0,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Annotates images into one file, in the order of `ImageList`, going on where an earlier run was stopped.
+
+    `out.jsonl` has a line `{"image": name, "attributes": {...}}` per image, with what the pipeline answers.
+    `out.parquet` has the columns `image` and, per attribute, NAME (the label) and NAME_score (its probability,
+    float32; both null where `only_positive` leaves the attribute out). `image` is the path as it was found, or
+    FILE#ROW for a row of a parquet file, whose column `image_id`, if it has one, is copied. Images that cannot be read
+    are not in the output: the report names them, each with the reason.
+
+    Args:
+        images, image_column: as for `ImageList`.
+        out: the file to write, `.jsonl` or `.parquet`; the report stands beside it as `.report.json`. A finished
+            output of the same images, model and options is left alone and its report returned.
+        model, batch_size, only_positive, sensitive, device: as for `Annotator`.
+        draw: folder for a picture of each image with its attributes. It is not searched for images.
+        overwrite: start anew where `out` or `out.partial` hold other work.
+        images_per_part: what a killed run repeats at most.
+        ray_workers: processes of Ray that annotate; 0 for this process. A Ray that runs, or the one that RAY_ADDRESS
+            names, is used; else one is started on this machine for as long as it is needed. Its machines need this
+            package and must see images and model under the same absolute paths. A worker that dies is replaced and its
+            parts are done again. Row groups of parquet inputs should not be much larger than a part: to reach its rows
+            a worker reads a row group from its beginning.
+        cpus_per_worker, gpus_per_worker: of each process of Ray.
+        progress: show a bar on standard error.
+
+    Returns:
+        The report: `images`, `predictions`, `broken` (`{"image", "error"}` each), `order`, and `run`: what the images,
+        model and options were.
+
+    Raises:
+        ValueError: a wrong argument; `out` or `out.partial` hold the work of other images, another model or other
+            options (the message says what differs); another process is writing `out`.
+        What `ImageList`, loading the model and the model itself raise. What was answered before is kept.
+    """
+    out = Path(out)
+    if out.suffix not in _OUT_SUFFIXES:
+        raise ValueError(f"out={str(out)!r}: expected a file ending in {' or '.join(_OUT_SUFFIXES)}")
+    if out.is_dir():
+        raise ValueError(f"out={str(out)!r} is a folder: expected a file to write")
+    for name, value, least in (
+        ("images_per_part", images_per_part, 1),
+        ("ray_workers", ray_workers, 0),
+        ("cpus_per_worker", cpus_per_worker, 1),
+        ("gpus_per_worker", gpus_per_worker, 0),
+    ):
+        if value < least:
+            raise ValueError(f"{name}={value}: expected at least {least}")
+    if draw is not None and ray_workers:
+        raise ValueError(f"draw={os.fspath(draw)!r}: pictures are drawn by one process, expected ray_workers=0")
+    if out.suffix == TABLE_SUFFIX:
+        require("pyarrow.parquet", "train")
+    if ray_workers:
+        require("ray.data", "ray")
+    partial = out.with_name(f"{out.name}.partial")
+    inputs = ImageList(images, image_column=image_column, without=[partial, *([draw] if draw is not None else [])])
+    annotator = Annotator(
+        model, batch_size=batch_size, only_positive=only_positive, sensitive=sensitive, device=device
+    )
+    schema = annotator.pipe.model.config.schema
+    attributes = [attribute.name for attribute in schema if sensitive or not attribute.sensitive]
+    if out.suffix == TABLE_SUFFIX:
+        table_schema(attributes, inputs.has_ids)  # an error after hours would come late
+    listing = inputs.listing()
+    run = {
+        "images": len(inputs),
+        "images_digest": hashlib.blake2b(listing.encode(), digest_size=16).hexdigest(),
+        "image_column": image_column,
+        "model": "embedded" if model is None else os.fspath(model),
+        "model_digest": annotator.fingerprint(),
+        "attributes": attributes,
+        "only_positive": only_positive,
+        "sensitive": sensitive,
+        "draw": None if draw is None else os.fspath(draw),
+        "format": out.suffix,
+        "images_per_part": images_per_part,
+    }
+    with only_one(partial, out):
+        finished = check_earlier_work(out, partial, run, listing, overwrite)
+        if finished is not None:
+            return finished
+        ranges = [
+            range(start, min(start + images_per_part, len(inputs))) for start in range(0, len(inputs), images_per_part)
+        ]
+        there = set(os.listdir(partial))
+        missing = [number for number in range(len(ranges)) if part_name(number) not in there]
+        done = len(inputs) - sum(len(ranges[number]) for number in missing)
+        if done:
+            logger.info("going on: %d of %d images were done before", done, len(inputs))
+        with tqdm(total=len(inputs), initial=done, desc="predict", unit="image", disable=not progress) as bar:
+            if not missing:
+                parts = iter(())
+            elif ray_workers:
+                del annotator.pipe  # the workers have their own
+                resources = (ray_workers, cpus_per_worker, gpus_per_worker)
+                parts = run_on_ray(inputs, annotator, ranges, missing, resources, bar)
+            else:
+                parts = _run_here(inputs, annotator, ranges, missing, draw, bar)
+            for number, lines in parts:
+                atomic_write_text(partial / part_name(number), "".join(lines))
+        return assemble(out, partial, len(ranges), run, inputs.has_ids)
+
+
+def draw_annotation(row: Row, answer: Mapping[str, Any], path: str | os.PathLike) -> None:
+    """Saves an image with its attributes beside it."""
+    picture = people_grid([open_image(row.image)], [answer["attributes"]], names=[Path(row.name).name])
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture.save(path)
+
+
+def _run_here(inputs, annotator, ranges, missing, draw, bar) -> Iterator[tuple[int, list[str]]]:
+    answers = annotator.rows(inputs, [ranges[number] for number in missing])
+    for number in missing:
+        lines = []
+        for row, answer, error in islice(answers, len(ranges[number])):
+            if draw is not None and answer is not None:
+                draw_annotation(row, answer, Path(draw) / inputs.picture_name(row))
+            lines.append(make_line(row.name, row.image_id, None if answer is None else to_json(answer), error))
+            bar.update(1)
+        yield number, lines
