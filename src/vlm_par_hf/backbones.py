@@ -52,6 +52,7 @@ class OverBackbone:
         """
         config = self.config
         hub_options = take_hub_options(save_directory, kwargs)
+        self._prepare_texts(None)  # what the model answers with is in its file, also before its first answer
         if not config.save_backbone:
             if config.backbone_name is None:
                 raise ValueError(
@@ -198,6 +199,8 @@ class OverBackbone:
                         name, *model_args, config=config, output_loading_info=True, **kwargs
                     )
                 except RuntimeError as error:
+                    if not report:
+                        raise  # not about the weights
                     raise ValueError(f"{name}: the weights do not fit the configuration: {error} {report}") from error
             if is_own:
                 check_keys(name, info["missing_keys"], info["unexpected_keys"])

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModel
 
 from modeling_tests.models.vlm_par.reference import reference_logits
@@ -361,6 +362,22 @@ def test_forward_encodes_from_the_configured_ids_and_raises_without():
         tiny_model("naflex", encode=False)(**tiny_inputs())
     no_text_needed = tiny_model("naflex", encode=False, fusion="none", alignment="none")
     assert no_text_needed(**tiny_inputs()).logits.shape == (3, 3, 2)
+
+
+def test_a_model_saved_before_its_first_answer_has_its_questions_encoded(tmp_path):
+    model = VlmParModel(VlmParConfig.from_dict(tiny_model("naflex").config.to_dict()))
+    assert not model.question_mask.any()
+    model.save_pretrained(tmp_path)
+    saved = load_file(tmp_path / "model.safetensors")
+    assert saved["question_mask"].any() and saved["prompt_embeds"].any()
+    torch.testing.assert_close(saved["question_states"], model.question_states, rtol=0, atol=0)
+
+
+def test_an_error_that_is_not_about_the_weights_is_left_as_it_is(tmp_path):
+    for model in (tiny_model("naflex"), tiny_model("naflex").fold()):
+        model.save_pretrained(tmp_path)
+        with torch.device("meta"), pytest.raises(RuntimeError, match="meta device context manager"):
+            type(model).from_pretrained(tmp_path)
 
 
 def test_folded_text_is_never_stale():
@@ -730,7 +747,9 @@ def test_configuration_round_trip(tmp_path):
     loaded = AutoConfig.from_pretrained(tmp_path)
     assert type(loaded) is VlmParConfig and loaded.schema == config.schema
     assert loaded.loss == {"kind": "ce"} and loaded.question_input_ids == config.question_input_ids
-    assert loaded.id2label == {0: "Hat", 1: "Backpack", 2: "Female", 3: "UpperColor", 4: "BagSide"}
+    for one in (config, loaded):
+        assert one.id2label == {0: "Hat", 1: "Backpack", 2: "Female", 3: "UpperColor", 4: "BagSide"}
+        assert one.label2id == {"Hat": 0, "Backpack": 1, "Female": 2, "UpperColor": 3, "BagSide": 4}
     assert json.loads((tmp_path / "config.json").read_text())["attributes"] == config.schema.to_list()
 
 

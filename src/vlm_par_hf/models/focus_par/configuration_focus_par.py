@@ -17,6 +17,7 @@ __all__ = ["FocusParConfig"]
 
 BACKBONE_TYPES = ("clip", "siglip", "siglip2")
 PAPER_TEMPLATE = "a {region} feature of {category} is {label}"
+PROMPT_INITS = ("words", "random")
 TEMPLATE_FIELDS = ("region", "category", "label", "prompt")
 # The size of openai/clip-vit-base-patch16, which the paper uses.
 DEFAULT_BACKBONE = {"model_type": "clip", "vision_config": {"patch_size": 16}}
@@ -36,6 +37,10 @@ class FocusParConfig(PreTrainedConfig):
             at region i modulo `num_regions`. Without any mix token the texts look at the patches.
         num_regions: r, contiguous parts of equal size that the patches are divided into, from top to bottom (4).
         num_prompt_tokens: m, learnable vectors in front of a text (4); 0 for none.
+        prompt_init: `"words"`: they start as the first words that all texts share ("a photo of a") and take their
+            place, so that a fresh model reads the texts as its backbone does; `"random"`: as noise before the whole
+            text (the paper).
+        prompt_start_ids: the tokens of these words; filled when the texts are first tokenized.
         prompt_regions: the regions that have learnable vectors of their own. None: those of `attributes`. The text of
             an attribute of another region, or of none, has the mean of all of them.
         text_template: what is said of a label, with the fields `{region}`, `{category}` (the attribute's name in
@@ -68,6 +73,8 @@ class FocusParConfig(PreTrainedConfig):
     num_local_tokens: int = 4
     num_regions: int = 4
     num_prompt_tokens: int = 4
+    prompt_init: str = "words"
+    prompt_start_ids: list | None = None
     prompt_regions: list | None = None
     text_template: str = "{prompt}"
     text_subject: str | None = None
@@ -96,8 +103,8 @@ class FocusParConfig(PreTrainedConfig):
         if self.attributes is not None:
             schema = AttributeSchema(self.attributes)
             self.attributes = schema.to_list()
-            kwargs["id2label"] = dict(enumerate(schema.names))
-            kwargs.pop("label2id", None)
+            self.id2label = dict(enumerate(schema.names))
+            self.label2id = {name: index for index, name in enumerate(schema.names)}
             kwargs.pop("num_labels", None)
             if self.prompt_regions is None:
                 # Where no attribute has a region, all texts share one set of vectors.
@@ -113,6 +120,8 @@ class FocusParConfig(PreTrainedConfig):
         for name in ("num_global_tokens", "num_local_tokens", "num_prompt_tokens"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
+        if self.prompt_init not in PROMPT_INITS:
+            raise ValueError(f"prompt_init must be one of {PROMPT_INITS}, got {self.prompt_init!r}")
         if self.num_regions < 1:
             raise ValueError(f"num_regions must be 1 or more, got {self.num_regions}")
         if self.num_attention_heads < 1 or self.text_width % self.num_attention_heads:
@@ -159,5 +168,10 @@ class FocusParConfig(PreTrainedConfig):
         8 global and 4 local mix tokens, 4 regions, 4 learnable vectors before "a {region} feature of {category} is
         {label}", 8 heads, the vision tower trained, all four losses with weight 1.
         """
-        choices = {"text_template": PAPER_TEMPLATE, "freeze_backbone": False, "loss": {}}
+        choices = {
+            "text_template": PAPER_TEMPLATE,
+            "prompt_init": "random",
+            "freeze_backbone": False,
+            "loss": {},
+        }
         return cls(**{**choices, **kwargs})

@@ -205,8 +205,8 @@ def _take_attributes(config: PreTrainedConfig, kwargs: dict[str, Any]) -> None:
     if config.attributes is not None:
         schema = AttributeSchema(config.attributes)
         config.attributes = schema.to_list()
-        kwargs["id2label"] = dict(enumerate(schema.names))
-        kwargs.pop("label2id", None)
+        config.id2label = dict(enumerate(schema.names))
+        config.label2id = {name: index for index, name in enumerate(schema.names)}
         kwargs.pop("num_labels", None)
     config.loss = dict(config.loss or {})
 

@@ -123,6 +123,8 @@ class FoldedVlmParModel(PushToHub, VlmParForward, PreTrainedModel):
             try:
                 model, info = super().from_pretrained(name, *model_args, output_loading_info=True, **kwargs)
             except RuntimeError as error:
+                if not report:
+                    raise  # not about the weights
                 raise ValueError(f"{name}: the weights do not fit the configuration: {error} {report}") from error
         check_keys(name, info["missing_keys"], info["unexpected_keys"])
         return (model, info) if with_info else model
