@@ -10,6 +10,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, Self
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.utils import cached_file
@@ -148,7 +149,7 @@ class OverBackbone:
     @classmethod
     def _load_backbone(cls, source: str, config: PreTrainedConfig, **kwargs: Any) -> tuple[Self, set[str]]:
         """A model with the backbone of `source`; the names of the tensors that are still to be filled."""
-        with collect_load_report() as report:
+        with collect_load_report(source) as report:
             try:
                 model, info = super().from_pretrained(source, config=config, output_loading_info=True, **kwargs)
             except RuntimeError as error:
@@ -193,7 +194,7 @@ class OverBackbone:
         if is_own and not saved.get("save_backbone", True):
             model, info = cls._load_heads(name, config, hub, kwargs)
         else:
-            with collect_load_report() as report:
+            with collect_load_report(name) as report:
                 try:
                     model, info = super().from_pretrained(
                         name, *model_args, config=config, output_loading_info=True, **kwargs
@@ -220,7 +221,8 @@ class OverBackbone:
         own_keys = ("revision", "subfolder", "state_dict", "use_safetensors", "variant")
         options = {key: value for key, value in kwargs.items() if key not in own_keys}
         model, missing = cls._load_backbone(source, config, revision=config.backbone_revision or "main", **options)
-        heads = load_file(cached_file(name, "model.safetensors", **hub))
+        with collect_load_report(name):
+            heads = load_file(cached_file(name, "model.safetensors", **hub))
         try:
             result = model.load_state_dict(heads, strict=False)
         except RuntimeError as error:
@@ -295,8 +297,12 @@ def hash_weights(source: str, revision: str | None = None, **access: Any) -> str
 
 
 @contextmanager
-def collect_load_report() -> Iterator[list[str]]:
-    """Collects transformers' load report, in place of printing that our heads are not in a backbone's checkpoint."""
+def collect_load_report(source: str | Path) -> Iterator[list[str]]:
+    """Collects transformers' load report, in place of printing that our heads are not in a backbone's checkpoint.
+
+    Raises:
+        ValueError: a file of weights in `source` is damaged.
+    """
     messages: list[str] = []
 
     def keep(record: logging.LogRecord) -> bool:
@@ -309,5 +315,7 @@ def collect_load_report() -> Iterator[list[str]]:
     logger.addFilter(keep)
     try:
         yield messages
+    except SafetensorError as error:
+        raise ValueError(f"{source}: a file of weights is damaged ({error}); downloaded or copied in part?") from error
     finally:
         logger.removeFilter(keep)

@@ -1,5 +1,6 @@
 """The processor that every family shares: images of any kind and texts in, named attributes of people out."""
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -74,9 +75,16 @@ class ParProcessor(PushToHub, ProcessorMixin):
 
         Raises:
             FileNotFoundError: a local folder lacks a file; the message names it.
+            ValueError: a file is damaged.
         """
-        _check_files(Path(pretrained_model_name_or_path) / kwargs.get("subfolder", ""))
-        return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        name = pretrained_model_name_or_path
+        _check_files(Path(name) / kwargs.get("subfolder", ""))
+        try:
+            return super().from_pretrained(name, **kwargs)
+        except json.JSONDecodeError as error:
+            raise ValueError(
+                f"{name}: a file of the processor is damaged, it is no JSON ({error}); downloaded or copied in part?"
+            ) from error
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> list[str]:
         """As `ProcessorMixin.save_pretrained`, and the file by which `AutoProcessor` finds this package."""

@@ -119,7 +119,7 @@ class FoldedVlmParModel(PushToHub, VlmParForward, PreTrainedModel):
         """
         name = pretrained_model_name_or_path
         with_info = kwargs.pop("output_loading_info", False)
-        with collect_load_report() as report:
+        with collect_load_report(name) as report:
             try:
                 model, info = super().from_pretrained(name, *model_args, output_loading_info=True, **kwargs)
             except RuntimeError as error:
