@@ -27,7 +27,8 @@ EXACT = {"atol": 1e-6, "rtol": 1e-5}
 
 
 def run(data, folder, *, kind="naflex", model=None, **settings):
-    options = {name: settings.pop(name) for name in ("resume", "overwrite", "callbacks") if name in settings}
+    own = ("resume", "overwrite", "callbacks", "cache_features")
+    options = {name: settings.pop(name) for name in own if name in settings}
     return train(
         data,
         folder,

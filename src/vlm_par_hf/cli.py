@@ -262,6 +262,11 @@ def _add_train(commands) -> argparse.ArgumentParser:
         "small embedded one, which has only seen drawings)",
     )  # fmt: skip
     parser.add_argument("--model", metavar="PATH", help="go on from a VLM-PAR checkpoint instead of a backbone")
+    parser.add_argument(
+        "--cache-features", metavar="DIR",
+        help="run the frozen backbone over the images once, keep its features in DIR and train from there; later runs "
+        "with other label spaces, heads, seeds or recipes read them",
+    )  # fmt: skip
     parser.add_argument("--resume", action="store_true", help="continue the run in --out after an interruption")
     parser.add_argument("--overwrite", action="store_true", help="replace the run in --out")
     group = parser.add_argument_group("model")
@@ -317,6 +322,7 @@ def _run_train(args) -> None:
         model_options=options,
         max_num_patches=args.max_num_patches,
         settings=settings,
+        cache_features=args.cache_features,
         resume=args.resume,
         overwrite=args.overwrite,
         command=args.command_line,

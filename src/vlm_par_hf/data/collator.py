@@ -5,17 +5,32 @@ from typing import Any
 
 import numpy as np
 
-from vlm_par_hf.images import open_image
+from vlm_par_hf.images import open_images
 from vlm_par_hf.schema import UNKNOWN_LABEL, AttributeSchema
 
 
-__all__ = ["ParCollator"]
+__all__ = ["ParCollator", "StackedRows"]
 
 _FEATURE_KEYS = ("patch_embeds", "image_embeds", "patch_mask")
 
 
+class StackedRows(Sequence):
+    """Rows that lie in one tensor per key already, each with a leading batch axis; a row is a dict of views."""
+
+    def __init__(self, tensors: Mapping[str, Any]) -> None:
+        self.tensors = dict(tensors)
+
+    def __len__(self) -> int:
+        return len(next(iter(self.tensors.values())))
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {key: tensor[index] for key, tensor in self.tensors.items()}
+
+
 class ParCollator:
     """Batches rows for a model: `ParCollator(processor)(rows) -> {"pixel_values": ..., "labels": ...}`.
+
+    Image files are decoded by several threads; in the workers of a `DataLoader`, which run side by side, by one.
 
     Args:
         processor: called as `processor(images=[...], return_tensors="pt")`. May be None where every row holds
@@ -66,10 +81,12 @@ class ParCollator:
                 raise ValueError(
                     f"row {index} has no 'image' (it has {sorted(example)}); expected 'image' or features"
                 )
-            images.append(open_image(example["image"]))
-        return dict(self.processor(images=images, return_tensors="pt"))
+            images.append(example["image"])
+        return dict(self.processor(images=open_images(images), return_tensors="pt"))
 
     def _stack_features(self, examples: Sequence[Mapping[str, Any]], key: str) -> Any:
+        if isinstance(examples, StackedRows):
+            return examples.tensors[key]
         import torch
 
         tensors = []

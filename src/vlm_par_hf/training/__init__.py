@@ -8,11 +8,13 @@ import importlib
 
 _HOMES = {
     "FeatureDataset": "features",
+    "FeatureStore": "cache",
     "TrainResult": "trainer",
     "TrainSettings": "settings",
     "check_schema": "evaluation",
     "compute_features": "features",
     "evaluate": "evaluation",
+    "feature_views": "cache",
     "plot_attributes": "plots",
     "plot_learning_curve": "plots",
     "predict_logits": "evaluation",
@@ -21,11 +23,13 @@ _HOMES = {
 
 __all__ = [
     "FeatureDataset",
+    "FeatureStore",
     "TrainResult",
     "TrainSettings",
     "check_schema",
     "compute_features",
     "evaluate",
+    "feature_views",
     "plot_attributes",
     "plot_learning_curve",
     "predict_logits",

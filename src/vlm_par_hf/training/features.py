@@ -1,11 +1,18 @@
-"""Features of a frozen backbone, computed once and held in memory.
+"""Training from features of a frozen backbone that are computed once.
 
-The backbone of VLM-PAR is frozen, so without image augmentation its output for an image never changes: one pass gives
-everything that the heads train on. A horizontal flip is kept as a second view with its own mirrored labels.
+The backbone of VLM-PAR is frozen, so its output for an image never changes: one pass gives everything that the heads
+train on. Augmentations become views, each computed once: the flip, and random crops.
 """
 
 import logging
-from collections.abc import Sequence
+import os
+import shutil
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,101 +20,116 @@ from huggingface_hub.utils import tqdm
 from torch.utils.data import DataLoader, Dataset
 
 from vlm_par_hf.data import AugmentedDataset, ParAugmentation, ParCollator
+from vlm_par_hf.data.collator import StackedRows
+from vlm_par_hf.data.transforms import undecoded
+from vlm_par_hf.schema import AttributeSchema
+
+from .cache import DTYPES, FeatureStore, FeatureView, Shard, describe_features, join_batches
 
 
-__all__ = ["VIEWS", "FeatureDataset", "compute_features"]
+__all__ = ["FeatureDataset", "compute_features", "read_labels"]
 
 logger = logging.getLogger(__name__)
 
-VIEWS = ("identity", "flip")
 _GIB = 2**30
+_WAIT_SECONDS = 1.0
 
 
 class FeatureDataset(Dataset):
     """Precomputed features of one split as a map-style dataset for the Trainer.
 
     An item is a dict: `patch_embeds` float32 `(N, D)`, `image_embeds` float32 `(D,)`, `patch_mask` bool `(N,)`,
-    `labels` int64 `(A,)`. With two views, which one an item shows is drawn from `(seed, epoch, index)`: the order in
-    which items are asked for, the number of workers and an interruption change nothing.
+    `labels` int64 `(A,)`. Which view an item shows is drawn from `(seed, epoch, index)`: the order in which items are
+    asked for, the number of workers and an interruption change nothing.
 
     Args:
-        patch_embeds: `(V, S, N, D)`, V views of S samples.
-        image_embeds: `(V, S, D)`.
-        patch_mask: bool `(V, S, N)`.
-        labels: int64 `(V, S, A)`, -100 unknown.
-        views: the names of the V views, the first is `"identity"`.
-        flip: probability of the second view.
-        seed: seed of the draw.
+        store: the features of S images.
+        labels: int64 `(S, A)`, -100 unknown; None: items have none.
+        schema: of the labels, says what a mirrored view does to them.
+        flip: probability of a mirrored view, where the store has one; among several the draw is uniform.
+        seed: of the draw.
+
+    Raises:
+        ValueError: another number of labels than of features, or mirrored views and labels without a schema.
     """
 
     def __init__(
         self,
-        patch_embeds: torch.Tensor,
-        image_embeds: torch.Tensor,
-        patch_mask: torch.Tensor,
-        labels: torch.Tensor,
+        store: FeatureStore,
+        labels: np.ndarray | None = None,
         *,
-        views: Sequence[str] = ("identity",),
+        schema: AttributeSchema | None = None,
         flip: float = 0.5,
         seed: int = 0,
     ):
-        if patch_embeds.ndim != 4 or len(views) != patch_embeds.shape[0]:
-            raise ValueError(
-                f"patch_embeds has shape {tuple(patch_embeds.shape)}: expected (views, samples, patches, width) "
-                f"with {len(views)} views"
-            )
-        lengths = {tuple(tensor.shape[:2]) for tensor in (patch_embeds, image_embeds, patch_mask, labels)}
-        if len(lengths) != 1:
-            raise ValueError(f"views and samples differ between the feature tensors: {sorted(lengths)}")
-        self.patch_embeds = patch_embeds
-        self.image_embeds = image_embeds
-        self.patch_mask = patch_mask
-        self.labels = labels
-        self.views = tuple(views)
+        self.store = store
+        self.views = tuple(store.views)
         self.flip = flip
         self.seed = seed
-        self.epoch = 0
+        self.labels = None if labels is None else np.asarray(labels, dtype=np.int64)
+        if labels is not None and len(labels) != len(store):
+            raise ValueError(f"labels has {len(labels)} rows and the features are of {len(store)} images")
+        self._straight = [name for name, view in store.views.items() if not view.mirrored]
+        self._mirrored = [name for name, view in store.views.items() if view.mirrored]
+        self._mirrored_labels = None
+        if self._mirrored and labels is not None:
+            if schema is None:
+                raise ValueError(f"schema is None: the labels of the views {self._mirrored} follow its mirror")
+            self._mirrored_labels = schema.mirror_labels(self.labels)
+        # In shared memory, because persistent workers hold a copy of this object from the first epoch on.
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+
+    @property
+    def epoch(self) -> int:
+        return int(self._epoch)
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the views of this epoch; called by the data loader at the start of each one."""
-        self.epoch = int(epoch)
+        self._epoch.fill_(int(epoch))
 
     def __len__(self) -> int:
-        return self.patch_embeds.shape[1]
+        return len(self.store)
 
-    def _view(self, index: int) -> int:
+    def _view(self, index: int, epoch: int) -> str:
         if len(self.views) == 1:
-            return 0
-        return int(np.random.default_rng((self.seed, self.epoch, index)).random() < self.flip)
+            return self.views[0]
+        rng = np.random.default_rng((self.seed, epoch, index))
+        group = self._mirrored if self._mirrored and rng.random() < self.flip else self._straight
+        return group[0] if len(group) == 1 else group[rng.integers(len(group))]
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"index {index} is outside of {len(self)} samples")
-        index = index % len(self)
-        view = self._view(index)
-        return {
-            "patch_embeds": self.patch_embeds[view, index].float(),
-            "image_embeds": self.image_embeds[view, index].float(),
-            "patch_mask": self.patch_mask[view, index],
-            "labels": self.labels[view, index],
-        }
+        return self.__getitems__([index])[0]
 
-    def batches(self, batch_size: int = 256):
-        """The first view in order, as dicts of stacked tensors: what statistics are fitted on."""
-        for start in range(0, len(self), batch_size):
-            rows = slice(start, start + batch_size)
-            yield {
-                "patch_embeds": self.patch_embeds[0, rows].float(),
-                "image_embeds": self.image_embeds[0, rows].float(),
-                "patch_mask": self.patch_mask[0, rows],
-                "labels": self.labels[0, rows],
-            }
+    def __getitems__(self, indices: Sequence[int]) -> StackedRows:
+        """The rows of a batch, read into one tensor each; a data loader asks for them in this way."""
+        for index in indices:
+            if not -len(self) <= index < len(self):
+                raise IndexError(f"index {index} is outside of {len(self)} samples")
+        rows, epoch = [int(index) % len(self) for index in indices], self.epoch
+        views = [self._view(row, epoch) for row in rows]
+        tensors = self.store.read(rows, views)
+        if self.labels is not None:
+            labels = self.labels[rows]
+            mirrored = np.array([view in self._mirrored for view in views])
+            if mirrored.any():
+                labels[mirrored] = self._mirrored_labels[np.array(rows)[mirrored]]
+            tensors["labels"] = torch.from_numpy(labels)
+        return StackedRows(tensors)
+
+    def batches(self, batch_size: int = 256, rows: Sequence[int] | None = None) -> Iterator[dict[str, torch.Tensor]]:
+        """The first view of `rows` (None: all), in order, as dicts of stacked tensors."""
+        rows = np.arange(len(self)) if rows is None else np.asarray(rows)
+        for start in range(0, len(rows), batch_size):
+            part = rows[start : start + batch_size]
+            tensors = self.store.read(part.tolist())
+            if self.labels is not None:
+                tensors["labels"] = torch.from_numpy(self.labels[part])
+            yield tensors
 
     @property
     def nbytes(self) -> int:
-        """Memory that the features take, in bytes."""
-        tensors = (self.patch_embeds, self.image_embeds, self.patch_mask, self.labels)
-        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        """What the features take, in bytes."""
+        return self.store.nbytes
 
 
 def compute_features(
@@ -116,40 +138,57 @@ def compute_features(
     processor,
     batch_size: int = 64,
     *,
+    directory: str | Path | None = None,
     views: Sequence[str] = ("identity",),
-    dtype: torch.dtype = torch.float16,
+    dtype: torch.dtype | str = "float16",
+    pad: float = 0.05,
+    crop_seed: int = 0,
     memory_gib: float = 4.0,
+    rows_per_shard: int | None = None,
     workers: int = 0,
     flip: float = 0.5,
     seed: int = 0,
     progress: bool = True,
 ) -> FeatureDataset:
-    """Run the frozen backbone over a dataset of images once per view.
+    """Run the frozen backbone over a dataset of images once per view, or take what a folder has of that already.
+
+    A folder may be filled by several processes at once (the ranks of `torchrun`, two trainings that start together):
+    they share the shards between them, and each returns when all are there. After an interruption, call it again.
 
     Args:
         model: a `VlmParModel`; it is run in eval mode, without gradients, on the device where it lies.
-        dataset: map-style, items with `image` and `labels` (int64, length A).
+        dataset: map-style, items with `image` and, where known, `labels` (int64, length A).
         processor: the model's `VlmParProcessor`.
         batch_size: images per forward pass.
-        views: `("identity",)` or `("identity", "flip")`.
-        dtype: what features are stored as; half precision by default, a fifth significant digit of a frozen feature
-            is below the noise of training. Values beyond its range are refused.
-        memory_gib: the limit; the size is known after the first batch, before anything large is allocated.
+        directory: folder of this image set's features; None keeps them in memory.
+        views: names, `"identity"` first: see `feature_views`.
+        dtype: `"float32"`, `"float16"`, `"bfloat16"` (or torch's) or `"int8"` with a scale per patch. Half precision
+            by default: a fifth significant digit of a frozen feature is below the noise of training.
+        pad: how far random crops may move, as in `ParAugmentation`.
+        crop_seed: of the random crops; not that of the training, so that several seeds share a folder.
+        memory_gib: the limit without a folder.
+        rows_per_shard: images per file; None: 64 MiB.
         workers: data loader processes that decode and preprocess.
-        flip: probability of the flipped view in training.
+        flip: probability of a mirrored view in training.
         seed: seed of the draw between views.
         progress: show a progress bar.
 
     Returns:
-        A `FeatureDataset` with features on the CPU.
+        A `FeatureDataset` with features on the CPU, or mapped from the files of the folder.
 
     Raises:
-        ValueError: `views` is neither of the two forms; the dataset is empty; the backbone is not frozen; the features
-            would take more than `memory_gib`; a feature does not fit into `dtype`.
+        ValueError: unknown views or dtype; the dataset is empty; the backbone is not frozen; the features would take
+            more than `memory_gib` or the free disk; a feature does not fit into `dtype`; the folder holds features of
+            other weights, images or settings (every difference is named).
     """
-    views = tuple(views)
-    if views not in (VIEWS[:1], VIEWS):
-        raise ValueError(f"views={views!r}: expected {VIEWS[:1]!r} or {VIEWS!r}")
+    dtype = str(dtype).removeprefix("torch.")
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype={dtype!r}: expected one of {', '.join(DTYPES)}")
+    if not views or views[0] != "identity" or len(set(views)) != len(views):
+        raise ValueError(f"views={tuple(views)!r}: expected different names, the first one 'identity'")
+    if any(name.startswith("crop") for name in views) and pad == 0:
+        raise ValueError("pad=0: random crops differ from the whole image only where it is padded first")
+    chosen = {name: FeatureView.from_name(name, pad=pad, seed=crop_seed) for name in views}
     if len(dataset) == 0:
         raise ValueError("dataset is empty: expected at least one image")
     if not model.config.freeze_backbone:
@@ -157,91 +196,201 @@ def compute_features(
             "compute_features needs a frozen backbone, and config.freeze_backbone is False: features would be stale "
             "after the first step; train from images instead (precompute_features=False)"
         )
-    mirror = ParAugmentation(model.config.schema, flip=1.0, pad=0.0)
+    schema = model.config.schema
+    labels, images = read_labels(dataset), _Images(dataset)
     was_training = model.training
     model.eval()
-    store: dict[str, torch.Tensor] = {}
-    bar = tqdm(
-        total=len(views) * len(dataset), desc="backbone features", unit="image", disable=not progress, leave=False
-    )
     try:
-        for view_index, view in enumerate(views):
-            loader = DataLoader(
-                AugmentedDataset(dataset, mirror if view == "flip" else None),
-                batch_size=batch_size,
-                num_workers=workers,
-                collate_fn=ParCollator(processor),
-            )
-            start = 0
-            for batch in loader:
-                labels = batch.pop("labels")
-                with torch.inference_mode():
-                    inputs = {name: value.to(model.device) for name, value in batch.items()}
-                    patch_embeds, image_embeds, patch_mask = model.get_image_features(**inputs)
-                if patch_mask is None:
-                    patch_mask = torch.ones(patch_embeds.shape[:2], dtype=torch.bool)
-                found = {
-                    "patch_embeds": _as_stored(patch_embeds, dtype, "patch_embeds"),
-                    "image_embeds": _as_stored(image_embeds, dtype, "image_embeds"),
-                    "patch_mask": patch_mask.bool().cpu(),
-                    "labels": labels.to(torch.int64).cpu(),
-                }
-                if not store:
-                    store = _allocate(found, len(views), len(dataset), memory_gib)
-                elif found["patch_embeds"].shape[1] > store["patch_embeds"].shape[2]:
-                    store = _widen(store, found["patch_embeds"].shape[1], memory_gib)
-                stop = start + len(labels)
-                for name, value in found.items():
-                    if name in ("patch_embeds", "patch_mask"):
-                        # A batch may be padded to fewer patches than the widest one: the rest stays masked.
-                        store[name][view_index, start:stop, : value.shape[1]] = value
-                    else:
-                        store[name][view_index, start:stop] = value
-                bar.update(stop - start)
-                start = stop
+        store = FeatureStore.create(
+            len(images),
+            lambda: _probe(model, processor, images),
+            dtype,
+            chosen,
+            directory=directory,
+            describe=None if directory is None else describe_features(model, processor, images, progress=progress),
+            rows_per_shard=rows_per_shard,
+        )
+        _check_room(store, memory_gib)
+        _fill(store, model, processor, images, schema, batch_size, workers, progress)
     finally:
-        bar.close()
         model.train(was_training)
-    features = FeatureDataset(**store, views=views, flip=flip, seed=seed)
-    logger.info(
-        "features of %d images, %d view(s), %d patches: %.2f GiB in memory",
-        len(features), len(views), store["patch_embeds"].shape[2], features.nbytes / _GIB,
-    )  # fmt: skip
-    return features
+    return FeatureDataset(store, labels, schema=schema, flip=flip, seed=seed)
 
 
-def _as_stored(values: torch.Tensor, dtype: torch.dtype, name: str) -> torch.Tensor:
-    stored = values.to(device="cpu", dtype=dtype)
-    if not torch.isfinite(stored).all():
-        if torch.isfinite(values).all():
+def read_labels(dataset) -> np.ndarray | None:
+    """Labels of a split as int64 `(S, A)`, or None where it has none; of a `datasets.Dataset` no image is decoded."""
+    if hasattr(dataset, "select_columns"):
+        if "labels" not in dataset.column_names:
+            return None
+        labels = dataset.select_columns(["labels"]).with_format("numpy")[:]["labels"]
+    else:
+        rows = (dataset[index] for index in range(len(dataset)))
+        labels = [row["labels"] for row in rows if row.get("labels") is not None]
+        if not labels:
+            return None
+        if len(labels) != len(dataset):
+            raise ValueError(f"dataset has labels in {len(labels)} of {len(dataset)} rows: expected all or none")
+    return np.asarray(labels, dtype=np.int64)
+
+
+class _Images:
+    """The images of a data set, and nothing else of it."""
+
+    def __init__(self, dataset):
+        if hasattr(dataset, "select_columns"):
+            dataset = dataset.select_columns(["image"])
+        self.rows = undecoded(dataset)
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, index):
+        return {"image": self.rows[index]["image"]}
+
+
+class _Views:
+    """Items are asked for as (view, row), those of a batch all of one view."""
+
+    def __init__(self, images, schema, views: dict[str, FeatureView]):
+        self.views = {}
+        for name, view in views.items():
+            change = ParAugmentation(schema, flip=float(view.mirrored), pad=view.pad)
+            self.views[name] = AugmentedDataset(images, change if name != "identity" else None, seed=view.seed)
+            self.views[name].set_epoch(view.draw)
+
+    def __getitems__(self, items: Sequence[tuple[str, int]]):
+        return self.views[items[0][0]].__getitems__([row for _, row in items])
+
+
+class _Work:
+    """Batches of the shards that this process could take, as a batch sampler.
+
+    Shards are taken while batches are handed out, so that one data loader runs across all of them and processes that
+    work at different speeds all finish at the same time.
+    """
+
+    def __init__(self, store: FeatureStore, todo: Sequence[Shard], batch_size: int):
+        self.store, self.todo, self.batch_size = store, todo, batch_size
+        self.taken: deque[Shard] = deque()
+        self.busy: list[Shard] = []
+        self.found = 0
+
+    def __iter__(self):
+        for shard in self.todo:
+            if not self.store.claim(shard):
+                self.busy.append(shard)
+            elif self.store.has(shard):
+                self.store.release(shard)
+                self.found += len(shard)
+            else:
+                self.taken.append(shard)
+                for start in range(shard.start, shard.stop, self.batch_size):
+                    stop = min(start + self.batch_size, shard.stop)
+                    yield [(shard.view, row) for row in range(start, stop)]
+
+
+@torch.no_grad()
+def _forward(model, batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    inputs = {name: value.to(model.device, non_blocking=True) for name, value in batch.items() if name != "labels"}
+    patch_embeds, image_embeds, patch_mask = model.get_image_features(**inputs)
+    if patch_mask is None:
+        patch_mask = torch.ones(patch_embeds.shape[:2], dtype=torch.bool, device=patch_embeds.device)
+    return patch_embeds, image_embeds, patch_mask
+
+
+def _probe(model, processor, images) -> tuple[int, int, int]:
+    patch_embeds, image_embeds, _ = _forward(model, ParCollator(processor)([images[0]]))
+    return *patch_embeds.shape[1:], image_embeds.shape[-1]
+
+
+def _check_room(store: FeatureStore, memory_gib: float) -> None:
+    """Says how large the features are, and refuses what does not fit, before anything is computed."""
+    N, D, _ = store.shape
+    what = (
+        f"features of {len(store):,} images x {len(store.views)} view(s) x {N} patches x {D} as {store.dtype}: "
+        f"{store.nbytes / _GIB:.2f} GiB"
+    )
+    if store.directory is None:
+        if store.nbytes > memory_gib * _GIB:
             raise ValueError(
-                f"{name} reaches {values.abs().max().item():.3g}, beyond the range of {dtype}: "
-                "pass dtype=torch.float32"
+                f"the features would take {store.nbytes / _GIB:.2f} GiB and memory_gib={memory_gib:g} allows less: "
+                "keep them in a folder (directory=, --cache-features), raise the limit, use fewer patches per image, "
+                "or train from images (precompute_features=False)"
             )
-        raise ValueError(f"{name} of the backbone is not finite: check the checkpoint and its precision")
-    return stored
-
-
-def _check_memory(needed: int, memory_gib: float) -> None:
-    if needed > memory_gib * _GIB:
+        logger.info("%s of memory", what)
+        return
+    missing = sum(len(shard) for shard in store.missing())
+    needed = store.nbytes * missing // (len(store) * len(store.views))
+    free = shutil.disk_usage(store.directory).free
+    logger.info(
+        "%s in %s, %.2f GiB of it to be computed; %.1f GiB of disk are free",
+        what, store.directory, needed / _GIB, free / _GIB,
+    )  # fmt: skip
+    if needed > free:
         raise ValueError(
-            f"the features would take {needed / _GIB:.2f} GiB and memory_gib={memory_gib:g} allows less: train from "
-            "images instead (precompute_features=False), raise the limit, or use fewer patches per image"
+            f"the features would take another {needed / _GIB:.2f} GiB in {str(store.directory)!r} and "
+            f"{free / _GIB:.2f} GiB are free: name a folder on another disk, or use dtype='int8', fewer views, or "
+            "fewer patches per image"
         )
 
 
-def _allocate(found: dict[str, torch.Tensor], views: int, samples: int, memory_gib: float) -> dict[str, torch.Tensor]:
-    shapes = {name: (views, samples, *value.shape[1:]) for name, value in found.items()}
-    _check_memory(sum(int(np.prod(shapes[name])) * value.element_size() for name, value in found.items()), memory_gib)
-    return {name: torch.zeros(shapes[name], dtype=value.dtype) for name, value in found.items()}
+def _fill(store, model, processor, images, schema, batch_size, workers, progress) -> None:
+    todo = store.missing()
+    if not todo:
+        return
+    total = sum(len(shard) for shard in todo)
+    first_process = int(os.environ.get("RANK", "0")) == 0
+    bar = tqdm(
+        total=total, desc="backbone features", unit="image", disable=not (progress and first_process), leave=False
+    )
+    waiting = False
+    with bar:
+        while todo:
+            work = _Work(store, todo, batch_size)
+            _run(work, store, model, processor, images, schema, workers, bar)
+            bar.update(work.found)
+            if len(work.busy) == len(todo):
+                if not waiting:
+                    logger.info("waiting for %d shards that other processes compute", len(todo))
+                waiting = True
+                time.sleep(_WAIT_SECONDS)
+            todo = work.busy
 
 
-def _widen(store: dict[str, torch.Tensor], patches: int, memory_gib: float) -> dict[str, torch.Tensor]:
-    grown = dict(store)
-    for name in ("patch_embeds", "patch_mask"):
-        old = store[name]
-        shape = (*old.shape[:2], patches, *old.shape[3:])
-        _check_memory(int(np.prod(shape)) * old.element_size(), memory_gib)
-        grown[name] = old.new_zeros(shape)
-        grown[name][:, :, : old.shape[2]] = old
-    return grown
+def _run(work, store, model, processor, images, schema, workers, bar) -> None:
+    loader = DataLoader(
+        _Views(images, schema, store.views),
+        batch_sampler=work,
+        num_workers=workers,
+        collate_fn=ParCollator(processor),
+        pin_memory=model.device.type == "cuda",
+        # Its own, so that the training draws the same numbers whether the features were there already or not.
+        generator=torch.Generator(),
+    )
+    batches: list[dict[str, torch.Tensor]] = []
+    # One shard is written while the next one is computed.
+    writer, written = ThreadPoolExecutor(1), None
+    try:
+        for batch in loader:
+            batches.append(store.encode(*_forward(model, batch)))
+            bar.update(len(batches[-1]["patch_mask"]))
+            shard = work.taken[0]
+            if sum(len(one["patch_mask"]) for one in batches) == len(shard):
+                if written is not None:
+                    written.result()
+                written = writer.submit(_write, store, shard, batches)
+                work.taken.popleft()
+                batches = []
+        if written is not None:
+            written.result()
+    finally:
+        writer.shutdown()
+        for shard in work.taken:
+            store.release(shard)
+
+
+def _write(store: FeatureStore, shard: Shard, batches: list[dict[str, Any]]) -> None:
+    try:
+        store.put(shard, join_batches(batches))
+    finally:
+        store.release(shard)

@@ -51,7 +51,11 @@ class TrainSettings:
     logit_adjustment: float = _setting(0.0, "add this times the log prior to the logits in training")
     fit_pooled_statistics: bool = _setting(True, "standardise the pooled vector by training statistics first")
     precompute_features: bool = _setting(False, "run the frozen backbone once and train from features in memory")
-    feature_memory_gib: float = _setting(4.0, "refuse to hold more than this many GiB of features")
+    feature_memory_gib: float = _setting(4.0, "refuse to hold more than this many GiB of features in memory")
+    feature_dtype: str = _setting(
+        "float16", "what features are stored as", choices=("float32", "float16", "bfloat16", "int8")
+    )
+    feature_crops: int = _setting(0, "random crops (--pad) to keep of each image besides the whole one, with features")
     flip: float = _setting(0.5, "probability of a horizontal flip (labels follow the schema's mirror)")
     pad: float = _setting(0.05, "pad by this fraction of the sides, then crop at random (0: off)")
     erasing: float = _setting(0.0, "probability of erasing a random rectangle")
@@ -75,7 +79,7 @@ class TrainSettings:
             self._expect(name, getattr(self, name) > 0, "above 0")
         for name in (
             "fusion_learning_rate", "weight_decay", "warmup", "max_grad_norm", "logit_adjustment", "eval_steps",
-            "early_stopping_patience", "workers", "seed",
+            "early_stopping_patience", "workers", "seed", "feature_crops",
         ):  # fmt: skip
             self._expect(name, getattr(self, name) >= 0, "0 or more")
         for name in ("flip", "erasing"):

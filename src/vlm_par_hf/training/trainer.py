@@ -5,6 +5,7 @@ statistics, views and augmentations that follow the epoch, the choice of the new
 and a final folder that `AutoModel.from_pretrained` loads and that appears whole or not at all.
 """
 
+import dataclasses
 import hashlib
 import json
 import logging
@@ -38,8 +39,9 @@ from vlm_par_hf.metrics import ParMetrics
 from vlm_par_hf.schema import AttributeSchema
 from vlm_par_hf.utils import atomic_write_json, require
 
+from .cache import feature_views
 from .evaluation import check_schema, describe_data, load_data, naming, versions
-from .features import VIEWS, compute_features
+from .features import FeatureDataset, compute_features, read_labels
 from .plots import plot_learning_curve, write_history
 from .settings import TrainSettings
 
@@ -154,11 +156,6 @@ def _fingerprint(split, labels: np.ndarray) -> str:
     return digest.hexdigest()
 
 
-def read_labels(split) -> np.ndarray:
-    """Labels of a split as int64 `(S, A)`, without decoding an image."""
-    return np.asarray(split.select_columns(["labels"]).with_format("numpy")[:]["labels"], dtype=np.int64)
-
-
 def _build_model(backbone, schema, model, processor, options: dict[str, Any], max_num_patches: int | None):
     from transformers import AutoModel, AutoProcessor
 
@@ -257,6 +254,7 @@ def train(
     model_options: dict[str, Any] | None = None,
     max_num_patches: int | None = None,
     settings: TrainSettings | None = None,
+    cache_features: str | Path | None = None,
     resume: bool = False,
     overwrite: bool = False,
     callbacks: Sequence[TrainerCallback] = (),
@@ -284,6 +282,9 @@ def train(
             `{"paper": True}` takes every choice as the paper has it.
         max_num_patches: patches per image of a NaFlex backbone; None: the processor's default.
         settings: see `TrainSettings`.
+        cache_features: a folder for the features of the frozen backbone (see `compute_features`): computed once, below
+            `train/` and `validation/`, and used by every later run on the same images whatever its label space, heads,
+            seed or recipe. Sets `settings.precompute_features`.
         resume: go on from the newest complete checkpoint in `output_dir`; the result equals that of an uninterrupted
             run. Without any checkpoint the run starts from the beginning.
         overwrite: delete what an earlier run left in `output_dir`.
@@ -297,6 +298,13 @@ def train(
     """
     require("accelerate", "train")
     settings = settings or TrainSettings()
+    if cache_features is not None:
+        settings = dataclasses.replace(settings, precompute_features=True)
+    if settings.feature_crops and not settings.precompute_features:
+        raise ValueError(
+            f"feature_crops={settings.feature_crops}: crops are kept only with features (cache_features, "
+            "--cache-features, or precompute_features=True); without, every image is cropped anew in every epoch (pad)"
+        )
     output_dir = Path(output_dir)
     if resume and overwrite:
         raise ValueError("resume=True and overwrite=True: expected one of them")
@@ -350,7 +358,13 @@ def train(
         model.init_bias_from_priors(priors)
     model.to(arguments.device)
     train_data, validation_data = _training_data(
-        data, model, processor, schema, settings, progress=settings.progress and arguments.process_index == 0
+        data,
+        model,
+        processor,
+        schema,
+        settings,
+        None if cache_features is None else Path(cache_features),
+        progress=settings.progress and arguments.process_index == 0,
     )
     if settings.fit_pooled_statistics:
         _fit_statistics(model, data["train"], train_data, processor, settings)
@@ -447,7 +461,7 @@ def _parameter_groups(model, settings: TrainSettings) -> list[dict[str, Any]]:
     )
 
 
-def _training_data(data, model, processor, schema, settings: TrainSettings, *, progress: bool):
+def _training_data(data, model, processor, schema, settings: TrainSettings, cache: Path | None, *, progress: bool):
     if not settings.precompute_features:
         augmentation = ParAugmentation(schema, flip=settings.flip, pad=settings.pad, erasing=settings.erasing)
         return (
@@ -457,25 +471,30 @@ def _training_data(data, model, processor, schema, settings: TrainSettings, *, p
     common = {
         "batch_size": settings.eval_batch_size,
         "workers": settings.workers,
+        "dtype": settings.feature_dtype,
         "progress": progress,
         "seed": settings.seed,
     }
-    logger.info("running the frozen backbone once; of the augmentations only the flip applies to features")
+    views = feature_views(settings.flip > 0, settings.feature_crops)
+    logger.info("training from features, computed once per view (%s); other augmentation is off", ", ".join(views))
     train_data = compute_features(
-        model, data["train"], processor, views=VIEWS if settings.flip else VIEWS[:1], flip=settings.flip,
-        memory_gib=settings.feature_memory_gib, **common,
+        model, data["train"], processor, views=views, flip=settings.flip, pad=settings.pad,
+        directory=None if cache is None else cache / "train", memory_gib=settings.feature_memory_gib, **common,
     )  # fmt: skip
     left = settings.feature_memory_gib - train_data.nbytes / 2**30
-    validation_data = compute_features(model, data["validation"], processor, memory_gib=left, **common)
+    validation_data = compute_features(
+        model, data["validation"], processor, directory=None if cache is None else cache / "validation",
+        memory_gib=left, **common,
+    )  # fmt: skip
     return train_data, validation_data
 
 
 def _fit_statistics(model, split, train_data, processor, settings: TrainSettings) -> None:
-    if settings.precompute_features:
-        batches = train_data.batches()
+    # Evenly spread over the split: files are often ordered by person or by camera.
+    rows = np.unique(np.linspace(0, len(split) - 1, min(len(split), _STATISTICS_IMAGES)).astype(int))
+    if isinstance(train_data, FeatureDataset):
+        batches = train_data.batches(settings.eval_batch_size, rows)
     else:
-        # Evenly spread over the split: files are often ordered by person or by camera.
-        rows = np.unique(np.linspace(0, len(split) - 1, min(len(split), _STATISTICS_IMAGES)).astype(int))
         batches = torch.utils.data.DataLoader(
             AugmentedDataset(split.select(rows)),
             batch_size=settings.eval_batch_size,
