@@ -5,7 +5,7 @@ from torch.nn import functional as F
 
 
 def reference_mix_tokens(model, inputs):
-    """Mix tokens `(B, K, D)` and patches `(B, N, D)` after the tower's last layer, one sequence through transformers' own
+    """Mix tokens `(B, K, E)` in the space of the texts: one sequence with the patches through transformers' own
     layers, under the mask of equations 2 and 3."""
     kind = model.config.vlm_config.model_type
     tower = model.vlm.vision_model
@@ -43,9 +43,18 @@ def reference_mix_tokens(model, inputs):
         for layer in tower.encoder.layers:
             state = layer(state, mask[None, None])
             state = state[0] if isinstance(state, tuple) else state
-        found.append(state[0])
-    state = torch.stack(found)
-    return state[:, length:], state[:, first:length]
+        state = tower.post_layernorm(state[0])
+        if kind == "clip":
+            projected = [model.vlm.visual_projection(token) for token in state[length:]]
+        else:
+            head, projected = tower.head, []
+            for k, token in enumerate(state[length:]):
+                query = (head.probe[0, 0] + model.probe_share[k] * token)[None, None]
+                seen = state[None, :length][:, sees[length + k, :length]]
+                pooled = head.attention(query, seen, seen)[0][0, 0]
+                projected.append(pooled + head.mlp(head.layernorm(pooled)))
+        found.append(torch.stack([one / one.norm() * len(one) ** 0.5 for one in projected]))
+    return torch.stack(found)
 
 
 def reference_scores(model, texts, tokens):

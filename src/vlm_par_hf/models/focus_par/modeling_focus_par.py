@@ -11,8 +11,11 @@ what it found there. So a model answers for attributes that it was never trained
   show the text to itself.
 
 Where the paper is silent: a patch's region is decided by its place in reading order (equal parts, from top to bottom).
-SigLIP has no projection of single tokens, so a mix token goes through the pooling head as a picture of this one token
-would. Texts and mix tokens are brought to one length before the projections, because a cosine forgets it anyway.
+SigLIP has no class token to start from and no projection of single tokens, but a head in which a probe looks at the
+patches once more: there, the mix tokens ask in the probe's place, each seeing what it may see. So with CLIP and SigLIP
+alike a fresh global token answers what the backbone's own pooled picture does. Texts and mix tokens are brought to one
+length before the projections, because a cosine forgets it anyway. The learnable vectors start as the first words that
+all texts have in common ("a photo of a"), and take their place.
 Decisions: each attribute has a gain and its labels have offsets, fitted on validation (`fit_decisions`), because
 similarities are not calibrated.
 
@@ -20,6 +23,7 @@ Letters: B people, N patches, K mix tokens, A attributes, C labels, Z texts (all
 D vision width, E width of the space in which pictures and texts are compared.
 """
 
+import itertools
 import json
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -53,6 +57,8 @@ __all__ = ["AttributeTexts", "FocusParModel", "FocusParPreTrainedModel"]
 
 KEPT_SCHEMAS = 16  # encoded label spaces that a model remembers
 TEXTS_AT_ONCE = 64
+# How much of a mix token is added to SigLIP's probe at first: little, so that it starts as the pooled picture does.
+PROBE_SHARE = 0.1
 FEATURES = ("patch_embeds", "image_embeds", "patch_mask")
 
 
@@ -153,6 +159,8 @@ class FocusParPreTrainedModel(PushToHub, OverBackbone, PreTrainedModel):
         elif isinstance(module, FocusParModel):
             init.normal_(module.mix_tokens, std=0.02)
             init.normal_(module.prompts, std=0.02)
+            if hasattr(module, "probe_share"):
+                init.constant_(module.probe_share, PROBE_SHARE)
             init.ones_(module.decision_gain)
             init.zeros_(module.decision_offset)
 
@@ -180,6 +188,8 @@ class FocusParModel(FocusParPreTrainedModel):
         self.prompts = nn.Parameter(
             torch.empty(len(config.prompt_regions), config.num_prompt_tokens, text.hidden_size)
         )
+        if config.vlm_config.model_type != "clip" and tokens:
+            self.probe_share = nn.Parameter(torch.empty(tokens))
         self.extraction = AttributeGuidedExtraction(
             config.text_width, config.num_attention_heads, config.attention_dropout
         )
@@ -206,7 +216,8 @@ class FocusParModel(FocusParPreTrainedModel):
         """Starts mix tokens and prompts where the backbone's own tokens are, plus noise from torch's generator.
 
         CLIP: at the class token. SigLIP, which has none: at a patch of no content, at the mean position of what the
-        token looks at. Prompts: as spread as the vocabulary.
+        token looks at. Prompts: at the words whose place they take (`config.prompt_start_ids`), before these at the
+        token that ends a text, which says nothing; or all at random (`config.prompt_init`).
         """
         vision = self.vlm.vision_model.embeddings
         if self.config.vlm_config.model_type == "clip":
@@ -217,7 +228,13 @@ class FocusParModel(FocusParPreTrainedModel):
             start = wide(vision.patch_embedding.bias) + middle @ positions / middle.sum(-1, keepdim=True)
         self.mix_tokens.copy_(start + 0.02 * torch.randn_like(start))
         vocabulary = self.vlm.text_model.embeddings.token_embedding.weight
-        self.prompts.copy_(torch.randn_like(self.prompts) * vocabulary.float().std())
+        noise = torch.randn_like(self.prompts) * vocabulary.float().std()
+        if self.config.prompt_start_ids is None:
+            self.prompts.copy_(noise)
+        else:
+            ends = self.config.label_input_ids[0][0][-1:] * self.config.num_prompt_tokens
+            words = [*ends, *self.config.prompt_start_ids][len(self.config.prompt_start_ids) :]
+            self.prompts.copy_(vocabulary[words] + 0.1 * noise)
         self._forget()
 
     def train(self, mode: bool = True) -> "FocusParModel":
@@ -240,7 +257,7 @@ class FocusParModel(FocusParPreTrainedModel):
             vision.train(self.training)
             if self.config.vlm_config.model_type == "clip":
                 self.vlm.visual_projection.requires_grad_(True)
-            else:
+            elif not len(self.mix_tokens):
                 vision.head.probe.requires_grad_(False)  # only the pooled picture uses it, and no score does
 
     def get_input_embeddings(self) -> nn.Module:
@@ -263,7 +280,17 @@ class FocusParModel(FocusParPreTrainedModel):
     def _prepare_texts(self, processor: FocusParProcessor | None) -> None:
         if processor is not None:
             self._processor = processor
+            if self.config.prompt_init == "words":
+                self._find_prompt_start(processor)
             self._tokenize(self.schema, processor, store=True)
+
+    def _find_prompt_start(self, processor: FocusParProcessor) -> None:
+        """The first tokens that all texts share, as many as there are learnable vectors to take their place."""
+        start = int(self.config.vlm_config.model_type == "clip")
+        texts = [text for one in self.label_texts(self.schema) for text in one]
+        columns = zip(*(ids[start : start + self.config.num_prompt_tokens] for ids in processor.encode_texts(texts)))
+        shared = itertools.takewhile(lambda column: len(set(column)) == 1, columns)
+        self.config.prompt_start_ids = [column[0] for column in shared]
 
     @property
     def max_text_tokens(self) -> int:
@@ -287,7 +314,8 @@ class FocusParModel(FocusParPreTrainedModel):
         ids = []
         for attribute, texts in zip(schema, self.label_texts(schema)):
             # One token more than fits shows that a text is too long.
-            ids.append(processor.encode_texts(texts, limit + 1))
+            found = processor.encode_texts(texts, limit + 1 + len(self.config.prompt_start_ids or ()))
+            ids.append([self._without_start(one) for one in found])
             for text, one in zip(texts, ids[-1]):
                 if len(one) > limit:
                     raise ValueError(
@@ -300,6 +328,14 @@ class FocusParModel(FocusParPreTrainedModel):
             self._tables = None
             self._forget()
         return ids
+
+    def _without_start(self, ids: list[int]) -> list[int]:
+        """The tokens of a text without the first words, where these are those that the learnable vectors are for."""
+        words = self.config.prompt_start_ids or []
+        start = int(self.config.vlm_config.model_type == "clip")
+        if ids[start : start + len(words)] != words:
+            return ids
+        return ids[:start] + ids[start + len(words) :]
 
     def _region_shares(self, schema: AttributeSchema) -> torch.Tensor:
         """`(Z, regions)`: how the learnable vectors of a text are mixed; an unseen region takes the mean of all."""
@@ -569,22 +605,26 @@ class FocusParModel(FocusParPreTrainedModel):
         else:
             patch_mask = torch.ones(last.shape[:2], dtype=torch.bool, device=last.device)
         if not mix:
-            if kind == "clip":
-                last = tower.post_layernorm(last)
-            last = torch.where(patch_mask[..., None], last, 0)
+            last = torch.where(patch_mask[..., None], tower.post_layernorm(last) if kind == "clip" else last, 0)
             maps = torch.eye(last.shape[1], device=last.device)[None] * patch_mask[:, None] if output_maps else None
-            return self._project(last), patch_mask, image_embeds, patch_mask, maps
+            return self._project_patches(last), patch_mask, image_embeds, patch_mask, maps
         seen = self._patch_regions(patch_mask)
         tokens = self.mix_tokens.to(last.dtype).expand(len(last), -1, -1)
         if kind == "clip":
             tokens = tower.pre_layrnorm(tokens)
-        bias = torch.where(seen, 0, torch.finfo(last.dtype).min).to(last.dtype)[:, None]
-        maps = 0
+        bias = torch.zeros_like(seen, dtype=last.dtype).masked_fill(~seen, torch.finfo(last.dtype).min)[:, None]
+        looks = []
         for layer, patches in zip(tower.encoder.layers, outputs.hidden_states):
             tokens, looked = self._token_layer(layer, tokens, patches[:, skipped:], bias, output_maps)
-            maps = maps + looked / len(tower.encoder.layers) if output_maps else maps
-        tokens = self._project(tower.post_layernorm(tokens))
-        return tokens, None, image_embeds, patch_mask, (maps if output_maps else None)
+            looks.append(looked)
+        tokens = tower.post_layernorm(tokens)
+        if kind == "clip":
+            tokens = self.vlm.visual_projection(tokens)
+        else:
+            tokens, looked = self._pool_tokens(tokens, last, bias, output_maps)
+            looks.append(looked)
+        maps = torch.stack(looks).mean(0) if output_maps else None
+        return unit_rms(tokens), None, image_embeds, patch_mask, maps
 
     @staticmethod
     def _token_layer(layer, tokens, patches, bias, output_maps):
@@ -613,14 +653,29 @@ class FocusParModel(FocusParPreTrainedModel):
             looked = (wide(queries @ keys.mT) * attention.scale + wide(bias)).softmax(-1).mean(1)
         return tokens, looked
 
-    def _project(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Tokens after the tower's last LayerNorm, into the space of the texts, with root mean square 1."""
-        if self.config.vlm_config.model_type == "clip":
-            return unit_rms(self.vlm.visual_projection(tokens))
+    def _pool_tokens(self, tokens, patches, bias, output_maps):
+        """SigLIP's pooling head with the mix tokens in its probe's place."""
         head = self.vlm.vision_model.head
-        D = tokens.shape[-1]
-        weight, bias = head.attention.in_proj_weight[2 * D :], head.attention.in_proj_bias[2 * D :]
-        tokens = head.attention.out_proj(F.linear(tokens, weight, bias))
+        H = head.attention.num_heads
+        asked = head.probe + self.probe_share[:, None].to(tokens.dtype) * tokens
+        weights, biases = head.attention.in_proj_weight.chunk(3), head.attention.in_proj_bias.chunk(3)
+        queries, keys, values = (
+            F.linear(states, weight, offset).unflatten(-1, (H, -1)).transpose(1, 2)
+            for states, weight, offset in zip((asked, patches, patches), weights, biases)
+        )
+        scaling = queries.shape[-1] ** -0.5
+        found = F.scaled_dot_product_attention(queries, keys, values, attn_mask=bias, scale=scaling)
+        tokens = head.attention.out_proj(found.transpose(1, 2).flatten(2))
+        looked = (wide(queries @ keys.mT) * scaling + wide(bias)).softmax(-1).mean(1) if output_maps else None
+        return tokens + head.mlp(head.layernorm(tokens)), looked
+
+    def _project_patches(self, patches: torch.Tensor) -> torch.Tensor:
+        """Patches after the tower's last LayerNorm into the space of the texts: each is pooled alone."""
+        if self.config.vlm_config.model_type == "clip":
+            return unit_rms(self.vlm.visual_projection(patches))
+        head = self.vlm.vision_model.head
+        weight, bias = head.attention.in_proj_weight.chunk(3)[2], head.attention.in_proj_bias.chunk(3)[2]
+        tokens = head.attention.out_proj(F.linear(patches, weight, bias))
         return unit_rms(tokens + head.mlp(head.layernorm(tokens)))
 
     @can_return_tuple
