@@ -1,5 +1,7 @@
 """Data sets with image and labels from a folder: the schema beside them, labels checked, pictures by our opener."""
 
+import json
+
 import datasets
 import numpy as np
 import pytest
@@ -105,6 +107,69 @@ def test_wrong_columns_are_named(tmp_path):
     )
     with pytest.raises(ValueError, match="column 'image' is .*expected datasets.Image"):
         load_par_dataset("hub", root)
+
+
+@pytest.mark.parametrize("content", ["half", b"", b"<!DOCTYPE html>\n<html><body>404</body></html>\n"])
+def test_a_damaged_file_is_named(tmp_path, content):
+    path = write(tmp_path / "set", {"train": [[0, 1]]}) / "data" / "train-00000-of-00001.parquet"
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2] if content == "half" else content)
+    with pytest.raises(ValueError, match="train-00000-of-00001.parquet cannot be read as a parquet file"):
+        load_par_dataset("hub", path.parents[1])
+    # Its end is whole, its beginning is not: found when the rows are read.
+    path.write_bytes(whole[:4] + bytes(100) + whole[104:])
+    with pytest.raises((ValueError, OSError), match="the data set '.*set' c"):
+        load_par_dataset("hub", path.parents[1])
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_two_data_sets_mixed_are_named(tmp_path, split):
+    root = write(tmp_path / "set", {"train": [[0, 1]]})
+    other = make_split([[1, 1]]).rename_column("note", "camera_id")
+    other.to_parquet(root / "data" / f"{split}-00001-of-00002.parquet")
+    first = root / "data" / "train-00000-of-00001.parquet"
+    if split == "train":
+        first.rename(first.with_name("train-00000-of-00002.parquet"))
+    else:
+        (root / "data" / "test-00001-of-00002.parquet").rename(root / "data" / "test-00000-of-00001.parquet")
+    with pytest.raises(ValueError, match="has the columns .*, but .*: are these files of two data sets"):
+        load_par_dataset("hub", root)
+
+
+def test_the_same_columns_of_other_types(tmp_path):
+    root = write(tmp_path / "set", {"train": [[0, 1]], "test": [[0, 1]]})
+    other = make_split([[0, 1]]).cast_column("note", datasets.Value("string"))
+    rows = {**other.to_dict(), "note": [{"a": 1}], "image": [None]}
+    datasets.Dataset.from_dict(rows).to_parquet(root / "data" / "test-00000-of-00001.parquet")
+    with pytest.raises(ValueError, match="the files of the data set '.*set' cannot be read as one"):
+        load_par_dataset("hub", root)
+
+
+@pytest.mark.parametrize("content", ["[{'name': 'caf\xe9'}]".encode("latin-1"), b"<!DOCTYPE html><html></html>"])
+def test_a_schema_that_is_none(tmp_path, content):
+    root = write(tmp_path / "set", {"train": [[0, 1]]})
+    (root / "schema.json").write_bytes(content)
+    with pytest.raises(ValueError, match="schema.json is not JSON"):
+        load_par_dataset("hub", root)
+
+
+def test_data_keep_the_name_that_they_were_prepared_under(tmp_path):
+    root = write(tmp_path / "set", {"train": [[0, 1]]})
+
+    def notes():
+        return json.loads(load_par_dataset("hub", root)["train"].info.description)
+
+    assert notes()["name"] == "set"
+    for report, name in (
+        ({"notes": {"name": "pa100k", "skipped_images": {"train": 2}}}, "pa100k"),
+        ({"notes": {"name": "folder"}}, "set"),  # how they were read, not what they are
+        ({"notes": ["somebody else's"]}, "set"),
+        (["somebody else's"], "set"),
+    ):
+        (root / "report.json").write_text(json.dumps(report))
+        assert notes()["name"] == name
+    (root / "report.json").write_text("no JSON")
+    assert notes()["name"] == "set" and "skipped_images" not in notes()
 
 
 def test_half_downloaded_and_nothing(tmp_path):

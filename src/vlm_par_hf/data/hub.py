@@ -7,6 +7,8 @@ What `vlm-par prepare` writes is of this form: parquet files with `image` (embed
 import json
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,7 +48,9 @@ def load_hub_dataset(
 
     Raises:
         FileNotFoundError: no such folder or repository, no parquet file, or no schema.
-        ValueError: a column is missing, or a label is outside its attribute's range; the message names the split.
+        ValueError: a file is damaged or of another data set, a column is missing, or a label is outside its
+            attribute's range; the message names the file or the split.
+        OSError: the Hub refused or went away.
     """
     datasets = require("datasets", "train")
     name, folder = os.fspath(root), Path(root)
@@ -66,7 +70,9 @@ def load_hub_dataset(
         carried = carried_schema(splits) or _folder_schema(folder)
     else:
         files = _parquet_files(folder)
-        splits = dict(datasets.load_dataset("parquet", data_files=files))
+        _check_parquet(files)
+        with _naming(name):
+            splits = dict(datasets.load_dataset("parquet", data_files=files))
         carried = _folder_schema(folder)
     found = carried or schema
     if found is None:
@@ -100,7 +106,8 @@ def _load_repository(name: str, revision: str | None) -> dict[str, Any]:
     from huggingface_hub.errors import RepositoryNotFoundError
 
     try:
-        return dict(datasets.load_dataset(name, revision=revision))
+        with _naming(name):
+            return dict(datasets.load_dataset(name, revision=revision))
     except (datasets.exceptions.DatasetNotFoundError, RepositoryNotFoundError) as error:
         raise FileNotFoundError(
             f"the data set {name!r} is not on the Hub, or not for you ({error}); expected a folder or 'org/name'"
@@ -152,6 +159,37 @@ def _parquet_files(folder: Path) -> dict[str, list[str]]:
                 "(downloaded or prepared in part?)"
             )
     return files
+
+
+def _check_parquet(files: dict[str, list[str]]) -> None:
+    """Every file is whole, and all have the same columns; only the ends of the files are read."""
+    import pyarrow.parquet
+
+    first: tuple[str, list[str]] | None = None
+    for path in (path for paths in files.values() for path in paths):
+        try:
+            columns = pyarrow.parquet.read_schema(path).names
+        except (pyarrow.ArrowException, OSError) as error:
+            raise ValueError(f"{path} cannot be read as a parquet file (downloaded in part?): {error}") from error
+        first = first or (path, columns)
+        if sorted(columns) != sorted(first[1]):
+            raise ValueError(
+                f"{path} has the columns {columns}, but {first[0]} has {first[1]}: are these files of two data sets?"
+            )
+
+
+@contextmanager
+def _naming(name: str) -> Iterator[None]:
+    """`datasets` says what failed only in what its error was caused by."""
+    from datasets.exceptions import DatasetGenerationError
+
+    try:
+        yield
+    except DatasetGenerationError as error:
+        cause = error.__cause__ or error.__context__ or error
+        if isinstance(cause, OSError):
+            raise OSError(f"the data set {name!r} could not be loaded: {cause}") from error
+        raise ValueError(f"the files of the data set {name!r} cannot be read as one: {cause}") from error
 
 
 def _to_our_form(dataset: "datasets.Dataset", schema: AttributeSchema, where: str) -> "datasets.Dataset":

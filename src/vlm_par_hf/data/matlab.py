@@ -8,7 +8,15 @@ import numpy as np
 from vlm_par_hf.utils import require
 
 
-__all__ = ["load_mat_struct", "read_cells", "read_field", "read_indices", "read_matrix", "read_strings"]
+__all__ = [
+    "load_mat_struct",
+    "load_mat_variables",
+    "read_cells",
+    "read_field",
+    "read_indices",
+    "read_matrix",
+    "read_strings",
+]
 
 # The variable of each annotation file that users mix up.
 _KNOWN_VARIABLES = {
@@ -24,23 +32,36 @@ def load_mat_struct(path: Path, variable: str) -> np.ndarray:
     """The 1 x 1 struct `variable` of a file; its fields are read with `read_field`.
 
     Raises:
+        ValueError: as `load_mat_variables`.
+    """
+    return load_mat_variables(path, (variable,), _KNOWN_VARIABLES[variable])[variable]
+
+
+def load_mat_variables(path: Path, variables: tuple[str, ...], data_set: str) -> dict[str, Any]:
+    """These variables of a file, and none of the others: they are not unpacked.
+
+    Args:
+        data_set: whose annotation is expected.
+
+    Raises:
         ValueError: the file is damaged, or holds another data set, which is then named.
     """
     scipy_io = require("scipy.io", "train")
     try:
         # A MATLAB file holds plain arrays and runs no code when read.
-        variables = scipy_io.loadmat(path, variable_names=[variable])
-        names = [variable] if variable in variables else [name for name, _, _ in scipy_io.whosmat(path)]
+        found = scipy_io.loadmat(path, variable_names=list(variables))
+        missing = [name for name in variables if name not in found]
+        names = [name for name, _, _ in scipy_io.whosmat(path)] if missing else []
     except Exception as error:  # scipy raises OSError, ValueError, TypeError, zlib.error, ... on damaged files
-        raise ValueError(f"{path} cannot be read as a MATLAB file (truncated?): {error}") from error
-    if variable not in variables:
-        other = next((_KNOWN_VARIABLES[name] for name in names if name in _KNOWN_VARIABLES), None)
+        raise ValueError(f"{path} cannot be read as a MATLAB file (downloaded in part?): {error}") from error
+    if missing:
+        others = (_KNOWN_VARIABLES[name] for name in names if name in _KNOWN_VARIABLES)
+        other = next((name for name in others if name != data_set), None)
         known = f", which is the annotation of {other}" if other else ""
         raise ValueError(
-            f"{path} lacks the variable {variable!r}: it holds {names}{known}; expected the annotation of "
-            f"{_KNOWN_VARIABLES[variable]}"
+            f"{path} lacks the variable {missing[0]!r}: it holds {names}{known}; expected the annotation of {data_set}"
         )
-    return variables[variable]
+    return {name: found[name] for name in variables}
 
 
 def field_names(struct: Any) -> tuple[str, ...]:

@@ -6,14 +6,15 @@ groups become `person_id`. They are somebody's estimate of identity, not part of
 """
 
 import csv
+import io
 import os
 from pathlib import Path
 
 import numpy as np
 
 from vlm_par_hf.schemas import get_schema
-from vlm_par_hf.utils import require
 
+from .matlab import load_mat_variables, read_matrix, read_strings
 from .records import PedestrianRecord
 
 
@@ -43,8 +44,8 @@ def read_pa100k(root: str | os.PathLike, split: str) -> list[PedestrianRecord]:
     path = _find_annotation(root)
     prefix = PA100K_SPLITS[split]
     names_key, labels_key = f"{prefix}_images_name", f"{prefix}_label"
-    variables = _load_variables(path, ("attributes", names_key, labels_key))
-    names = _read_cell_strings(variables[names_key], path, names_key)
+    variables = load_mat_variables(path, ("attributes", names_key, labels_key), "PA-100K")
+    names = read_strings(variables[names_key], path, names_key)
     labels = _read_labels(variables, path, labels_key)
     if len(names) != len(labels):
         raise ValueError(f"{path}: {names_key} has {len(names)} entries but {labels_key} has {len(labels)} rows")
@@ -83,39 +84,8 @@ def _find_image_folder(root: Path, names: list[str]) -> str:
     return str(root / (existing[0] if existing else _IMAGE_PLACES[0]))
 
 
-def _load_variables(path: Path, keys: tuple[str, ...]) -> dict[str, np.ndarray]:
-    scipy_io = require("scipy.io", "train")
-    try:
-        # Only this split's variables are unpacked. A MATLAB file holds plain arrays and runs no code when read.
-        variables = scipy_io.loadmat(path, variable_names=list(keys))
-    except Exception as error:  # scipy raises OSError, ValueError, TypeError, zlib.error, ... on damaged files
-        raise ValueError(
-            f"{path} cannot be read as a MATLAB file (truncated, or not annotation.mat?): {error}"
-        ) from error
-    missing = [key for key in keys if key not in variables]
-    if missing:
-        raise ValueError(f"{path} lacks the variable {missing[0]!r}; expected the annotation.mat of PA-100K")
-    return variables
-
-
-def _read_cell_strings(cell: np.ndarray, path: Path, key: str) -> list[str]:
-    """A MATLAB cell array (N, 1) of 1x1 cells of text, as scipy shows it, to N strings."""
-    try:
-        return [_cell_text(entry) for entry in np.asarray(cell, dtype=object).ravel()]
-    except (IndexError, TypeError, ValueError) as error:
-        raise ValueError(f"{path}: {key} is no list of names: {error}") from error
-
-
-def _cell_text(entry: object) -> str:
-    while isinstance(entry, np.ndarray):
-        entry = entry.ravel()[0]
-    if not isinstance(entry, str):
-        raise TypeError(f"found {entry!r} where a text was expected")
-    return str(entry)
-
-
 def _read_labels(variables: dict[str, np.ndarray], path: Path, labels_key: str) -> np.ndarray:
-    found = _read_cell_strings(variables["attributes"], path, "attributes")
+    found = read_strings(variables["attributes"], path, "attributes")
     expected = get_schema("pa100k").names
     if set(found) != set(expected) or len(found) != len(expected):
         missing, unexpected = sorted(set(expected) - set(found)), sorted(set(found) - set(expected))
@@ -123,19 +93,21 @@ def _read_labels(variables: dict[str, np.ndarray], path: Path, labels_key: str) 
             f"{path}: attributes are not those of PA-100K: missing {missing}, unexpected {unexpected}, "
             f"{len(found)} names where {len(expected)} were expected"
         )
-    labels = variables[labels_key]
-    if labels.ndim != 2 or labels.shape[1] != len(found):
-        raise ValueError(f"{path}: {labels_key} has shape {labels.shape}; expected (images, {len(found)})")
-    if labels.dtype.kind not in "uibf" or not np.isin(labels, (0, 1)).all():
+    labels = read_matrix(variables[labels_key], path, labels_key, (None, len(found)))
+    if not np.isin(labels, (0, 1)).all():
         raise ValueError(f"{path}: {labels_key} holds values other than 0 and 1")
-    return np.ascontiguousarray(labels[:, [found.index(name) for name in expected]], dtype=np.int64)
+    return np.ascontiguousarray(labels[:, [found.index(name) for name in expected]])
 
 
 def _read_person_groups(path: Path) -> dict[str, int] | None:
     if not path.is_file():
         return None
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text ({error})") from error
     groups: dict[str, int] = {}
-    with open(path, encoding="utf-8-sig", newline="") as stream:
+    with io.StringIO(text) as stream:
         rows = csv.reader(stream)
         header = next(rows, [])
         if header != ["image", "group"]:

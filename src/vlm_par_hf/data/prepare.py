@@ -212,8 +212,6 @@ def _check_image(row: dict[str, Any]) -> dict[str, Any]:
         data = image.get("bytes")
         if data is None:
             data = Path(image["path"]).read_bytes()
-        if data[:512].lstrip()[:9].lower().startswith((b"<!doctype", b"<html", b"<?xml")):
-            return {"error": "is a web page, not an image (a download that failed?)"}
         picture = open_image({"bytes": data, "path": image.get("path")})
     except (OSError, ValueError) as error:
         return {"error": str(error)}
