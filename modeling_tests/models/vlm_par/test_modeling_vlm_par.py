@@ -1,5 +1,6 @@
 import copy
 import json
+import logging
 import os
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModel
+from transformers.utils import logging as transformers_logging
 
 from modeling_tests.models.vlm_par.reference import reference_logits
 from modeling_tests.tiny import (
@@ -751,6 +753,16 @@ def test_configuration_round_trip(tmp_path):
         assert one.id2label == {0: "Hat", 1: "Backpack", 2: "Female", 3: "UpperColor", 4: "BagSide"}
         assert one.label2id == {"Hat": 0, "Backpack": 1, "Female": 2, "UpperColor": 3, "BagSide": 4}
     assert json.loads((tmp_path / "config.json").read_text())["attributes"] == config.schema.to_list()
+
+
+def test_a_configuration_warns_of_nothing(caplog, monkeypatch):
+    warning = logging.getLogger("transformers.configuration_utils")
+    monkeypatch.setattr(warning, "propagate", True)
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    transformers_logging.warning_once.cache_clear()
+    VlmParConfig(attributes=tiny_schema())
+    VlmParConfig(attributes=tiny_schema(), vlm_config=tiny_backbone_config())
+    assert not caplog.records
 
 
 @pytest.mark.parametrize(

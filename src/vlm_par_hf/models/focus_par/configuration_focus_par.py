@@ -67,7 +67,7 @@ class FocusParConfig(PreTrainedConfig):
     sub_configs_defaults = {"vlm_config": SubConfigSpec(config_class=AutoConfig, model_type="clip")}
     keys_to_ignore_at_inference = ["image_embeds", "attentions", "hidden_states"]
 
-    vlm_config: dict | PreTrainedConfig | None = None
+    vlm_config: PreTrainedConfig | dict | None = None
     attributes: Any = None
     num_global_tokens: int = 8
     num_local_tokens: int = 4

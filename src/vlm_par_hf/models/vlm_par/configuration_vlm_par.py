@@ -67,7 +67,8 @@ class VlmParConfig(PreTrainedConfig):
     sub_configs_defaults = {"vlm_config": SubConfigSpec(config_class=AutoConfig, model_type="siglip2")}
     keys_to_ignore_at_inference = ["image_embeds", "attentions", "hidden_states"]
 
-    vlm_config: dict | PreTrainedConfig | None = None
+    # In this order: refusing a dict would print the object, and transformers would warn of its own defaults.
+    vlm_config: PreTrainedConfig | dict | None = None
     attributes: Any = None
     alignment: str = "logit"
     fusion: str = "text_to_image"
@@ -169,7 +170,7 @@ class FoldedVlmParConfig(PreTrainedConfig):
     keys_to_ignore_at_inference = VlmParConfig.keys_to_ignore_at_inference
     freeze_backbone = True  # no field: nothing of a folded model can be trained
 
-    vision_config: dict | PreTrainedConfig | None = None
+    vision_config: PreTrainedConfig | dict | None = None
     attributes: Any = None
     alignment: str = "logit"
     fusion: str = "text_to_image"
