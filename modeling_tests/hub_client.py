@@ -92,6 +92,13 @@ def publish(folder: Path) -> None:
     step("pipeline", pipe.push_to_hub, "org/pipe")
     results["pipeline answer"] = pipe(picture())
 
+    folded = model.fold()
+    step("folded", folded.push_to_hub, "org/folded")
+    step("folded processor", processor.push_to_hub, "org/folded")
+    results["folded logits"] = logits(folded, processor)
+    step("folded pipeline", pipeline("pedestrian-attributes", model=folded, processor=processor).push_to_hub,
+         "org/folded-pipe")  # fmt: skip
+
     rows = [{"image": picture(), "labels": [1, 0, -100]} for _ in range(4)]
     for name, ours in (("trained", True), ("trained-plainly", False)):
         trainer = Trainer(
@@ -138,7 +145,7 @@ def load(folder: Path) -> None:
 
     for name, options in {
         "full": {}, "revision": {"revision": "v2"}, "heads": {}, "secret": {}, "trained": {}, "trained-plainly": {},
-        "large": {},
+        "large": {}, "folded": {},
     }.items():  # fmt: skip
         repo = f"org/{'full' if name == 'revision' else name}"
         model = step(f"{name} model", AutoModel.from_pretrained, repo, **options)
@@ -147,6 +154,8 @@ def load(folder: Path) -> None:
             results[f"{name} logits"] = logits(model, processor)
     pipe = step("pipe", pipeline, "pedestrian-attributes", model="org/pipe")
     results["pipeline answer"] = pipe and pipe(picture())
+    pipe = step("folded pipe", pipeline, "pedestrian-attributes", model="org/folded-pipe")
+    results["folded pipeline answer"] = pipe and pipe(picture())
     results["package"] = vlm_par_hf.__version__
     # The Hub's library tries again half a minute long where an answer is bad; this process has nothing else to do.
     time.sleep = lambda seconds: None
@@ -162,6 +171,7 @@ def without(folder: Path) -> None:
 
     step("model", AutoModel.from_pretrained, "org/full")
     step("processor", AutoProcessor.from_pretrained, "org/full")
+    step("folded", AutoModel.from_pretrained, "org/folded")
 
     class Hide(importlib.abc.MetaPathFinder):
         def find_spec(self, name, path=None, target=None):
@@ -177,6 +187,8 @@ def without(folder: Path) -> None:
     model = step("trusted model", AutoModel.from_pretrained, "org/full", trust_remote_code=True)
     processor = step("trusted processor", AutoProcessor.from_pretrained, "org/full", trust_remote_code=True)
     results["module"] = type(model).__module__
+    step("trusted folded model", AutoModel.from_pretrained, "org/folded", trust_remote_code=True)
+    step("trusted folded processor", AutoProcessor.from_pretrained, "org/folded", trust_remote_code=True)
     results["logits"] = logits(model, processor) if model is not None else None
 
 

@@ -113,6 +113,15 @@ def test_a_push_holds_everything_that_loading_needs(hub, published):
     assert hub.unknown == []
 
 
+def test_a_folded_model_is_pushed_whole_and_without_its_text_tower(hub, published):
+    shims = {name.replace(".py", "_folded.py") for name in SHIMS}
+    for repo in ("org/folded", "org/folded-pipe"):
+        assert set(hub.files(repo)) == MODEL - SHIMS | shims | PROCESSOR
+        assert b"text_model" not in hub.read(repo, "model.safetensors")
+    card = hub.read("org/folded", "README.md").decode()
+    assert "folded for inference" in card and "cannot be trained further" in card
+
+
 def test_one_push_is_one_commit(hub, published):
     assert hub.repos["org/full"].messages == [
         "initial commit", "Upload VlmParModel", "Upload VlmParProcessor", "second version", "Upload VlmParModel"
@@ -139,7 +148,7 @@ def test_heads_carry_no_backbone(hub, published):
     assert "org/unloadable" not in hub.repos
 
 
-@pytest.mark.parametrize("repo", ["org/full", "org/heads", "org/pipe", "org/saved", "org/trained"])
+@pytest.mark.parametrize("repo", ["org/full", "org/heads", "org/folded", "org/pipe", "org/saved", "org/trained"])
 def test_every_push_has_a_card(hub, published, repo):
     card = ModelCard(hub.read(repo, "README.md").decode())
     assert "pedestrian-attributes" in card.data.tags and card.data.base_model == "org/backbone"
@@ -206,16 +215,17 @@ def test_no_token(hub, published):
 # Loading elsewhere
 
 
-@pytest.mark.parametrize("name", ["full", "revision", "heads", "trained", "trained-plainly", "large"])
+@pytest.mark.parametrize("name", ["full", "revision", "heads", "trained", "trained-plainly", "large", "folded"])
 def test_a_fresh_process_gets_the_same_model(published, loaded, name):
-    assert loaded[f"{name} model"] == {"value": "VlmParModel"}
+    assert loaded[f"{name} model"] == {"value": "FoldedVlmParModel" if name == "folded" else "VlmParModel"}
     assert loaded[f"{name} processor"] == {"value": "VlmParProcessor"}
     close(loaded[f"{name} logits"], published[f"{name} logits"])
 
 
-def test_a_fresh_process_gets_the_same_pipeline(published, loaded):
-    assert loaded["pipe"] == {"value": "PedestrianAttributesPipeline"}
-    here, there = published["pipeline answer"]["attributes"], loaded["pipeline answer"]["attributes"]
+@pytest.mark.parametrize("form", ["", "folded "])
+def test_a_fresh_process_gets_the_same_pipeline(published, loaded, form):
+    assert loaded[f"{form}pipe"] == {"value": "PedestrianAttributesPipeline"}
+    here, there = published["pipeline answer"]["attributes"], loaded[f"{form}pipeline answer"]["attributes"]
     assert list(here) == list(there)
     for name in here:
         assert here[name]["label"] == there[name]["label"]
@@ -250,9 +260,10 @@ def test_a_bad_answer_names_the_repository(loaded, name, expected):
 
 
 def test_without_the_import_nothing_wrong_is_loaded(without):
-    for part in ("model", "processor"):
+    for part in ("model", "processor", "folded"):
         assert without[part]["error"] == "ValueError"
-        assert "trust_remote_code=True" in without[part]["message"] and "org/full" in without[part]["message"]
+        repo = "org/folded" if part == "folded" else "org/full"
+        assert "trust_remote_code=True" in without[part]["message"] and repo in without[part]["message"]
 
 
 def test_without_the_package_the_user_is_told_what_to_install(without):
@@ -263,4 +274,6 @@ def test_without_the_package_the_user_is_told_what_to_install(without):
 
 def test_files_in_the_repository_import_the_package(published, without):
     assert without["module"] == "vlm_par_hf.models.vlm_par.modeling_vlm_par"
+    assert without["trusted folded model"] == {"value": "FoldedVlmParModel"}
+    assert without["trusted folded processor"] == {"value": "VlmParProcessor"}
     close(without["logits"], published["full logits"])

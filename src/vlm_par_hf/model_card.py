@@ -51,7 +51,11 @@ METRICS = {
     "f1_weighted": "mean over attributes of the F1 of every label, weighted by how often it occurs",
     "mA_min_positives": "mA over the attributes with enough positives in the split",
 }
-FAMILIES = {"vlm_par": "VLM-PAR (Sellam et al., 2025)"}
+FAMILIES = {
+    "vlm_par": "VLM-PAR (Sellam et al., 2025)",
+    "vlm_par_folded": "VLM-PAR (Sellam et al., 2025), folded for inference",
+    "focus_par": "FOCUS (2025)",
+}
 _NEEDED = {"data": ("name", "split", "images"), "metrics": (), "attributes": (), "preset": ()}
 
 
@@ -604,6 +608,8 @@ def _limits(config, records) -> str:
     ]
     if records:
         lines.append("- Numbers of another convention are not comparable, even under the same name.")
+    if config["model_type"] == "vlm_par_folded":
+        lines.append("- For answers only: it has no text tower and cannot be trained further.")
     if config.get("save_backbone") is False:
         lines.append("- The heads alone: the backbone is fetched by its name and refused if its weights differ.")
     return "\n".join(lines)
