@@ -33,12 +33,36 @@ class ParProcessor(PushToHub, ProcessorMixin):
             resolution).
         tokenizer: the backbone's. Texts are lower-cased and padded to the right here, because the tokenizers of the
             fixed-resolution SigLIP 2 repositories do neither.
+        patch_grid: rows and columns of patches, for NaFlex only: every image is squashed to that grid, whatever its
+            aspect ratio, as a file that was exported for one grid needs it. None: each image keeps its own.
+
+    Raises:
+        ValueError: `patch_grid` is not two positive numbers, or the image processor knows no patches.
     """
 
     model_type: str  # of the family, in the names of the files that `AutoProcessor` reads
+    patch_grid: list[int] | None = None
 
-    def __init__(self, image_processor, tokenizer):
+    def __init__(self, image_processor, tokenizer, patch_grid=None):
         super().__init__(image_processor, tokenizer)
+        if patch_grid is not None:
+            self.fix_patch_grid(patch_grid)
+
+    def fix_patch_grid(self, patch_grid: Sequence[int]) -> None:
+        """Sets `patch_grid`, and the image processor's number of patches with it.
+
+        Raises:
+            ValueError: as for the class.
+        """
+        if len(patch_grid) != 2 or not all(isinstance(one, int) and one > 0 for one in patch_grid):
+            raise ValueError(f"patch_grid must be a number of rows and of columns of patches, got {patch_grid!r}")
+        if not hasattr(self.image_processor, "max_num_patches"):
+            raise ValueError(
+                f"patch_grid={tuple(patch_grid)}, but {type(self.image_processor).__name__} makes images of a fixed "
+                "resolution, not patches"
+            )
+        self.patch_grid = list(patch_grid)
+        self.image_processor.max_num_patches = patch_grid[0] * patch_grid[1]
 
     @classmethod
     def from_backbone(
@@ -141,6 +165,9 @@ class ParProcessor(PushToHub, ProcessorMixin):
             if not images:
                 raise ValueError("images is empty, expected at least one image")
             pictures = open_images(images)
+            if self.patch_grid is not None:
+                size = [self.image_processor.patch_size * one for one in reversed(self.patch_grid)]  # width, height
+                pictures = [one.resize(size, self.image_processor.resample) for one in pictures]
             data.update(preprocess_images(self.image_processor, pictures, return_tensors=return_tensors, **kwargs))
         if text is not None:
             texts = [text] if isinstance(text, str) else list(text)

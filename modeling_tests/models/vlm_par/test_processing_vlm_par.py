@@ -215,3 +215,31 @@ def test_the_tiny_tokenizer_is_a_real_one(tmp_path):
     loaded = AutoTokenizer.from_pretrained(tmp_path)
     assert loaded("A zebra ☃!")["input_ids"] == tokenizer("A zebra ☃!")["input_ids"]
     assert loaded.decode(loaded("is there a hat?")["input_ids"], skip_special_tokens=True) == "is there a hat?"
+
+
+def test_a_patch_grid_squashes_every_image_to_it(tmp_path):
+    image_processor = tiny_processor().image_processor
+    rng = np.random.default_rng(0)
+    images = [
+        Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8)) for size in ((64, 32), (10, 90), (7, 7))
+    ]
+    for grid in [(rows, columns) for rows in range(1, 18) for columns in range(1, 18, 3)]:
+        processor = VlmParProcessor(image_processor, tiny_tokenizer(), patch_grid=grid)
+        inputs = processor(images=images)
+        assert inputs["spatial_shapes"].tolist() == [list(grid)] * 3
+        assert inputs["pixel_values"].shape[1] == grid[0] * grid[1] and bool(inputs["pixel_attention_mask"].all())
+    processor.save_pretrained(tmp_path)
+    loaded = AutoProcessor.from_pretrained(tmp_path)
+    assert loaded.patch_grid == list(grid)
+    assert torch.equal(loaded(images=images)["pixel_values"], inputs["pixel_values"])
+    squashed = [image.resize((4 * grid[1], 4 * grid[0]), Image.Resampling.BILINEAR) for image in images]
+    assert torch.equal(processor(images=squashed)["pixel_values"], inputs["pixel_values"])
+
+
+def test_a_wrong_patch_grid_is_refused():
+    with pytest.raises(
+        ValueError, match=r"patch_grid must be a number of rows and of columns of patches, got \(16, 0\)"
+    ):
+        tiny_processor().fix_patch_grid((16, 0))
+    with pytest.raises(ValueError, match=r"patch_grid=\(4, 4\), but SiglipImageProcessorPil makes images of a fixed"):
+        tiny_processor("fixed").fix_patch_grid((4, 4))
