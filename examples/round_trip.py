@@ -26,6 +26,7 @@ from pathlib import Path
 
 
 CHUNK = 1000  # images drawn at once: all that memory holds of them
+FIRST_SEED = 10_000  # of the chunks' populations: nobody whom `load_par_dataset("synthetic")` draws with a small seed
 PREDICT = """
 import json, sys
 import vlm_par_hf
@@ -130,23 +131,23 @@ def draw(root: Path, images: int) -> None:
     table = io.StringIO()
     writer = csv.writer(table, lineterminator="\n")
     chunks = -(-images // CHUNK)
-    for seed in range(chunks):  # each seed is a population of its own: nobody is drawn twice
-        size = images * (seed + 1) // chunks - images * seed // chunks
+    for chunk in range(chunks):  # each seed is a population of its own: nobody is drawn twice
+        size = images * (chunk + 1) // chunks - images * chunk // chunks
         data = load_par_dataset(
-            "synthetic", seed=seed, num_train=size - 3 * (size // 10), num_validation=size // 10,
+            "synthetic", seed=FIRST_SEED + chunk, num_train=size - 3 * (size // 10), num_validation=size // 10,
             num_test=2 * (size // 10),
         )  # fmt: skip
         schema = dataset_schema(data)
-        if seed == 0:
+        if chunk == 0:
             writer.writerow(["image", "split", "person_id", "camera_id", *schema.names])
         for split, part in data.items():
             folder = root / "images" / split
             folder.mkdir(parents=True, exist_ok=True)
             for row in part.cast_column("image", datasets.Image(decode=False)):
-                name = f"{seed:03d}_{row['image_id']}"
+                name = f"{chunk:03d}_{row['image_id']}"
                 (folder / name).write_bytes(row["image"]["bytes"])
                 labels = [a.labels[label] if label >= 0 else "" for a, label in zip(schema, row["labels"])]
-                person = f"{seed:03d}_{row['person_id']:06d}"
+                person = f"{chunk:03d}_{row['person_id']:06d}"
                 writer.writerow([f"images/{split}/{name}", split, person, row["camera_id"], *labels])
     schema.to_json(root / "schema.json")
     atomic_write_text(root / "labels.csv", table.getvalue())

@@ -92,6 +92,10 @@ def publish(folder: Path) -> None:
     step("pipeline", pipe.push_to_hub, "org/pipe")
     results["pipeline answer"] = pipe(picture())
 
+    model.config.backbone_name = str(folder / "backbone")
+    step("over a folder", model.push_to_hub, "org/over-a-folder")
+    results["its own configuration"] = model.config.backbone_name
+    model.config.backbone_name = "org/backbone"
     folded = model.fold()
     step("folded", folded.push_to_hub, "org/folded")
     step("folded processor", processor.push_to_hub, "org/folded")

@@ -113,6 +113,14 @@ def test_a_push_holds_everything_that_loading_needs(hub, published):
     assert hub.unknown == []
 
 
+def test_no_folder_of_this_machine_is_published(hub, published, folder):
+    for name in hub.files("org/over-a-folder"):
+        assert str(folder).encode() not in hub.read("org/over-a-folder", name), name
+    assert published["its own configuration"] == str(folder / "backbone")  # here it is as it was
+    both = [json.loads(hub.read(repo, "config.json")) for repo in ("org/over-a-folder", "org/pipe")]
+    assert both[0] == {**both[1], "backbone_name": None}
+
+
 def test_a_folded_model_is_pushed_whole_and_without_its_text_tower(hub, published):
     shims = {name.replace(".py", "_folded.py") for name in SHIMS}
     for repo in ("org/folded", "org/folded-pipe"):

@@ -1,6 +1,7 @@
 """Pushing models, processors, pipelines and data sets to the Hub: one commit, whole or not at all, with a card."""
 
 import filecmp
+import json
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vlm_par_hf.model_card import CARD, EVAL_RESULTS, write_model_card
+from vlm_par_hf.utils import atomic_write_json
 
 
 __all__ = ["PushToHub", "push_folder", "take_hub_options"]
@@ -75,6 +77,7 @@ class PushToHub:
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary)
             self.save_pretrained(folder, max_shard_size=max_shard_size)
+            _forget_folders(folder / "config.json")
             all_tags = [
                 *(getattr(model, "model_tags", None) or ()),
                 *([tags] if isinstance(tags, str) else tags or ()),
@@ -198,6 +201,13 @@ def _naming(doing: str, repo_id: str) -> Iterator[None]:
             f"{doing} {repo_id!r} failed: the connection to the Hub broke ({type(cause).__name__}: {cause}). "
             "Nothing was committed: push again, files that arrived whole are not sent twice."
         ) from error
+
+
+def _forget_folders(path: Path) -> None:
+    """The folder of this machine that a whole checkpoint's backbone came from is nobody else's business."""
+    config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if Path(config.get("backbone_name") or "").is_absolute():
+        atomic_write_json(path, {**config, "backbone_name": None})
 
 
 def _write_card(folder: Path, source_name: str, repo_id: str, tags: list[str], metrics: Any) -> None:
