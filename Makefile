@@ -9,7 +9,7 @@ ARGS ?=
 BIN := .venv/bin
 CHECKED := $(wildcard src modeling_tests examples benchmarks)
 
-.PHONY: help demo test test-slow style quality examples bench
+.PHONY: help demo test test-slow test-hf style quality examples bench
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
@@ -18,13 +18,16 @@ demo: .venv/.stamp-demo ## train, evaluate and predict on drawn people (with PAR
 	$(BIN)/vlm-par demo --out $(OUT)
 
 # One thread per process: two test workers of one thread each are faster on two cores than two of two.
-test test-slow examples quality: export OMP_NUM_THREADS ?= 1
+test test-slow test-hf examples quality: export OMP_NUM_THREADS ?= 1
 
 test: .venv/.stamp-dev ## run the tests (PAR_DATA=folder adds real images; ARGS="-k name" goes to pytest)
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 test-slow: .venv/.stamp-dev ## run the long proofs
 	$(BIN)/python -m pytest -m slow $(ARGS)
+
+test-hf: .venv/.stamp-dev ## run the common tests of the installed transformers over our models (fetches them once, 10 MB)
+	$(BIN)/python -m pytest -m "" $(ARGS) modeling_tests/hf_common
 
 examples: .venv/.stamp-dev ## run every script in examples/ at small size
 	$(BIN)/python -m pytest -m "slow or not slow" modeling_tests/test_examples.py $(ARGS)
