@@ -62,7 +62,7 @@ def main() -> None:
     from vlm_par_hf.utils import atomic_write_json
 
     out, steps = Path(args.out), {}
-    drawn, prepared, checkpoint = out / "drawn", out / "prepared", out / "checkpoint"
+    drawn, prepared, checkpoint = out / "synthetic_drawings", out / "prepared", out / "checkpoint"
 
     with step("draw", steps):
         draw(drawn, args.images)

@@ -170,6 +170,7 @@ def test_drawings_are_written_too(tmp_path):
     first, second = (json.loads(one["test"].info.description) for one in (drawn, data))
     assert first["name"] == second["name"] == "synthetic" and first["options"] == second["options"]
     assert first["options"]["num_train"] == 4
+    assert "# synthetic\n\n**SYNTHETIC**" in (tmp_path / "out" / "README.md").read_text()
 
 
 # Where the Hub answers badly, its library tries again half a minute long; a test has no time for that.
@@ -225,6 +226,9 @@ def test_upload_and_load_from_the_hub_in_fresh_processes(root, tmp_path):
         repo = hub.repos["datasets/org/mine"]
         assert repo.private and repo.messages == ["initial commit", *2 * ["Data set prepared with vlm_par_hf"]]
         parquet = {f"data/{split}-00000-of-00001.parquet" for split in SIZES}
+        card = hub.read("datasets/org/mine", "README.md").decode()
+        assert "# mine\n" in card and 'load_par_dataset("hub", "org/mine")' in card
+        assert "path: data/validation-*.parquet" in card and "license: other" in card
         assert set(hub.files("datasets/org/mine")) == {"schema.json", "report.json", "README.md", *parquet}
 
         hub.fail("GET", "/api/datasets/org/forbidden", status=403)

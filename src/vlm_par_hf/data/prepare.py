@@ -103,7 +103,8 @@ def prepare_dataset(
             f'{out / REPORT_FILE}, mend them and run again, or pass broken="skip" to leave them out'
         )
     schema.to_json(out / SCHEMA_FILE)
-    atomic_write_text(out / "README.md", _card(name, report, schema, info))
+    title = Path(root).resolve().name if name == "folder" else name
+    atomic_write_text(out / "README.md", _card(title, push_to_hub, report, schema, info))
     for line in _warnings(report):
         logger.warning("%s", line)
     if push_to_hub is not None:
@@ -326,7 +327,9 @@ def _warnings(report: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _card(name: str, report: dict[str, Any], schema: AttributeSchema, info: "datasets.DatasetInfo") -> str:
+def _card(
+    title: str, repository: str | None, report: dict[str, Any], schema: AttributeSchema, info: "datasets.DatasetInfo"
+) -> str:
     known = {"cc-by-4.0", "cc-by-nc-sa-3.0", "apache-2.0", "mit"}
     license_id = info.license.split(" ")[0].lower()
     head = ["---", f"license: {license_id if license_id in known else 'other'}"]
@@ -337,17 +340,19 @@ def _card(name: str, report: dict[str, Any], schema: AttributeSchema, info: "dat
     for split in report["splits"]:
         head += [f"  - split: {split}", f"    path: data/{split}-*.parquet"]
     division = report["notes"].get("division", "see the source")
+    drawn = ["**SYNTHETIC**: drawings of pedestrians, no photographs.", ""] if report["name"] == "synthetic" else []
     body = [
         "---",
         "",
-        f"# {name}",
+        f"# {title}",
         "",
+        *drawn,
         f"{len(schema)} attributes of pedestrians (`{SCHEMA_FILE}`), prepared with vlm_par_hf {report['package']}.",
         f"Division: {division}. Licence of the source: {info.license or 'not stated'}. {info.homepage}",
         "",
         "```python",
         "from vlm_par_hf import load_par_dataset",
-        'data = load_par_dataset("hub", root)  # this repository, or the folder',
+        f'data = load_par_dataset("hub", "{repository or "the folder of this file"}")',
         "```",
         "",
         "| split | images | persons |",
