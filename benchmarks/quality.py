@@ -2,10 +2,11 @@
 
     python benchmarks/quality.py                       # synthetic drawings, 3 seeds; real PA-100K crops with PAR_DATA
     python benchmarks/quality.py --only synthetic --seeds 1 --train 600 --epochs 2     # a quick look
+    python benchmarks/quality.py --cache-features DIR  # keeps the features: another recipe needs no backbone again
 
-Every method sees the same features of the embedded backbone, the same loss, optimizer, schedule, number of epochs and
-choice of the best epoch by validation mA; the test split is looked at once, at the end. A probe may also choose its
-learning rate on validation, so that the baselines are as strong as they can be.
+Every method reads the same cached features of the embedded backbone, and has the same loss, optimizer, schedule,
+number of epochs and choice of the best epoch by validation mA; the test split is looked at once, at the end. A probe
+may also choose its learning rate on validation, so that the baselines are as strong as they can be.
 
 The backbone has seen only drawings. On drawings the numbers are SYNTHETIC; on the real crops they say how far features
 that never saw a photograph carry. Neither belongs beside a paper's number. Results: `--out` (JSON and picture).
@@ -17,6 +18,7 @@ import logging
 import os
 import platform
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -25,8 +27,9 @@ import torch
 from torch import nn
 
 from vlm_par_hf import ParLoss, ParMetrics, VlmParModel, VlmParProcessor, dataset_schema, load_par_dataset
+from vlm_par_hf.data import ParCollator
 from vlm_par_hf.losses import compute_priors
-from vlm_par_hf.training import TrainSettings, compute_features
+from vlm_par_hf.training import TrainSettings, compute_features, feature_views
 from vlm_par_hf.utils import atomic_write_json
 
 
@@ -101,7 +104,8 @@ def fit(model, loss, train, validation, metrics, *, settings: TrainSettings, rat
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min((step + 1) / warm_up, 0.5 * (1 + np.cos(np.pi * step / total)))
     )
-    labels = validation.labels[0].numpy()
+    labels = validation.labels
+    collate = ParCollator()
     best = {"validation_mA": -1.0}
     started = time.perf_counter()
     for epoch in range(int(settings.epochs)):
@@ -110,8 +114,7 @@ def fit(model, loss, train, validation, metrics, *, settings: TrainSettings, rat
         order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed * 1000 + epoch)).tolist()
         train_loss = 0.0
         for start in range(0, len(order), settings.batch_size):
-            items = [train[index] for index in order[start : start + settings.batch_size]]
-            batch = {name: torch.stack([item[name] for item in items]) for name in items[0]}
+            batch = collate(train.__getitems__(order[start : start + settings.batch_size]))
             value = loss(run(model, batch), batch["labels"])
             optimizer.zero_grad(set_to_none=True)
             value.backward()
@@ -130,21 +133,27 @@ def fit(model, loss, train, validation, metrics, *, settings: TrainSettings, rat
 
 
 def measure(
-    data, seed: int, settings: TrainSettings, loss_settings: dict, bootstrap: int, fusions: tuple[str, ...] = FUSIONS
+    data,
+    seed: int,
+    settings: TrainSettings,
+    loss_settings: dict,
+    bootstrap: int,
+    cache: Path,
+    fusions: tuple[str, ...] = FUSIONS,
 ) -> dict[str, dict]:
-    """All methods on one data set and one seed: method -> metrics on the test split."""
+    """All methods on one data set and one seed, from the features in `cache`: method -> metrics on the test split."""
     schema = dataset_schema(data)
     processor = VlmParProcessor.from_backbone("embedded")
     base = VlmParModel.from_backbone("embedded", attributes=schema, fusion="none")
     features = {
         split: compute_features(
-            base, data[split], processor, 128, views=("identity", "flip") if split == "train" else ("identity",),
-            dtype=torch.float32, memory_gib=8, flip=settings.flip, seed=seed, progress=False,
+            base, data[split], processor, 128, directory=cache / split, views=feature_views(split == "train"),
+            dtype="float32", flip=settings.flip, seed=seed, progress=False,
         )
         for split in ("train", "validation", "test")
     }  # fmt: skip
     metrics = ParMetrics(schema)
-    train_labels, test_labels = features["train"].labels[0].numpy(), features["test"].labels[0].numpy()
+    train_labels, test_labels = features["train"].labels, features["test"].labels
     priors = compute_priors(train_labels, schema)
     if loss_settings.get("weighting") or loss_settings.get("logit_adjustment"):
         loss_settings = loss_settings | {"priors": priors}
@@ -308,8 +317,17 @@ def main() -> None:
     parser.add_argument("--train", type=int, default=2000, help="synthetic training drawings")
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--bootstrap", type=int, default=1000)
+    parser.add_argument("--cache-features", type=Path, metavar="DIR", help="keep the features here (default: nowhere)")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     args = parser.parse_args()
+    if args.cache_features is None:
+        with tempfile.TemporaryDirectory() as folder:
+            run_all(args, Path(folder))
+    else:
+        run_all(args, args.cache_features)
+
+
+def run_all(args, cache: Path) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     args.out.mkdir(parents=True, exist_ok=True)
@@ -333,7 +351,8 @@ def main() -> None:
             logger.info("synthetic, seed %d: %s", seed, sizes)
             data = load_par_dataset("synthetic", seed=seed, **sizes)
             fusions = FUSIONS if seed < args.seeds_image_to_text else ("none", "text_to_image")
-            runs.append(measure(data, seed, settings, loss_settings, args.bootstrap, fusions))
+            name = f"synthetic_{args.train}_seed{seed}"
+            runs.append(measure(data, seed, settings, loss_settings, args.bootstrap, cache / name, fusions))
         title = f"SYNTHETIC drawings, {args.seeds} seeds (bars: ± spread)"
         result["data"]["synthetic"] = describe(runs, title, "mA", "spread", sizes)
     root = Path(os.environ.get("PAR_DATA", "")) / "pa100k_mini"
@@ -342,7 +361,7 @@ def main() -> None:
         sizes = {split: len(part) for split, part in data.items()}
         logger.info("pa100k_mini: %s", sizes)
         # One training seed: the intervals over the few test people are wider than what seeds move.
-        runs = [measure(data, 0, settings, loss_settings, args.bootstrap)]
+        runs = [measure(data, 0, settings, loss_settings, args.bootstrap, cache / "pa100k_mini")]
         count = len(runs[0]["majority"]["scored_attributes"])
         title = (
             "1,600 real PA-100K crops; the backbone has seen drawings only\n"

@@ -208,6 +208,8 @@ def test_wrong_arguments(model, processor, data):
         compute(data["train"].select([]))
     with pytest.raises(ValueError, match="frozen backbone"):
         compute(model=tiny_model("naflex", freeze_backbone=False))
+    with pytest.raises(ValueError, match="SimpleNamespace trains a part of its vision tower.*train from images"):
+        compute(model=SimpleNamespace(config=model.config))
 
 
 def test_labels_must_fit(features):

@@ -41,6 +41,7 @@ DTYPES = ("float32", "float16", "bfloat16", "int8")
 _SHARD_BYTES = 64 * 2**20
 _MAX_SHARD_ROWS = 4096
 _GIB = 2**30
+_TEXT_WEIGHTS = ("text_model.", "text_projection.", "logit_")
 _VIEW_NAME = re.compile(r"identity|flip|crop([1-9]\d*)(-flip)?")
 
 
@@ -423,22 +424,23 @@ def _check_finite(stored: torch.Tensor, values: torch.Tensor, name: str, dtype: 
 def describe_features(model, processor, images, *, progress: bool = True) -> dict[str, Any]:
     """What makes the features of an image set what they are, as plain JSON: two equal descriptions, equal features.
 
-    The weights are hashed as they lie in memory (the vision tower's alone: another text tower changes no feature), the
-    images by the bytes of their files, or by their pixels where there is no file, in order; so a data set may move.
+    The weights are hashed as they lie in memory (without the text tower, which changes no feature), the images by the
+    bytes of their files, or by their pixels where there is no file, in order; so a data set may move.
 
     Args:
-        model: has `vlm`, a SigLIP or SigLIP 2 model.
+        model: has `vlm`, a vision-language backbone.
         processor: has `image_processor`.
         images: rows with `image`; not decoded where they have a file.
     """
     vision = model.vlm.config.vision_config
     # What a tensor's name, dtype and shape do not say.
     fields = ("hidden_act", "layer_norm_eps", "num_attention_heads", "patch_size", "image_size", "num_patches")
+    weights = {name: value for name, value in model.vlm.state_dict().items() if not name.startswith(_TEXT_WEIGHTS)}
     settings = json.loads(processor.image_processor.to_json_string())
     return {
         "backbone": {
             "model_type": model.vlm.config.model_type,
-            "weights_sha256": _hash_tensors(model.vlm.vision_model.state_dict()),
+            "weights_sha256": _hash_tensors(weights),
             **{name: getattr(vision, name, None) for name in fields},
         },
         "processor": {

@@ -177,7 +177,7 @@ def compute_features(
         A `FeatureDataset` with features on the CPU, or mapped from the files of the folder.
 
     Raises:
-        ValueError: unknown views or dtype; the dataset is empty; the backbone is not frozen; the features would take
+        ValueError: unknown views or dtype; the dataset is empty; the vision tower is trained; the features would take
             more than `memory_gib` or the free disk; a feature does not fit into `dtype`; the folder holds features of
             other weights, images or settings (every difference is named).
     """
@@ -191,6 +191,11 @@ def compute_features(
     chosen = {name: FeatureView.from_name(name, pad=pad, seed=crop_seed) for name in views}
     if len(dataset) == 0:
         raise ValueError("dataset is empty: expected at least one image")
+    if not hasattr(model, "get_image_features"):
+        raise ValueError(
+            f"{type(model).__name__} trains a part of its vision tower, so its features cannot be computed once: "
+            "train from images (precompute_features=False, no cache_features)"
+        )
     if not model.config.freeze_backbone:
         raise ValueError(
             "compute_features needs a frozen backbone, and config.freeze_backbone is False: features would be stale "
