@@ -22,6 +22,7 @@ from transformers import pipeline
 from modeling_tests.tiny import randomize, tiny_model, tiny_processor, tiny_schema
 from vlm_par_hf.annotation import Annotator, ImageList, annotate
 from vlm_par_hf.annotation import annotator as annotator_module
+from vlm_par_hf.annotation.on_ray import ReadForRay
 from vlm_par_hf.annotation.results import only_one
 
 
@@ -288,7 +289,7 @@ def test_broken_images_are_named_and_change_nothing_else(folder, model, tmp_path
     broken = {
         "4b.png": (b"<!DOCTYPE html><html>404</html>", "web page"),
         "5b.png": (whole[: len(whole) // 2], "truncated"),
-        "6b.jpg": (b"", "cannot be read as an image"),
+        "6b.jpg": (b"", "cannot be read as an image: it is empty"),
         "7b.png": (None, "does not exist"),
     }
     for name, (data, _) in broken.items():
@@ -409,7 +410,7 @@ for number in range(100):
 """
 
 
-@pytest.mark.parametrize("form", ["jsonl", "parquet"])
+@pytest.mark.parametrize("form", ["jsonl", pytest.param("parquet", marks=pytest.mark.slow)])
 def test_killed_again_and_again_the_output_is_that_of_a_run_that_was_not(form, folder, model, tmp_path):
     (folder / "7.png").write_bytes(b"<html>")
     whole, out = tmp_path / f"whole.{form}", tmp_path / f"out.{form}"
@@ -552,6 +553,32 @@ def heavy(tmp_path) -> Path:
     return tmp_path / "heavy"
 
 
+def test_what_a_worker_of_ray_does_gives_the_same(heavy, model, tmp_path):
+    """One batch is one part; columns come as NumPy arrays. Relative paths start where the run does, not the worker."""
+    run(heavy, tmp_path / "here.jsonl", model, images_per_part=50)
+    before = os.getcwd()
+    try:
+        os.chdir(heavy.parent)
+        images = ImageList("heavy")
+    finally:
+        os.chdir(before)
+    lines = []
+    annotator = Annotator(model, batch_size=3)
+    for start in range(0, 121, 50):
+        segments = json.dumps(list(images.segments(start, start + 50)))
+        table = ReadForRay("image", images.folder)({"segments": np.array([segments], dtype=object)})
+        batch = {name: np.array(table[name].to_pylist(), dtype=object) for name in table.column_names}
+        found = annotator(batch)
+        assert list(found["index"]) == list(range(start, min(start + 50, 121)))
+        lines += [
+            {"image": f"{heavy.parent}/{name}", **json.loads(prediction)}
+            for name, prediction in zip(found["name"], found["prediction"])
+            if prediction is not None
+        ]
+    assert lines == read(tmp_path / "here.jsonl") and len(lines) == 120
+
+
+@pytest.mark.slow
 def test_ray_gives_the_same_though_a_worker_is_killed(heavy, model, tmp_path, monkeypatch):
     pytest.importorskip("ray.data", reason="needs the extra ray")
     monkeypatch.delenv("RAY_ADDRESS", raising=False)

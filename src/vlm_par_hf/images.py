@@ -132,17 +132,22 @@ def _open_stream(stream: Any, name: str, max_pixels: int | None) -> Image.Image:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ValueError(f"image {name!r} is too large to decode: {error}") from error
     except Exception as error:  # Pillow's parsers raise OSError, SyntaxError, struct.error, ... on damaged headers
-        if _is_web_page(stream):
-            raise ValueError(f"image {name!r} is a web page, not an image (a download that failed?)") from error
-        raise ValueError(f"image {name!r} cannot be read as an image: {error}") from error
+        reason = _what_it_is(stream) or f"cannot be read as an image: {error}"
+        raise ValueError(f"image {name!r} {reason}") from error
     with image:
         return _to_rgb(image, name, max_pixels)
 
 
-def _is_web_page(stream: Any) -> bool:
+def _what_it_is(stream: Any) -> str | None:
+    """What a file that is no image often is."""
     stream.seek(0)
-    start = stream.read(512).removeprefix(b"\xef\xbb\xbf").lstrip().lower()
-    return start.startswith((b"<!doctype", b"<html", b"<head", b"<?xml"))
+    start = stream.read(512)
+    if not start:
+        return "cannot be read as an image: it is empty"
+    start = start.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    if start.startswith((b"<!doctype", b"<html", b"<head", b"<?xml")):
+        return "is a web page, not an image (a download that failed?)"
+    return None
 
 
 def _to_rgb(image: Image.Image, name: str, max_pixels: int | None) -> Image.Image:

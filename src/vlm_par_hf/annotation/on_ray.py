@@ -11,7 +11,7 @@ from .inputs import Segment, read_segments
 from .results import make_line
 
 
-__all__ = ["run_on_ray"]
+__all__ = ["ReadForRay", "run_on_ray"]
 
 
 def run_on_ray(inputs, annotator, ranges, missing, resources, bar) -> Iterator[tuple[int, list[str]]]:
@@ -33,7 +33,7 @@ def run_on_ray(inputs, annotator, ranges, missing, resources, bar) -> Iterator[t
     with _ray(workers * cpus):
         data = (
             ray.data.from_items(items, override_num_blocks=len(items))
-            .map_batches(_ReadForRay(inputs.image_column, inputs.folder), batch_size=1)
+            .map_batches(ReadForRay(inputs.image_column, inputs.folder), batch_size=1)
             .map_batches(
                 Annotator,
                 fn_constructor_kwargs=options,
@@ -82,7 +82,7 @@ def _ray(cpus: int) -> Iterator[None]:
             ray.shutdown()
 
 
-class _ReadForRay:
+class ReadForRay:
     """Segments to their rows, as a table whose types do not depend on what the rows hold."""
 
     def __init__(self, image_column: str, folder: str):
