@@ -94,6 +94,10 @@ def test_a_folder_holds_what_memory_would(model, processor, data, tmp_path, dtyp
     payload = sum((tmp_path / "cache" / file).stat().st_size for file in files)
     assert found.nbytes < payload < found.nbytes + 1000 * len(files), "the size that is announced is that on disk"
     assert not list((tmp_path / "cache").glob(".*.tmp"))
+    manifest = (tmp_path / "cache" / "manifest.json").stat()
+    assert {(tmp_path / "cache" / file).stat().st_mode for file in files} == {manifest.st_mode}, (
+        "a cache may be shared"
+    )
 
 
 def test_a_second_call_runs_no_backbone_and_draws_nothing(model, processor, data, tmp_path):

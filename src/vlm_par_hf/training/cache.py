@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 from huggingface_hub.utils import tqdm
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from vlm_par_hf.images import open_image
 from vlm_par_hf.utils import atomic_write_json
@@ -305,8 +305,10 @@ class FeatureStore:
         path = self.directory / shard.file
         # One name per shard is enough: whoever writes it holds its lock, and takes over what a killed process left.
         temporary = self.directory / f".{shard.file}.tmp"
-        save_file(tensors, temporary, metadata=self._metadata(shard))
-        with temporary.open("rb+") as file:
+        # `save_file` would let nobody but this user read it, and a cache may be shared.
+        with temporary.open("wb") as file:
+            file.write(save(tensors, metadata=self._metadata(shard)))
+            file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
 
