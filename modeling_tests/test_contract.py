@@ -8,7 +8,14 @@ import pytest
 import torch
 from transformers import AutoModel, AutoProcessor
 
-from modeling_tests.tiny import randomize, tiny_inputs, tiny_model, tiny_processor
+from modeling_tests.tiny import (
+    randomize,
+    tiny_focus_model,
+    tiny_focus_processor,
+    tiny_inputs,
+    tiny_model,
+    tiny_processor,
+)
 from vlm_par_hf.models.vlm_par import VlmParModel
 
 
@@ -36,12 +43,26 @@ def _vlm_par(kind, *, finish=lambda model: model, **config):
     )
 
 
+def _focus_par(kind, **config):
+    return Row(
+        build=lambda **more: tiny_focus_model(kind, **{**config, **more}),
+        processor=lambda: tiny_focus_processor(kind),
+        inputs=lambda batch=3, seed=0: tiny_inputs("fixed" if kind == "clip" else kind, batch, seed),
+        pads=kind in ("naflex", "kway"),
+    )
+
+
 ROWS = {
     "vlm_par-naflex": _vlm_par("naflex"),
     "vlm_par-fixed": _vlm_par("fixed"),
     "vlm_par-kway": _vlm_par("kway"),
     "vlm_par-kway-image_to_text": _vlm_par("kway", fusion="image_to_text"),
     "vlm_par-naflex-none": _vlm_par("naflex", fusion="none", alignment="none"),
+    "focus_par-kway": _focus_par("kway"),
+    "focus_par-fixed": _focus_par("fixed"),
+    "focus_par-clip": _focus_par("clip"),
+    "focus_par-naflex-patches": _focus_par("naflex", num_global_tokens=0, num_local_tokens=0),
+    "focus_par-kway-trained_tower": _focus_par("kway", freeze_backbone=False),
 }
 # Folded models keep every promise but those about training.
 FOLDED_ROWS = {
@@ -186,7 +207,7 @@ def test_dropout_is_off_in_eval_and_training_is_seeded(trainable_row):
         second = model(**inputs).logits
         torch.manual_seed(1)
         assert torch.equal(model(**inputs).logits, first)
-        if model.config.fusion != "none":
+        if getattr(model.config, "fusion", "attention") != "none":
             assert not torch.equal(first, second)
 
 
@@ -213,7 +234,7 @@ def check_compiled(row, **options):
     torch._dynamo.reset()
 
 
-@pytest.mark.parametrize("name", ["vlm_par-kway", "vlm_par_folded-kway-image_to_text"])
+@pytest.mark.parametrize("name", ["vlm_par-kway", "vlm_par_folded-kway-image_to_text", "focus_par-kway"])
 def test_compile_traces_one_graph(name):
     check_compiled(ALL_ROWS[name], backend="eager", fullgraph=True)
 

@@ -13,7 +13,14 @@ import pytest
 import torch
 from transformers import AutoModel, AutoProcessor, TrainerCallback
 
-from modeling_tests.tiny import randomize, tiny_model, tiny_processor, tiny_schema
+from modeling_tests.tiny import (
+    randomize,
+    tiny_focus_model,
+    tiny_focus_processor,
+    tiny_model,
+    tiny_processor,
+    tiny_schema,
+)
 from modeling_tests.training.conftest import build_data
 from vlm_par_hf.data import ParCollator
 from vlm_par_hf.schema import AttributeSchema
@@ -348,3 +355,55 @@ def test_kill_9_and_resume_equal_an_uninterrupted_run(tmp_path):
         for name in ("eval_runtime", "eval_samples_per_second", "eval_steps_per_second"):
             row.pop(name, None)
     assert curves[0] == curves[1]
+
+
+@pytest.fixture(scope="module")
+def focus_backbone(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("focus_backbone")
+    processor = tiny_focus_processor("naflex")
+    tiny_focus_model("naflex").vlm.save_pretrained(folder)
+    processor.image_processor.save_pretrained(folder)
+    processor.tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+FOCUS = {"num_attention_heads": 4, "num_global_tokens": 2, "num_prompt_tokens": 2}
+
+
+def test_another_family(data, focus_backbone, tmp_path):
+    """FOCUS through the same loop; what it decides by is fitted on validation and saved."""
+    result = train(
+        data, tmp_path / "run", family="focus_par", backbone=focus_backbone, model_options=FOCUS,
+        settings=TrainSettings(**QUICK),
+    )  # fmt: skip
+    assert type(result.model).__name__ == "FocusParModel" and result.model.config.num_global_tokens == 2
+    assert (result.model.decision_gain != 1).any() and (result.model.decision_offset != 0).any()
+    assert result.model.config.loss["weighting"] == "sqrt"
+    loaded = AutoModel.from_pretrained(result.output_dir)
+    assert_same_weights(heads(loaded), heads(result.model), atol=0, rtol=0)
+    asked = loaded.encode_attributes(["a red scarf"])  # the processor lies beside it
+    assert asked.embeds.shape == (2, 32)
+    record = json.loads((result.output_dir / "run.json").read_text())
+    assert record["model"]["family"] == "focus_par"
+
+
+def test_an_interrupted_run_of_another_family(data, focus_backbone, tmp_path):
+    options = {"family": "focus_par", "backbone": focus_backbone, "model_options": FOCUS}
+    settings = TrainSettings(**{**QUICK, "eval_steps": 3, "epochs": 2})
+    whole = train(data, tmp_path / "whole", settings=settings, **options)
+    with pytest.raises(KeyboardInterrupt):
+        train(data, tmp_path / "cut", settings=settings, callbacks=[Interrupt(4)], **options)
+    continued = train(data, tmp_path / "cut", settings=settings, resume=True, **options)
+    assert_same_weights(heads(continued.model), heads(whole.model), atol=0, rtol=0)
+
+
+def test_options_of_another_family_are_refused(data, focus_backbone, tmp_path):
+    with pytest.raises(ValueError, match="model_options names 'fusion', which the family 'focus_par' does not have"):
+        train(data, tmp_path / "run", family="focus_par", backbone=focus_backbone, model_options={"fusion": "none"})
+    with pytest.raises(ValueError, match="family='clear': expected one of vlm_par, focus_par"):
+        train(data, tmp_path / "run", family="clear", backbone=focus_backbone)
+    with pytest.raises(ValueError, match="FocusParModel .*features cannot be computed once"):
+        train(
+            data, tmp_path / "run", family="focus_par", backbone=focus_backbone, model_options=FOCUS,
+            settings=TrainSettings(**QUICK, precompute_features=True),
+        )  # fmt: skip

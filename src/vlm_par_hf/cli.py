@@ -69,7 +69,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog="vlm-par", description="Attributes of pedestrians: VLM-PAR on a frozen SigLIP 2 backbone."
     )
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for add in (_add_demo, _add_predict, _add_train, _add_evaluate, _add_card, _add_prepare):
+    for add in (_add_demo, _add_predict, _add_train, _add_evaluate, _add_card, _add_prepare, _add_export):
         command = add(commands)
         command.add_argument("--debug", action="store_true", help="show the traceback of an error, log more")
     return parser
@@ -250,18 +250,23 @@ def _data_arguments(args) -> dict:
 def _add_train(commands) -> argparse.ArgumentParser:
     parser = commands.add_parser(
         "train",
-        help="train VLM-PAR on a data set",
-        description="Train VLM-PAR heads on a frozen backbone. The weights with the best mA on the validation split "
-        "are kept; the test split is never looked at.",
+        help="train a model on a data set",
+        description="Train VLM-PAR heads, or FOCUS, on a frozen backbone. The weights with the best mA on the "
+        "validation split are kept; the test split is never looked at.",
     )
     _add_data_options(parser)
     parser.add_argument("--out", required=True, metavar="DIR", help="checkpoint folder to write")
+    parser.add_argument(
+        "--family", choices=("vlm_par", "focus_par"), default="vlm_par",
+        help="vlm_par: the best on the attributes of the data set; focus_par: also answers for attributes named later "
+        "(default: %(default)s)",
+    )  # fmt: skip
     parser.add_argument(
         "--backbone", default="embedded", metavar="NAME",
         help="SigLIP or SigLIP 2 repository or folder, for instance google/siglip2-base-patch16-naflex (default: the "
         "small embedded one, which has only seen drawings)",
     )  # fmt: skip
-    parser.add_argument("--model", metavar="PATH", help="go on from a VLM-PAR checkpoint instead of a backbone")
+    parser.add_argument("--model", metavar="PATH", help="go on from a checkpoint instead of a backbone")
     parser.add_argument(
         "--cache-features", metavar="DIR",
         help="run the frozen backbone over the images once, keep its features in DIR and train from there; later runs "
@@ -317,6 +322,7 @@ def _run_train(args) -> None:
     result = train(
         args.dataset,
         args.out,
+        family=args.family,
         backbone=args.backbone,
         model=args.model,
         model_options=options,
@@ -512,6 +518,79 @@ def _run_prepare(args) -> None:
     _say(f"parquet, schema.json, report.json: {args.out}")
     if args.push_to_hub:
         _say(f"uploaded to {args.push_to_hub}")
+
+
+def _add_export(commands) -> argparse.ArgumentParser:
+    parser = commands.add_parser(
+        "export",
+        help="write a checkpoint as a file for OpenVINO or ONNX Runtime",
+        description="Write the folded model as a file for OpenVINO or ONNX Runtime, or as a checkpoint for torch; "
+        "beside it processor, label space, thresholds and parity.json: how far its answers are from the checkpoint's. "
+        "predict, evaluate and pipeline() take the folder as --model. Images keep their own aspect ratio.",
+    )
+    parser.add_argument("checkpoint", help="checkpoint folder or repository")
+    parser.add_argument(
+        "--to", choices=("openvino", "onnx", "folded"), default="openvino", help="default: %(default)s, the fastest"
+    )
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder to write")
+    precision = parser.add_mutually_exclusive_group()
+    precision.add_argument("--int8", action="store_true", help="products of the vision tower in int8 (openvino, onnx)")
+    precision.add_argument("--bf16", action="store_true", help="compute in bfloat16 (openvino, folded)")
+    parser.add_argument(
+        "--calibrate", metavar="DATASET",
+        help="a data set (pa100k, synthetic, ...) or a folder of images like those to come: calibrates int8 for "
+        "openvino, which needs it, and is what the answers are compared on (default: drawn pedestrians)",
+    )  # fmt: skip
+    parser.add_argument("--root", metavar="DIR", help="where that data set lies")
+    parser.add_argument("--calibration-images", type=int, default=128, metavar="N", help="default: %(default)s")
+    parser.add_argument("--compared-images", type=int, default=256, metavar="N", help="default: %(default)s")
+    parser.add_argument(
+        "--patch-grid", metavar="RxC",
+        help="for runtimes that know nothing of NaFlex: squash every image to so many rows and columns of patches, "
+        "such as 16x8, whatever its aspect ratio, which changes answers",
+    )  # fmt: skip
+    parser.add_argument("--overwrite", action="store_true", help="replace what DIR holds")
+    parser.set_defaults(run=_run_export)
+    return parser
+
+
+def _patch_grid(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    rows, _, columns = text.partition("x")
+    if not (rows.isdecimal() and columns.isdecimal()):
+        raise ValueError(f"patch_grid={text!r}: expected ROWSxCOLUMNS, such as 16x8")
+    return int(rows), int(columns)
+
+
+def _run_export(args) -> None:
+    _quiet_transformers()
+    patch_grid = _patch_grid(args.patch_grid)
+    from vlm_par_hf.export import export_model, pick_images
+
+    images = {}
+    if args.calibrate:
+        calibration, compared, source = pick_images(
+            args.calibrate, args.root, num_calibration=args.calibration_images, num_compared=args.compared_images
+        )
+        images = {"calibration_images": calibration, "compared_images": compared, "images_from": source}
+    elif args.root:
+        raise ValueError("--root names the folder of a data set: name the data set with --calibrate")
+    record = export_model(
+        args.checkpoint,
+        args.out,
+        to=args.to,
+        precision="int8" if args.int8 else "bfloat16" if args.bf16 else "float32",
+        patch_grid=patch_grid,
+        overwrite=args.overwrite,
+        **images,
+    )
+    _say(f"{record['format']}, {record['precision']}: {args.out}")
+    _say(
+        f"on {record['images']['compared']} images ({record['images']['from']}) {record['changed_decisions']} of "
+        f"{record['decisions']} decisions differ from the checkpoint's; logits by up to "
+        f"{record['max_abs_difference']:.2g}"
+    )
 
 
 def _say(text: str) -> None:

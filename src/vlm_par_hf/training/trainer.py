@@ -40,7 +40,7 @@ from vlm_par_hf.schema import AttributeSchema
 from vlm_par_hf.utils import atomic_write_json, require
 
 from .cache import feature_views
-from .evaluation import check_schema, describe_data, load_data, naming, versions
+from .evaluation import check_schema, describe_data, load_data, naming, predict_logits, versions
 from .features import FeatureDataset, compute_features, read_labels
 from .plots import plot_learning_curve, write_history
 from .settings import TrainSettings
@@ -156,23 +156,28 @@ def _fingerprint(split, labels: np.ndarray) -> str:
     return digest.hexdigest()
 
 
-def _build_model(backbone, schema, model, processor, options: dict[str, Any], max_num_patches: int | None):
+def _build_model(family, backbone, schema, model, processor, options: dict[str, Any], max_num_patches: int | None):
     from transformers import AutoModel, AutoProcessor
 
-    from vlm_par_hf.models.vlm_par import VlmParConfig, VlmParModel, VlmParProcessor
+    from vlm_par_hf.auto import TRAINABLE, get_family
 
     if model is None:
+        config_class, model_class, processor_class = get_family(family)
         options = dict(options)
-        if options.pop("paper", False):
-            probe = VlmParConfig.paper(attributes=schema)
-            choices = {name: getattr(probe, name) for name in (
-                "alignment", "fusion", "question_tokens", "num_fusion_heads", "attention_dropout", "loss",
-            )}  # fmt: skip
+        paper = options.pop("paper", False)
+        known = {name: {one.name for one in dataclasses.fields(get_family(name)[0])} for name in TRAINABLE}
+        for name in options:
+            if name not in known[family] and any(name in fields for fields in known.values()):
+                raise ValueError(f"model_options names {name!r}, which the family {family!r} does not have")
+        if paper:
+            plain, probe = config_class(attributes=schema), config_class.paper(attributes=schema)
+            choices = {name: getattr(probe, name) for name in known[family] - {"vlm_config"}}
+            choices = {name: value for name, value in choices.items() if value != getattr(plain, name)}
             options = {**choices, **options}
         extra = {} if max_num_patches is None else {"max_num_patches": max_num_patches}
         with naming("backbone", backbone):
-            processor = processor or VlmParProcessor.from_backbone(backbone, **extra)
-            return VlmParModel.from_backbone(backbone, attributes=schema, **options), processor
+            processor = processor or processor_class.from_backbone(backbone, **extra)
+            return model_class.from_backbone(backbone, attributes=schema, **options), processor
     if options:
         raise ValueError(f"model_options={options!r}: a given model already has its configuration")
     if isinstance(model, (str, Path)):
@@ -244,6 +249,7 @@ def train(
     dataset,
     output_dir: str | Path,
     *,
+    family: str = "vlm_par",
     backbone: str = "embedded",
     model=None,
     processor=None,
@@ -271,15 +277,18 @@ def train(
             splits `train` and `validation`.
         output_dir: receives the checkpoint, `run.json` (settings, data, versions, command), `training.json` (result),
             `learning_curve.{json,csv,png}` and, below `checkpoints/`, what a continuation needs.
-        backbone: a SigLIP or SigLIP 2 repository or folder, or `"embedded"`.
-        model: instead of `backbone`: a VLM-PAR checkpoint to go on from (folder, repository or a model in memory).
+        family: which model to build over `backbone`: `"vlm_par"` or `"focus_par"`.
+        backbone: a repository or folder of a kind that the family takes (SigLIP, SigLIP 2; `"focus_par"` also CLIP),
+            or `"embedded"`.
+        model: instead of `family` and `backbone`: a checkpoint of this package to go on from (folder, repository or a
+            model in memory).
         processor: the processor of a model in memory.
         root: folder of the data set.
         schema: the user's own schema for readers that take one.
         dataset_options: further keywords of `load_par_dataset`.
         dataset_name: what the data are called in the record and on the model card; None: as they call themselves.
-        model_options: keywords of `VlmParModel.from_backbone`: `alignment`, `fusion`, `loss`, `freeze_backbone`, ...;
-            `{"paper": True}` takes every choice as the paper has it.
+        model_options: keywords of the family's `from_backbone`: fields of its configuration, such as `loss` and
+            `freeze_backbone`; `{"paper": True}` takes every choice as the paper has it.
         max_num_patches: patches per image of a NaFlex backbone; None: the processor's default.
         settings: see `TrainSettings`.
         cache_features: a folder for the features of the frozen backbone (see `compute_features`): computed once, below
@@ -327,7 +336,7 @@ def train(
     # Priors are where new heads start; a given model goes on from where it stands.
     fresh = model is None
     model, processor = _build_model(
-        backbone, dataset_schema(data["train"]), model, processor, model_options or {}, max_num_patches
+        family, backbone, dataset_schema(data["train"]), model, processor, model_options or {}, max_num_patches
     )
     schema = model.config.schema
     check_schema(dataset_schema(data["train"]), schema)
@@ -342,7 +351,11 @@ def train(
             "validation_images": len(data["validation"]),
             "train_sha256": _fingerprint(data["train"], labels),
         },
-        "model": {"backbone": model.config.backbone_name, "options": dict(model_options or {})},
+        "model": {
+            "family": model.config.model_type,
+            "backbone": model.config.backbone_name,
+            "options": dict(model_options or {}),
+        },
         "processes": arguments.world_size,
         "command": shlex.join(sys.argv if command is None else command),
         "versions": versions(),
@@ -354,7 +367,7 @@ def train(
     priors = compute_priors(labels, schema)
     paper = bool((model_options or {}).get("paper"))
     model.config.loss = _loss_settings(model, settings, priors, paper=paper)
-    if fresh and model.config.alignment == "none":
+    if fresh and getattr(model.config, "alignment", None) == "none":
         model.init_bias_from_priors(priors)
     model.to(arguments.device)
     train_data, validation_data = _training_data(
@@ -366,7 +379,7 @@ def train(
         None if cache_features is None else Path(cache_features),
         progress=settings.progress and arguments.process_index == 0,
     )
-    if settings.fit_pooled_statistics:
+    if settings.fit_pooled_statistics and hasattr(model, "fit_pooled_statistics"):
         _fit_statistics(model, data["train"], train_data, processor, settings)
 
     # Fused: with cached features the optimizer is half of a step on the CPU, and six times faster in one pass.
@@ -394,6 +407,11 @@ def train(
         model = type(model).from_pretrained(trainer.state.best_model_checkpoint)
     else:
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    if hasattr(model, "fit_decisions"):
+        logits, truth = predict_logits(
+            model, processor, validation_data, batch_size=settings.eval_batch_size, progress=False
+        )
+        model.fit_decisions(logits, truth)
     return _finish(trainer, model, processor, output_dir, settings.metric_preset)
 
 

@@ -40,6 +40,7 @@ from transformers import initialization as init
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import can_return_tuple
+from transformers.utils.output_capturing import maybe_install_capturing_hooks
 
 from vlm_par_hf.backbones import OverBackbone, backbone_source
 from vlm_par_hf.hub import PushToHub
@@ -49,7 +50,7 @@ from vlm_par_hf.outputs import ParOutput
 from vlm_par_hf.schema import UNKNOWN_LABEL, AttributeSchema
 
 from .configuration_focus_par import FocusParConfig
-from .losses_focus_par import FocusLoss
+from .losses_focus_par import FocusLoss, check_loss_settings
 from .processing_focus_par import FocusParProcessor
 
 
@@ -183,6 +184,8 @@ class FocusParModel(FocusParPreTrainedModel):
         self.schema = config.schema
         text, vision = config.vlm_config.text_config, config.vlm_config.vision_config
         self.vlm = AutoModel.from_config(config.vlm_config)
+        # The tower installs the hooks for its hidden states at the first call, which a compiler cannot trace.
+        maybe_install_capturing_hooks(self.vlm.vision_model)
         tokens = config.num_global_tokens + config.num_local_tokens
         self.mix_tokens = nn.Parameter(torch.empty(tokens, vision.hidden_size))
         self.prompts = nn.Parameter(
@@ -758,6 +761,7 @@ class FocusParModel(FocusParPreTrainedModel):
     def _loss_module(self) -> FocusLoss:
         # In a tuple, so that it is no submodule: it belongs to the training, not to the checkpoint.
         if self._loss is None or self._loss[0] != (self.config.loss, self.schema):
+            check_loss_settings(self.config.loss)
             self._loss = ((dict(self.config.loss), self.schema), FocusLoss(self.schema, **self.config.loss))
         return self._loss[1]
 
