@@ -58,9 +58,13 @@ TORCH_FREE = ("schema.py", "schemas.py", "utils.py", "images.py", "metrics.py", 
 NEEDS_TORCH = ("data/collator.py",)
 # Never at module level: they belong to extras. The files that must subclass a type of such a package are themselves
 # imported inside functions only, or by the package.
-OPTIONAL = {"accelerate", "datasets", "evaluate", "matplotlib", "pyarrow", "ray", "scipy"}
+OPTIONAL = {
+    "accelerate", "datasets", "evaluate", "matplotlib", "nncf", "onnx", "onnxruntime", "onnxscript", "openvino",
+    "pyarrow", "ray", "scipy",
+}  # fmt: skip
 DEFINES_OPTIONAL = {
     "data/features.py": {"datasets"},
+    "par_metrics/par_evaluator.py": {"evaluate"},
     "par_metrics/par_metrics.py": {"datasets", "evaluate"},
 }
 # torchvision must match the torch build exactly; the others run code that a file brings along.

@@ -1,10 +1,13 @@
 import numpy as np
 import pytest
 import torch
+from transformers import AutoModel, pipeline
 
-from modeling_tests.tiny import tiny_schema
+from modeling_tests.tiny import randomize, tiny_model, tiny_processor, tiny_schema
+from modeling_tests.training.conftest import build_data
 from vlm_par_hf.metrics import ParMetrics
 from vlm_par_hf.par_metrics import PATH
+from vlm_par_hf.training import predict_logits
 
 
 evaluate = pytest.importorskip("evaluate", reason='needs pip install "vlm-par-hf[evaluate]"')
@@ -67,3 +70,44 @@ def test_errors_name_what_is_wrong():
     logits, labels = data(tiny_schema())
     with pytest.raises(ValueError, match=r"logits has shape \(37, 2, 2\), expected \(N, 3, 2\)"):
         metric.compute(predictions=logits[:, :2], references=labels)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("checkpoint")
+    randomize(tiny_model("kway")).save_pretrained(folder)
+    tiny_processor("kway").save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize("how", ["folder", "pipeline"])
+def test_an_evaluator_measures_a_model_on_a_split(checkpoint, how):
+    from vlm_par_hf.par_metrics.par_evaluator import ParEvaluator
+
+    split = build_data(tiny_schema(kway=True), {"test": 11})["test"]
+    model = checkpoint if how == "folder" else pipeline("pedestrian-attributes", model=checkpoint)
+    found = ParEvaluator(batch_size=4).compute(model, split)
+    scores = predict_logits(AutoModel.from_pretrained(checkpoint), tiny_processor("kway"), split, progress=False)
+    for name, value in ParMetrics(tiny_schema(kway=True))(scores).items():
+        assert found.pop(name) == pytest.approx(value, abs=1e-9), name
+    assert found.keys() == {"total_time_in_seconds", "samples_per_second", "latency_in_seconds"}
+    metric = evaluate.load(PATH, schema=tiny_schema(kway=True), preset="vtb", inputs="probabilities")
+    expected = ParMetrics(tiny_schema(kway=True), preset="vtb")(scores)
+    assert ParEvaluator().compute(model, split, metric=metric)["mA"] == pytest.approx(expected["mA"], abs=1e-9)
+
+
+def test_what_an_evaluator_refuses(checkpoint):
+    from vlm_par_hf.par_metrics.par_evaluator import ParEvaluator
+
+    split = build_data(tiny_schema(kway=True), {"test": 2})["test"]
+    logits = evaluate.load(PATH, schema=tiny_schema(kway=True))
+    with pytest.raises(ValueError, match='metric reads logits, .*inputs="probabilities"'):
+        ParEvaluator().compute(checkpoint, split, metric=logits)
+    with pytest.raises(ValueError, match="strategy='bootstrap': expected 'simple'"):
+        ParEvaluator().compute(checkpoint, split, strategy="bootstrap")
+    with pytest.raises(ValueError, match="Invalid `label_column` label"):
+        ParEvaluator().compute(checkpoint, split, label_column="label")
+    other = pipeline("pedestrian-attributes", model=checkpoint)
+    other.task = "image-classification"
+    with pytest.raises(ValueError, match="pipeline for 'image-classification', expected one for 'pedestrian-attrib"):
+        ParEvaluator().compute(other, split)
