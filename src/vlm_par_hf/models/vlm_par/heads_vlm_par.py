@@ -24,17 +24,15 @@ from typing import NamedTuple
 
 import torch
 from torch import nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 from transformers import initialization as init
 
 
 __all__ = ["AttributeHeads", "FoldedHeads", "HeadsOutput"]
 
 NO_LABEL_LOGIT = -1e4  # past an attribute's own labels: probability 0, and finite in every dtype
-# Attention probabilities that are worked on at a time: on a CPU they should stay in its cache.
-CHUNK_ELEMENTS = {"cpu": 1 << 20}
-CHUNK_ELEMENTS_ELSEWHERE = 1 << 23
+CHUNK_ELEMENTS = 1 << 22  # attention probabilities that image_to_text works on at a time, for memory
 
 
 class HeadsOutput(NamedTuple):
@@ -86,13 +84,14 @@ class _Heads(nn.Module):
         self.num_heads = num_heads
         self.dropout = dropout
         self.eps = eps
-        mask = torch.empty(len(self.num_labels), max(self.num_labels), dtype=torch.bool)
-        self.register_buffer("label_mask", mask, persistent=False)
+        self.register_buffer("label_mask", self._label_mask(), persistent=False)
         self.question_lengths: tuple[int, ...] = ()
 
+    def _label_mask(self) -> torch.Tensor:
+        return torch.arange(max(self.num_labels))[None, :] < torch.tensor(self.num_labels)[:, None]
+
     def init_label_mask(self) -> None:
-        labels = torch.arange(max(self.num_labels))
-        init.copy_(self.label_mask, labels[None, :] < torch.tensor(self.num_labels)[:, None])
+        init.copy_(self.label_mask, self._label_mask())
 
     def _packed(self) -> list[int]:
         """The attributes in the order in which image_to_text packs them: by the length of the question."""
@@ -177,87 +176,141 @@ class _Heads(nn.Module):
         return fused * inverse_std[..., None], attentions, evidence
 
     def _pool_image_to_text(self, constants, patches, patch_mask, count, output_attentions, output_evidence):
-        patches = patches.to(constants["keys"].dtype)
+        keys, answers = constants["keys"], constants["answers"]
+        patches = patches.to(keys.dtype)
         B, N, _ = patches.shape
         wide = _wide(patches)
-        energy = _energy(wide)
-        share = patch_mask.to(energy.dtype) / count[:, None]
-        chunks = list(self._chunks(constants, B * N))
-        # Where one chunk does not hold it, training computes the probabilities again in the backward pass.
-        learns = torch.is_grad_enabled() and (patches.requires_grad or constants["keys"].requires_grad)
-        recompute = learns and len(chunks) > 1 and not torch.compiler.is_compiling()
+        energy = _energy(wide).flatten()
+        share = (patch_mask.to(energy.dtype) / count[:, None]).flatten()
+        dtype = _product_dtype(patches)
+        flat, keys, answers = patches.flatten(0, 1).to(dtype), keys.to(dtype), answers.to(dtype)
+        settings = (self.num_heads, B, self.eps, self.dropout if self.training else 0.0)
+        wants_all = output_attentions or output_evidence
+        learns = torch.is_grad_enabled() and (flat.requires_grad or keys.requires_grad)
+        by_hand = learns and not wants_all and not torch.compiler.is_compiling()
         packed = []
-        for keys, answers, gram in chunks:
-            arguments = (patches, energy, share, keys, answers, gram, output_attentions or output_evidence)
-            found = checkpoint(self._mix, *arguments, use_reentrant=False) if recompute else self._mix(*arguments)
-            packed += zip(*(part.unbind(0) for part in (*found, answers)))
-        order = self._packed()
-        weight, spoken, *rest = zip(*(packed[order.index(attribute)] for attribute in range(len(order))))
-        weight = torch.stack(weight, 1)  # (B, A, N)
         with _no_autocast(patches):
+            for own_keys, own_answers, gram in self._chunks(keys, answers, constants["gram"], B * N):
+                arguments = (flat, energy, share, own_keys, own_answers, gram, *settings)
+                weight, mixture, *others = _Mix.apply(*arguments) if by_hand else _mix(*arguments)
+                parts = [weight.unflatten(1, (B, N)), mixture.mT @ _wide(own_answers)]
+                if wants_all:
+                    parts += [others[0].view(len(weight), self.num_heads, -1, B, N), own_answers]
+                packed += zip(*(part.unbind(0) for part in parts))
+            order = self._packed()
+            weight, spoken, *rest = zip(*(packed[order.index(attribute)] for attribute in range(len(order))))
+            weight = torch.stack(weight, 1)  # (B, A, N)
             pooled = _centre(weight @ wide) + torch.stack(spoken, 1)
-        attentions = evidence = None
-        if output_attentions:
-            T = max(self.question_lengths)
-            padded = [F.pad(one, (0, 0, 0, 0, 0, T - one.shape[1])) for one in rest[0]]  # (H, T, B, N)
-            attentions = torch.stack(padded).permute(3, 0, 1, 4, 2)
-        if output_evidence:
-            with _no_autocast(patches):
+            attentions = evidence = None
+            if output_attentions:
+                T = max(self.question_lengths)
+                padded = [F.pad(one, (0, 0, 0, 0, 0, T - one.shape[1])) for one in rest[0]]  # (H, T, B, N)
+                attentions = torch.stack(padded).permute(3, 0, 1, 4, 2)
+            if output_evidence:
                 direction = _wide(constants["direction"])
                 own = torch.einsum("bnd,adc->banc", _centre(wide), direction)
                 words = [
-                    torch.einsum("ibn,ic->bnc", probabilities.flatten(0, 1), _wide(answers) @ towards)
-                    for probabilities, answers, towards in zip(*rest, direction)
+                    torch.einsum("ibn,ic->bnc", probabilities.flatten(0, 1), _wide(own_answers) @ towards)
+                    for probabilities, own_answers, towards in zip(*rest, direction)
                 ]
                 evidence = (own + torch.stack(words, 1)) * weight[..., None]
         return pooled, attentions, evidence
 
-    def _chunks(self, constants, patches: int) -> Iterator[tuple[torch.Tensor, ...]]:
+    def _chunks(self, keys, answers, gram, patches: int) -> Iterator[tuple[torch.Tensor, ...]]:
         """keys and answers `(k, HT, D)` and gram `(k, HT, HT)` of some attributes of equal length at a time."""
-        keys, answers, gram = constants["keys"], constants["answers"], constants["gram"]
-        limit = CHUNK_ELEMENTS.get(keys.device.type, CHUNK_ELEMENTS_ELSEWHERE)
         row = place = 0
         for T, attributes in self._buckets():
             HT = self.num_heads * T
-            # A compiler fuses by itself, and must not learn the number of patches.
-            size = attributes if torch.compiler.is_compiling() else max(1, limit // (HT * patches))
+            # A compiler fuses by itself, and neither it nor an exporter must learn the number of patches.
+            is_traced = torch.compiler.is_compiling() or isinstance(patches, torch.SymInt)
+            size = attributes if is_traced else max(1, CHUNK_ELEMENTS // (HT * patches))
             while attributes:
                 k = min(size, attributes)
                 rows, places = slice(row, row + k * HT), slice(place, place + k * HT * HT)
-                yield (
-                    keys[rows].unflatten(0, (k, HT)),
-                    answers[rows].unflatten(0, (k, HT)),
-                    gram[places].view(k, HT, HT),
-                )
+                own_keys, own_answers = (one[rows].unflatten(0, (k, HT)) for one in (keys, answers))
+                yield own_keys, own_answers, gram[places].view(k, HT, HT)
                 row, place, attributes = rows.stop, places.stop, attributes - k
-
-    def _mix(self, patches, energy, share, keys, answers, gram, output_probabilities):
-        """Weight of each patch `(k, B, N)`, mixture of the answers `(k, B, D)`, probabilities `(k, H, T, B, N)`.
-
-        Patches run fastest in every tensor here: softmax over the words and the sums over them are then vectorised
-        over patches, and the number of words needs no padding.
-        """
-        k, HT, _ = keys.shape
-        B, N, D = patches.shape
-        flat = patches.flatten(0, 1).mT  # (D, BN)
-        scores = _wide(keys.flatten(0, 1) @ flat).view(k, self.num_heads, -1, B * N)
-        probabilities = scores.softmax(2)
-        dropped = F.dropout(probabilities, self.dropout, self.training).view(k, HT, B * N)
-        # The answers are centred, so patches and centred patches have the same product with them.
-        cross = _wide(answers.flatten(0, 1) @ flat).view(k, HT, B * N)
-        with _no_autocast(patches):
-            add = cross.baddbmm if cross.requires_grad else cross.baddbmm_
-            cross = add(_wide(gram), dropped, alpha=0.5)
-            # Rounding can make a vanishing square negative.
-            total = (energy.flatten() + 2 * (dropped * cross).sum(1)).clamp_min(0)
-            weight = self._inverse_std(total) * share.flatten()  # (k, BN)
-            mixture = (dropped * weight[:, None]).view(k, HT, B, N).sum(-1)
-            spoken = mixture.mT @ _wide(answers)
-        found = (weight.view(k, B, N), spoken)
-        return (*found, probabilities.unflatten(-1, (B, N))) if output_probabilities else found
 
     def _inverse_std(self, square_sum: torch.Tensor) -> torch.Tensor:
         return torch.rsqrt(square_sum / self.width + self.eps)
+
+
+def _mix(patches, energy, share, keys, answers, gram, num_heads, people, eps, dropout):
+    """What each patch weighs and which answers it hears, for k attributes whose questions are equally long.
+
+    Patches run fastest in every tensor: softmax over the words and sums over them are then vectorised over patches.
+
+    Args:
+        patches: `(BN, D)`.
+        energy: `(BN,)`, squared length of each centred patch.
+        share: `(BN,)`, 1 / number of patches of its person; 0 at padding.
+        keys, answers: `(k, HT, D)`, the answers centred; gram: `(k, HT, HT)`.
+        num_heads, people: H and B.
+        eps: of LayerNorm.
+        dropout: on the probabilities.
+
+    Returns:
+        weight `(k, BN)` is `share / sigma`; mixture `(k, HT, B)`, the weighted sum of the probabilities over the
+        patches of each person; and for the derivative the probabilities `(k, HT, BN)`, which of them were kept (None:
+        all), `patches answers^T + gram probabilities / 2`, and `D sigma^2` as computed.
+    """
+    k, HT, D = keys.shape
+    scores = _wide(keys.flatten(0, 1) @ patches.mT)
+    probabilities = scores.view(k, num_heads, -1, patches.shape[0]).softmax(2).view(k, HT, -1)
+    kept = torch.rand_like(probabilities) >= dropout if dropout else None
+    heard = probabilities if kept is None else probabilities * kept / (1 - dropout)
+    # The answers are centred, so patches and centred patches have the same product with them.
+    cross = _wide(answers.flatten(0, 1) @ patches.mT).view(k, HT, -1)
+    add = cross.baddbmm if cross.requires_grad else cross.baddbmm_
+    cross = add(_wide(gram), heard, alpha=0.5)
+    total = energy + 2 * (heard * cross).sum(1)
+    # Rounding can make a vanishing square negative.
+    weight = torch.rsqrt(total.clamp_min(0) / D + eps) * share
+    mixture = (heard * weight[:, None]).view(k, HT, people, -1).sum(-1)
+    return weight, mixture, probabilities, kept, cross, total
+
+
+class _Mix(torch.autograd.Function):
+    """`_mix` with its derivative by hand: two tensors of (words x patches) are kept, where autograd keeps ten."""
+
+    @staticmethod
+    def forward(ctx, patches, energy, share, keys, answers, gram, num_heads, people, eps, dropout):
+        arguments = (patches, energy, share, keys, answers, gram, num_heads, people, eps, dropout)
+        weight, mixture, probabilities, kept, cross, total = _mix(*arguments)
+        ctx.save_for_backward(patches, keys, answers, gram, weight, probabilities, kept, cross, total)
+        ctx.settings = (num_heads, people, eps, dropout)
+        return weight, mixture
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_weight, grad_mixture):
+        patches, keys, answers, gram, weight, probabilities, kept, cross, total = ctx.saved_tensors
+        num_heads, people, eps, dropout = ctx.settings
+        k, HT, D = keys.shape
+        per_person = (k, HT, people, -1)
+        heard = probabilities if kept is None else probabilities * kept / (1 - dropout)
+        grad_mixture = grad_mixture[..., None]
+        # mixture = sum_n heard weight
+        grad_weight = grad_weight + (heard.view(per_person) * grad_mixture).sum(1).flatten(1)
+        # weight = share / sqrt(total / D + eps), constant where total was clamped
+        grad_total = torch.where(total >= 0, grad_weight * weight / (total / D + eps) * (-0.5 / D), 0)
+        # total = energy + heard (2 cross + gram heard); `cross` as saved has half of the last product in it.
+        grad_heard = torch.baddbmm(cross, _wide(gram), heard, alpha=0.5).mul_(2 * grad_total[:, None])
+        grad_heard.view(per_person).addcmul_(grad_mixture, weight.view(k, 1, people, -1))
+        grad_cross = heard * (2 * grad_total[:, None])
+        grad_gram = (grad_cross @ heard.mT).mul_(0.5).to(gram.dtype)
+        if kept is not None:
+            grad_heard = grad_heard.mul_(kept).div_(1 - dropout)
+        grad_scores = grad_heard.mul_(probabilities).view(k, num_heads, -1, len(patches))
+        inner = grad_scores.sum(2, keepdim=True)
+        grad_scores = grad_scores.addcmul_(probabilities.view_as(grad_scores), inner, value=-1)
+        grad_scores, grad_cross = (one.view(k * HT, -1).to(patches.dtype) for one in (grad_scores, grad_cross))
+        grad_patches = None
+        if ctx.needs_input_grad[0]:
+            grad_patches = grad_scores.mT @ keys.flatten(0, 1) + grad_cross.mT @ answers.flatten(0, 1)
+        grad_energy = grad_total.sum(0) if ctx.needs_input_grad[1] else None
+        grad_keys, grad_answers = ((one @ patches).view(k, HT, D) for one in (grad_scores, grad_cross))
+        return grad_patches, grad_energy, None, grad_keys, grad_answers, grad_gram, None, None, None, None
 
 
 class AttributeHeads(_Heads):
@@ -290,8 +343,8 @@ class AttributeHeads(_Heads):
         self.classifier_bias = nn.Parameter(torch.empty(A, C))
         if self.alignment == "logit":
             self.gate = nn.Parameter(torch.empty(A))
-        self.register_buffer("pooled_mean", torch.empty(width))
-        self.register_buffer("pooled_std", torch.empty(width))
+        self.register_buffer("pooled_mean", torch.zeros(width))
+        self.register_buffer("pooled_std", torch.ones(width))
 
     def init_parameters(self) -> None:
         """Initial values; respects what a checkpoint has filled already."""
@@ -431,6 +484,13 @@ def _centre(tensor: torch.Tensor, dim: int = -1) -> torch.Tensor:
 def _energy(patches: torch.Tensor) -> torch.Tensor:
     """Squared length of each centred patch."""
     return _centre(patches).square().sum(-1)  # several times faster than `var` on a CPU
+
+
+def _product_dtype(tensor: torch.Tensor) -> torch.dtype:
+    """What autocast would multiply it in."""
+    device = tensor.device.type
+    casts = device != "meta" and torch.is_autocast_enabled(device) and tensor.dtype != torch.float64
+    return torch.get_autocast_dtype(device) if casts else tensor.dtype
 
 
 def _no_autocast(tensor: torch.Tensor) -> AbstractContextManager:
