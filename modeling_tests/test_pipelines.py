@@ -3,6 +3,7 @@ import itertools
 import logging
 import os
 import threading
+import time
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -11,7 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageSequence
 from tiny import TINY_KINDS, randomize, tiny_model, tiny_processor
 from transformers import AutoModel, AutoProcessor, pipeline
 from transformers.pipelines.pt_utils import KeyDataset
@@ -401,7 +402,8 @@ class TestStreams:
         assert list(naflex(iter(()))) == []
         assert list(naflex(Rows([]))) == []
 
-    def test_memory_is_bounded(self, naflex):
+    @pytest.mark.parametrize("threads", [0, 1, 3])
+    def test_memory_is_bounded(self, naflex, threads):
         taken = []
 
         def endless():
@@ -409,10 +411,22 @@ class TestStreams:
                 taken.append(index)
                 yield self.pictures[0]
 
-        stream = naflex(endless(), batch_size=4)
+        stream = naflex(endless(), batch_size=4, num_workers=threads)
         assert not taken
         for count, _ in enumerate(itertools.islice(stream, 10), 1):
-            assert len(taken) <= count + 4
+            # A batch that is answered, and one with an item per thread that is prepared; without threads none.
+            assert len(taken) <= count + 4 + (4 + threads if threads else 0)
+
+    def test_large_pictures_are_opened_a_few_ahead(self, naflex):
+        taken = []
+
+        def frames():
+            for index in range(50):
+                taken.append(index)
+                yield {"image": self.pictures[0], "boxes": [[0, 0, 5, 5]] * 20}
+
+        next(naflex(frames(), batch_size=16, num_workers=2))
+        assert len(taken) <= 4  # not 16 + 2
 
     def test_empty_pictures_do_not_pile_up(self, naflex):
         taken = []
@@ -422,27 +436,102 @@ class TestStreams:
                 taken.append(index)
                 yield {"image": self.pictures[0], "boxes": [[0, 0, 5, 5]] if index == 0 else []}
 
-        first = next(naflex(pictures(), batch_size=4))
-        assert len(first) == 1 and len(taken) <= 17
+        first = next(naflex(pictures(), batch_size=4, num_workers=2))
+        assert len(first) == 1 and len(taken) <= 19
 
-    def test_workers(self, naflex, tmp_path):
+    @pytest.mark.parametrize("threads", [0, 1, 3, 20])
+    def test_threads_change_nothing(self, pipe, tmp_path, threads):
         paths = []
         for index, picture in enumerate(self.pictures):
             paths.append(str(tmp_path / f"{index}.png"))
             picture.save(paths[-1])
-        expected = naflex(paths)
         state = torch.get_rng_state()
-        assert close(naflex(paths, num_workers=1, batch_size=3), expected)
+        expected = [pipe(picture) for picture in self.pictures]
+        for inputs in (paths, iter(paths), self.pictures, [Path(path).read_bytes() for path in paths]):
+            assert close(list(pipe(inputs, num_workers=threads, batch_size=3)), expected)
         assert torch.equal(state, torch.get_rng_state())
-        boxes = [[[0, 0, 8, 8], [1, 1, 9, 9]]] * 7
-        assert close(naflex(paths, boxes=boxes, num_workers=1, batch_size=3), naflex(paths, boxes=boxes))
+        boxes = [[[0, 0, 8, 8], [1, 1, 9, 9]], [], *[[[0, 0, 4, 20 - index]] * index for index in range(5)]]
+        expected = [pipe(picture, boxes=one) for picture, one in zip(self.pictures, boxes)]
+        assert close(pipe(paths, boxes=boxes, num_workers=threads, batch_size=3), expected)
         with pytest.raises(FileNotFoundError, match=r"^item 1 \(.*gone.png\)"):
-            naflex([paths[0], str(tmp_path / "gone.png")], num_workers=1)
+            pipe([paths[0], str(tmp_path / "gone.png")], num_workers=threads)
 
-    def test_workers_of_a_generator_are_declined(self, naflex, caplog):
-        with caplog.at_level(logging.WARNING, logger=pipelines.__name__):
-            list(naflex(iter(self.pictures[:1]), num_workers=2))
-        assert "num_workers=2 is ignored" in caplog.text
+    def test_threads_open_while_the_model_answers(self, tmp_path, monkeypatch):
+        pipe = make_pipe()
+        crop().save(tmp_path / "crop.png")
+        opened = []
+        open_picture = pipelines._open_picture
+
+        def noted(source, timeout):
+            opened.append(threading.current_thread().name)
+            return open_picture(source, timeout)
+
+        monkeypatch.setattr(pipelines, "_open_picture", noted)
+        forward, answered = pipe.forward, []
+
+        def waiting(inputs, **kwargs):
+            # The next four come in while this forward lasts; were they opened by its thread, they never would.
+            deadline = time.monotonic() + 20
+            while len(opened) < min(12, len(answered) + 8):
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+            answered.extend(inputs["pixel_values"])
+            return forward(inputs, **kwargs)
+
+        monkeypatch.setattr(pipe, "forward", waiting)
+        pipe([str(tmp_path / "crop.png")] * 12, batch_size=4, num_workers=1)
+        assert len(opened) == len(answered) == 12
+        assert all(name.startswith(TASK) for name in opened)
+
+    def test_the_caller_may_go_on_with_his_picture(self, naflex):
+        colors = ["red", "green", "blue", "white", "black", "gray"]
+        expected = [naflex(Image.new("RGB", (24, 48), color)) for color in colors]
+
+        def one_canvas():
+            canvas, array = Image.new("RGB", (24, 48)), np.zeros((48, 24, 3), np.uint8)
+            for index, color in enumerate(colors):
+                canvas.paste(color, (0, 0, 24, 48))
+                array[:] = canvas
+                yield canvas if index % 2 else array
+
+        assert close(list(naflex(one_canvas(), batch_size=2, num_workers=2)), expected)
+
+    def test_an_animation_frame_by_frame(self, naflex, tmp_path):
+        frames = [crop(seed) for seed in range(4)]
+        frames[0].save(tmp_path / "film.png", save_all=True, append_images=frames[1:])
+        with Image.open(tmp_path / "film.png") as film:
+            found = list(naflex(ImageSequence.Iterator(film), batch_size=2, num_workers=2))
+        assert close(found, naflex(frames))
+
+    def test_an_abandoned_stream_ends_its_threads(self, naflex):
+        def readers():
+            return [thread for thread in threading.enumerate() if thread.name.startswith(TASK)]
+
+        def wait_for_none():
+            deadline = time.monotonic() + 30
+            while readers() and time.monotonic() < deadline:
+                time.sleep(0.01)
+            assert not readers()
+
+        wait_for_none()  # those of other tests
+        stream = naflex(itertools.repeat(self.pictures[0]), batch_size=2, num_workers=3)
+        next(stream)
+        assert readers()
+        del stream
+        wait_for_none()
+
+    def test_an_image_column_is_decoded_by_threads(self, naflex, tmp_path):
+        datasets = pytest.importorskip("datasets")
+        (tmp_path / "bad.jpg").write_bytes(b"<html>404</html>")
+        crop().save(tmp_path / "good.png")
+        paths = [str(tmp_path / "good.png"), str(tmp_path / "bad.jpg")]
+        dataset = datasets.Dataset.from_dict({"picture": paths}).cast_column("picture", datasets.Image())
+        stream = naflex(KeyDataset(dataset, "picture"))
+        assert close(next(stream), naflex(crop()))
+        with pytest.raises(ValueError, match=r"item 1: image .*bad.jpg' is a web page, not an image"):
+            next(stream)
+        black = dataset.with_transform(lambda batch: {"image": [Image.new("RGB", (9, 9)) for _ in batch["picture"]]})
+        assert close(next(naflex(black)), naflex(Image.new("RGB", (9, 9))))
 
     def test_an_error_names_the_item_and_comes_after_the_answers_before_it(self, naflex, tmp_path):
         bad = tmp_path / "bad.jpg"

@@ -43,6 +43,15 @@ def test_images_of_every_kind(tmp_path):
         ParCollator(processor)([{"image": str(tmp_path / "bad.png")}])
 
 
+def test_a_large_batch_keeps_its_order(tmp_path, monkeypatch):
+    monkeypatch.setattr("vlm_par_hf.utils.default_threads", lambda: 3)
+    for index in range(20):
+        Image.new("RGB", (2, 3), (index, 0, 0)).save(tmp_path / f"{index}.png")
+    rows = [{"image": str(tmp_path / f"{index}.png"), "labels": [index]} for index in range(20)]
+    batch = ParCollator(processor)(rows)
+    assert batch["pixel_values"][:, 0, 0, 0].tolist() == batch["labels"][:, 0].tolist() == list(range(20))
+
+
 @pytest.mark.parametrize("labels", [np.array([1, 2]), torch.tensor([1, 2]), (1, 2), np.array([1, 2], np.uint8)])
 def test_kinds_of_labels(labels):
     batch = ParCollator(processor, SCHEMA)([{**row(), "labels": labels}])

@@ -1,8 +1,8 @@
 """`pipeline("pedestrian-attributes")`: pictures in, attributes of people out.
 
 One picture is one person, unless boxes or a detector say where the people are. People are answered in batches that run
-across pictures, and pictures are read one at a time, so that a stream of any length and a picture with any number of
-boxes need memory for one batch only.
+across pictures. Threads prepare the next batch while the model answers this one, and no more than that, so that a
+stream of any length and a picture with any number of boxes need memory for two batches only.
 
     import vlm_par_hf
     from transformers import pipeline
@@ -17,24 +17,26 @@ import math
 import os
 import urllib.request
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset
 from transformers import AutoModel, Pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
+from transformers.pipelines.pt_utils import KeyDataset
 from transformers.utils import logging
 
 from vlm_par_hf.hub import PushToHub, take_hub_options
-from vlm_par_hf.images import open_image
+from vlm_par_hf.images import is_image_file, open_image
 from vlm_par_hf.outputs import ParOutput
-from vlm_par_hf.utils import embedded_path
+from vlm_par_hf.utils import default_threads, embedded_path
 from vlm_par_hf.visualization import is_positive_answer, overlay_relevance
 
 
@@ -175,14 +177,18 @@ class PedestrianAttributesPipeline(PushToHub, Pipeline):
                 dicts of a detector); for several pictures one such list for each. A box that is partly outside is
                 clipped. Boxes rule out `detector` in the same call and override the detector of the pipeline.
             batch_size (`int`): people per forward.
-            num_workers (`int`): processes that read pictures; needs a list or a data set with a length.
+            num_workers (`int`): threads that open pictures ahead of the model; by default one per core
+                (`OMP_NUM_THREADS` lowers it), at most 8. With 0 nothing is read ahead. The items themselves are taken
+                one by one in the caller's thread: the less they cost, the better, so give paths or encoded bytes
+                rather than decoded pictures (a `datasets` image column is left undecoded by itself). To share
+                costlier work among processes, pass a `DataLoader(dataset, batch_size=None, num_workers=...)`.
             kwargs: the options of the class, for this call.
 
         Returns:
             For one picture `{"attributes": {name: {"label", "score", "probabilities"}}}`; with boxes or a detector a
             list of `{"box": [x0, y0, x1, y1], "attributes": {...}}`, in the order of the boxes (`"score"` too, with a
             detector), where `box` holds the whole pixels that were read. For a list of pictures a list of these. For
-            anything else an iterator that reads ahead by about a batch, with one result per picture, in order.
+            anything else an iterator that reads ahead by about two batches, with one result per picture, in order.
 
         Raises:
             ValueError, TypeError, OSError: for a picture that cannot be read or a box that is empty, reversed, not
@@ -196,7 +202,8 @@ class PedestrianAttributesPipeline(PushToHub, Pipeline):
         )
         preprocess_params, forward_params, postprocess_params = ({**old, **new} for old, new in groups)
         batch_size = batch_size if batch_size is not None else self._batch_size if self._batch_size is not None else 1
-        num_workers = num_workers if num_workers is not None else self._num_workers or 0
+        num_workers = num_workers if num_workers is not None else self._num_workers
+        num_workers = default_threads() if num_workers is None else num_workers
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}, expected at least 1")
         if num_workers < 0:
@@ -211,23 +218,26 @@ class PedestrianAttributesPipeline(PushToHub, Pipeline):
             boxes=[boxes] if single and boxes is not None else boxes,
             processor=self.processor,
             single=single,
+            threads=0 if single else num_workers,
+            batch_size=batch_size,
+            keep_crops=bool(forward_params.get("explain")),
             **preprocess_params,
         )
-        results = self._answer(
-            pictures.read(0 if single else num_workers), batch_size, forward_params, postprocess_params
-        )
+        results = self._answer(pictures.read(), batch_size, forward_params, postprocess_params)
         if single:
             return next(results)
         if isinstance(inputs, (list, tuple)):
             return list(results)
-        return _Results(results, len(pictures) if pictures.is_sized else None)
+        return _Results(results, len(inputs) if pictures.is_sized else None)
 
     def preprocess(self, input_, **preprocess_params) -> dict[str, torch.Tensor]:
         """The model's inputs for one person, with a leading axis of 1."""
-        picture = _Pictures([input_], processor=self.processor, single=True, **preprocess_params).get(0)
-        if picture.features is None:
+        if preprocess_params.get("detector") is not None or (
+            isinstance(input_, Mapping) and input_.get("boxes") is not None
+        ):
             raise ValueError("preprocess answers for one person, expected a picture without boxes and detector")
-        return picture.features
+        (person,) = _Pictures([input_], processor=self.processor, single=True, **preprocess_params).read()
+        return person.features
 
     def _forward(self, model_inputs: dict[str, torch.Tensor], explain: bool | tuple[str, ...] = False):
         model_inputs = {
@@ -360,6 +370,7 @@ def register_pipeline() -> None:
 class _Picture:
     """A picture that was read, and the answers collected for it."""
 
+    where: str | None  # its index and name, for errors
     image: Image.Image | None
     features: dict[str, torch.Tensor] | None = None  # of the whole picture, when it is one person
     boxes: list[tuple[int, int, int, int]] | None = None
@@ -393,8 +404,8 @@ class _Person:
     features: dict[str, torch.Tensor] | None = None
 
 
-class _Pictures(Dataset):
-    """The inputs of a call, read one by one; by index where they allow it, so that workers can share them."""
+class _Pictures:
+    """The inputs of a call: items taken one by one in the caller's thread, opened and prepared by threads."""
 
     def __init__(
         self,
@@ -402,6 +413,9 @@ class _Pictures(Dataset):
         *,
         processor,
         single: bool,
+        threads: int = 0,
+        batch_size: int = 1,
+        keep_crops: bool = False,
         boxes=None,
         detector=None,
         detector_label: str = "person",
@@ -409,6 +423,7 @@ class _Pictures(Dataset):
         timeout: float = 30.0,
     ):
         self.inputs, self.boxes, self.processor, self.single, self.timeout = inputs, boxes, processor, single, timeout
+        self.threads, self.batch_size, self.keep_crops = threads, batch_size, keep_crops
         self.detector = detector if boxes is None else None
         self.detector_label, self.detector_threshold = detector_label, detector_threshold
         self.is_sized = isinstance(inputs, Sized) and hasattr(inputs, "__getitem__")
@@ -425,82 +440,75 @@ class _Pictures(Dataset):
                     f"boxes has {len(self.boxes)} entries for {len(inputs)} pictures, expected one list for each"
                 )
 
-    def __len__(self) -> int:
-        return len(self.inputs)
-
-    def __getitem__(self, index: int) -> "_Picture | Exception":
-        """For workers, which hand back an error as it is: raised there, it would come wrapped in their traceback."""
+    def read(self) -> Iterator[_Person]:
+        pool = ThreadPoolExecutor(self.threads, thread_name_prefix=TASK) if self.threads else None
+        ahead = self.batch_size + self.threads
         try:
-            return self.get(index)
-        except Exception as error:
-            return error
+            for picture in _in_order(self._openings(), pool, ahead):
+                if self.detector is not None and picture.boxes is None:
+                    with self._naming(picture.where):
+                        self._detect(picture)
+                image, picture.image = picture.image, None
+                if picture.boxes is None:
+                    features, picture.features = picture.features, None
+                    yield _Person(picture, 0, image, features)
+                elif not picture.boxes:
+                    yield _Person(picture)
+                else:
+                    people = ((1, partial(self._person, picture, slot, image)) for slot in range(len(picture.boxes)))
+                    yield from _in_order(people, pool, ahead)
+        finally:
+            if pool is not None:
+                pool.shutdown(wait=False, cancel_futures=True)
 
-    def get(self, index: int) -> _Picture:
-        with self._naming(index, None):
-            # A data set that decodes its images may fail here.
-            item = self.inputs[index]
-        return self.open(index, item, self.boxes[index] if self.boxes is not None else None)
+    def _openings(self) -> Iterator[tuple[int, Callable[[], _Picture]]]:
+        """What opens each picture, with its weight among what is read ahead: a picture of many people is a batch."""
+        boxes = iter(self.boxes) if self.boxes is not None else None
+        for index, item in enumerate(self._items()):
+            where = None if self.single else f"item {index}{_describe(item)}"
+            try:
+                own = next(boxes) if boxes is not None else None
+            except StopIteration:
+                raise ValueError(f"item {index}: boxes ended before the pictures, expected one list each") from None
+            with self._naming(where):
+                if isinstance(item, Mapping):
+                    item, own = _unpack_row(item, own)
+                source = self._settled(item)
+            one_person = own is None and self.detector is None
+            yield 1 if one_person else self.batch_size, partial(self._open, where, source, own)
 
-    def open(self, index: int, item: Any, boxes: Any) -> _Picture:
-        with self._naming(index, item):
-            if isinstance(item, Mapping):
-                item, boxes = _unpack_row(item, boxes)
-            image = _open_picture(item, self.timeout)
+    def _items(self) -> Iterator[Any]:
+        if not self.is_sized:
+            yield from self.inputs
+            return
+        inputs = _undecoded(self.inputs)
+        for index in range(len(inputs)):
+            with self._naming(None if self.single else f"item {index}"):
+                item = inputs[index]  # a data set that decodes its images may fail here
+            yield item
+
+    def _settled(self, source: Any) -> Any:
+        """A source that stays what it is while a thread waits to open it: the caller may go on with his objects."""
+        if hasattr(source, "read") and not isinstance(source, Image.Image):
+            return source.read()
+        if is_image_file(source):
+            return source
+        image = open_image(source)
+        return image.copy() if image is source and self.threads else image
+
+    def _open(self, where: str | None, source: Any, boxes: Any) -> _Picture:
+        with self._naming(where):
+            image = _open_picture(source, self.timeout)
             if boxes is not None:
-                return _Picture(image, boxes=_checked_boxes(boxes, image.size))
-            if self.detector is not None:
-                # The detector runs in the main process, with its own device.
-                return _Picture(image)
-            return _Picture(image, features=self._features(image))
+                return _Picture(where, image, boxes=_checked_boxes(boxes, image.size))
+            if self.detector is not None:  # runs in the caller's thread, on its own device
+                return _Picture(where, image)
+            return _Picture(where, image if self.keep_crops else None, features=self._features(image))
 
-    def read(self, num_workers: int) -> Iterator[_Person]:
-        for index, (item, picture) in enumerate(self._opened(num_workers)):
-            with self._naming(index, item):
-                if self.detector is not None and picture.features is None and picture.boxes is None:
-                    self._detect(picture)
-            image, picture.image = picture.image, None
-            if picture.boxes is None:
-                features, picture.features = picture.features, None
-                yield _Person(picture, 0, image, features)
-            elif not picture.boxes:
-                yield _Person(picture)
-            else:
-                for slot, box in enumerate(picture.boxes):
-                    with self._naming(index, item):
-                        crop = image.crop(box)
-                        person = _Person(picture, slot, crop, self._features(crop))
-                    yield person
-
-    def _opened(self, num_workers: int) -> Iterator[tuple[Any, _Picture]]:
-        """Pictures with the item that they came from (None where a worker read it)."""
-        if self.is_sized and num_workers > 0:
-            loader = DataLoader(
-                self,
-                batch_size=None,
-                num_workers=num_workers,
-                collate_fn=_as_it_is,
-                # Its own generator: reading pictures must not move the user's random numbers.
-                generator=torch.Generator(),
-            )
-            for picture in loader:
-                if isinstance(picture, Exception):
-                    raise picture
-                yield None, picture
-        elif self.is_sized:
-            for index in range(len(self)):
-                yield None, self.get(index)
-        else:
-            if num_workers > 0:
-                logger.warning("num_workers=%d is ignored for inputs without a length.", num_workers)
-            boxes = iter(self.boxes) if self.boxes is not None else None
-            for index, item in enumerate(self.inputs):
-                try:
-                    item_boxes = next(boxes) if boxes is not None else None
-                except StopIteration:
-                    raise ValueError(
-                        f"item {index}: boxes ended before the pictures, expected one list each"
-                    ) from None
-                yield item, self.open(index, item, item_boxes)
+    def _person(self, picture: _Picture, slot: int, image: Image.Image) -> _Person:
+        with self._naming(picture.where):
+            crop = image.crop(picture.boxes[slot])
+            return _Person(picture, slot, crop if self.keep_crops else None, self._features(crop))
 
     def _features(self, image: Image.Image) -> dict[str, torch.Tensor]:
         return dict(self.processor(images=[image], return_tensors="pt"))
@@ -527,18 +535,16 @@ class _Pictures(Dataset):
             picture.scores.append(score)
 
     @contextmanager
-    def _naming(self, index: int, item: Any):
+    def _naming(self, where: str | None):
         """Errors of one item among several say which one it is."""
         try:
             yield
         except Exception as error:
-            if self.single:
+            if where is None:
                 raise
-            if item is None and self.is_sized:
-                item = _peek(self.inputs, index)
             kinds = (FileNotFoundError, OSError, TypeError, ValueError)
             kind = next((kind for kind in kinds if isinstance(error, kind)), RuntimeError)
-            raise kind(f"item {index}{_describe(item)}: {error}") from error
+            raise kind(f"{where}: {error}") from error
 
 
 class _Results(Iterator):
@@ -556,13 +562,48 @@ class _Results(Iterator):
         return self._length
 
 
-def _as_it_is(item: Any) -> Any:
-    return item
+def _in_order(
+    tasks: Iterator[tuple[int, Callable[[], Any]]], pool: ThreadPoolExecutor | None, ahead: int
+) -> Iterator[Any]:
+    """Results of weighted tasks, in order; tasks of the weight `ahead` are under way in the pool.
+
+    An error, of a task or of `tasks`, comes after the results before it.
+    """
+    if pool is None:
+        for _, task in tasks:
+            yield task()
+        return
+    under_way: deque[tuple[int, Future]] = deque()
+    weights, ended, failure = 0, False, None
+    while True:
+        while not ended and weights < ahead:
+            try:
+                weight, task = next(tasks)
+            except StopIteration:
+                ended = True
+            except Exception as error:
+                ended, failure = True, error
+            else:
+                under_way.append((weight, pool.submit(task)))
+                weights += weight
+        if not under_way:
+            break
+        weight, future = under_way.popleft()
+        weights -= weight
+        yield future.result()
+    if failure is not None:
+        raise failure
 
 
-def _peek(inputs: Any, index: int) -> Any:
-    """The item for an error message; only from plain lists, because a data set would decode (and fail) again."""
-    return inputs[index] if isinstance(inputs, (list, tuple)) else None
+def _undecoded(inputs: Any) -> Any:
+    """A `datasets.Dataset` of images, or one column of it, as paths and bytes: threads decode those."""
+    if isinstance(inputs, (list, tuple)):
+        return inputs
+    from vlm_par_hf.data.transforms import undecoded
+
+    if isinstance(inputs, KeyDataset):
+        return KeyDataset(undecoded(inputs.dataset, inputs.key), inputs.key)
+    return undecoded(inputs)
 
 
 def _describe(item: Any) -> str:
