@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import re
+from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
@@ -23,6 +24,7 @@ logger = logging.getLogger(__name__)
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 TABLE_SUFFIX = ".parquet"
 _ID_COLUMN = "image_id"
+_File = tuple[str, int, int]  # path, size in bytes, time of change in ns
 _NUMBERS = re.compile(r"([0-9]+)")
 
 
@@ -76,12 +78,12 @@ class ImageList:
         self.folder = os.getcwd()
         self._without = {os.path.realpath(folder) for folder in without}
         self._paths: list[str] = []
-        self._stamps: list[tuple[int, int]] = []
-        counts: list[int] = []
+        self._sizes, self._times, counts = array("q"), array("q"), array("q")
         for name in names:
-            for path, status in self._find(os.fspath(name)):
+            for path, size, time in self._find(os.fspath(name)):
                 self._paths.append(path)
-                self._stamps.append((status.st_size, status.st_mtime_ns))
+                self._sizes.append(size)
+                self._times.append(time)
                 counts.append(self._check_table(path) if _is_table(path) else 1)
         self._ends = np.cumsum(counts, dtype=np.int64)
         if not len(self):
@@ -113,8 +115,8 @@ class ImageList:
 
     def listing(self) -> str:
         """A line `[path, size in bytes, time of change in ns]` per file: equal where nothing was touched."""
-        lines = (json.dumps([path, *stamp], separators=(",", ":")) for path, stamp in zip(self._paths, self._stamps))
-        return "".join(f"{line}\n" for line in lines)
+        files = zip(self._paths, self._sizes, self._times)
+        return "".join(f"{json.dumps(file, separators=(',', ':'))}\n" for file in files)
 
     def picture_name(self, row: Row) -> str:
         """A file name for a picture of this image, the same in every run and different for every image."""
@@ -127,11 +129,11 @@ class ImageList:
     def _stems(self) -> Counter:
         return Counter(Path(path).stem for path in self._paths)
 
-    def _find(self, name: str) -> Iterator[tuple[str, os.stat_result]]:
+    def _find(self, name: str) -> Iterator[_File]:
         if os.path.isdir(name):
             yield from self._search(name)
         elif os.path.isfile(name):
-            yield name, os.stat(name)
+            yield _stamped(name, os.stat(name))
         elif glob.has_magic(name):
             found = sorted(glob.glob(name, recursive=True), key=_natural)
             if not found:
@@ -139,13 +141,13 @@ class ImageList:
             # `**` also matches the folders on the way, whose files it matches as well.
             for path in found:
                 if os.path.isfile(path):
-                    yield path, os.stat(path)
+                    yield _stamped(path, os.stat(path))
                 elif "**" not in name and os.path.isdir(path):
                     yield from self._search(path)
         else:
             raise FileNotFoundError(f"no such image or folder: {name!r}")
 
-    def _search(self, folder: str) -> Iterator[tuple[str, os.stat_result]]:
+    def _search(self, folder: str) -> Iterator[_File]:
         if os.path.realpath(folder) in self._without:
             raise ValueError(f"the folder {folder!r} is also one to write to: expected another")
         found = list(_walk(folder, self._without, frozenset()))
@@ -184,6 +186,10 @@ class ImageList:
         return count
 
 
+def _stamped(path: str, status: os.stat_result) -> _File:
+    return path, status.st_size, status.st_mtime_ns
+
+
 def _is_table(path: str) -> bool:
     return path.lower().endswith(TABLE_SUFFIX)
 
@@ -195,7 +201,7 @@ def _natural(name: str) -> tuple[list[Any], str]:
     return parts, name
 
 
-def _walk(folder: str, without: set[str], above: frozenset[str]) -> Iterator[tuple[str, os.stat_result]]:
+def _walk(folder: str, without: set[str], above: frozenset[str]) -> Iterator[_File]:
     here = os.path.realpath(folder)
     if here in above or here in without:  # a link to a folder above would go round for ever
         return
@@ -206,9 +212,9 @@ def _walk(folder: str, without: set[str], above: frozenset[str]) -> Iterator[tup
             yield from _walk(entry.path, without, above | {here})
         elif entry.name.lower().endswith((*IMAGE_SUFFIXES, TABLE_SUFFIX)):
             if entry.is_file():
-                yield entry.path, entry.stat()
+                yield _stamped(entry.path, entry.stat())
             elif entry.is_symlink():  # leads nowhere: to be reported like any image that cannot be read
-                yield entry.path, entry.stat(follow_symlinks=False)
+                yield _stamped(entry.path, entry.stat(follow_symlinks=False))
 
 
 def read_segments(segments: Iterable[Segment], image_column: str, folder: str) -> Iterator[Row]:
