@@ -35,6 +35,7 @@ SIZES = {"train": 48, "validation": 47}
 RUNS = {
     "images": {"eval_steps": 3},
     "features": {"precompute_features": True},
+    "cached": {"cached": True},
     "accumulated": {"gradient_accumulation_steps": 2, "full_determinism": True},
 }
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
@@ -47,6 +48,8 @@ def work(folder: Path) -> None:
     data = build_data(tiny_schema(), SIZES)
 
     def start(name, data=data, **settings):
+        if settings.pop("cached", False):  # a folder that the processes fill together
+            settings["cache_features"] = folder / "features_on_disk"
         steps = settings.get("gradient_accumulation_steps", 1)
         size = GLOBAL_BATCH // processes // steps
         return run(data, folder / name, model=randomize(tiny_model()), batch_size=size, **settings)
@@ -187,8 +190,11 @@ def test_every_process_refuses_what_the_first_one_refuses(two):
 def test_only_the_first_process_writes(two):
     first, second = (json.loads((two / f"writes_{rank}.json").read_text()) for rank in (0, 1))
     assert "images/run.json" in " ".join(first) and "images/checkpoints/checkpoint-3/trainer_state.json" in first
-    # Each process keeps its own random state; the plain Trainer's folder is made by all.
-    own = re.compile(r"(\w+/checkpoints|plain)/checkpoint-\d+/rng_state_1\.pth|refused_1\.txt|plain_1\.(npz|json)")
+    # Each process keeps its own random state, and they compute features together.
+    own = re.compile(
+        r"(\w+/checkpoints|plain)/checkpoint-\d+/rng_state_1\.pth|refused_1\.txt|plain_1\.(npz|json)"
+        r"|features_on_disk/.*"
+    )
     made = re.compile(r"(\w+|\w+/checkpoints|(\w+/checkpoints|plain)/checkpoint-\d+)")
     assert [path for path in second if own.fullmatch(path)]
     assert not [path for path in second if not own.fullmatch(path) and not made.fullmatch(path)]
