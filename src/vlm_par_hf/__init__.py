@@ -8,6 +8,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from vlm_par_hf.auto import register_families
+from vlm_par_hf.export import register_exported
 from vlm_par_hf.pipelines import register_pipeline
 
 
@@ -18,6 +19,8 @@ __all__ = [
     "Attribute",
     "AttributeSchema",
     "AugmentedDataset",
+    "ExportedParConfig",
+    "ExportedParModel",
     "FocusParConfig",
     "FocusParModel",
     "FocusParProcessor",
@@ -34,6 +37,7 @@ __all__ = [
     "VlmParProcessor",
     "annotate",
     "dataset_schema",
+    "export_model",
     "get_schema",
     "list_schemas",
     "load_par_dataset",
@@ -42,6 +46,7 @@ __all__ = [
 if TYPE_CHECKING:
     from vlm_par_hf.annotation import Annotator, annotate
     from vlm_par_hf.data import AugmentedDataset, ParAugmentation, ParCollator, dataset_schema, load_par_dataset
+    from vlm_par_hf.export import ExportedParConfig, ExportedParModel, export_model
     from vlm_par_hf.losses import ParLoss
     from vlm_par_hf.metrics import ParMetrics
     from vlm_par_hf.models.focus_par import FocusParConfig, FocusParModel, FocusParProcessor
@@ -60,6 +65,7 @@ if TYPE_CHECKING:
 _MODULES = {
     "annotation": ("Annotator", "annotate"),
     "data": ("AugmentedDataset", "ParAugmentation", "ParCollator", "dataset_schema", "load_par_dataset"),
+    "export": ("ExportedParConfig", "ExportedParModel", "export_model"),
     "losses": ("ParLoss",),
     "metrics": ("ParMetrics",),
     "models.focus_par": ("FocusParConfig", "FocusParModel", "FocusParProcessor"),
@@ -78,6 +84,7 @@ _MODULES = {
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 
 register_families()
+register_exported()
 register_pipeline()
 
 
