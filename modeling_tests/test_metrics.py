@@ -14,7 +14,15 @@ import numpy as np
 import pytest
 
 from vlm_par_hf import metrics as metrics_module
-from vlm_par_hf.metrics import METRIC_NAMES, PRESETS, MetricPreset, ParMetrics, average_precision, roc_auc
+from vlm_par_hf.metrics import (
+    METRIC_NAMES,
+    PRESETS,
+    MetricPreset,
+    ParMetrics,
+    average_precision,
+    image_to_text_recall,
+    roc_auc,
+)
 from vlm_par_hf.schema import AttributeSchema
 
 
@@ -586,3 +594,87 @@ import vlm_par_hf.metrics
 assert not {{"torch", "transformers", "scipy"}} & set(sys.modules)
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# The open protocol
+
+
+def open_schema():
+    colors = ["red", "green", "blue"]
+    return AttributeSchema(
+        [
+            {"name": "Color", "question": "c?", "labels": colors, "prompts": [f"in {color}" for color in colors]},
+            {"name": "Hat", "question": "h?", "prompts": ["no hat", "a hat"]},
+            {"name": "Bag", "question": "b?", "prompts": ["no bag", "a bag"]},
+        ]
+    )
+
+
+def loop_recall(scores, labels, schema, groups, rank):
+    """Both conventions by sorting, one picture and text at a time."""
+    images, texts = [], []
+    for group in groups:
+        hits, own = [], {}
+        for n in range(len(labels)):
+            entries = []
+            for name, label in group:
+                a = schema.index(name)
+                c = schema[name].labels.index(label)
+                if labels[n, a] != -100:
+                    entries.append((scores[n, a, c], labels[n, a] == c, (name, label)))
+            entries.sort(key=lambda entry: (-entry[0], entry[1]))  # a tie: the wrong one first
+            if any(right for _, right, _ in entries):
+                hits.append(any(right for _, right, _ in entries[:rank]))
+            for _, right, text in entries:
+                if right:
+                    rivals = [entry for entry in entries if not entry[1] or entry[2] == text]
+                    own.setdefault(text, []).append(text in [entry[2] for entry in rivals[:rank]])
+        if hits:
+            images.append(np.mean(hits))
+            if len(group) > rank:
+                texts.append(np.mean([np.mean(values) for values in own.values()]))
+    return np.mean(images), np.mean(texts) if texts else None
+
+
+def test_image_to_text_recall_equals_sorting():
+    generator = np.random.default_rng(0)
+    schema = open_schema()
+    labels = np.stack([generator.integers(-1, one.num_labels, 60) for one in schema], 1)
+    labels[labels < 0] = -100
+    scores = generator.integers(0, 6, (60, 3, 3)).astype(float)  # with ties
+    own = [[(one.name, label) for label in one.labels] for one in schema]
+    found = image_to_text_recall(scores, labels, schema)
+    carried = {"carried": [("Hat", "yes"), ("Bag", "yes"), ("Color", "red")]}
+    found_carried = image_to_text_recall(scores, labels, schema, groups=carried, k=(1, 2))
+    for rank in (1, 2):
+        for result, groups in ((found, own), (found_carried, list(carried.values()))):
+            group_mean, label_mean = loop_recall(scores, labels, schema, groups, rank)
+            assert result[f"i2t_recall_at_{rank}_group_mean"] == pytest.approx(group_mean)
+            assert result[f"i2t_recall_at_{rank}_label_mean"] == (label_mean and pytest.approx(label_mean))
+    assert found["groups"]["Hat"]["recall_at_2"] == 1.0 and found["groups"]["Hat"]["label_recall_at_2"] is None
+    assert found["groups"]["Color"]["images"] == (labels[:, 0] != -100).sum()
+
+
+def test_naming_the_most_frequent_text_earns_chance_in_the_label_mean():
+    schema = open_schema()
+    labels = np.array([[0, 0, 0]] * 9 + [[1, 1, 1]])
+    scores = np.zeros((10, 3, 3)) + np.array([3.0, 2.0, 1.0])
+    found = image_to_text_recall(scores, labels, schema, k=(1,))
+    assert found["i2t_recall_at_1_group_mean"] == pytest.approx(0.9)
+    assert found["i2t_recall_at_1_label_mean"] == pytest.approx(0.5)
+
+
+def test_image_to_text_recall_names_what_is_wrong():
+    schema, scores, labels = open_schema(), np.zeros((2, 3, 3)), np.zeros((2, 3), int)
+    with pytest.raises(ValueError, match=r"scores \(2, 3, 3\) and labels \(1, 3\) do not fit, expected \(1, 3, 3\)"):
+        image_to_text_recall(scores, labels[:1], schema)
+    with pytest.raises(ValueError, match=r"k=\(0,\), expected ranks of 1 or more"):
+        image_to_text_recall(scores, labels, schema, k=(0,))
+    with pytest.raises(ValueError, match="group 'none' is empty"):
+        image_to_text_recall(scores, labels, schema, groups={"none": []})
+    with pytest.raises(KeyError, match="attribute 'Hat' has no label 'maybe'"):
+        image_to_text_recall(scores, labels, schema, groups={"x": [("Hat", "maybe")]})
+    with pytest.raises(KeyError, match="no attribute 'Het' in this schema; did you mean 'Hat'"):
+        image_to_text_recall(scores, labels, schema, groups={"x": [("Het", "yes")]})
+    unknown = image_to_text_recall(scores, np.full((2, 3), -100), schema)
+    assert unknown["i2t_recall_at_1_group_mean"] is None
