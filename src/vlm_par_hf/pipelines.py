@@ -62,6 +62,9 @@ class PedestrianAttributesPipeline(PushToHub, Pipeline):
             answered "no" or "none".
         sensitive (`bool`, defaults to `True`): `False` leaves out the attributes that the schema marks as sensitive
             (perceived gender and age).
+        attributes (list, dict or `AttributeSchema`, *optional*): ask for these instead of the model's own, for models
+            that recognise attributes by their text (`FocusParModel`): what `AttributeSchema.from_texts` takes, such as
+            `["wearing a red scarf", ["a backpack", "a handbag", "no bag"]]`. Encoded once.
         explain (`bool`, `str` or list of `str`, defaults to `False`): attributes to show the relevance of patches for;
             `True` for all those in the result.
         explain_as (`str`, defaults to `"overlay"`): `"overlay"` adds `"overlays"`, a picture per attribute;
@@ -117,6 +120,7 @@ class PedestrianAttributesPipeline(PushToHub, Pipeline):
         *,
         only_positive: bool | None = None,
         sensitive: bool | None = None,
+        attributes: Any = None,
         explain: bool | str | Sequence[str] | None = None,
         explain_as: str | None = None,
         detector=None,
@@ -130,25 +134,34 @@ class PedestrianAttributesPipeline(PushToHub, Pipeline):
             raise TypeError(f"detector is a {type(detector).__name__}, expected an object-detection pipeline")
         if detector_threshold is not None and not 0.0 <= detector_threshold <= 1.0:
             raise ValueError(f"detector_threshold is {detector_threshold}, expected a number in [0, 1]")
+        if attributes is not None:
+            if not hasattr(self.model, "set_attributes"):
+                raise ValueError(
+                    f"attributes was given, but {type(self.model).__name__} knows only those that it was trained on; "
+                    "expected a model that recognises attributes by their text, such as FocusParModel"
+                )
+            attributes = self.model.encode_attributes(attributes, self.processor)
         if explain is not None:
-            explain = self._attributes_to_explain(explain)
+            asked = attributes or getattr(self, "_forward_params", {}).get("attributes")
+            explain = self._attributes_to_explain(explain, self.model.config.schema if asked is None else asked.schema)
         preprocess = {
             "timeout": timeout,
             "detector": detector,
             "detector_label": detector_label,
             "detector_threshold": detector_threshold,
         }
-        forward = {"explain": explain}
+        forward = {"attributes": attributes, "explain": explain}
         postprocess = {
             "only_positive": only_positive,
             "sensitive": sensitive,
+            "attributes": attributes,
             "explain": explain,
             "explain_as": explain_as,
         }
         groups = (preprocess, forward, postprocess)
         return tuple({key: value for key, value in group.items() if value is not None} for group in groups)
 
-    def _attributes_to_explain(self, explain: bool | str | Sequence[str]) -> bool | tuple[str, ...]:
+    def _attributes_to_explain(self, explain: bool | str | Sequence[str], schema) -> bool | tuple[str, ...]:
         if isinstance(explain, (bool, np.bool_)):
             explain = bool(explain)
         if explain and not hasattr(self.model, "explain"):
@@ -158,7 +171,7 @@ class PedestrianAttributesPipeline(PushToHub, Pipeline):
         names = (explain,) if isinstance(explain, str) else tuple(explain)
         for name in names:
             try:
-                self.model.config.schema.index(name)
+                schema.index(name)
             except KeyError as error:
                 raise ValueError(f"explain names {name!r}: {error.args[0]}") from None
         return names
@@ -239,22 +252,28 @@ class PedestrianAttributesPipeline(PushToHub, Pipeline):
         (person,) = _Pictures([input_], processor=self.processor, single=True, **preprocess_params).read()
         return person.features
 
-    def _forward(self, model_inputs: dict[str, torch.Tensor], explain: bool | tuple[str, ...] = False):
+    def _forward(
+        self, model_inputs: dict[str, torch.Tensor], attributes=None, explain: bool | tuple[str, ...] = False
+    ):
         model_inputs = {
             name: value.to(self.model.dtype) if value.is_floating_point() else value
             for name, value in model_inputs.items()
         }
         # A model straight from training would answer with dropout.
+        asked = {} if attributes is None else {"attributes": attributes}
         training = self.model.training
         if training:
             self.model.eval()
         try:
             if not explain:
-                return {"logits": self.model(**model_inputs).logits}
-            # The backbone, which is nearly all of the work, runs once for both.
-            features = self.model.get_image_features(**model_inputs)
-            features = dict(zip(("patch_embeds", "image_embeds", "patch_mask"), features))
-            outputs = {"logits": self.model(**features).logits, "relevance": self.model.explain(**features)}
+                return {"logits": self.model(**model_inputs, **asked).logits}
+            inputs = model_inputs
+            if hasattr(self.model, "get_image_features"):
+                # The backbone, which is nearly all of the work, runs once for both.
+                features = self.model.get_image_features(**model_inputs)
+                inputs = dict(zip(("patch_embeds", "image_embeds", "patch_mask"), features))
+            logits = self.model(**inputs, **asked).logits
+            outputs = {"logits": logits, "relevance": self.model.explain(**inputs, **asked)}
             if "spatial_shapes" in model_inputs:
                 outputs["spatial_shapes"] = model_inputs["spatial_shapes"]
             return outputs
@@ -268,11 +287,12 @@ class PedestrianAttributesPipeline(PushToHub, Pipeline):
         crops: Sequence[Image.Image] | None = None,
         only_positive: bool = False,
         sensitive: bool = True,
+        attributes=None,
         explain: bool | tuple[str, ...] = False,
         explain_as: str = "overlay",
     ) -> list[dict[str, Any]]:
         """One dict per row of the outputs. `crops`, the pictures of the people, are needed for overlays."""
-        schema = self.model.config.schema
+        schema = self.model.config.schema if attributes is None else attributes.schema
         people = self.processor.post_process_attributes(ParOutput(logits=model_outputs["logits"]), schema=schema)
         results = []
         for row, answers in enumerate(people):
