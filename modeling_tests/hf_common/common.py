@@ -97,8 +97,10 @@ class ParModelTests(ModelTesterMixin):
                 self.assertIsNone(model(**inputs).attentions)
                 attentions = model(**inputs, output_attentions=True).attentions
             self.assertEqual(attentions.shape[:2], (len(inputs["pixel_values"]), len(config.schema)))
-            answers = attentions.sum(-1)
-            torch.testing.assert_close(answers, torch.ones_like(answers))
+            shares = attentions.sum(-1)
+            # 0 where there is nobody to ask, past an attribute's own labels.
+            self.assertTrue((((shares - 1).abs() < 1e-5) | (shares == 0)).all())
+            self.assertTrue((shares.flatten(2).amax(-1) > 0).all())
 
     def test_correct_missing_keys(self):
         """A backbone's checkpoint is none of ours: it is refused, and `from_backbone` named."""

@@ -460,3 +460,13 @@ def _raw(config):
 def test_wrong_configurations_are_named(config, message):
     with pytest.raises(ValueError, match=message):
         FocusParConfig(**{"vlm_config": tiny_backbone_config(), "attributes": tiny_schema(), **config})
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_text_towers_embeddings_are_found_and_replaced(kind):
+    model = tiny_focus_model(kind)
+    old = model.get_input_embeddings()
+    assert isinstance(old, torch.nn.Embedding) and old.num_embeddings == model.config.vlm_config.text_config.vocab_size
+    new = torch.nn.Embedding(old.num_embeddings, old.embedding_dim)
+    model.set_input_embeddings(new)
+    assert model.get_input_embeddings() is new

@@ -264,7 +264,10 @@ class FocusParModel(FocusParPreTrainedModel):
                 vision.head.probe.requires_grad_(False)  # only the pooled picture uses it, and no score does
 
     def get_input_embeddings(self) -> nn.Module:
-        return self.vlm.get_input_embeddings()
+        return self.vlm.text_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.vlm.text_model.set_input_embeddings(value)
 
     # Texts
 
