@@ -1,6 +1,6 @@
 """Training from cached features, compared with training from images: an epoch, the loss curve, the reads.
 
-    python benchmarks/cache.py                    # everything, about 15 minutes on 2 CPU cores
+    python benchmarks/cache.py                    # everything
     python benchmarks/cache.py --only reads       # a part; the others keep what was measured before
 
 Both ways of training run in turns in one process, on the same images, batches, heads and optimizer, forward, backward
