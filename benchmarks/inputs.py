@@ -3,8 +3,8 @@
     PAR_DATA=... python benchmarks/inputs.py        # real PA-100K crops
     python benchmarks/inputs.py                     # drawn pedestrians, as JPEG
 
-`decoded` starts from Pillow images, `jpeg` from the bytes of files. Ratios are of medians: of the time on the clock, and
-of the time that all threads of the process spent computing, which says more on a machine with other work to do.
+`decoded` starts from Pillow images, `jpeg` from the bytes of files. Ratios are of medians: of time on the clock, and
+of time that all threads of the process spent computing, which says more on a machine with other work to do.
 """
 
 import argparse
