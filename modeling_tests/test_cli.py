@@ -219,3 +219,13 @@ def test_a_second_run_in_the_same_folder_is_refused(checkpoint, files, capsys):
     arguments = ["train", "folder", "--root", files["data"], "--backbone", files["backbone"], "--out", str(checkpoint)]
     assert main(arguments) == 2
     assert "holds an earlier run" in capsys.readouterr().err
+
+
+def test_predict_in_bfloat16_answers_nearly_the_same(tmp_path, capsys):
+    Image.new("RGB", (48, 96), (90, 40, 160)).save(tmp_path / "crop.png")
+    found = []
+    for dtype in ("float32", "bfloat16"):
+        assert main(["predict", str(tmp_path / "crop.png"), "--out", "-", "--dtype", dtype]) == 0
+        answers = json.loads(capsys.readouterr().out)["attributes"]
+        found.append([p for answer in answers.values() for p in answer["probabilities"].values()])
+    assert found[0] != found[1] and found[0] == pytest.approx(found[1], abs=0.05)

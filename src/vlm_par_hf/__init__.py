@@ -39,12 +39,14 @@ __all__ = [
     "dataset_schema",
     "export_model",
     "get_schema",
+    "inference_dtype",
     "list_schemas",
     "load_par_dataset",
 ]
 
 if TYPE_CHECKING:
     from vlm_par_hf.annotation import Annotator, annotate
+    from vlm_par_hf.auto import inference_dtype
     from vlm_par_hf.data import AugmentedDataset, ParAugmentation, ParCollator, dataset_schema, load_par_dataset
     from vlm_par_hf.export import ExportedParConfig, ExportedParModel, export_model
     from vlm_par_hf.losses import ParLoss
@@ -64,6 +66,7 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "annotation": ("Annotator", "annotate"),
+    "auto": ("inference_dtype",),
     "data": ("AugmentedDataset", "ParAugmentation", "ParCollator", "dataset_schema", "load_par_dataset"),
     "export": ("ExportedParConfig", "ExportedParModel", "export_model"),
     "losses": ("ParLoss",),

@@ -143,6 +143,10 @@ def _add_predict(commands) -> argparse.ArgumentParser:
     parser.add_argument("--image-column", default="image", metavar="NAME", help="of parquet files (default: image)")
     parser.add_argument("--overwrite", action="store_true", help="replace other work in --out")
     parser.add_argument("--device", metavar="NAME", help="cpu, cuda:0, ... (default: as transformers chooses)")
+    parser.add_argument(
+        "--dtype", choices=("auto", "bfloat16", "float32"),
+        help="of the weights; auto: bfloat16 where the device is fast with it, else float32 (default: as saved)",
+    )  # fmt: skip
     group = parser.add_argument_group("Ray", "with --out; on the Ray that RAY_ADDRESS names, else on this machine")
     group.add_argument("--ray", type=int, default=0, metavar="N", help="annotate with N worker processes of Ray")
     group.add_argument("--ray-cpus", type=int, default=1, metavar="N", help="of a worker (default: %(default)s)")
@@ -161,6 +165,7 @@ def _run_predict(args) -> int:
         "only_positive": args.only_positive,
         "sensitive": not args.no_sensitive,
         "device": args.device,
+        "dtype": args.dtype,
     }
     if args.out in (None, "-"):
         for name in ("overwrite", "ray"):

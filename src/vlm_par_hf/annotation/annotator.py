@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from PIL import Image
 
+from vlm_par_hf.auto import inference_dtype
 from vlm_par_hf.images import is_image_file, open_image
 from vlm_par_hf.pipelines import TASK, PedestrianAttributesPipeline
 from vlm_par_hf.utils import default_threads, thread_map
@@ -36,6 +37,7 @@ class Annotator:
         batch_size: people per forward.
         only_positive, sensitive: as for the pipeline.
         device: as for the pipeline.
+        dtype: of the weights; None: as they were saved, `"auto"`: `vlm_par_hf.inference_dtype(device)`.
 
     Raises:
         ValueError: `batch_size` is below 1.
@@ -50,11 +52,13 @@ class Annotator:
         only_positive: bool = False,
         sensitive: bool = True,
         device: Any = None,
+        dtype: Any = None,
     ):
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size}: expected at least 1")
         self.model = None if model is None else os.fspath(model)
         self.batch_size, self.device = batch_size, device
+        self.dtype = inference_dtype(device) if dtype == "auto" else dtype
         self.only_positive, self.sensitive = only_positive, sensitive
 
     def __getstate__(self) -> dict[str, Any]:
@@ -65,7 +69,7 @@ class Annotator:
         """The pipeline that answers, loaded at the first use."""
         from transformers import pipeline
 
-        options = {"model": self.model, "device": self.device}
+        options = {"model": self.model, "device": self.device, "dtype": self.dtype}
         return pipeline(TASK, **{name: value for name, value in options.items() if value is not None})
 
     def __call__(self, batch: Mapping[str, Sequence[Any]]) -> dict[str, Any]:

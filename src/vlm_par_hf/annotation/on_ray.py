@@ -25,6 +25,7 @@ def run_on_ray(inputs, annotator, ranges, missing, resources, bar) -> Iterator[t
         "only_positive": annotator.only_positive,
         "sensitive": annotator.sensitive,
         "device": annotator.device,
+        "dtype": annotator.dtype,
     }
     items = [
         {"segments": json.dumps(list(inputs.segments(part.start, part.stop)))}

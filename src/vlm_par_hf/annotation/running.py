@@ -36,6 +36,7 @@ def annotate(
     only_positive: bool = False,
     sensitive: bool = True,
     device: Any = None,
+    dtype: Any = None,
     draw: str | os.PathLike | None = None,
     image_column: str = "image",
     overwrite: bool = False,
@@ -57,7 +58,7 @@ def annotate(
         images, image_column: as for `ImageList`.
         out: the file to write, `.jsonl` or `.parquet`; the report stands beside it as `.report.json`. A finished
             output of the same images, model and options is left alone and its report returned.
-        model, batch_size, only_positive, sensitive, device: as for `Annotator`.
+        model, batch_size, only_positive, sensitive, device, dtype: as for `Annotator`.
         draw: folder for a picture of each image with its attributes. It is not searched for images.
         overwrite: start anew where `out` or `out.partial` hold other work.
         images_per_part: what a killed run repeats at most.
@@ -100,7 +101,7 @@ def annotate(
     partial = out.with_name(f"{out.name}.partial")
     inputs = ImageList(images, image_column=image_column, without=[partial, *([draw] if draw is not None else [])])
     annotator = Annotator(
-        model, batch_size=batch_size, only_positive=only_positive, sensitive=sensitive, device=device
+        model, batch_size=batch_size, only_positive=only_positive, sensitive=sensitive, device=device, dtype=dtype
     )
     schema = annotator.pipe.model.config.schema
     attributes = [attribute.name for attribute in schema if sensitive or not attribute.sensitive]
