@@ -54,7 +54,7 @@ from .losses_focus_par import FocusLoss, check_loss_settings
 from .processing_focus_par import FocusParProcessor
 
 
-__all__ = ["AttributeTexts", "FocusParModel", "FocusParPreTrainedModel"]
+__all__ = ["AttributeTexts", "FocusParModel", "FocusParPreTrainedModel", "fit_decisions"]
 
 KEPT_SCHEMAS = 16  # encoded label spaces that a model remembers
 TEXTS_AT_ONCE = 64
@@ -505,10 +505,10 @@ class FocusParModel(FocusParPreTrainedModel):
         return torch.stack(gain), torch.cat(offset)
 
     def fit_decisions(self, logits: Any, labels: Any, *, weighting: str | None = "auto") -> None:
-        """Fits each attribute's gain and its labels' offsets on validation (equation: logit = gain * s + offset).
+        """Fits each attribute's gain and its labels' offsets on validation: logit = gain * similarity + offset.
 
-        Minimises the cross-entropy of the known labels plus a small pull towards what is there already, one convex
-        problem per attribute. An attribute of which the data know one label only is left as it is.
+        Minimises, for each attribute, the cross-entropy of its known labels plus a small pull towards what is there
+        already. An attribute of which the data know one label only is left as it is.
 
         Args:
             logits: `(S, A, C)`, what the model answered on validation pictures.
@@ -519,32 +519,13 @@ class FocusParModel(FocusParPreTrainedModel):
         Raises:
             ValueError: the arrays do not fit the label space.
         """
-        logits = torch.as_tensor(np.asarray(logits)).double()
-        labels = np.asarray(labels)
-        expected = (len(labels), len(self.schema), self.schema.max_labels)
-        if tuple(logits.shape) != expected or labels.shape != expected[:2]:
-            raise ValueError(
-                f"logits {tuple(logits.shape)} and labels {labels.shape} do not fit, expected {expected} and "
-                f"{expected[:2]} for this label space"
-            )
         if weighting == "auto":
             weighting = self.config.loss.get("weighting")
-        weights = None
-        if weighting is not None:
-            weights = compute_class_weights(compute_priors(labels, self.schema), weighting)
-        truth = torch.as_tensor(labels).long()
-        start = 0
-        for a, one in enumerate(self.schema):
-            stop = start + one.num_labels
-            known = truth[:, a] != UNKNOWN_LABEL
-            if len(truth[known, a].unique()) > 1:
-                weight = None if weights is None else torch.tensor(weights[a], dtype=torch.float64)
-                gain, offset = _fit_affine(logits[known, a, : one.num_labels], truth[known, a], weight)
-                self.decision_offset[start:stop] = (gain * self.decision_offset[start:stop].double() + offset).to(
-                    self.decision_offset
-                )
-                self.decision_gain[a] *= gain
-            start = stop
+        gain, offset = fit_decisions(logits, labels, self.schema, weighting=weighting)
+        counts = torch.tensor(self.schema.num_labels)
+        before = self.decision_offset.cpu().double() * gain.repeat_interleave(counts)
+        self.decision_offset.copy_(before + offset)
+        self.decision_gain.mul_(gain.to(self.decision_gain))
         self._forget()
 
     # Pictures
@@ -856,6 +837,41 @@ def _words(name: str) -> str:
     return " ".join(spaced.replace("_", " ").lower().split())
 
 
+def fit_decisions(
+    logits: Any, labels: Any, schema: AttributeSchema, *, weighting: str | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Gain of each attribute and offset of each of its labels that make similarities decide, for any model's logits.
+
+    Args and errors as in `FocusParModel.fit_decisions`.
+
+    Returns:
+        float64 gain `(A,)`, above 0, and offset `(Z,)`, labels of all attributes in a row; 1 and 0 for an attribute of
+        which the data know one label only.
+    """
+    logits = torch.as_tensor(np.asarray(logits)).double()
+    labels = np.asarray(labels)
+    expected = (len(labels), len(schema), schema.max_labels)
+    if tuple(logits.shape) != expected or labels.shape != expected[:2]:
+        raise ValueError(
+            f"logits {tuple(logits.shape)} and labels {labels.shape} do not fit, expected {expected} and "
+            f"{expected[:2]} for this label space"
+        )
+    weights = None
+    if weighting is not None:
+        weights = compute_class_weights(compute_priors(labels, schema), weighting)
+    truth = torch.as_tensor(labels).long()
+    gains, offsets = [], []
+    for a, one in enumerate(schema):
+        known = truth[:, a] != UNKNOWN_LABEL
+        gain, offset = torch.ones((), dtype=torch.float64), torch.zeros(one.num_labels, dtype=torch.float64)
+        if len(truth[known, a].unique()) > 1:
+            weight = None if weights is None else torch.tensor(weights[a], dtype=torch.float64)
+            gain, offset = _fit_affine(logits[known, a, : one.num_labels], truth[known, a], weight)
+        gains.append(gain)
+        offsets.append(offset)
+    return torch.stack(gains), torch.cat(offsets)
+
+
 def _fit_affine(logits, truth, weight):
     """Gain above 0 and offsets of one attribute, float64, by L-BFGS."""
     parameters = torch.zeros(1 + logits.shape[1], dtype=torch.float64, requires_grad=True)
@@ -873,4 +889,4 @@ def _fit_affine(logits, truth, weight):
 
     with torch.enable_grad():
         optimizer.step(closure)
-    return parameters[0].exp().item(), (parameters[1:] * scale).detach()
+    return parameters[0].exp().detach(), (parameters[1:] * scale).detach()
