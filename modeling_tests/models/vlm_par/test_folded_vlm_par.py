@@ -127,6 +127,31 @@ def test_a_folded_model_cannot_be_trained():
     assert not folded.training
 
 
+def test_trainer_measures_a_folded_model_and_does_not_train_it(tmp_path):
+    pytest.importorskip("accelerate")
+    from transformers import Trainer, TrainingArguments
+
+    model = trained_model("image_to_text")
+    inputs, labels = features(model), some_labels(model.schema)
+    rows = [{**{name: x[i] for name, x in inputs.items()}, "labels": labels[i]} for i in range(len(labels))]
+    arguments = TrainingArguments(
+        tmp_path,
+        per_device_eval_batch_size=8,
+        remove_unused_columns=False,
+        report_to="none",
+        use_cpu=True,
+        disable_tqdm=True,
+    )
+    trainer = Trainer(model.fold(), arguments, train_dataset=rows, eval_dataset=rows)
+    with torch.no_grad():
+        expected = model(**inputs, labels=labels)
+    output = trainer.predict(rows)
+    assert output.metrics["test_loss"] == pytest.approx(expected.loss.item(), rel=1e-5)
+    torch.testing.assert_close(torch.from_numpy(output.predictions), expected.logits, rtol=1e-5, atol=1e-5)
+    with pytest.raises(RuntimeError, match="cannot be trained"):
+        trainer.train()
+
+
 def test_folding_needs_the_questions():
     with pytest.raises(ValueError, match="never tokenized"):
         tiny_model("naflex", encode=False).fold()
