@@ -18,6 +18,8 @@ SCRIPTS = sorted(path.relative_to(EXAMPLES).as_posix() for path in EXAMPLES.rglo
 
 # Small size and tiny weights; BACKBONE, MODEL, IMAGE and HUB stand for what the fixture makes.
 SMALL = {
+    "focus_open_attributes.py": ["--backbone", "BACKBONE", "--num-train", "40", "--epochs", "1", "--people", "6",
+                                 "--show", "2", "--out", "out"],
     "predict.py": ["IMAGE", "--model", "MODEL", "--explain", "Hat", "--output", "out/predict.png"],
     "round_trip.py": ["--repo", "org/round-trip", "--endpoint", "HUB", "--images", "40", "--epochs", "1",
                       "--backbone", "BACKBONE", "--out", "out"],
@@ -26,6 +28,7 @@ SMALL = {
 }  # fmt: skip
 # The same scripts as the first line of their docstring runs them, on the embedded model, at small size.
 EMBEDDED = {
+    "focus_open_attributes.py": ["--num-train", "64", "--epochs", "1", "--people", "20", "--out", "out"],
     "predict.py": ["--people", "2", "--output", "out/predict.png"],
     "round_trip.py": [
         "--repo",
@@ -42,6 +45,7 @@ EMBEDDED = {
     "train_vlm_par.py": ["--num-train", "64", "--epochs", "1", "--out", "out"],
 }
 WRITES = {
+    "focus_open_attributes.py": ["asked_1.png", "asked_3.png", "model/config.json"],
     "predict.py": ["predict.png"],
     "round_trip.py": ["round_trip.json", "checkpoint/metrics.json", "prepared/report.json"],
     "train_vlm_par.py": ["config.json", "metrics.json", "attributes.png"],

@@ -122,6 +122,15 @@ def test_a_card_without_results_says_so(checkpoint):
     assert 'model="organisation/name"' in card.text
 
 
+def test_a_card_of_another_family(checkpoint):
+    config = json.loads((checkpoint / "config.json").read_text())
+    config |= {"model_type": "focus_par", "num_global_tokens": 8, "text_template": "{prompt}"}
+    (checkpoint / "config.json").write_text(json.dumps(config))
+    text = str(build_model_card(checkpoint))
+    assert "FOCUS (An et al., 2025)" in text and "named at call time" in text and "focus_par" in text
+    assert "| `num_global_tokens` | `8` |" in text
+
+
 def test_synthetic_results_are_called_synthetic(checkpoint):
     record = make_record("synthetic", images=40, note="SYNTHETIC drawings")
     card = build_model_card(checkpoint, record)

@@ -53,8 +53,8 @@ METRICS = {
 }
 FAMILIES = {
     "vlm_par": "VLM-PAR (Sellam et al., 2025)",
+    "focus_par": "FOCUS (An et al., 2025)",
     "vlm_par_folded": "VLM-PAR (Sellam et al., 2025), folded for inference",
-    "focus_par": "FOCUS (2025)",
 }
 _NEEDED = {"data": ("name", "split", "images"), "metrics": (), "attributes": (), "preset": ()}
 
@@ -538,7 +538,12 @@ def _training(config, training) -> str:
         ]
     loss = {key: value for key, value in (config.get("loss") or {}).items() if key != "priors"}
     choices = {
-        key: config[key] for key in ("fusion", "alignment", "question_tokens", "freeze_backbone") if key in config
+        key: config[key]
+        for key in (
+            *("fusion", "alignment", "question_tokens", "freeze_backbone"),
+            *("num_global_tokens", "num_local_tokens", "num_prompt_tokens", "text_template"),
+        )
+        if key in config
     }
     rows = {**choices, **({"loss": json.dumps(loss)} if loss else {}), **(settings or {})}
     if rows:
@@ -610,6 +615,11 @@ def _limits(config, records) -> str:
         lines.append("- Numbers of another convention are not comparable, even under the same name.")
     if config["model_type"] == "vlm_par_folded":
         lines.append("- For answers only: it has no text tower and cannot be trained further.")
+    if config["model_type"] == "focus_par":
+        lines.append(
+            '- It also answers for attributes named at call time, `pipe(image, attributes=["wearing a red scarf"])`: '
+            "these were not measured here, and nothing was fitted for them."
+        )
     if config.get("save_backbone") is False:
         lines.append("- The heads alone: the backbone is fetched by its name and refused if its weights differ.")
     return "\n".join(lines)
