@@ -332,7 +332,7 @@ def test_reading_takes_no_memory_of_its_own(tmp_path):
     before, seen = anonymous(), 0
     for start in range(0, len(order), 64):
         seen += len(features.__getitems__(order[start : start + 64]))
-        # Six shards were read; what the heap of a long test process does by itself is a few MB.
+    # Six shards were read; what the heap of a long test process does by itself is a few MB.
     assert anonymous() - before < 2 * size, "shards were read into memory"
     assert seen == len(features) and features.nbytes > 6 * size
 
