@@ -157,6 +157,21 @@ def test_bfloat16_folded_is_a_checkpoint_of_half_the_size(exported):
     assert (folder / "model.safetensors").stat().st_size < 0.7 * (wide / "model.safetensors").stat().st_size
 
 
+def test_the_given_model_stays_as_it_is_and_a_folded_one_will_do(exported, tmp_path):
+    model, _, _ = exported("folded")
+    given = model.fold().to(torch.bfloat16)
+    record = export_model(
+        given, tmp_path / "out", to="folded", precision="bfloat16", processor=tiny_processor("kway"),
+        compared_images=pictures(3),
+    )  # fmt: skip
+    assert given.dtype == torch.bfloat16 and record["max_abs_difference"] > 0
+    loaded = AutoModel.from_pretrained(tmp_path / "out")
+    assert loaded.attribute_heads.direction.dtype == torch.float32, "what decides stays in float32"
+    trained = tiny_model("kway").train()
+    export_model(trained, tmp_path / "two", to="folded", processor=tiny_processor("kway"), compared_images=pictures(3))
+    assert trained.training
+
+
 def test_the_folder_says_what_it_is(exported):
     model, record, folder = exported()
     assert json.loads((folder / "parity.json").read_text()) == record

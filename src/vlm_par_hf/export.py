@@ -405,7 +405,7 @@ def export_model(
     if to == "openvino" and precision == "int8":
         require("nncf", "export")
     model, processor = _load(model, processor)
-    folded = model.fold() if hasattr(model, "fold") else model
+    folded = model.fold() if hasattr(model, "fold") else copy.deepcopy(model)
     if patch_grid is not None:
         processor = copy.deepcopy(processor)  # the caller's stays as it is
         processor.fix_patch_grid(patch_grid)
@@ -415,7 +415,9 @@ def export_model(
     temporary.mkdir(parents=True)
     try:
         if to == "folded":
-            folded.to(getattr(torch, precision)).save_pretrained(temporary)
+            folded.save_pretrained(temporary)
+            if precision != "float32":  # by loading, because some constants stay in float32
+                AutoModel.from_pretrained(temporary, dtype=precision).save_pretrained(temporary)
             files = {path.name: _sha256(path) for path in sorted(temporary.glob("*.safetensors"))}
         else:
             config = _write_runtime_files(folded, processor, temporary, to, precision, patch_grid, calibration_images)
@@ -458,7 +460,9 @@ def _load(model: Any, processor: Any) -> tuple[PreTrainedModel, Any]:
         raise ValueError(f"{model.name_or_path} was exported already: export the checkpoint that it came from")
     if getattr(model.config, "schema", None) is None:
         raise ValueError(f"model is a {type(model).__name__} without attributes, expected a model of this package")
-    return model.float().eval(), processor
+    if model.training or model.dtype != torch.float32 or model.device.type != "cpu":
+        model = copy.deepcopy(model).float().cpu().eval()  # the caller's stays as it is
+    return model, processor
 
 
 def _replace_folder(new: Path, target: Path) -> None:
