@@ -301,6 +301,8 @@ def test_wrong_choices_are_refused(exported, tmp_path):
         export_model(tiny_model("fixed"), tmp_path / "out", processor=tiny_processor("fixed"), patch_grid=(4, 4))
     with pytest.raises(ValueError, match="was exported already: export the checkpoint"):
         export_model(folder, tmp_path / "out")
+    with pytest.raises(TypeError, match="model is a Linear, expected a VlmParModel or a FoldedVlmParModel"):
+        export_model(torch.nn.Linear(1, 1), tmp_path / "out", processor=processor)
     with pytest.raises(FileExistsError, match="holds something already"):
         export_model(model, folder, processor=processor)
     assert not list(tmp_path.iterdir()), "something was left behind"

@@ -1,4 +1,4 @@
-"""The command `vlm-par`: demo, predict, train, evaluate, card, prepare.
+"""The command `vlm-par`: demo, predict, train, evaluate, card, prepare, export.
 
 Nothing heavy is imported before a subcommand runs. What a user can get wrong ends in one line on standard error and
 exit status 2; `--debug` shows the traceback.

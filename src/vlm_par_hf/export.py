@@ -1,4 +1,4 @@
-"""A model as a file for ONNX Runtime or OpenVINO, and the model class that answers from such a file.
+"""VLM-PAR as a file for ONNX Runtime or OpenVINO, and the model class that answers from such a file.
 
     export_model("runs/pa100k", "runs/pa100k-int8", to="openvino", precision="int8", calibration_images=crops)
     pipe = pipeline("pedestrian-attributes", model="runs/pa100k-int8")     # as from any checkpoint
@@ -40,6 +40,7 @@ from transformers.utils import can_return_tuple
 
 from vlm_par_hf.hub import PushToHub, take_hub_options
 from vlm_par_hf.images import open_image
+from vlm_par_hf.models.vlm_par import FoldedVlmParModel, VlmParModel
 from vlm_par_hf.outputs import ParOutput
 from vlm_par_hf.remote_code import write_remote_code
 from vlm_par_hf.schema import AttributeSchema
@@ -361,7 +362,7 @@ def export_model(
     """Writes the folded model as a file for a runtime, and checks it.
 
     Args:
-        model: a checkpoint (folder, repository) or a model of this package.
+        model: a checkpoint of VLM-PAR (folder, repository), or a `VlmParModel` or `FoldedVlmParModel`.
         out: folder to write; appears whole or not at all.
         to: `"folded"` (a checkpoint for torch), `"onnx"` or `"openvino"`.
         precision: `"float32"`; `"bfloat16"` (folded, openvino); `"int8"` (onnx, openvino): weights of the vision tower
@@ -382,6 +383,7 @@ def export_model(
     Raises:
         ValueError: a value is outside its choices, calibration images are missing, a patch grid for a model of fixed
             resolution.
+        TypeError: a model of another family.
         FileExistsError: `out` holds something.
         RuntimeError: a float32 file does not compute what the checkpoint computes; nothing is written.
         ImportError: the extra `export` is not installed.
@@ -405,7 +407,7 @@ def export_model(
     if to == "openvino" and precision == "int8":
         require("nncf", "export")
     model, processor = _load(model, processor)
-    folded = model.fold() if hasattr(model, "fold") else copy.deepcopy(model)
+    folded = model.fold() if isinstance(model, VlmParModel) else copy.deepcopy(model)
     if patch_grid is not None:
         processor = copy.deepcopy(processor)  # the caller's stays as it is
         processor.fix_patch_grid(patch_grid)
@@ -458,8 +460,8 @@ def _load(model: Any, processor: Any) -> tuple[PreTrainedModel, Any]:
         raise ValueError("processor is None: a model in memory needs its processor beside it")
     if isinstance(model, ExportedParModel):
         raise ValueError(f"{model.name_or_path} was exported already: export the checkpoint that it came from")
-    if getattr(model.config, "schema", None) is None:
-        raise ValueError(f"model is a {type(model).__name__} without attributes, expected a model of this package")
+    if not isinstance(model, (VlmParModel, FoldedVlmParModel)):
+        raise TypeError(f"model is a {type(model).__name__}, expected a VlmParModel or a FoldedVlmParModel")
     if model.training or model.dtype != torch.float32 or model.device.type != "cpu":
         model = copy.deepcopy(model).float().cpu().eval()  # the caller's stays as it is
     return model, processor
