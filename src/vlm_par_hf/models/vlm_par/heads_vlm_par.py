@@ -24,7 +24,6 @@ from typing import NamedTuple
 
 import torch
 from torch import nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from transformers import initialization as init
 
@@ -184,18 +183,17 @@ class _Heads(nn.Module):
         share = (patch_mask.to(energy.dtype) / count[:, None]).flatten()
         dtype = _product_dtype(patches)
         flat, keys, answers = patches.flatten(0, 1).to(dtype), keys.to(dtype), answers.to(dtype)
-        settings = (self.num_heads, B, self.eps, self.dropout if self.training else 0.0)
+        dropout = self.dropout if self.training else 0.0
         wants_all = output_attentions or output_evidence
-        learns = torch.is_grad_enabled() and (flat.requires_grad or keys.requires_grad)
-        by_hand = learns and not wants_all and not torch.compiler.is_compiling()
         packed = []
         with _no_autocast(patches):
             for own_keys, own_answers, gram in self._chunks(keys, answers, constants["gram"], B * N):
-                arguments = (flat, energy, share, own_keys, own_answers, gram, *settings)
-                weight, mixture, *others = _Mix.apply(*arguments) if by_hand else _mix(*arguments)
+                weight, mixture, probabilities = _mix(
+                    flat, energy, share, own_keys, own_answers, gram, self.num_heads, B, self.eps, dropout
+                )
                 parts = [weight.unflatten(1, (B, N)), mixture.mT @ _wide(own_answers)]
                 if wants_all:
-                    parts += [others[0].view(len(weight), self.num_heads, -1, B, N), own_answers]
+                    parts += [probabilities.view(len(weight), self.num_heads, -1, B, N), own_answers]
                 packed += zip(*(part.unbind(0) for part in parts))
             order = self._packed()
             weight, spoken, *rest = zip(*(packed[order.index(attribute)] for attribute in range(len(order))))
@@ -239,6 +237,7 @@ def _mix(patches, energy, share, keys, answers, gram, num_heads, people, eps, dr
     """What each patch weighs and which answers it hears, for k attributes whose questions are equally long.
 
     Patches run fastest in every tensor: softmax over the words and sums over them are then vectorised over patches.
+    The backward pass keeps two tensors of (words x patches): the probabilities and their factor in the variance.
 
     Args:
         patches: `(BN, D)`.
@@ -251,66 +250,19 @@ def _mix(patches, energy, share, keys, answers, gram, num_heads, people, eps, dr
 
     Returns:
         weight `(k, BN)` is `share / sigma`; mixture `(k, HT, B)`, the weighted sum of the probabilities over the
-        patches of each person; and for the derivative the probabilities `(k, HT, BN)`, which of them were kept (None:
-        all), `patches answers^T + gram probabilities / 2`, and `D sigma^2` as computed.
+        patches of each person; the probabilities `(k, HT, BN)` before dropout.
     """
     k, HT, D = keys.shape
-    scores = _wide(keys.flatten(0, 1) @ patches.mT)
-    probabilities = scores.view(k, num_heads, -1, patches.shape[0]).softmax(2).view(k, HT, -1)
-    kept = torch.rand_like(probabilities) >= dropout if dropout else None
-    heard = probabilities if kept is None else probabilities * kept / (1 - dropout)
+    scores = _wide(keys @ patches.mT).view(k, num_heads, -1, patches.shape[0])
+    probabilities = scores.softmax(2).view(k, HT, -1)
+    heard = F.dropout(probabilities, dropout) if dropout else probabilities
     # The answers are centred, so patches and centred patches have the same product with them.
-    cross = _wide(answers.flatten(0, 1) @ patches.mT).view(k, HT, -1)
-    add = cross.baddbmm if cross.requires_grad else cross.baddbmm_
-    cross = add(_wide(gram), heard, alpha=0.5)
+    cross = _wide(answers @ patches.mT).baddbmm_(_wide(gram), heard, alpha=0.5)
     total = energy + 2 * (heard * cross).sum(1)
     # Rounding can make a vanishing square negative.
     weight = torch.rsqrt(total.clamp_min(0) / D + eps) * share
     mixture = (heard * weight[:, None]).view(k, HT, people, -1).sum(-1)
-    return weight, mixture, probabilities, kept, cross, total
-
-
-class _Mix(torch.autograd.Function):
-    """`_mix` with its derivative by hand: two tensors of (words x patches) are kept, where autograd keeps ten."""
-
-    @staticmethod
-    def forward(ctx, patches, energy, share, keys, answers, gram, num_heads, people, eps, dropout):
-        arguments = (patches, energy, share, keys, answers, gram, num_heads, people, eps, dropout)
-        weight, mixture, probabilities, kept, cross, total = _mix(*arguments)
-        ctx.save_for_backward(patches, keys, answers, gram, weight, probabilities, kept, cross, total)
-        ctx.settings = (num_heads, people, eps, dropout)
-        return weight, mixture
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad_weight, grad_mixture):
-        patches, keys, answers, gram, weight, probabilities, kept, cross, total = ctx.saved_tensors
-        num_heads, people, eps, dropout = ctx.settings
-        k, HT, D = keys.shape
-        per_person = (k, HT, people, -1)
-        heard = probabilities if kept is None else probabilities * kept / (1 - dropout)
-        grad_mixture = grad_mixture[..., None]
-        # mixture = sum_n heard weight
-        grad_weight = grad_weight + (heard.view(per_person) * grad_mixture).sum(1).flatten(1)
-        # weight = share / sqrt(total / D + eps), constant where total was clamped
-        grad_total = torch.where(total >= 0, grad_weight * weight / (total / D + eps) * (-0.5 / D), 0)
-        # total = energy + heard (2 cross + gram heard); `cross` as saved has half of the last product in it.
-        grad_heard = torch.baddbmm(cross, _wide(gram), heard, alpha=0.5).mul_(2 * grad_total[:, None])
-        grad_heard.view(per_person).addcmul_(grad_mixture, weight.view(k, 1, people, -1))
-        grad_cross = heard * (2 * grad_total[:, None])
-        grad_gram = (grad_cross @ heard.mT).mul_(0.5).to(gram.dtype)
-        if kept is not None:
-            grad_heard = grad_heard.mul_(kept).div_(1 - dropout)
-        grad_scores = grad_heard.mul_(probabilities).view(k, num_heads, -1, len(patches))
-        inner = grad_scores.sum(2, keepdim=True)
-        grad_scores = grad_scores.addcmul_(probabilities.view_as(grad_scores), inner, value=-1)
-        grad_scores, grad_cross = (one.view(k * HT, -1).to(patches.dtype) for one in (grad_scores, grad_cross))
-        grad_patches = None
-        if ctx.needs_input_grad[0]:
-            grad_patches = grad_scores.mT @ keys.flatten(0, 1) + grad_cross.mT @ answers.flatten(0, 1)
-        grad_energy = grad_total.sum(0) if ctx.needs_input_grad[1] else None
-        grad_keys, grad_answers = ((one @ patches).view(k, HT, D) for one in (grad_scores, grad_cross))
-        return grad_patches, grad_energy, None, grad_keys, grad_answers, grad_gram, None, None, None, None
+    return weight, mixture, probabilities
 
 
 class AttributeHeads(_Heads):
