@@ -774,6 +774,7 @@ def _write_openvino(source: Path, target: Path, batches: list[dict[str, np.ndarr
     if batches is not None:
         import nncf
 
+        nncf.set_log_level(logging.ERROR)  # it lists every operation that it leaves alone
         names = {operation.get_friendly_name() for operation in model.get_ops()}
         model = nncf.quantize(
             model,
