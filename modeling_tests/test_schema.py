@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from vlm_par_hf.schema import Attribute, AttributeSchema
+from vlm_par_hf.schemas import get_schema
 
 
 def yes_no(name: str, **options) -> Attribute:
@@ -253,3 +254,57 @@ def test_a_binary_attribute_may_permute_its_own_labels():
 def test_mirror_refuses_labels_of_another_space(labels, message):
     with pytest.raises(ValueError, match=message):
         bags().mirror_labels(labels)
+
+
+# From a few words
+
+
+@pytest.mark.parametrize(
+    ("text", "no", "yes"),
+    [
+        ("wearing a red scarf", "a photo of a person without a red scarf", "a photo of a person wearing a red scarf"),
+        ("a red  scarf", "a photo of a person without a red scarf", "a photo of a person with a red scarf"),
+        ("pushing a bicycle", "a photo of a person not pushing a bicycle", "a photo of a person pushing a bicycle"),
+        ("without a hat", "a photo of a person with a hat", "a photo of a person without a hat"),
+        ("not walking", "a photo of a person walking", "a photo of a person not walking"),
+        ("in black", "a photo of a person not in black", "a photo of a person in black"),
+        ("a photo of a person in red", "a photo of a person not in red", "a photo of a person in red"),
+        ("帽子", "a photo of a person without 帽子", "a photo of a person with 帽子"),
+    ],
+)
+def test_a_text_becomes_a_binary_attribute(text, no, yes):
+    (attribute,) = AttributeSchema.from_texts([text])
+    assert attribute.name == " ".join(text.split()) and attribute.labels == ("no", "yes")
+    assert attribute.prompts == (no, yes)
+
+
+def test_alternatives_names_and_attributes_of_ones_own():
+    own = Attribute("Hat", "hat?", prompts=("no hat", "a hat"), region="head")
+    schema = AttributeSchema.from_texts([["a backpack", "a handbag", "no bag"], own, own.to_dict() | {"name": "Cap"}])
+    assert schema.names == ("a backpack / a handbag / no bag", "Hat", "Cap") and schema["Hat"] is own
+    assert schema[0].labels == ("a backpack", "a handbag", "no bag")
+    assert schema[0].prompts[2] == "a photo of a person with no bag"
+    named = AttributeSchema.from_texts({"bag": ["a backpack", "a handbag"], "scarf": "a scarf"}, subject="a sketch")
+    assert named.names == ("bag", "scarf") and named["scarf"].prompts[1] == "a sketch with a scarf"
+    assert AttributeSchema.from_texts(schema) is schema
+
+
+def test_texts_that_make_no_attribute():
+    with pytest.raises(ValueError, match="attributes must hold at least one attribute, got none"):
+        AttributeSchema.from_texts([])
+    with pytest.raises(ValueError, match="attributes holds an empty text, expected words such as"):
+        AttributeSchema.from_texts([" "])
+    with pytest.raises(ValueError, match=r"alternatives must be two texts or more, got \['a hat'\]"):
+        AttributeSchema.from_texts([["a hat"]])
+    with pytest.raises(ValueError, match="labels must all be different"):
+        AttributeSchema.from_texts([["a hat", "a hat"]])
+    with pytest.raises(TypeError, match="attributes must be a list of texts or attributes, or a dict, got 'hat'"):
+        AttributeSchema.from_texts("hat")
+    with pytest.raises(TypeError, match="an attribute must be an Attribute or a dict, got int: 7"):
+        AttributeSchema.from_texts([7])
+
+
+def test_how_the_prompts_of_a_schema_begin():
+    assert get_schema("pa100k").usual_subject() == "a photo of a person"
+    assert get_schema("synthetic").usual_subject() == "a drawing of a person"
+    assert AttributeSchema([Attribute("x", "x?", prompts=("a", "b"))]).usual_subject() == "a photo of a person"

@@ -214,12 +214,11 @@ def tiny_focus_model(kind: str = "naflex", *, seed: int = 0, **config: Any) -> F
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = FocusParModel(FocusParConfig(**settings))
+        model._prepare_texts(tiny_focus_processor(kind))
         model.reset_tokens()
         with torch.no_grad():
             model.vlm.logit_scale.fill_(2.0)
-    model.eval()
-    model._prepare_texts(tiny_focus_processor(kind))
-    return model
+    return model.eval()
 
 
 def randomize(model: torch.nn.Module, seed: int = 0, scale: float = 0.3) -> torch.nn.Module:

@@ -37,9 +37,9 @@ class FocusParConfig(PreTrainedConfig):
             at region i modulo `num_regions`. Without any mix token the texts look at the patches.
         num_regions: r, contiguous parts of equal size that the patches are divided into, from top to bottom (4).
         num_prompt_tokens: m, learnable vectors in front of a text (4); 0 for none.
-        prompt_init: `"words"`: they start as the first words that all texts share ("a photo of a") and take their
-            place, so that a fresh model reads the texts as its backbone does; `"random"`: as noise before the whole
-            text (the paper).
+        prompt_init: `"words"`: they take the place of the first words that all texts share ("a photo of a"; CLIP) or
+            of padding (SigLIP) and start as these, so that a fresh model reads texts as its backbone does;
+            `"random"`: they start as noise in front of the whole text (the paper).
         prompt_start_ids: the tokens of these words; filled when the texts are first tokenized.
         prompt_regions: the regions that have learnable vectors of their own. None: those of `attributes`. The text of
             an attribute of another region, or of none, has the mean of all of them.

@@ -14,8 +14,10 @@ Where the paper is silent: a patch's region is decided by its place in reading o
 SigLIP has no class token to start from and no projection of single tokens, but a head in which a probe looks at the
 patches once more: there, the mix tokens ask in the probe's place, each seeing what it may see. So with CLIP and SigLIP
 alike a fresh global token answers what the backbone's own pooled picture does. Texts and mix tokens are brought to one
-length before the projections, because a cosine forgets it anyway. The learnable vectors start as the first words that
-all texts have in common ("a photo of a"), and take their place.
+length before the projections, because a cosine forgets it anyway.
+Learnable vectors in front of a text push its words to other positions. So they take the place of something and start
+as it: with CLIP, of the first words that all texts have in common ("a photo of a"); with SigLIP, whose tower knows
+order by positions alone, of padding. A fresh model then reads texts as its backbone does (`prompt_init="words"`).
 Decisions: each attribute has a gain and its labels have offsets, fitted on validation (`fit_decisions`), because
 similarities are not calibrated.
 
@@ -219,8 +221,7 @@ class FocusParModel(FocusParPreTrainedModel):
         """Starts mix tokens and prompts where the backbone's own tokens are, plus noise from torch's generator.
 
         CLIP: at the class token. SigLIP, which has none: at a patch of no content, at the mean position of what the
-        token looks at. Prompts: at the words whose place they take (`config.prompt_start_ids`), before these at the
-        token that ends a text, which says nothing; or all at random (`config.prompt_init`).
+        token looks at. Prompts: at what they take the place of (`config.prompt_init`), or at random.
         """
         vision = self.vlm.vision_model.embeddings
         if self.config.vlm_config.model_type == "clip":
@@ -231,13 +232,15 @@ class FocusParModel(FocusParPreTrainedModel):
             start = wide(vision.patch_embedding.bias) + middle @ positions / middle.sum(-1, keepdim=True)
         self.mix_tokens.copy_(start + 0.02 * torch.randn_like(start))
         vocabulary = self.vlm.text_model.embeddings.token_embedding.weight
-        noise = torch.randn_like(self.prompts) * vocabulary.float().std()
+        m = self.config.num_prompt_tokens
         if self.config.prompt_start_ids is None:
-            self.prompts.copy_(noise)
+            self.prompts.copy_(torch.randn_like(self.prompts) * vocabulary.float().std())
+        elif self._in_padding:
+            self.prompts.copy_(vocabulary[self.config.text_pad_token_id].expand_as(self.prompts))
         else:
-            ends = self.config.label_input_ids[0][0][-1:] * self.config.num_prompt_tokens
-            words = [*ends, *self.config.prompt_start_ids][len(self.config.prompt_start_ids) :]
-            self.prompts.copy_(vocabulary[words] + 0.1 * noise)
+            # Where fewer words are shared: before them the token that ends a text, which says nothing.
+            ends = self.config.label_input_ids[0][0][-1:] * (m - len(self.config.prompt_start_ids))
+            self.prompts.copy_(vocabulary[[*ends, *self.config.prompt_start_ids]].expand_as(self.prompts))
         self._forget()
 
     def train(self, mode: bool = True) -> "FocusParModel":
@@ -290,13 +293,19 @@ class FocusParModel(FocusParPreTrainedModel):
                 self._find_prompt_start(processor)
             self._tokenize(self.schema, processor, store=True)
 
+    @property
+    def _in_padding(self) -> bool:
+        """Whether the learnable vectors take the place of padding, before the last position, where SigLIP pools."""
+        return self.config.prompt_init == "words" and self.config.vlm_config.model_type != "clip"
+
     def _find_prompt_start(self, processor: FocusParProcessor) -> None:
         """The first tokens that all texts share, as many as there are learnable vectors to take their place."""
-        start = int(self.config.vlm_config.model_type == "clip")
-        texts = [text for one in self.label_texts(self.schema) for text in one]
-        columns = zip(*(ids[start : start + self.config.num_prompt_tokens] for ids in processor.encode_texts(texts)))
-        shared = itertools.takewhile(lambda column: len(set(column)) == 1, columns)
-        self.config.prompt_start_ids = [column[0] for column in shared]
+        shared: list[int] = []
+        if not self._in_padding:
+            texts = [text for one in self.label_texts(self.schema) for text in one]
+            columns = zip(*(ids[1 : 1 + self.config.num_prompt_tokens] for ids in processor.encode_texts(texts)))
+            shared = [column[0] for column in itertools.takewhile(lambda column: len(set(column)) == 1, columns)]
+        self.config.prompt_start_ids = shared
 
     @property
     def max_text_tokens(self) -> int:
@@ -378,8 +387,8 @@ class FocusParModel(FocusParPreTrainedModel):
         words = tower.embeddings.token_embedding(tokens)
         if m:
             vectors = torch.einsum("zr,rmw->zmw", shares.to(self.prompts.dtype), self.prompts).to(words.dtype)
-            # After CLIP's start token, before everything else.
-            start = int(self.config.vlm_config.model_type == "clip")
+            # In front of everything but CLIP's start token.
+            start = words.shape[1] - 1 if self._in_padding else int(self.config.vlm_config.model_type == "clip")
             words = torch.cat([words[:, :start], vectors, words[:, start:]], 1)
         hidden = tower.embeddings(inputs_embeds=words)
         kwargs: dict[str, Any] = {"attention_mask": None}
