@@ -56,6 +56,8 @@ UNSEEN = {
     "ShoulderBag": "a bag type",
     "Boots": "a shoe type",
 }
+# The paper gives every loss weight 1; 0.1 for these two was a little better on validation.
+LOSS = {"sim": 0.1, "racl": 0.1}
 # What the variants of FOCUS change.
 VARIANTS = {
     "focus": {},
@@ -122,7 +124,7 @@ def train_focus(seen, train: Pictures, validation: Pictures, columns, options: d
     """FOCUS on the seen attributes; the weights of the best epoch. Returns model and notes."""
     torch.manual_seed(seed)
     labels = torch.as_tensor(train.labels[:, columns])
-    loss = {"weighting": "sqrt", "priors": compute_priors(labels.numpy(), seen), **options.pop("loss", {})}
+    loss = {"weighting": "sqrt", "priors": compute_priors(labels.numpy(), seen), **LOSS, **options.pop("loss", {})}
     model = FocusParModel.from_backbone("embedded", attributes=seen, loss=loss, **options)
     return fit(model, lambda rows: model(**train.batch(rows), labels=labels[rows]).loss, model.parameter_groups(
         args.learning_rate, args.extraction_learning_rate
@@ -179,7 +181,10 @@ def run(seed: int, args) -> dict:
     processor = FocusParProcessor.from_backbone("embedded")
     sizes = {"num_train": args.train, "num_validation": max(200, args.train // 4), "num_test": args.test}
     data = load_par_dataset("synthetic", seed=seed, **sizes)
-    other = load_par_dataset("synthetic", seed=seed, cameras=DOMAINS["B"], **{**sizes, "num_train": args.train})
+    # Other people too: nobody of the training is seen again by the other camera.
+    other = load_par_dataset(
+        "synthetic", seed=100 + seed, cameras=DOMAINS["B"], num_train=1, num_validation=1, num_test=args.test
+    )
     train, validation = Pictures(data["train"], processor), Pictures(data["validation"], processor)
     tests = {"A": Pictures(data["test"], processor), "B": Pictures(other["test"], processor)}
     results = {}
@@ -289,8 +294,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--train", type=int, default=2000, help="training drawings")
-    parser.add_argument("--test", type=int, default=2000, help="test drawings per camera")
-    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--test", type=int, default=1500, help="test drawings per camera")
+    parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--learning-rate", type=float, default=3e-3, help="of mix tokens and prompts of FOCUS")
     parser.add_argument("--extraction-learning-rate", type=float, default=1e-3, help="of FOCUS's cross-attention")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
