@@ -15,12 +15,12 @@ import logging
 from pathlib import Path
 
 import numpy as np
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 from transformers import pipeline
 
 from vlm_par_hf import dataset_schema, get_schema, load_par_dataset
 from vlm_par_hf.images import open_image
 from vlm_par_hf.training import TrainSettings, train
-from vlm_par_hf.visualization import explanation_grid
 
 
 # What to ask of the drawings, and the attribute and label that say whether it is so: these are held out of training.
@@ -58,7 +58,8 @@ def main() -> None:
         people, images = drawn["test"], list(drawn["test"]["image"])
     answers = [result["attributes"] for result in pipe(images)]
     options.out.mkdir(parents=True, exist_ok=True)
-    for number, text in enumerate(asked):
+    rows = []
+    for text in asked:
         chances = np.array([answer[text]["probabilities"]["yes"] for answer in answers])
         order = np.argsort(-chances)[: options.show]
         note = f"the {len(order)} most probable of {len(images)} pictures"
@@ -66,15 +67,31 @@ def main() -> None:
             note += "; " + how_right(people, text, order)
         print(f"{text}: {note}")
         shown = [images[index] for index in order]
-        sheet = explanation_grid(
-            shown,
-            pipe(shown, explain=[text]),
-            names=[f"{100 * chances[index]:.0f} %" for index in order],
-            title=f"asked for: {text}",
-            note=note,
-        )
-        sheet.save(options.out / f"asked_{number + 1}.png")
-    print(f"wrote {len(asked)} pictures to {options.out}")
+        overlays = [result["overlays"][text] for result in pipe(shown, explain=[text])]
+        rows.append((text, note, list(zip(shown, overlays, chances[order]))))
+    sheet(rows).save(options.out / "found.png")
+    print(f"wrote {options.out / 'found.png'}")
+
+
+def sheet(rows: list, height: int = 200, gap: int = 14) -> Image.Image:
+    """A row per text: its people, and beside each of them where the model looked."""
+    width = max(round(height * image.width / image.height) for _, _, found in rows for image, _, _ in found)
+    columns = max(len(found) for _, _, found in rows)
+    title, small = ImageFont.load_default(20), ImageFont.load_default(14)
+    lines = [f"{note}; beside each picture, where it looked" for _, note, _ in rows]
+    size = max(columns * (2 * width + 2 * gap), *(round(small.getlength(line)) for line in lines)) + 2 * gap
+    paper = Image.new("RGB", (size, len(rows) * (height + 100) + gap), "white")
+    draw = ImageDraw.Draw(paper)
+    for row, ((text, _, found), line) in enumerate(zip(rows, lines)):
+        top = row * (height + 100) + gap
+        draw.text((gap, top), f"asked for: {text}", font=title, fill="black")
+        draw.text((gap, top + 26), line, font=small, fill="dimgray")
+        for column, (image, overlay, chance) in enumerate(found):
+            left = gap + column * (2 * width + 2 * gap)
+            for offset, picture in ((0, image), (width + 2, overlay)):
+                paper.paste(ImageOps.contain(picture.convert("RGB"), (width, height)), (left + offset, top + 50))
+            draw.text((left, top + 54 + height), f"{100 * chance:.0f} %", font=small, fill="black")
+    return paper
 
 
 def train_without(options) -> Path:
@@ -105,7 +122,7 @@ def how_right(people, text: str, order: np.ndarray) -> str:
     schema = dataset_schema(people)
     labels = np.asarray(people["labels"])[:, schema.index(attribute)]
     right = labels == schema[attribute].labels.index(label)
-    return f"{right[order].sum()} of them right, {100 * right.mean():.0f} % of all people are; never trained on"
+    return f"{right[order].sum()} of them right, {100 * right.mean():.0f} % of all people have it; never trained on"
 
 
 if __name__ == "__main__":

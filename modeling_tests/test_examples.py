@@ -45,7 +45,7 @@ EMBEDDED = {
     "train_vlm_par.py": ["--num-train", "64", "--epochs", "1", "--out", "out"],
 }
 WRITES = {
-    "focus_open_attributes.py": ["asked_1.png", "asked_3.png", "model/config.json"],
+    "focus_open_attributes.py": ["found.png", "model/config.json"],
     "predict.py": ["predict.png"],
     "round_trip.py": ["round_trip.json", "checkpoint/metrics.json", "prepared/report.json"],
     "train_vlm_par.py": ["config.json", "metrics.json", "attributes.png"],
