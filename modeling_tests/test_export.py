@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
@@ -331,6 +333,31 @@ def test_without_the_extra_the_error_says_what_to_install(exported, tmp_path, mo
         AutoModel.from_pretrained(folder)
     assert not list(tmp_path.iterdir())
     assert require("onnx", "export")
+
+
+@pytest.mark.slow
+def test_nothing_is_reported_to_anybody(tmp_path):
+    # In a process of its own: nncf holds its tongue where pytest runs.
+    script = f"""
+import openvino_telemetry
+
+def refuse(*args, **kwargs):
+    raise SystemExit("telemetry was started")
+
+openvino_telemetry.Telemetry.__init__ = refuse
+from vlm_par_hf.data.synthetic import Frame, SyntheticPerson, render_person
+from vlm_par_hf.export import export_model
+from vlm_par_hf.utils import embedded_path
+
+people = [SyntheticPerson.sample(0, number) for number in range(12)]
+drawings = [render_person(person, Frame.sample(person, 0)) for person in people]
+export_model(
+    embedded_path("heads"), {str(tmp_path / "out")!r}, to="openvino", precision="int8",
+    calibration_images=drawings[:8], compared_images=drawings[8:],
+)
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)
+    assert (tmp_path / "out" / "model.xml").exists()
 
 
 # Images

@@ -20,12 +20,14 @@ import logging
 import os
 import platform
 import shutil
+import sys
 import uuid
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -325,7 +327,7 @@ def _open_onnx(path: Path, precision: str, threads: int):
 
 
 def _open_openvino(path: Path, precision: str, threads: int):
-    openvino = require("openvino", "export")
+    openvino = _require_silent("openvino")
     # By default OpenVINO computes in bfloat16 wherever the CPU can, whatever the file says. Beside int8 that is
     # wanted: the rest in float32 would cost another quarter of the time.
     hint = "f32" if precision == "float32" else "bf16"
@@ -400,12 +402,12 @@ def export_model(
     out = Path(out)
     if out.exists() and not overwrite and (not out.is_dir() or any(out.iterdir())):
         raise FileExistsError(f"{out} holds something already: name another folder, or overwrite it")
-    for package in {"onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("onnx", "onnxscript", "openvino")}.get(
-        to, ()
-    ):
-        require(package, "export")
-    if to == "openvino" and precision == "int8":
-        require("nncf", "export")
+    if to != "folded":
+        for package in ("onnx", "onnxscript") + (("onnxruntime",) if to == "onnx" else ()):
+            require(package, "export")
+    if to == "openvino":
+        for package in ("openvino", "nncf") if precision == "int8" else ("openvino",):
+            _require_silent(package)
     model, processor = _load(model, processor)
     folded = model.fold() if isinstance(model, VlmParModel) else copy.deepcopy(model)
     if patch_grid is not None:
@@ -768,12 +770,10 @@ def _describe_onnx(path: Path, config: ExportedParConfig) -> None:
 
 
 def _write_openvino(source: Path, target: Path, batches: list[dict[str, np.ndarray]] | None, kept: list[str]) -> None:
-    import openvino
-
-    model = openvino.convert_model(source)
+    openvino = _require_silent("openvino")
+    model = openvino.Core().read_model(source)  # `convert_model` would report that it was called
     if batches is not None:
-        import nncf
-
+        nncf = _require_silent("nncf")
         nncf.set_log_level(logging.ERROR)  # it lists every operation that it leaves alone
         names = {operation.get_friendly_name() for operation in model.get_ops()}
         model = nncf.quantize(
@@ -784,3 +784,17 @@ def _write_openvino(source: Path, target: Path, batches: list[dict[str, np.ndarr
             ignored_scope=nncf.IgnoredScope(names=sorted(names & set(kept)), validate=False),
         )
     openvino.save_model(model, target, compress_to_fp16=False)
+
+
+def _require_silent(package: str) -> ModuleType:
+    """openvino or nncf without `openvino_telemetry`, with which the mere import reports to Intel."""
+    missing = object()
+    there = sys.modules.get("openvino_telemetry", missing)
+    sys.modules["openvino_telemetry"] = None
+    try:
+        return require(package, "export")
+    finally:
+        if there is missing:
+            del sys.modules["openvino_telemetry"]
+        else:
+            sys.modules["openvino_telemetry"] = there
