@@ -68,6 +68,7 @@ def _ray(cpus: int) -> Iterator[None]:
     if started:
         elsewhere = "RAY_ADDRESS" in os.environ
         here = {} if elsewhere else {"num_cpus": max(cpus, os.cpu_count() or 1), "include_dashboard": False}
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would report to its makers
         ray.init(log_to_driver=False, **here)
     # Its bars and its account of them would run through ours.
     context, log = ray.data.DataContext.get_current(), logging.getLogger("ray.data")
