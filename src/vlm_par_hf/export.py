@@ -40,6 +40,7 @@ from transformers import AutoConfig, AutoModel, AutoProcessor, PreTrainedConfig,
 from transformers.models.siglip2.modeling_siglip2 import Siglip2VisionEmbeddings
 from transformers.utils import can_return_tuple
 
+from vlm_par_hf.backbones import HUB_KEYS
 from vlm_par_hf.hub import PushToHub, take_hub_options
 from vlm_par_hf.images import open_image
 from vlm_par_hf.models.vlm_par import FoldedVlmParModel, VlmParModel
@@ -64,7 +65,6 @@ NUM_CALIBRATION, NUM_COMPARED = 128, 256
 _IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 _BATCH = 8
 _DTYPES = {"pixel_values": torch.float32, "pixel_attention_mask": torch.int32, "spatial_shapes": torch.int64}
-_HUB_KEYS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 
 
 @strict
@@ -242,7 +242,7 @@ class ExportedParModel(PushToHub, PreTrainedModel):
             raise ValueError(
                 f"dtype is {dtype}, but the precision of an exported model was chosen when it was exported"
             )
-        hub = {key: kwargs[key] for key in _HUB_KEYS if kwargs.get(key) is not None}
+        hub = {key: kwargs[key] for key in HUB_KEYS if kwargs.get(key) is not None}
         if not isinstance(config, ExportedParConfig):
             config = ExportedParConfig.from_pretrained(config or name, **hub)
         if not config.files or not config.input_shapes:

@@ -119,6 +119,17 @@ def test_a_checkpoint_of_another_model_is_named(tmp_path):
         AutoModel.from_pretrained(tmp_path / "one")
 
 
+def test_another_kind_of_model_is_refused(tmp_path):
+    trained_model("none").save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="holds a 'vlm_par' model, expected 'vlm_par_folded': VlmParModel.fold"):
+        FoldedVlmParModel.from_pretrained(tmp_path)
+
+
+def test_a_model_from_a_configuration_alone_knows_nothing():
+    model = FoldedVlmParModel(trained_model("image_to_text").fold().config)
+    assert not any(buffer.any() for buffer in model.attribute_heads.constants().values())
+
+
 def test_a_folded_model_cannot_be_trained():
     folded = tiny_model("naflex").fold()
     assert folded.eval() is folded

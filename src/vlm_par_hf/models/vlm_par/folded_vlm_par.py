@@ -10,10 +10,11 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModel, PreTrainedModel
+from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import initialization as init
 from transformers.utils import logging
 
-from vlm_par_hf.backbones import check_keys, collect_load_report
+from vlm_par_hf.backbones import HUB_KEYS, check_keys, collect_load_report
 from vlm_par_hf.hub import PushToHub, take_hub_options
 from vlm_par_hf.remote_code import write_remote_code
 
@@ -78,6 +79,8 @@ class FoldedVlmParModel(PushToHub, VlmParForward, PreTrainedModel):
         super()._init_weights(module)
         if isinstance(module, FoldedHeads):
             module.init_label_mask()
+            for name in module.names:
+                init.zeros_(getattr(module, name))
 
     def train(self, mode: bool = True) -> "FoldedVlmParModel":
         """Leaves it as it is: in eval mode and without gradients.
@@ -114,10 +117,19 @@ class FoldedVlmParModel(PushToHub, VlmParForward, PreTrainedModel):
         """As `PreTrainedModel.from_pretrained`.
 
         Raises:
-            ValueError: a tensor is missing, unknown or of another size.
+            ValueError: the folder holds another kind of model, a tensor is missing, unknown or of another size.
             OSError: the checkpoint does not exist, or a file is missing.
         """
         name = pretrained_model_name_or_path
+        if kwargs.get("config") is None:
+            saved, _ = PreTrainedConfig.get_config_dict(
+                name, **{key: kwargs[key] for key in HUB_KEYS if key in kwargs}
+            )
+            if saved.get("model_type") != cls.config_class.model_type:
+                raise ValueError(
+                    f"{name} holds a {saved.get('model_type')!r} model, expected {cls.config_class.model_type!r}: "
+                    "VlmParModel.fold() makes one"
+                )
         with_info = kwargs.pop("output_loading_info", False)
         with collect_load_report(name) as report:
             try:
