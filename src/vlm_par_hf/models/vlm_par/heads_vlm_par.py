@@ -19,7 +19,6 @@ Letters: B people, N patches, A attributes, C labels, H heads, T question tokens
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
@@ -27,10 +26,12 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import initialization as init
 
+from vlm_par_hf.layers import NO_LABEL_LOGIT, no_autocast
+from vlm_par_hf.layers import wide as _wide  # several locals are called `wide`
+
 
 __all__ = ["AttributeHeads", "FoldedHeads", "HeadsOutput"]
 
-NO_LABEL_LOGIT = -1e4  # past an attribute's own labels: probability 0, and finite in every dtype
 CHUNK_ELEMENTS = 1 << 22  # attention probabilities that image_to_text works on at a time, for memory
 
 
@@ -124,7 +125,7 @@ class _Heads(nn.Module):
         count = patch_mask.sum(1).clamp_min(1)
         pool = getattr(self, f"_pool_{self.fusion}")
         pooled, attentions, evidence = pool(constants, patches, patch_mask, count, output_attentions, output_evidence)
-        with _no_autocast(patches):
+        with no_autocast(patches):
             logits = torch.einsum("bad,adc->bac", pooled, _wide(constants["direction"])) + _wide(
                 constants["label_bias"]
             )
@@ -136,7 +137,7 @@ class _Heads(nn.Module):
     def _pool_none(self, constants, patches, patch_mask, count, output_attentions, output_evidence):
         patches = _wide(patches)
         weight = torch.where(patch_mask, self._inverse_std(_energy(patches)) / count[:, None], 0)
-        with _no_autocast(patches):
+        with no_autocast(patches):
             pooled = _centre(torch.einsum("bn,bnd->bd", weight, patches))[:, None]
             evidence = None
             if output_evidence:
@@ -162,7 +163,7 @@ class _Heads(nn.Module):
         inverse_std = self._inverse_std(fused.square().sum(-1))  # (B, A)
         evidence = None
         if output_evidence:
-            with _no_autocast(patches):
+            with no_autocast(patches):
                 direction = _centre(_wide(constants["direction"]), 1)
                 weight = inverse_std / count[:, None]
                 own = torch.einsum("bnd,adc->banc", _wide(patches), direction) * weight[..., None, None]
@@ -186,7 +187,7 @@ class _Heads(nn.Module):
         dropout = self.dropout if self.training else 0.0
         wants_all = output_attentions or output_evidence
         packed = []
-        with _no_autocast(patches):
+        with no_autocast(patches):
             for own_keys, own_answers, gram in self._chunks(keys, answers, constants["gram"], B * N):
                 weight, mixture, probabilities = _mix(
                     flat, energy, share, own_keys, own_answers, gram, self.num_heads, B, self.eps, dropout
@@ -346,7 +347,7 @@ class AttributeHeads(_Heads):
             Constants by name; those that LayerNorm and logits need are float32 at least, the others have the dtype of
             the parameters.
         """
-        with _no_autocast(self.norm_weight):
+        with no_autocast(self.norm_weight):
             classifier = _wide(self.classifier_weight)
             std = _wide(self.pooled_std)
             constants = {
@@ -424,11 +425,6 @@ class FoldedHeads(_Heads):
         return {name: getattr(self, name) for name in self.names}
 
 
-def _wide(tensor: torch.Tensor) -> torch.Tensor:
-    """float32 at least: variances, softmax, cosines and logits are computed in it."""
-    return tensor if tensor.dtype == torch.float64 else tensor.float()
-
-
 def _centre(tensor: torch.Tensor, dim: int = -1) -> torch.Tensor:
     return tensor - tensor.mean(dim, keepdim=True)
 
@@ -443,7 +439,3 @@ def _product_dtype(tensor: torch.Tensor) -> torch.dtype:
     device = tensor.device.type
     casts = device != "meta" and torch.is_autocast_enabled(device) and tensor.dtype != torch.float64
     return torch.get_autocast_dtype(device) if casts else tensor.dtype
-
-
-def _no_autocast(tensor: torch.Tensor) -> AbstractContextManager:
-    return nullcontext() if tensor.device.type == "meta" else torch.autocast(tensor.device.type, enabled=False)

@@ -27,11 +27,12 @@ from transformers.utils import can_return_tuple
 
 from vlm_par_hf.backbones import OverBackbone
 from vlm_par_hf.hub import PushToHub
+from vlm_par_hf.layers import no_autocast, wide
 from vlm_par_hf.losses import ParLoss
 from vlm_par_hf.outputs import ParOutput
 
 from .configuration_vlm_par import VlmParConfig
-from .heads_vlm_par import AttributeHeads, HeadsOutput, _no_autocast, _wide
+from .heads_vlm_par import AttributeHeads, HeadsOutput
 from .processing_vlm_par import VlmParProcessor
 
 
@@ -335,7 +336,7 @@ class VlmParModel(VlmParPreTrainedModel):
             self.attribute_heads.question_lengths = self._question_lengths()
         if config.alignment == "logit":
             _, pooled = self._encode_text([ids for prompts in config.prompt_input_ids for ids in prompts])
-            pooled = F.normalize(_wide(pooled), dim=-1).to(pooled.dtype)
+            pooled = F.normalize(wide(pooled), dim=-1).to(pooled.dtype)
             prompt_embeds = pooled.new_zeros(A, C, pooled.shape[-1])
             prompt_embeds[self.attribute_heads.label_mask] = pooled
             self.prompt_embeds = prompt_embeds
@@ -350,7 +351,7 @@ class VlmParModel(VlmParPreTrainedModel):
         padded = torch.tensor([(one + [padding] * length)[:length] for one in ids], device=self.vlm.logit_scale.device)
         was_training = self.vlm.text_model.training
         self.vlm.text_model.eval()
-        with _no_autocast(padded):
+        with no_autocast(padded):
             outputs = [self.vlm.get_text_features(chunk) for chunk in padded.split(64)]
         self.vlm.text_model.train(was_training)
         return torch.cat([one.last_hidden_state for one in outputs]), torch.cat([one.pooler_output for one in outputs])
