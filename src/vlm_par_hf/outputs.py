@@ -22,7 +22,7 @@ class ParOutput(ModelOutput):
             last axis gives them probability 0.
         image_embeds: `(B, D)`, the tower's pooled output, not normalised.
         attentions: where asked for: `(B, A, H, N)` when the question looks at the patches, `(B, A, H, N, T)` when the
-            patches look at the question's tokens.
+            patches look at the question's tokens, `(B, A, C, H, K)` when each label's text looks at K mix tokens.
         hidden_states: a family's own intermediate states, where it returns any.
     """
 
