@@ -9,10 +9,10 @@ ARGS ?=
 BIN := .venv/bin
 CHECKED := $(wildcard src modeling_tests examples benchmarks)
 
-.PHONY: help demo test test-slow test-hf style quality examples bench
+.PHONY: help demo test test-slow test-hf style quality examples bench bench-quality
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-14s %s\n", $$1, $$2}'
 
 demo: .venv/.stamp-demo ## train, evaluate and predict on drawn people (with PAR_DATA also on photographs); result in OUT=demo_output
 	$(BIN)/vlm-par demo --out $(OUT)
@@ -32,7 +32,10 @@ test-hf: .venv/.stamp-dev ## run the common tests of the installed transformers 
 examples: .venv/.stamp-dev ## run every script in examples/ at small size
 	$(BIN)/python -m pytest -m "slow or not slow" modeling_tests/test_examples.py $(ARGS)
 
-bench: .venv/.stamp-dev ## measure the quality table of the README (long)
+bench: .venv/.stamp-dev ## measure the speed tables of the README (long; on an idle machine)
+	$(BIN)/python benchmarks/speed.py $(ARGS)
+
+bench-quality: .venv/.stamp-dev ## measure the quality table of the README (long)
 	$(BIN)/python benchmarks/quality.py $(ARGS)
 
 style: .venv/.stamp-dev ## format, and repair what ruff can repair

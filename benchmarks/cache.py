@@ -21,9 +21,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from speed import base_model
 from torch.utils.data import DataLoader
 
-from vlm_par_hf import VlmParConfig, VlmParModel, VlmParProcessor, dataset_schema, get_schema, load_par_dataset
+from vlm_par_hf import VlmParModel, VlmParProcessor, dataset_schema, get_schema, load_par_dataset
 from vlm_par_hf.data import AugmentedDataset, ParCollator
 from vlm_par_hf.training import FeatureDataset, FeatureStore, compute_features
 from vlm_par_hf.training.cache import FeatureView
@@ -35,24 +36,6 @@ logger = logging.getLogger("cache")
 BATCH = 64
 PATCHES = 128  # a crop of 256 x 128 in patches of 16
 GIB = 2**30
-
-
-def base_model(fusion: str) -> VlmParModel:
-    """Base size, random weights; token ids by the number of words, as no tokenizer is at hand offline."""
-    torch.manual_seed(0)
-    schema = get_schema("pa100k")
-    lengths = [min(11, len(question.split()) + 2) for question in schema.questions]
-    model = VlmParModel(
-        VlmParConfig(
-            attributes=schema,
-            fusion=fusion,
-            question_input_ids=[[5 + (7 * row + i) % 900 for i in range(n)] for row, n in enumerate(lengths)],
-            prompt_input_ids=[[[5 + (3 * row + i) % 900 for i in range(9)] for _ in one.prompts]
-                              for row, one in enumerate(schema)],
-        )
-    )  # fmt: skip
-    model.encode_questions()
-    return model
 
 
 class Relabelled:
@@ -115,7 +98,7 @@ def measure_base(args) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         for fusion in ("text_to_image", "image_to_text", "none"):
             logger.info("base size, %s", fusion)
-            model = base_model(fusion).to(args.device)
+            model = base_model(get_schema("pa100k"), fusion, alignment="logit").to(args.device)
             data = Relabelled(drawings, model.config.schema)
             results[fusion] = compare(model, processor, data, Path(folder), args.rounds)
     return results
