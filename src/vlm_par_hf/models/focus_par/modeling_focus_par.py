@@ -277,6 +277,14 @@ class FocusParModel(FocusParPreTrainedModel):
     def _forget(self) -> None:
         self._own_texts: AttributeTexts | None = None
         self._kept: OrderedDict[str, AttributeTexts] = OrderedDict()
+        self._encoded_with: int | None = None
+
+    def _forget_if_changed(self) -> None:
+        """Drops texts that were encoded with other prompts; tensors of inference mode count no versions."""
+        version = None if self.prompts.is_inference() else self.prompts._version
+        if version is None or version != self._encoded_with:
+            self._forget()
+            self._encoded_with = version
 
     def _apply(self, fn, recurse=True):
         self._forget()
@@ -414,6 +422,8 @@ class FocusParModel(FocusParPreTrainedModel):
         if self._tables is None or self._tables[0].device != self.device:
             self._tables = self._table(self.schema, self.config.label_input_ids)
         learns = torch.is_grad_enabled() and self.prompts.requires_grad
+        if not torch.compiler.is_compiling():
+            self._forget_if_changed()
         if not learns and self._own_texts is not None:
             return self._own_texts
         tokens, last, shares, slots, attribute = self._tables
@@ -445,6 +455,7 @@ class FocusParModel(FocusParPreTrainedModel):
             ValueError, TypeError: no attribute, one twice, a text that the text tower cannot hold, or no processor.
         """
         schema = AttributeSchema.from_texts(attributes, subject=self.config.text_subject)
+        self._forget_if_changed()
         key = json.dumps(schema.to_list())
         if key in self._kept:
             self._kept.move_to_end(key)
