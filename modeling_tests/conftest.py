@@ -1,4 +1,4 @@
-"""What all tests share: no network, no progress bars, and no logger that an earlier test silenced."""
+"""What all tests share: no network, no progress bars, and loggers that no earlier test has silenced."""
 
 import logging
 import os
@@ -13,9 +13,11 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
 @pytest.fixture(autouse=True)
-def logger_level():
-    """The command line sets the level of its process, which here is that of all tests."""
-    logger = logging.getLogger("vlm_par_hf")
-    level = logger.level
-    yield
-    logger.setLevel(level)
+def open_loggers():
+    """The command line sets the level of its process, and libraries that a test imports may do more."""
+    logging.disable(logging.NOTSET)
+    for name in list(logging.root.manager.loggerDict):
+        if name.partition(".")[0] == "vlm_par_hf":
+            logger = logging.getLogger(name)
+            logger.setLevel(logging.NOTSET)
+            logger.disabled, logger.propagate = False, True
