@@ -1,6 +1,7 @@
 """An exported file answers as the checkpoint does; what it cannot do is refused in words."""
 
 import json
+import logging
 import os
 import shutil
 import subprocess
@@ -132,6 +133,15 @@ def test_a_fixed_patch_grid_takes_nothing_but_pixels(exported, to):
         assert difference(model, lambda **given: loaded(given["pixel_values"]), inputs) < 1e-4
     with pytest.raises(ValueError, match=r"image 0 has \(4, 3\) patches, expected \(4, 2\), the grid that was"):
         loaded(**tiny_inputs())
+
+
+def test_int8_leaves_the_logging_of_others_alone(tmp_path, caplog):
+    export_model(
+        tiny_model("fixed"), tmp_path / "out", to="openvino", precision="int8", processor=tiny_processor("fixed"),
+        calibration_images=pictures(4, seed=1), compared_images=pictures(4, seed=2),
+    )  # fmt: skip
+    logging.getLogger("vlm_par_hf").warning("heard")
+    assert "heard" in caplog.text
 
 
 @pytest.mark.parametrize("to", ["onnx", "openvino"])

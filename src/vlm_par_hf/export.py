@@ -774,7 +774,8 @@ def _write_openvino(source: Path, target: Path, batches: list[dict[str, np.ndarr
     model = openvino.Core().read_model(source)  # `convert_model` would report that it was called
     if batches is not None:
         nncf = _require_silent("nncf")
-        nncf.set_log_level(logging.ERROR)  # it lists every operation that it leaves alone
+        # It lists every operation that it leaves alone. `nncf.set_log_level` would change handlers of others too.
+        logging.getLogger("nncf").setLevel(logging.ERROR)
         names = {operation.get_friendly_name() for operation in model.get_ops()}
         model = nncf.quantize(
             model,
