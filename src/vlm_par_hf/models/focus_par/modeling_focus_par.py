@@ -62,6 +62,7 @@ KEPT_SCHEMAS = 16  # encoded label spaces that a model remembers
 TEXTS_AT_ONCE = 64
 # How much of a mix token is added to SigLIP's probe at first: little, so that it starts as the pooled picture does.
 PROBE_SHARE = 0.1
+SMALLEST_SQUARE = 1e-12  # of the length of what a text finds
 FEATURES = ("patch_embeds", "image_embeds", "patch_mask")
 
 
@@ -72,6 +73,7 @@ class AttributeTexts:
     Args:
         schema: the label space.
         embeds: `(Z, E)`, the text of each label.
+        queries: `(H, Z, E / H)`, what it asks the mix tokens for.
         slots: int64 `(Z,)`, where its logit stands in a row of `A * C`.
         attribute: int64 `(Z,)`, position of its attribute.
         gain: float32 `(A,)` and offset float32 `(Z,)`: logit = gain * similarity + offset.
@@ -79,6 +81,7 @@ class AttributeTexts:
 
     schema: AttributeSchema
     embeds: torch.Tensor
+    queries: torch.Tensor
     slots: torch.Tensor
     attribute: torch.Tensor
     gain: torch.Tensor
@@ -113,31 +116,49 @@ class AttributeGuidedExtraction(nn.Module):
         for projection in (self.value, self.output):
             init.copy_(projection, torch.eye(len(projection)))
 
+    def ask(self, texts: torch.Tensor) -> torch.Tensor:
+        """Queries `(H, Z, E / H)` of texts `(Z, E)`: the same for every picture."""
+        queries = unit_rms(texts).to(self.query.dtype) @ self.query
+        return queries.unflatten(-1, (self.num_heads, -1)).transpose(0, 1)
+
     def forward(
-        self, texts: torch.Tensor, tokens: torch.Tensor, mask: torch.Tensor | None
+        self, queries: torch.Tensor, texts: torch.Tensor, tokens: torch.Tensor, mask: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """What each text finds.
+        """How much what each text finds is like the text.
+
+        What a text finds is a sum of H * K vectors, those of each head and token, weighted by its attention. With few
+        tokens these are fewer than the space has dimensions, so products and lengths are taken from theirs and the
+        vectors of `(B, Z, E)` are never made: hundreds of texts cost little.
 
         Args:
+            queries: `(H, Z, E / H)`, from `ask`.
             texts: `(Z, E)`.
             tokens: `(B, K, E)`.
             mask: bool `(B, K)`, False for tokens that are padding; None: there are none.
 
         Returns:
-            `(B, Z, E)` and the attention, float32 `(B, H, Z, K)`.
+            Cosine of each text and what it found, float32 `(B, Z)`, and the attention, float32 `(B, H, Z, K)`.
         """
         B, K, E = tokens.shape
         H = self.num_heads
         tokens = tokens.to(self.key.dtype)
-        queries = (unit_rms(texts).to(self.query.dtype) @ self.query).unflatten(-1, (H, E // H)).transpose(0, 1)
         keys = (tokens @ self.key).view(B, K, H, E // H).transpose(1, 2)
         values = (tokens @ self.value).view(B, K, H, E // H).transpose(1, 2)
         scores = wide(queries @ keys.mT) * (E // H) ** -0.5  # (B, H, Z, K)
         if mask is not None:
             scores = scores.masked_fill(~mask[:, None, None], torch.finfo(scores.dtype).min)
         attention = scores.softmax(-1)
-        dropped = F.dropout(attention, self.dropout, self.training).to(values.dtype)
-        return (dropped @ values).transpose(1, 2).flatten(2) @ self.output, attention
+        weights = F.dropout(attention, self.dropout, self.training)
+        with no_autocast(tokens):
+            unit = F.normalize(wide(texts), dim=-1)
+            if H * K > E:
+                found = (weights.to(values.dtype) @ values).transpose(1, 2).flatten(2) @ self.output
+                return torch.einsum("bze,ze->bz", F.normalize(wide(found), dim=-1), unit), attention
+            parts = wide(values.to(self.output.dtype) @ self.output.view(H, E // H, E)).flatten(1, 2)  # (B, H * K, E)
+            weights = weights.transpose(1, 2).flatten(2)  # (B, Z, H * K)
+            product = (weights * (unit @ parts.mT)).sum(-1)
+            square = (weights @ (parts @ parts.mT) * weights).sum(-1)
+            return product * square.clamp_min(SMALLEST_SQUARE).rsqrt(), attention
 
 
 class FocusParPreTrainedModel(PushToHub, OverBackbone, PreTrainedModel):
@@ -277,11 +298,12 @@ class FocusParModel(FocusParPreTrainedModel):
     def _forget(self) -> None:
         self._own_texts: AttributeTexts | None = None
         self._kept: OrderedDict[str, AttributeTexts] = OrderedDict()
-        self._encoded_with: int | None = None
+        self._encoded_with: tuple[int, ...] | None = None
 
     def _forget_if_changed(self) -> None:
-        """Drops texts that were encoded with other prompts; tensors of inference mode count no versions."""
-        version = None if self.prompts.is_inference() else self.prompts._version
+        """Drops texts that were encoded with other prompts or queries; tensors of inference mode count no versions."""
+        changing = (self.prompts, self.extraction.query)
+        version = None if self.prompts.is_inference() else tuple(one._version for one in changing)
         if version is None or version != self._encoded_with:
             self._forget()
             self._encoded_with = version
@@ -424,21 +446,25 @@ class FocusParModel(FocusParPreTrainedModel):
         learns = torch.is_grad_enabled() and self.prompts.requires_grad
         if not torch.compiler.is_compiling():
             self._forget_if_changed()
-        if not learns and self._own_texts is not None:
-            return self._own_texts
-        tokens, last, shares, slots, attribute = self._tables
-        with no_autocast(self.prompts):
-            if learns:
-                embeds = self._encode_texts(tokens, last, shares)
-            else:
-                with torch.no_grad():
-                    parts = zip(*(one.split(TEXTS_AT_ONCE) for one in (tokens, last, shares)))
-                    embeds = torch.cat([self._encode_texts(*part) for part in parts])
-        texts = AttributeTexts(
-            self.schema, embeds, slots, attribute, wide(self.decision_gain), wide(self.decision_offset)
-        )
-        if not (learns or torch.compiler.is_compiling() or torch.is_inference_mode_enabled()):
-            self._own_texts = texts
+        texts = None if learns else self._own_texts
+        if texts is None:
+            tokens, last, shares, slots, attribute = self._tables
+            with no_autocast(self.prompts):
+                if learns:
+                    embeds = self._encode_texts(tokens, last, shares)
+                else:
+                    with torch.no_grad():
+                        parts = zip(*(one.split(TEXTS_AT_ONCE) for one in (tokens, last, shares)))
+                        embeds = torch.cat([self._encode_texts(*part) for part in parts])
+            with torch.no_grad():
+                queries = self.extraction.ask(embeds)
+            texts = AttributeTexts(
+                self.schema, embeds, queries, slots, attribute, wide(self.decision_gain), wide(self.decision_offset)
+            )
+            if not (learns or torch.compiler.is_compiling() or torch.is_inference_mode_enabled()):
+                self._own_texts = texts
+        if torch.is_grad_enabled():
+            texts = replace(texts, queries=self.extraction.ask(texts.embeds))
         return texts
 
     @torch.no_grad()
@@ -465,8 +491,9 @@ class FocusParModel(FocusParPreTrainedModel):
         with torch.inference_mode(False), no_autocast(tokens):
             parts = zip(*(one.split(TEXTS_AT_ONCE) for one in (tokens, last, shares)))
             embeds = torch.cat([self._encode_texts(*part) for part in parts])
+            queries = self.extraction.ask(embeds)
         gain, offset = self._decisions_for(schema)
-        texts = AttributeTexts(schema, embeds, slots, attribute, gain, offset)
+        texts = AttributeTexts(schema, embeds, queries, slots, attribute, gain, offset)
         self._kept[key] = texts
         while len(self._kept) > KEPT_SCHEMAS:
             self._kept.popitem(last=False)
@@ -590,36 +617,34 @@ class FocusParModel(FocusParPreTrainedModel):
                 f"pixel_values must have shape {'(B, N, values of a patch)' if naflex else '(B, 3, height, width)'} "
                 f"for a {kind} backbone, got {tuple(pixel_values.shape)}"
             )
+        if naflex and spatial_shapes is None:
+            raise ValueError("spatial_shapes is None, expected int64 (B, 2): this backbone takes NaFlex patches")
+        learns = torch.is_grad_enabled()
+        tokens_alone = output_maps or (learns and self.config.freeze_backbone)
+        if len(self.mix_tokens) and not tokens_alone:
+            return (*self._see_together(pixel_values, pixel_attention_mask, spatial_shapes), None)
         tower = self.vlm.vision_model
         inputs: dict[str, Any] = {"pixel_values": pixel_values}
         if naflex:
-            if spatial_shapes is None:
-                raise ValueError("spatial_shapes is None, expected int64 (B, 2): this backbone takes NaFlex patches")
             inputs.update(pixel_attention_mask=pixel_attention_mask, spatial_shapes=spatial_shapes)
         else:
-            size = self.config.vlm_config.vision_config.image_size
-            inputs["interpolate_pos_encoding"] = tuple(pixel_values.shape[-2:]) != (size, size)
+            inputs["interpolate_pos_encoding"] = self._interpolates(pixel_values)
         mix = len(self.mix_tokens) > 0
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.freeze_backbone):
+        with torch.set_grad_enabled(learns and not self.config.freeze_backbone):
             outputs = tower(**inputs, output_hidden_states=mix)
             image_embeds = outputs.pooler_output
             if kind == "clip":
                 image_embeds = self.vlm.visual_projection(image_embeds)
         skipped = int(kind == "clip")  # the class token
         last = outputs.last_hidden_state[:, skipped:]
-        if pixel_attention_mask is not None and naflex:
-            patch_mask = pixel_attention_mask.bool()
-        else:
-            patch_mask = torch.ones(last.shape[:2], dtype=torch.bool, device=last.device)
+        patch_mask = self._patch_mask(last, pixel_attention_mask)
         if not mix:
             last = torch.where(patch_mask[..., None], tower.post_layernorm(last) if kind == "clip" else last, 0)
             maps = torch.eye(last.shape[1], device=last.device)[None] * patch_mask[:, None] if output_maps else None
             return self._project_patches(last), patch_mask, image_embeds, patch_mask, maps
         seen = self._patch_regions(patch_mask)
-        tokens = self.mix_tokens.to(last.dtype).expand(len(last), -1, -1)
-        if kind == "clip":
-            tokens = tower.pre_layrnorm(tokens)
-        bias = torch.zeros_like(seen, dtype=last.dtype).masked_fill(~seen, torch.finfo(last.dtype).min)[:, None]
+        tokens = self._fresh_tokens(last)
+        bias = _bias(seen, last.dtype)
         looks = []
         for layer, patches in zip(tower.encoder.layers, outputs.hidden_states):
             tokens, looked = self._token_layer(layer, tokens, patches[:, skipped:], bias, output_maps)
@@ -628,10 +653,57 @@ class FocusParModel(FocusParPreTrainedModel):
         if kind == "clip":
             tokens = self.vlm.visual_projection(tokens)
         else:
-            tokens, looked = self._pool_tokens(tokens, last, bias, output_maps)
+            tokens, looked = self._pool(self._probes(tokens), last, bias, output_maps)
             looks.append(looked)
         maps = torch.stack(looks).mean(0) if output_maps else None
         return unit_rms(tokens), None, image_embeds, patch_mask, maps
+
+    def _see_together(self, pixel_values, pixel_attention_mask, spatial_shapes):
+        """As `_see`, in one pass: patches and mix tokens are one sequence, and a mask keeps all from looking at the
+        tokens. Faster without gradients; with them it would go back through the patches of a frozen tower, too."""
+        kind = self.config.vlm_config.model_type
+        tower = self.vlm.vision_model
+        if kind == "siglip2":
+            hidden = tower.embeddings(pixel_values, spatial_shapes)
+        else:
+            hidden = tower.embeddings(
+                pixel_values, interpolate_pos_encoding=self._interpolates(pixel_values)
+            )
+        if kind == "clip":
+            hidden = tower.pre_layrnorm(hidden)
+        skipped = int(kind == "clip")
+        length, K = hidden.shape[1], len(self.mix_tokens)
+        patch_mask = self._patch_mask(hidden[:, skipped:], pixel_attention_mask)
+        seen = self._patch_regions(patch_mask)
+        by_patches = F.pad(patch_mask, (skipped, 0), value=True)[:, None]
+        by_tokens = F.pad(seen, (skipped, 0))
+        sees = F.pad(torch.cat([by_patches.expand(-1, length, -1), by_tokens], 1), (0, K))
+        states = torch.cat([hidden, self._fresh_tokens(hidden)], 1)
+        states = tower.encoder(inputs_embeds=states, attention_mask=_bias(sees, states.dtype)).last_hidden_state
+        states = tower.post_layernorm(states)
+        if kind == "clip":
+            picture, tokens = self.vlm.visual_projection(states[:, [0, *range(length, length + K)]]).split([1, K], 1)
+        else:
+            patches, tokens = states.split([length, K], 1)
+            probes = torch.cat([tower.head.probe.expand(len(tokens), -1, -1), self._probes(tokens)], 1)
+            bias = _bias(torch.cat([by_patches, seen], 1), states.dtype)
+            picture, tokens = self._pool(probes, patches, bias, False)[0].split([1, K], 1)
+        return unit_rms(tokens), None, picture[:, 0], patch_mask
+
+    def _interpolates(self, pixel_values: torch.Tensor) -> bool:
+        size = self.config.vlm_config.vision_config.image_size
+        return tuple(pixel_values.shape[-2:]) != (size, size)
+
+    def _patch_mask(self, patches: torch.Tensor, pixel_attention_mask: torch.Tensor | None) -> torch.Tensor:
+        """Which patches count, bool `(B, N)`."""
+        if pixel_attention_mask is not None and self.config.vlm_config.model_type == "siglip2":
+            return pixel_attention_mask.bool()
+        return torch.ones(patches.shape[:2], dtype=torch.bool, device=patches.device)
+
+    def _fresh_tokens(self, patches: torch.Tensor) -> torch.Tensor:
+        """Mix tokens `(B, K, D)` as they enter the first layer."""
+        tokens = self.mix_tokens.to(patches.dtype).expand(len(patches), -1, -1)
+        return self.vlm.vision_model.pre_layrnorm(tokens) if self.config.vlm_config.model_type == "clip" else tokens
 
     @staticmethod
     def _token_layer(layer, tokens, patches, bias, output_maps):
@@ -660,21 +732,24 @@ class FocusParModel(FocusParPreTrainedModel):
             looked = (wide(queries @ keys.mT) * attention.scale + wide(bias)).softmax(-1).mean(1)
         return tokens, looked
 
-    def _pool_tokens(self, tokens, patches, bias, output_maps):
-        """SigLIP's pooling head with the mix tokens in its probe's place."""
+    def _probes(self, tokens: torch.Tensor) -> torch.Tensor:
+        """What asks in the place of SigLIP's probe, one for each mix token."""
+        return self.vlm.vision_model.head.probe + self.probe_share[:, None].to(tokens.dtype) * tokens
+
+    def _pool(self, probes, patches, bias, output_maps):
+        """SigLIP's pooling head for several probes, each seeing what it may see."""
         head = self.vlm.vision_model.head
         H = head.attention.num_heads
-        asked = head.probe + self.probe_share[:, None].to(tokens.dtype) * tokens
         weights, biases = head.attention.in_proj_weight.chunk(3), head.attention.in_proj_bias.chunk(3)
         queries, keys, values = (
             F.linear(states, weight, offset).unflatten(-1, (H, -1)).transpose(1, 2)
-            for states, weight, offset in zip((asked, patches, patches), weights, biases)
+            for states, weight, offset in zip((probes, patches, patches), weights, biases)
         )
         scaling = queries.shape[-1] ** -0.5
         found = F.scaled_dot_product_attention(queries, keys, values, attn_mask=bias, scale=scaling)
-        tokens = head.attention.out_proj(found.transpose(1, 2).flatten(2))
+        pooled = head.attention.out_proj(found.transpose(1, 2).flatten(2))
         looked = (wide(queries @ keys.mT) * scaling + wide(bias)).softmax(-1).mean(1) if output_maps else None
-        return tokens + head.mlp(head.layernorm(tokens)), looked
+        return pooled + head.mlp(head.layernorm(pooled)), looked
 
     def _project_patches(self, patches: torch.Tensor) -> torch.Tensor:
         """Patches after the tower's last LayerNorm into the space of the texts: each is pooled alone."""
@@ -745,11 +820,8 @@ class FocusParModel(FocusParPreTrainedModel):
 
     def _score(self, texts, tokens, token_mask):
         """Scaled cosine of each text with what it found, float32 `(B, Z)`, and the attention."""
-        found, attention = self.extraction(texts.embeds, tokens, token_mask)
-        with no_autocast(found):
-            cosine = torch.einsum(
-                "bze,ze->bz", F.normalize(wide(found), dim=-1), F.normalize(wide(texts.embeds), dim=-1)
-            )
+        cosine, attention = self.extraction(texts.queries, texts.embeds, tokens, token_mask)
+        with no_autocast(cosine):
             return cosine * wide(self.vlm.logit_scale).exp(), attention
 
     def _decide(self, texts, scores):
@@ -841,6 +913,11 @@ class FocusParModel(FocusParPreTrainedModel):
             {"name": part, "params": parameters, "lr": rates[part], "weight_decay": weight_decay if decays else 0.0}
             for (part, decays), parameters in groups.items()
         ]
+
+
+def _bias(seen: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """What is added to attention scores `(B, 1, queries, keys)`, from bool `(B, queries, keys)`."""
+    return torch.zeros_like(seen, dtype=dtype).masked_fill(~seen, torch.finfo(dtype).min)[:, None]
 
 
 def _eager_attention(module, query, key, value, attention_mask, scaling, dropout=0.0, **kwargs):
