@@ -68,10 +68,13 @@ def test_one_sequence_and_tokens_alone_are_the_same(kind, frozen):
     """What runs without gradients or with a trained tower, and what trains the tokens of a frozen one."""
     model = trained_model(kind, freeze_backbone=frozen).double()
     inputs = {name: x.double() if x.is_floating_point() else x for name, x in inputs_for(kind).items()}
-    tokens, _, image_embeds, patch_mask, maps = model._see(**inputs, output_maps=True)
-    together = model._see_together(*(inputs.get(n) for n in ("pixel_values", "pixel_attention_mask", "spatial_shapes")))
-    for mine, theirs in zip(together, (tokens, None, image_embeds, patch_mask)):
+    alone = model._see(**inputs, output_maps=True)
+    with torch.set_grad_enabled(not frozen):
+        together = model._see(**inputs)
+    for mine, theirs in zip(alone[:4], together):
         torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-10)
+    tokens, _, image_embeds, patch_mask, maps = alone
+    assert tokens.requires_grad and image_embeds.requires_grad != frozen
     assert maps.shape == (3, len(model.mix_tokens), patch_mask.shape[1])
 
 

@@ -42,7 +42,6 @@ from transformers import initialization as init
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import can_return_tuple
-from transformers.utils.output_capturing import maybe_install_capturing_hooks
 
 from vlm_par_hf.backbones import OverBackbone, backbone_source
 from vlm_par_hf.hub import PushToHub
@@ -207,8 +206,6 @@ class FocusParModel(FocusParPreTrainedModel):
         self.schema = config.schema
         text, vision = config.vlm_config.text_config, config.vlm_config.vision_config
         self.vlm = AutoModel.from_config(config.vlm_config)
-        # The tower installs the hooks for its hidden states at the first call, which a compiler cannot trace.
-        maybe_install_capturing_hooks(self.vlm.vision_model)
         tokens = config.num_global_tokens + config.num_local_tokens
         self.mix_tokens = nn.Parameter(torch.empty(tokens, vision.hidden_size))
         self.prompts = nn.Parameter(
@@ -619,76 +616,74 @@ class FocusParModel(FocusParPreTrainedModel):
             )
         if naflex and spatial_shapes is None:
             raise ValueError("spatial_shapes is None, expected int64 (B, 2): this backbone takes NaFlex patches")
-        learns = torch.is_grad_enabled()
-        tokens_alone = output_maps or (learns and self.config.freeze_backbone)
-        if len(self.mix_tokens) and not tokens_alone:
-            return (*self._see_together(pixel_values, pixel_attention_mask, spatial_shapes), None)
+        if not len(self.mix_tokens):
+            return self._see_patches(pixel_values, pixel_attention_mask, spatial_shapes)
         tower = self.vlm.vision_model
-        inputs: dict[str, Any] = {"pixel_values": pixel_values}
-        if naflex:
-            inputs.update(pixel_attention_mask=pixel_attention_mask, spatial_shapes=spatial_shapes)
-        else:
-            inputs["interpolate_pos_encoding"] = self._interpolates(pixel_values)
-        mix = len(self.mix_tokens) > 0
-        with torch.set_grad_enabled(learns and not self.config.freeze_backbone):
-            outputs = tower(**inputs, output_hidden_states=mix)
-            image_embeds = outputs.pooler_output
-            if kind == "clip":
-                image_embeds = self.vlm.visual_projection(image_embeds)
-        skipped = int(kind == "clip")  # the class token
-        last = outputs.last_hidden_state[:, skipped:]
-        patch_mask = self._patch_mask(last, pixel_attention_mask)
-        if not mix:
-            last = torch.where(patch_mask[..., None], tower.post_layernorm(last) if kind == "clip" else last, 0)
-            maps = torch.eye(last.shape[1], device=last.device)[None] * patch_mask[:, None] if output_maps else None
-            return self._project_patches(last), patch_mask, image_embeds, patch_mask, maps
-        seen = self._patch_regions(patch_mask)
-        tokens = self._fresh_tokens(last)
-        bias = _bias(seen, last.dtype)
+        is_clip = kind == "clip"
+        learns = torch.is_grad_enabled()
+        tower_learns = learns and not self.config.freeze_backbone
+        with torch.set_grad_enabled(tower_learns):
+            if naflex:
+                hidden = tower.embeddings(pixel_values, spatial_shapes)
+            else:
+                hidden = tower.embeddings(pixel_values, interpolate_pos_encoding=self._interpolates(pixel_values))
+            hidden = tower.pre_layrnorm(hidden) if is_clip else hidden
+        tokens = self.mix_tokens.to(hidden.dtype).expand(len(hidden), -1, -1)
+        tokens = tower.pre_layrnorm(tokens) if is_clip else tokens
+        length, K = hidden.shape[1], tokens.shape[1]
+        skipped = int(is_clip)  # the class token, which patches see and mix tokens do not
+        patch_mask = self._patch_mask(hidden[:, skipped:], pixel_attention_mask)
+        by_patches = F.pad(patch_mask, (skipped, 0), value=True)[:, None]
+        by_tokens = F.pad(self._patch_regions(patch_mask), (skipped, 0))
         looks = []
-        for layer, patches in zip(tower.encoder.layers, outputs.hidden_states):
-            tokens, looked = self._token_layer(layer, tokens, patches[:, skipped:], bias, output_maps)
-            looks.append(looked)
+        if output_maps or learns and not tower_learns:
+            # The tokens alone: one sequence would take the gradients back through the patches of a frozen tower.
+            patch_bias = _bias(by_patches, hidden.dtype) if naflex and pixel_attention_mask is not None else None
+            token_bias = _bias(by_tokens, hidden.dtype)
+            for layer in tower.encoder.layers:
+                tokens, looked = self._token_layer(layer, tokens, hidden, token_bias, output_maps)
+                looks.append(looked)
+                with torch.set_grad_enabled(tower_learns):
+                    hidden = layer(hidden, attention_mask=patch_bias)
+        else:
+            sees = F.pad(torch.cat([by_patches.expand(-1, length, -1), by_tokens], 1), (0, K))
+            bias = _bias(sees, hidden.dtype)
+            states = tower.encoder(inputs_embeds=torch.cat([hidden, tokens], 1), attention_mask=bias).last_hidden_state
+            hidden, tokens = states.split([length, K], 1)
         tokens = tower.post_layernorm(tokens)
-        if kind == "clip":
+        if is_clip:
+            image_embeds = self.vlm.visual_projection(tower.post_layernorm(hidden[:, 0]))
             tokens = self.vlm.visual_projection(tokens)
         else:
-            tokens, looked = self._pool(self._probes(tokens), last, bias, output_maps)
-            looks.append(looked)
-        maps = torch.stack(looks).mean(0) if output_maps else None
-        return unit_rms(tokens), None, image_embeds, patch_mask, maps
+            # The probe itself asks for the pooled picture, probes mixed with tokens for what the tokens stand for.
+            probe = tower.head.probe
+            mixed = probe + self.probe_share[:, None].to(tokens.dtype) * tokens
+            probes = torch.cat([probe.expand(len(tokens), -1, -1), mixed], 1)
+            bias = _bias(torch.cat([by_patches, by_tokens], 1), hidden.dtype)
+            pooled, looked = self._pool(probes, tower.post_layernorm(hidden), bias, output_maps)
+            image_embeds, tokens = pooled[:, 0], pooled[:, 1:]
+            looks.append(looked[:, 1:] if output_maps else None)
+        maps = torch.stack(looks).mean(0)[..., skipped:] if output_maps else None
+        return unit_rms(tokens), None, image_embeds if tower_learns else image_embeds.detach(), patch_mask, maps
 
-    def _see_together(self, pixel_values, pixel_attention_mask, spatial_shapes):
-        """As `_see`, in one pass: patches and mix tokens are one sequence, and a mask keeps all from looking at the
-        tokens. Faster without gradients; with them it would go back through the patches of a frozen tower, too."""
+    def _see_patches(self, pixel_values, pixel_attention_mask, spatial_shapes):
+        """As `_see`, for a model without mix tokens."""
         kind = self.config.vlm_config.model_type
         tower = self.vlm.vision_model
         if kind == "siglip2":
-            hidden = tower.embeddings(pixel_values, spatial_shapes)
+            inputs = {"pixel_attention_mask": pixel_attention_mask, "spatial_shapes": spatial_shapes}
         else:
-            hidden = tower.embeddings(
-                pixel_values, interpolate_pos_encoding=self._interpolates(pixel_values)
-            )
-        if kind == "clip":
-            hidden = tower.pre_layrnorm(hidden)
-        skipped = int(kind == "clip")
-        length, K = hidden.shape[1], len(self.mix_tokens)
-        patch_mask = self._patch_mask(hidden[:, skipped:], pixel_attention_mask)
-        seen = self._patch_regions(patch_mask)
-        by_patches = F.pad(patch_mask, (skipped, 0), value=True)[:, None]
-        by_tokens = F.pad(seen, (skipped, 0))
-        sees = F.pad(torch.cat([by_patches.expand(-1, length, -1), by_tokens], 1), (0, K))
-        states = torch.cat([hidden, self._fresh_tokens(hidden)], 1)
-        states = tower.encoder(inputs_embeds=states, attention_mask=_bias(sees, states.dtype)).last_hidden_state
-        states = tower.post_layernorm(states)
-        if kind == "clip":
-            picture, tokens = self.vlm.visual_projection(states[:, [0, *range(length, length + K)]]).split([1, K], 1)
-        else:
-            patches, tokens = states.split([length, K], 1)
-            probes = torch.cat([tower.head.probe.expand(len(tokens), -1, -1), self._probes(tokens)], 1)
-            bias = _bias(torch.cat([by_patches, seen], 1), states.dtype)
-            picture, tokens = self._pool(probes, patches, bias, False)[0].split([1, K], 1)
-        return unit_rms(tokens), None, picture[:, 0], patch_mask
+            inputs = {"interpolate_pos_encoding": self._interpolates(pixel_values)}
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.freeze_backbone):
+            outputs = tower(pixel_values=pixel_values, **inputs)
+            patches, image_embeds = outputs.last_hidden_state, outputs.pooler_output
+            if kind == "clip":
+                patches = tower.post_layernorm(patches[:, 1:])
+                image_embeds = self.vlm.visual_projection(image_embeds)
+        patch_mask = self._patch_mask(patches, pixel_attention_mask)
+        maps = torch.eye(patches.shape[1], device=patches.device)[None] * patch_mask[:, None]
+        patches = self._project_patches(torch.where(patch_mask[..., None], patches, 0))
+        return patches, patch_mask, image_embeds, patch_mask, maps
 
     def _interpolates(self, pixel_values: torch.Tensor) -> bool:
         size = self.config.vlm_config.vision_config.image_size
@@ -699,11 +694,6 @@ class FocusParModel(FocusParPreTrainedModel):
         if pixel_attention_mask is not None and self.config.vlm_config.model_type == "siglip2":
             return pixel_attention_mask.bool()
         return torch.ones(patches.shape[:2], dtype=torch.bool, device=patches.device)
-
-    def _fresh_tokens(self, patches: torch.Tensor) -> torch.Tensor:
-        """Mix tokens `(B, K, D)` as they enter the first layer."""
-        tokens = self.mix_tokens.to(patches.dtype).expand(len(patches), -1, -1)
-        return self.vlm.vision_model.pre_layrnorm(tokens) if self.config.vlm_config.model_type == "clip" else tokens
 
     @staticmethod
     def _token_layer(layer, tokens, patches, bias, output_maps):
@@ -731,10 +721,6 @@ class FocusParModel(FocusParPreTrainedModel):
         if output_maps:
             looked = (wide(queries @ keys.mT) * attention.scale + wide(bias)).softmax(-1).mean(1)
         return tokens, looked
-
-    def _probes(self, tokens: torch.Tensor) -> torch.Tensor:
-        """What asks in the place of SigLIP's probe, one for each mix token."""
-        return self.vlm.vision_model.head.probe + self.probe_share[:, None].to(tokens.dtype) * tokens
 
     def _pool(self, probes, patches, bias, output_maps):
         """SigLIP's pooling head for several probes, each seeing what it may see."""
