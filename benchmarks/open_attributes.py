@@ -1,14 +1,14 @@
 """Attributes that training never saw: FOCUS against its backbone's zero-shot answers and VLM-PAR, on drawings.
 
-    python benchmarks/open_attributes.py                                   # about 20 minutes on 2 idle cores
+    python benchmarks/open_attributes.py                                   # about 40 minutes on 2 idle cores
     python benchmarks/open_attributes.py --train 400 --epochs 1 --seeds 1 --out /tmp/quick    # a quick look
 
 Whole attributes are held out of training (`UNSEEN`: bag types, colors, a sleeve form, ...). Every method answers for
 all attributes, on the camera that it was trained on and on the other one. Measured: image-to-text recall at 1 and 2
 within the labels of an attribute, by pictures (the published convention) and by labels (the majority earns chance);
-AUC, which no threshold and no share of a label moves; mA after per-attribute decisions. Decisions are fitted on
-validation for seen attributes, in the same way for every method; nobody knows the labels of unseen ones, so there the
-best-scored label is the answer.
+AUC, which no threshold and no share of a label moves; mA after decisions, which are fitted on validation for seen
+attributes and transferred from these to unseen ones (`transfer_decisions`), in the same way for every method. Recall
+takes the best-scored label as it is.
 
 The epoch is chosen by recall at 1 (by labels) of the seen attributes on validation; test is looked at once. Learning
 rates and loss weights were chosen by hand on drawings of another population (seed 7), its unseen attributes in view.
@@ -42,7 +42,7 @@ from vlm_par_hf import (
 )
 from vlm_par_hf.losses import compute_priors
 from vlm_par_hf.metrics import image_to_text_recall
-from vlm_par_hf.models.focus_par import fit_decisions
+from vlm_par_hf.models.focus_par import fit_decisions, transfer_decisions
 from vlm_par_hf.utils import atomic_write_json
 
 
@@ -57,8 +57,9 @@ UNSEEN = {
     "ShoulderBag": "a bag type",
     "Boots": "a shoe type",
 }
-# The paper gives every loss weight 1; 0.1 for these two was a little better on validation.
-LOSS = {"sim": 0.1, "racl": 0.1}
+# The paper gives every loss weight 1; 0.1 for these two was a little better on validation. Balanced, because recall by
+# labels is.
+LOSS = {"sim": 0.1, "racl": 0.1, "weighting": "balanced"}
 # What the variants of FOCUS change.
 VARIANTS = {
     "focus": {},
@@ -106,18 +107,17 @@ def answer(model, pictures: Pictures, **extra) -> np.ndarray:
     return torch.cat([model(**pictures.batch(part), **extra).logits for part in rows]).numpy()
 
 
-def measure(logits: np.ndarray, pictures: Pictures, schema, names, decisions=None) -> dict:
+def measure(logits: np.ndarray, pictures: Pictures, schema, names, decisions) -> dict:
     """Recall and mA over the attributes `names`; `decisions` are (gain, offset) of these attributes."""
     part = schema.subset(names)
     columns = [schema.index(name) for name in names]
     logits, labels = logits[:, columns, : part.max_labels], pictures.labels[:, columns]
     recall = image_to_text_recall(logits, labels, part)
     areas = [row["auc"] for row in ParMetrics(part).report((logits, labels), bootstrap=0)["attributes"]]
-    if decisions is not None:
-        gain, offset = decisions
-        table = np.zeros((len(part), part.max_labels))
-        table[part.label_mask()] = offset.numpy()
-        logits = logits * gain.numpy()[:, None] + table
+    gain, offset = decisions
+    table = np.zeros((len(part), part.max_labels))
+    table[part.label_mask()] = offset.numpy()
+    logits = logits * gain.numpy()[:, None] + table
     result = {name: value for name, value in recall.items() if name != "groups"}
     result["auc"] = float(np.mean([area for area in areas if area is not None]))
     result["mA"] = ParMetrics(part)((logits, labels))["mA"]
@@ -129,7 +129,7 @@ def train_focus(seen, train: Pictures, validation: Pictures, columns, options: d
     """FOCUS on the seen attributes; the weights of the best epoch. Returns model and notes."""
     torch.manual_seed(seed)
     labels = torch.as_tensor(train.labels[:, columns])
-    loss = {"weighting": "sqrt", "priors": compute_priors(labels.numpy(), seen), **LOSS, **options.pop("loss", {})}
+    loss = {"priors": compute_priors(labels.numpy(), seen), **LOSS, **options.pop("loss", {})}
     model = FocusParModel.from_backbone("embedded", attributes=seen, loss=loss, **options)
     return fit(model, lambda rows: model(**train.batch(rows), labels=labels[rows]).loss, model.parameter_groups(
         args.learning_rate, args.extraction_learning_rate, backbone_learning_rate=args.backbone_learning_rate
@@ -199,12 +199,13 @@ def run(seed: int, args) -> dict:
         """`answers(pictures)` gives the logits of all attributes."""
         found = answers(validation)[:, columns, : seen.max_labels]
         decisions = fit_decisions(found, validation.labels[:, columns], seen, weighting="balanced")
+        transferred = transfer_decisions(*decisions, seen, schema.subset(UNSEEN))
         rows = {}
         for domain, pictures in tests.items():
             logits = answers(pictures)
             rows[domain] = {
                 "seen": measure(logits, pictures, schema, seen_names, decisions),
-                "unseen": measure(logits, pictures, schema, list(UNSEEN)),
+                "unseen": measure(logits, pictures, schema, list(UNSEEN), transferred),
             }
         results[method] = {**rows, **notes}
         shown = [f"{d} {p} {100 * rows[d][p]['i2t_recall_at_1_label_mean']:.1f}" for d in rows for p in rows[d]]
@@ -275,7 +276,7 @@ def draw(result: dict, path: Path) -> None:
     panels = [
         ("A unseen i2t_recall_at_1_label_mean", "unseen, camera A: recall at 1, by labels"),
         ("A unseen auc", "unseen, camera A: AUC"),
-        ("B unseen auc", "unseen, camera B: AUC"),
+        ("A unseen mA", "unseen, camera A: mA"),
         ("A seen mA", "seen, camera A: mA"),
     ]
     methods = list(result["summary"])[::-1]
@@ -300,7 +301,7 @@ def draw(result: dict, path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=2)
-    parser.add_argument("--train", type=int, default=2000, help="training drawings")
+    parser.add_argument("--train", type=int, default=3000, help="training drawings")
     parser.add_argument("--test", type=int, default=1500, help="test drawings per camera")
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--learning-rate", type=float, default=3e-3, help="of mix tokens and prompts of FOCUS")
@@ -334,6 +335,7 @@ def main() -> None:
             ("unseen", "i2t_recall_at_1_label_mean", "zero_shot"),
             ("unseen", "i2t_recall_at_1_group_mean", "zero_shot"),
             ("unseen", "auc", "zero_shot"),
+            ("unseen", "mA", "zero_shot"),
             ("seen", "mA", "vlm_par"),
         ):
             name = f"{domain} {part} {key}"

@@ -526,9 +526,7 @@ def measure_open(args) -> list[dict]:
     torch.manual_seed(0)
     known = numbered_schema(1)
     model = FocusParModel(
-        FocusParConfig(
-            vlm_config={"model_type": "siglip2"}, attributes=known, label_input_ids=[[[5, 6, 7, 8, 9]] * 2]
-        )
+        FocusParConfig(vlm_config={"model_type": "siglip2"}, attributes=known, label_input_ids=[[[5, 6, 7, 8, 9]] * 2])
     )
     model = model.to(args.device).eval()
     texts = {count: texts_of(model, count) for count in (1, 100, 300, 1000)}

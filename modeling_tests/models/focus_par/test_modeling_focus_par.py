@@ -16,7 +16,7 @@ from modeling_tests.tiny import (
     tiny_schema,
 )
 from vlm_par_hf.losses import compute_priors
-from vlm_par_hf.models.focus_par import FocusParConfig, FocusParModel
+from vlm_par_hf.models.focus_par import FocusParConfig, FocusParModel, transfer_decisions
 from vlm_par_hf.models.focus_par.modeling_focus_par import AttributeGuidedExtraction
 from vlm_par_hf.schema import Attribute, AttributeSchema
 
@@ -280,7 +280,9 @@ def test_set_attributes_is_saved_and_keeps_fitted_decisions(tmp_path):
         after = model(**inputs).logits
     torch.testing.assert_close(after[:, 0], before[:, 1])
     torch.testing.assert_close(model.decision_gain, torch.tensor([0.5, 1.0]))
-    assert (model.decision_offset[2:] == 0).all() and model.config.prompt_regions == ["head", "attachment", "whole"]
+    # The scarf has the median of the thresholds -0.5, -4 and -3.
+    torch.testing.assert_close(model.decision_offset, torch.tensor([0.0, 2.0, -1.5, 1.5]))
+    assert model.config.prompt_regions == ["head", "attachment", "whole"]
     model.save_pretrained(tmp_path)
     loaded = AutoModel.from_pretrained(tmp_path)
     assert loaded.config.schema == new
@@ -387,6 +389,30 @@ def test_decisions_are_fitted_on_top_of_those_that_are_there():
     assert cross_entropy[1] <= cross_entropy[0] + 1e-6
     with pytest.raises(ValueError, match=r"logits \(4, 2, 2\) and labels \(4, 3\) do not fit, expected \(4, 3, 2\)"):
         model.fit_decisions(once[:, :2], labels)
+
+
+def test_an_unseen_binary_attribute_has_the_usual_threshold():
+    """Others are decided by their similarities; what was fitted keeps its own."""
+    fitted = AttributeSchema(
+        [
+            *AttributeSchema.from_texts(["a scarf", "a hat", "a phone"]),
+            Attribute(name="Coat", question="which coat?", labels=["red", "blue", "green"],
+                      prompts=["a red coat", "a blue coat", "a green coat"]),
+        ]
+    )  # fmt: skip
+    gain = torch.tensor([1.0, 2.0, 4.0, 8.0])
+    offset = torch.tensor([0.0, 3.0, -1.0, 1.0, 6.0, 2.0, 5.0, 5.0, 5.0])  # thresholds -3, -1, 1
+    asked = AttributeSchema([*AttributeSchema.from_texts(["a cane"]), fitted["Coat"], fitted["a phone"]])
+    new_gain, new_offset = transfer_decisions(gain, offset, fitted, asked)
+    usual = 64 ** (1 / 4)
+    torch.testing.assert_close(new_gain, torch.tensor([usual, 8.0, 4.0]))
+    expected = torch.tensor([-0.5 * usual, 0.5 * usual, 5.0, 5.0, 5.0, 6.0, 2.0])
+    torch.testing.assert_close(new_offset, expected)
+    # A picture that is a little less like "yes" than like "no" is a "yes": the others were fitted so.
+    scores = torch.tensor([0.2, -0.6])
+    assert (scores * new_gain[0] + new_offset[:2]).argmax() == 1
+    no_binary = AttributeSchema([fitted["Coat"]])
+    assert (transfer_decisions(gain[3:], offset[6:], no_binary, asked)[1][:2] == 0).all()
 
 
 def test_class_weights_move_decisions_towards_the_rare_label():

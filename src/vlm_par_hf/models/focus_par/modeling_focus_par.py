@@ -55,7 +55,7 @@ from .losses_focus_par import FocusLoss, check_loss_settings
 from .processing_focus_par import FocusParProcessor
 
 
-__all__ = ["AttributeTexts", "FocusParModel", "FocusParPreTrainedModel", "fit_decisions"]
+__all__ = ["AttributeTexts", "FocusParModel", "FocusParPreTrainedModel", "fit_decisions", "transfer_decisions"]
 
 KEPT_SCHEMAS = 16  # encoded label spaces that a model remembers
 TEXTS_AT_ONCE = 64
@@ -499,7 +499,7 @@ class FocusParModel(FocusParPreTrainedModel):
     def set_attributes(self, attributes: Any, processor: FocusParProcessor | None = None) -> None:
         """Makes this the model's label space: what it answers, and what is saved.
 
-        Attributes that it was trained on keep their fitted decisions; others are decided by their similarities alone.
+        Attributes that it was trained on keep their fitted decisions; others have the usual (`transfer_decisions`).
 
         Args and errors as in `encode_attributes`.
         """
@@ -536,17 +536,7 @@ class FocusParModel(FocusParPreTrainedModel):
     # Decisions
 
     def _decisions_for(self, schema: AttributeSchema) -> tuple[torch.Tensor, torch.Tensor]:
-        """Gain and offsets for another label space: those of the attributes that the model has, else the mean gain
-        and no offset."""
-        mine = {(one.labels, one.prompts): a for a, one in enumerate(self.schema)}
-        offsets = wide(self.decision_offset).split(self.schema.num_labels)
-        usual = wide(self.decision_gain).log().mean().exp()
-        gain, offset = [], []
-        for one in schema:
-            a = mine.get((one.labels, one.prompts))
-            gain.append(usual if a is None else wide(self.decision_gain)[a])
-            offset.append(usual.new_zeros(one.num_labels) if a is None else offsets[a])
-        return torch.stack(gain), torch.cat(offset)
+        return transfer_decisions(wide(self.decision_gain), wide(self.decision_offset), self.schema, schema)
 
     def fit_decisions(self, logits: Any, labels: Any, *, weighting: str | None = "auto") -> None:
         """Fits each attribute's gain and its labels' offsets on validation: logit = gain * similarity + offset.
@@ -953,6 +943,41 @@ def fit_decisions(
         gains.append(gain)
         offsets.append(offset)
     return torch.stack(gains), torch.cat(offsets)
+
+
+def transfer_decisions(
+    gain: torch.Tensor, offset: torch.Tensor, schema: AttributeSchema, asked: AttributeSchema
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Decisions for a label space of which only some attributes were fitted.
+
+    An attribute with the labels and prompts of a fitted one has its decisions. Any other has the mean gain; a binary
+    one also the usual threshold, the median over the fitted binary attributes: how much more like "yes" than like "no"
+    a picture must be. Backbones like to say "no", and what is fitted for some attributes is true of others, too.
+
+    Args:
+        gain: `(A,)`, above 0, and offset `(Z,)`: of the attributes of `schema`, as from `fit_decisions`.
+        schema: what was fitted.
+        asked: what is asked.
+
+    Returns:
+        gain and offset of the attributes of `asked`.
+    """
+    fitted = {(one.labels, one.prompts): a for a, one in enumerate(schema)}
+    offsets = offset.split(schema.num_labels)
+    usual = gain.log().mean().exp()
+    thresholds = [(offsets[a][0] - offsets[a][1]) / gain[a] for a, one in enumerate(schema) if one.is_binary]
+    threshold = torch.stack(thresholds).quantile(0.5) if thresholds else gain.new_zeros(())
+    gains, moved = [], []
+    for one in asked:
+        a = fitted.get((one.labels, one.prompts))
+        gains.append(usual if a is None else gain[a])
+        if a is not None:
+            moved.append(offsets[a])
+        elif one.is_binary:
+            moved.append(usual * torch.stack([threshold, -threshold]) / 2)
+        else:
+            moved.append(gain.new_zeros(one.num_labels))
+    return torch.stack(gains), torch.cat(moved)
 
 
 def _fit_affine(logits, truth, weight):
