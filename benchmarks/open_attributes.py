@@ -285,9 +285,13 @@ def draw(result: dict, path: Path) -> None:
         cells = [result["summary"][method][key] for method in methods]
         values = [100 * cell["mean"] for cell in cells]
         errors = [100 * (cell["spread"] or 0) for cell in cells]
-        axis.barh([NAMES[m] for m in methods], values, xerr=errors, color=colors, error_kw={"lw": 1, "capsize": 2})
-        for y, (value, error) in enumerate(zip(values, errors, strict=True)):
+        # Points, not bars: the axis does not begin at 0.
+        for y, (value, error, color) in enumerate(zip(values, errors, colors, strict=True)):
+            axis.errorbar(value, y, xerr=error, fmt="o", color=color, capsize=2, lw=1)
             axis.text(value + error + 0.4, y, f"{value:.1f}", va="center", fontsize=8)
+        axis.set_yticks(range(len(methods)), [NAMES[m] for m in methods])
+        axis.grid(axis="x", color="0.9")
+        axis.set_axisbelow(True)
         axis.set_xlim(min(values) - 4, max(v + e for v, e in zip(values, errors, strict=True)) + 4)
         axis.set_xlabel("test (%)", fontsize=8)
         axis.set_title(title, fontsize=9)

@@ -294,10 +294,14 @@ def draw(result: dict, path: Path) -> None:
                 errors[:, i] = max(0, values[i] - low), max(0, high - values[i])
             elif cell["spread"] is not None:
                 errors[:, i] = 100 * cell["spread"]
-        colors = [color_of(method) for method in methods]
-        axis.barh([label_of(m) for m in methods], values, xerr=errors, color=colors, error_kw={"lw": 1, "capsize": 2})
+        # Points, not bars: the axis does not begin at 0.
+        for y, (method, value) in enumerate(zip(methods, values, strict=True)):
+            axis.errorbar(value, y, xerr=errors[:, y : y + 1], fmt="o", color=color_of(method), capsize=2, lw=1)
+        axis.set_yticks(range(len(methods)), [label_of(m) for m in methods])
+        axis.grid(axis="x", color="0.9")
+        axis.set_axisbelow(True)
         for y, (value, error) in enumerate(zip(values, errors[1], strict=True)):
-            axis.text(value + error + 0.6, y, f"{value:.1f}", va="center", fontsize=8)
+            axis.text(value + error + 1.0, y, f"{value:.1f}", va="center", fontsize=8)
         axis.set_xlim(min(values) - 3, max(v + e for v, e in zip(values, errors[1], strict=True)) + 4)
         axis.set_xlabel(f"test {key} (%)")
         axis.set_title(part["title"], fontsize=9, loc="right")
@@ -353,7 +357,7 @@ def run_all(args, cache: Path) -> None:
             fusions = FUSIONS if seed < args.seeds_image_to_text else ("none", "text_to_image")
             name = f"synthetic_{args.train}_seed{seed}"
             runs.append(measure(data, seed, settings, loss_settings, args.bootstrap, cache / name, fusions))
-        title = f"SYNTHETIC drawings, {args.seeds} seeds (bars: ± spread)"
+        title = f"SYNTHETIC drawings, {args.seeds} seeds (lines: ± spread)"
         result["data"]["synthetic"] = describe(runs, title, "mA", "spread", sizes)
     root = Path(os.environ.get("PAR_DATA", "")) / "pa100k_mini"
     if args.only != "synthetic" and os.environ.get("PAR_DATA") and root.is_dir():
@@ -365,7 +369,7 @@ def run_all(args, cache: Path) -> None:
         count = len(runs[0]["majority"]["scored_attributes"])
         title = (
             "1,600 real PA-100K crops; the backbone has seen drawings only\n"
-            f"{count} of 26 attributes ({MIN_POSITIVES}+ test positives); bars: 95 % bootstrap over persons"
+            f"{count} of 26 attributes ({MIN_POSITIVES}+ test positives); lines: 95 % bootstrap over persons"
         )
         result["data"]["pa100k_mini"] = describe(runs, title, "mA_min_positives", "bootstrap", sizes)
     for part in result["data"].values():
