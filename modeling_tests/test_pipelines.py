@@ -158,6 +158,18 @@ class TestOptions:
         both = naflex([crop(size=(16, 64)), crop(size=(64, 16))], explain=name, explain_as="relevance", batch_size=2)
         assert close([one["relevance"][name] for one in both], [tall, wide])
 
+    def test_what_sensitive_leaves_out_is_not_explained_either(self, pipe):
+        schema = pipe.model.config.schema
+        marked = next(attribute.name for attribute in schema if attribute.sensitive)
+        refusal = f"explain names {marked!r}, which sensitive=False leaves out of the answer"
+        with pytest.raises(ValueError, match=refusal):
+            pipe(crop(), sensitive=False, explain=[marked])
+        quiet = make_pipe("naflex", sensitive=False)
+        with pytest.raises(ValueError, match=refusal):
+            quiet(crop(), explain=marked)
+        assert marked in quiet(crop(), explain=marked, sensitive=True)["overlays"]
+        assert marked not in quiet(crop(), explain=True)["overlays"]
+
     def test_explain_with_every_fusion(self):
         for fusion in ("text_to_image", "image_to_text", "none"):
             model = randomize(tiny_model("naflex", fusion=fusion))

@@ -141,9 +141,19 @@ class PedestrianAttributesPipeline(PushToHub, Pipeline):
                     "expected a model that recognises attributes by their text, such as FocusParModel"
                 )
             attributes = self.model.encode_attributes(attributes, self.processor)
+        # What was set when the pipeline was made holds for a call that says nothing else.
+        forward_set, postprocess_set = getattr(self, "_forward_params", {}), getattr(self, "_postprocess_params", {})
+        asked = attributes or forward_set.get("attributes")
+        schema = self.model.config.schema if asked is None else asked.schema
         if explain is not None:
-            asked = attributes or getattr(self, "_forward_params", {}).get("attributes")
-            explain = self._attributes_to_explain(explain, self.model.config.schema if asked is None else asked.schema)
+            explain = self._attributes_to_explain(explain, schema)
+        explained = forward_set.get("explain") if explain is None else explain
+        if isinstance(explained, tuple) and not (
+            postprocess_set.get("sensitive", True) if sensitive is None else sensitive
+        ):
+            named = [name for name in explained if name in schema and schema[name].sensitive]
+            if named:
+                raise ValueError(f"explain names {named[0]!r}, which sensitive=False leaves out of the answer")
         preprocess = {
             "timeout": timeout,
             "detector": detector,
