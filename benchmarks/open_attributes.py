@@ -14,8 +14,14 @@ The epoch is chosen by recall at 1 (by labels) of the seen attributes on validat
 rates and loss weights were chosen by hand on drawings of another population (seed 7), its unseen attributes in view.
 
 EVERYTHING HERE IS SYNTHETIC, and the embedded backbone was trained on captions and labels of ALL attributes of the
-drawings: "unseen" means unseen in the training of FOCUS and VLM-PAR, not by the backbone. No number from here belongs
-beside a paper's. Results: `--out` (JSON and picture).
+drawings: "unseen" means unseen in the training of FOCUS and VLM-PAR, not by the backbone. With a backbone that was not
+told of them either:
+
+    python -m vlm_par_hf.embedded.train_backbone --work WORK --out outputs/backbone_without --steps 2400 --bf16 \
+        --without LowerColor ShoeColor ShortSleeve LongCoat HandBag ShoulderBag Boots
+    python benchmarks/open_attributes.py --backbone outputs/backbone_without --name open_attributes_not_told
+
+No number from here belongs beside a paper's. Results: `--out` (JSON and picture).
 """
 
 import argparse
@@ -130,7 +136,7 @@ def train_focus(seen, train: Pictures, validation: Pictures, columns, options: d
     torch.manual_seed(seed)
     labels = torch.as_tensor(train.labels[:, columns])
     loss = {"priors": compute_priors(labels.numpy(), seen), **LOSS, **options.pop("loss", {})}
-    model = FocusParModel.from_backbone("embedded", attributes=seen, loss=loss, **options)
+    model = FocusParModel.from_backbone(args.backbone, attributes=seen, loss=loss, **options)
     return fit(model, lambda rows: model(**train.batch(rows), labels=labels[rows]).loss, model.parameter_groups(
         args.learning_rate, args.extraction_learning_rate, backbone_learning_rate=args.backbone_learning_rate
     ), seen, validation, columns, len(train), args, seed)  # fmt: skip
@@ -140,7 +146,7 @@ def train_vlm_par(seen, train: Pictures, validation: Pictures, columns, args, se
     torch.manual_seed(seed)
     labels = torch.as_tensor(train.labels[:, columns])
     loss = ParLoss(seen, weighting="sqrt", priors=compute_priors(labels.numpy(), seen))
-    model = VlmParModel.from_backbone("embedded", attributes=seen)
+    model = VlmParModel.from_backbone(args.backbone, attributes=seen)
     rows = torch.arange(len(train)).split(200)
     model.fit_pooled_statistics(train.batch(part) for part in rows)
     return fit(model, lambda rows: loss(model(**train.batch(rows)).logits, labels[rows]), model.parameter_groups(3e-3),
@@ -184,7 +190,7 @@ def run(seed: int, args) -> dict:
     seen_names = [name for name in schema.names if name not in UNSEEN]
     seen = schema.subset(seen_names)
     columns = [schema.index(name) for name in seen_names]
-    processor = FocusParProcessor.from_backbone("embedded")
+    processor = FocusParProcessor.from_backbone(args.backbone)
     sizes = {"num_train": args.train, "num_validation": max(200, args.train // 4), "num_test": args.test}
     data = load_par_dataset("synthetic", seed=seed, **sizes)
     # Other people too: nobody of the training is seen again by the other camera.
@@ -211,7 +217,7 @@ def run(seed: int, args) -> dict:
         shown = [f"{d} {p} {100 * rows[d][p]['i2t_recall_at_1_label_mean']:.1f}" for d in rows for p in rows[d]]
         logger.info("  %s: recall at 1, by labels: %s", method, ", ".join(shown))
 
-    zero_shot = VlmParModel.from_backbone("embedded", attributes=schema, fusion="none", alignment="logit")
+    zero_shot = VlmParModel.from_backbone(args.backbone, attributes=schema, fusion="none", alignment="logit")
     finish("zero_shot", lambda pictures: answer(zero_shot, pictures), {})
     vlm_par, notes = train_vlm_par(seen, train, validation, columns, args, seed)
 
@@ -311,6 +317,8 @@ def main() -> None:
     parser.add_argument("--learning-rate", type=float, default=3e-3, help="of mix tokens and prompts of FOCUS")
     parser.add_argument("--extraction-learning-rate", type=float, default=1e-3, help="of FOCUS's cross-attention")
     parser.add_argument("--backbone-learning-rate", type=float, default=1e-4, help="of FOCUS's tower, where trained")
+    parser.add_argument("--backbone", default="embedded", help="a repository or folder")
+    parser.add_argument("--name", default="open_attributes", help="of the result files")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
@@ -322,8 +330,11 @@ def main() -> None:
         runs.append(run(seed, args))
     summary = summarise(runs)
     seeds = f"{args.seeds} seed{'s' * (args.seeds > 1)}"
+    seen_by = f"unseen by FOCUS and VLM-PAR; backbone: {args.backbone}"
+    if args.backbone == "embedded":
+        seen_by = "unseen by FOCUS and VLM-PAR, not by the embedded backbone"
     result = {
-        "title": f"SYNTHETIC drawings, {seeds}; unseen by FOCUS and VLM-PAR, not by the embedded backbone",
+        "title": f"SYNTHETIC drawings, {seeds}; {seen_by}",
         "command": " ".join(["python benchmarks/open_attributes.py", *sys.argv[1:]]),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}",
         "unseen": UNSEEN,
@@ -348,9 +359,10 @@ def main() -> None:
                 f"\nfull FOCUS minus {NAMES[other]}, camera {domain}, {part}, {KEYS[key]}: {points:+.1f} points",
                 end="",
             )
-    atomic_write_json(args.out / "open_attributes.json", json.loads(json.dumps(result)))
-    draw(result, args.out / "open_attributes.png")
-    print(f"\n\nwrote {args.out / 'open_attributes.json'} and {args.out / 'open_attributes.png'}")
+    saved = args.out / f"{args.name}.json"
+    atomic_write_json(saved, json.loads(json.dumps(result)))
+    draw(result, saved.with_suffix(".png"))
+    print(f"\n\nwrote {saved} and {saved.with_suffix('.png')}")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import pytest
 from scipy.io import savemat
 
 from modeling_tests.pa100k_files import pa100k_variables
+from vlm_par_hf import FocusParModel, FocusParProcessor, get_schema
 from vlm_par_hf.cli import build_parser
 from vlm_par_hf.data.synthetic import Frame, SyntheticPerson, render_person
 from vlm_par_hf.utils import embedded_path
@@ -31,8 +32,10 @@ def _person(number=0):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A folder with what the snippets name: a picture and a tiny PA-100K."""
+    """A folder with what the snippets name: a picture, a tiny PA-100K and a FOCUS checkpoint."""
     folder = tmp_path_factory.mktemp("readme")
+    FocusParModel.from_backbone("embedded", attributes=get_schema("synthetic")).save_pretrained(folder / "runs/focus")
+    FocusParProcessor.from_backbone("embedded").save_pretrained(folder / "runs/focus")
     _person().save(folder / "person.jpg")
     (folder / "PA-100K" / "data").mkdir(parents=True)
     variables = pa100k_variables((16, 8, 8))

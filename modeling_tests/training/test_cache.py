@@ -160,6 +160,9 @@ def test_features_of_something_else_are_refused_and_the_differences_named(model,
     small = tiny_processor("naflex")
     small.image_processor.max_num_patches = 9
     refused("processor max_num_patches", processor=small)
+    squashed = tiny_processor("naflex")
+    squashed.patch_grid = [4, 2]
+    refused("processor patch_grid", processor=squashed)
     refused("backbone weights_sha256", "dtype", model=tiny_model("naflex", seed=1), dtype="float32")
     fixed = tiny_model("fixed")
     with pytest.raises(ValueError, match="backbone model_type: 'siglip2' there, 'siglip' now"):

@@ -618,7 +618,7 @@ def _limits(config, records) -> str:
     if config["model_type"] == "focus_par":
         lines.append(
             '- It also answers for attributes named at call time, `pipe(image, attributes=["wearing a red scarf"])`: '
-            "these were not measured here, and nothing was fitted for them."
+            "these were not measured here; yes or no is decided at the threshold that is usual for the fitted ones."
         )
     if config.get("save_backbone") is False:
         lines.append("- The heads alone: the backbone is fetched by its name and refused if its weights differ.")

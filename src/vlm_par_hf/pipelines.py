@@ -141,19 +141,9 @@ class PedestrianAttributesPipeline(PushToHub, Pipeline):
                     "expected a model that recognises attributes by their text, such as FocusParModel"
                 )
             attributes = self.model.encode_attributes(attributes, self.processor)
-        # What was set when the pipeline was made holds for a call that says nothing else.
-        forward_set, postprocess_set = getattr(self, "_forward_params", {}), getattr(self, "_postprocess_params", {})
-        asked = attributes or forward_set.get("attributes")
-        schema = self.model.config.schema if asked is None else asked.schema
+        explained = self._attributes_to_explain(explain, attributes, sensitive)
         if explain is not None:
-            explain = self._attributes_to_explain(explain, schema)
-        explained = forward_set.get("explain") if explain is None else explain
-        if isinstance(explained, tuple) and not (
-            postprocess_set.get("sensitive", True) if sensitive is None else sensitive
-        ):
-            named = [name for name in explained if name in schema and schema[name].sensitive]
-            if named:
-                raise ValueError(f"explain names {named[0]!r}, which sensitive=False leaves out of the answer")
+            explain = explained
         preprocess = {
             "timeout": timeout,
             "detector": detector,
@@ -171,19 +161,27 @@ class PedestrianAttributesPipeline(PushToHub, Pipeline):
         groups = (preprocess, forward, postprocess)
         return tuple({key: value for key, value in group.items() if value is not None} for group in groups)
 
-    def _attributes_to_explain(self, explain: bool | str | Sequence[str], schema) -> bool | tuple[str, ...]:
+    def _attributes_to_explain(self, explain, attributes, sensitive: bool | None) -> bool | tuple[str, ...]:
+        """`explain`, checked together with what was set when the pipeline was made and holds for this call, too."""
+        forward_set, postprocess_set = getattr(self, "_forward_params", {}), getattr(self, "_postprocess_params", {})
+        explain = forward_set.get("explain", False) if explain is None else explain
         if isinstance(explain, (bool, np.bool_)):
             explain = bool(explain)
         if explain and not hasattr(self.model, "explain"):
             raise ValueError(f"explain is {explain!r}, but {type(self.model).__name__} cannot explain its answers")
         if isinstance(explain, bool):
             return explain
+        asked = attributes or forward_set.get("attributes")
+        schema = self.model.config.schema if asked is None else asked.schema
+        sensitive = postprocess_set.get("sensitive", True) if sensitive is None else sensitive
         names = (explain,) if isinstance(explain, str) else tuple(explain)
         for name in names:
             try:
-                schema.index(name)
+                attribute = schema[schema.index(name)]
             except KeyError as error:
                 raise ValueError(f"explain names {name!r}: {error.args[0]}") from None
+            if attribute.sensitive and not sensitive:
+                raise ValueError(f"explain names {name!r}, which sensitive=False leaves out of the answer")
         return names
 
     def __call__(self, inputs, *, boxes=None, batch_size: int | None = None, num_workers: int | None = None, **kwargs):

@@ -95,6 +95,18 @@ def test_what_texts_find_is_compared_alike_with_few_tokens_and_many(heads, token
     torch.testing.assert_close(cosine, torch.cosine_similarity(found, texts[None], dim=-1))
 
 
+@pytest.mark.parametrize("tokens", [{}, {"num_global_tokens": 0, "num_local_tokens": 0, "num_attention_heads": 8}])
+def test_bfloat16_autocast_is_near(tokens):
+    """Of a model that is trained, with few tokens and with texts that look at all patches."""
+    model, inputs = trained_model("fixed", **tokens), inputs_for("fixed")
+    exact = model(**inputs, labels=labels_for(model))
+    with torch.autocast("cpu", torch.bfloat16):
+        near = model(**inputs, labels=labels_for(model))
+    near.loss.backward()
+    assert near.logits.dtype == torch.float32 and model.extraction.output.grad.abs().max() > 0
+    torch.testing.assert_close(near.logits[exact.logits > -1e3], exact.logits[exact.logits > -1e3], rtol=0.1, atol=0.5)
+
+
 def test_an_answer_does_not_remember_queries_that_were_trained_since():
     model, inputs = trained_model(num_prompt_tokens=0), inputs_for("naflex")
     with torch.no_grad():

@@ -431,7 +431,7 @@ def describe_features(model, processor, images, *, progress: bool = True) -> dic
 
     Args:
         model: has `vlm`, a vision-language backbone.
-        processor: has `image_processor`.
+        processor: has `image_processor`, and may have `patch_grid`.
         images: rows with `image`; not decoded where they have a file.
     """
     vision = model.vlm.config.vision_config
@@ -448,6 +448,7 @@ def describe_features(model, processor, images, *, progress: bool = True) -> dic
         "processor": {
             **{name: value for name, value in settings.items() if not name.startswith("_")},
             "image_processor_type": type(processor.image_processor).__name__,
+            "patch_grid": getattr(processor, "patch_grid", None),
         },
         "images": {"count": len(images), "sha256": _hash_images(images, progress)},
     }

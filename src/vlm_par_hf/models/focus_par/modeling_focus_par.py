@@ -149,11 +149,11 @@ class AttributeGuidedExtraction(nn.Module):
         attention = scores.softmax(-1)
         weights = F.dropout(attention, self.dropout, self.training)
         with no_autocast(tokens):
-            unit = F.normalize(wide(texts), dim=-1)
+            unit, values = F.normalize(wide(texts), dim=-1), values.to(self.output.dtype)
             if H * K > E:
                 found = (weights.to(values.dtype) @ values).transpose(1, 2).flatten(2) @ self.output
                 return torch.einsum("bze,ze->bz", F.normalize(wide(found), dim=-1), unit), attention
-            parts = wide(values.to(self.output.dtype) @ self.output.view(H, E // H, E)).flatten(1, 2)  # (B, H * K, E)
+            parts = wide(values @ self.output.view(H, E // H, E)).flatten(1, 2)  # (B, H * K, E)
             weights = weights.transpose(1, 2).flatten(2)  # (B, Z, H * K)
             product = (weights * (unit @ parts.mT)).sum(-1)
             square = (weights @ (parts @ parts.mT) * weights).sum(-1)
