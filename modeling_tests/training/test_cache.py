@@ -420,11 +420,21 @@ def work(folder: Path, seconds_per_image: float) -> None:
     print(sum(seen))
 
 
-def start(folder, seconds_per_image=0.01):
-    return subprocess.Popen(
-        [sys.executable, __file__, str(folder), str(seconds_per_image)],
-        cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True, start_new_session=True,
-    )  # fmt: skip
+def start(folder, count=1, seconds_per_image=0.01):
+    """`count` processes that begin together, however long each of them took to import what it needs."""
+    processes = [
+        subprocess.Popen(
+            [sys.executable, __file__, str(folder), str(seconds_per_image)],
+            cwd=ROOT, env=ENVIRONMENT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            start_new_session=True,
+        )
+        for _ in range(count)
+    ]  # fmt: skip
+    assert [process.stdout.readline() for process in processes] == ["ready\n"] * count
+    for process in processes:
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    return processes
 
 
 def wait_for_shards(folder, count, process):
@@ -436,7 +446,7 @@ def wait_for_shards(folder, count, process):
 
 
 def test_kill_9_loses_one_shard_at_most(model, processor, data, tmp_path):
-    process = start(tmp_path / "cache")
+    (process,) = start(tmp_path / "cache")
     wait_for_shards(tmp_path / "cache", 4, process)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
@@ -453,7 +463,7 @@ def test_kill_9_loses_one_shard_at_most(model, processor, data, tmp_path):
 
 def test_processes_share_the_work_and_one_takes_over_for_another(model, processor, data, tmp_path):
     cache = tmp_path / "cache"
-    processes = [start(cache, 0.02) for _ in range(3)]
+    processes = start(cache, count=3, seconds_per_image=0.02)
     wait_for_shards(cache, 2, processes[0])
     os.killpg(processes[0].pid, signal.SIGKILL)
     counts = [process.communicate(timeout=240)[0] for process in processes]
@@ -521,4 +531,6 @@ def test_torchrun_fills_one_cache_and_trains_from_it(tmp_path):
 
 
 if __name__ == "__main__":
+    print("ready", flush=True)
+    sys.stdin.readline()
     work(Path(sys.argv[1]), float(sys.argv[2]))
