@@ -21,7 +21,8 @@ told of them either:
         --without LowerColor ShoeColor ShortSleeve LongCoat HandBag ShoulderBag Boots
     python benchmarks/open_attributes.py --backbone outputs/backbone_without --name open_attributes_not_told
 
-No number from here belongs beside a paper's. Results: `--out` (JSON and picture).
+No number from here belongs beside a paper's. Results: `--out` (JSON and picture). What is measured is kept there while
+it runs; the same command goes on from it.
 """
 
 import argparse
@@ -184,8 +185,30 @@ def fit(model, loss_of, groups, seen, validation, columns, count, args, seed):
     return model.eval(), best | {"seconds": round(time.perf_counter() - started)}
 
 
-def run(seed: int, args) -> dict:
+class Kept:
+    """Method -> rows of each seed, in a file that is written after every method and asked before the next."""
+
+    def __init__(self, path: Path, settings: dict):
+        self.path, self.settings, self.runs = path, settings, {}
+        if path.exists():
+            kept = json.loads(path.read_text())
+            if kept["settings"] != settings:
+                raise SystemExit(f"{path} is of other settings: {kept['settings']}, now {settings}; remove it")
+            self.runs = kept["runs"]
+
+    def of(self, seed: int) -> dict:
+        return self.runs.setdefault(str(seed), {})
+
+    def keep(self, seed: int, method: str, rows: dict) -> None:
+        self.of(seed)[method] = rows
+        atomic_write_json(self.path, {"settings": self.settings, "runs": self.runs})
+
+
+def run(seed: int, args, kept: Kept) -> dict:
     """Method -> domain -> "seen" and "unseen" -> metrics."""
+    results = kept.of(seed)
+    if results.keys() == NAMES.keys():
+        return results
     schema = get_schema("synthetic")
     seen_names = [name for name in schema.names if name not in UNSEEN]
     seen = schema.subset(seen_names)
@@ -199,7 +222,6 @@ def run(seed: int, args) -> dict:
     )
     train, validation = Pictures(data["train"], processor), Pictures(data["validation"], processor)
     tests = {"A": Pictures(data["test"], processor), "B": Pictures(other["test"], processor)}
-    results = {}
 
     def finish(method: str, answers, notes: dict) -> None:
         """`answers(pictures)` gives the logits of all attributes."""
@@ -213,21 +235,24 @@ def run(seed: int, args) -> dict:
                 "seen": measure(logits, pictures, schema, seen_names, decisions),
                 "unseen": measure(logits, pictures, schema, list(UNSEEN), transferred),
             }
-        results[method] = {**rows, **notes}
+        kept.keep(seed, method, {**rows, **notes})
         shown = [f"{d} {p} {100 * rows[d][p]['i2t_recall_at_1_label_mean']:.1f}" for d in rows for p in rows[d]]
         logger.info("  %s: recall at 1, by labels: %s", method, ", ".join(shown))
 
     zero_shot = VlmParModel.from_backbone(args.backbone, attributes=schema, fusion="none", alignment="logit")
     finish("zero_shot", lambda pictures: answer(zero_shot, pictures), {})
-    vlm_par, notes = train_vlm_par(seen, train, validation, columns, args, seed)
+    if "vlm_par" not in results:
+        vlm_par, notes = train_vlm_par(seen, train, validation, columns, args, seed)
 
-    def vlm_par_answers(pictures):
-        logits = answer(zero_shot, pictures)
-        logits[:, columns, : seen.max_labels] = answer(vlm_par, pictures)
-        return logits
+        def vlm_par_answers(pictures):
+            logits = answer(zero_shot, pictures)
+            logits[:, columns, : seen.max_labels] = answer(vlm_par, pictures)
+            return logits
 
-    finish("vlm_par", vlm_par_answers, notes)
+        finish("vlm_par", vlm_par_answers, notes)
     for method, options in VARIANTS.items():
+        if method in results:
+            continue
         model, notes = train_focus(seen, train, validation, columns, dict(options), args, seed)
         texts = model.encode_attributes(schema, processor)
         finish(method, lambda pictures, m=model, t=texts: answer(m, pictures, attributes=t), notes)
@@ -324,10 +349,12 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     args.out.mkdir(parents=True, exist_ok=True)
+    settings = {name: str(value) for name, value in vars(args).items() if name != "out"}
+    kept = Kept(args.out / f"{args.name}.part.json", settings)
     runs = []
     for seed in range(args.seeds):
         logger.info("SYNTHETIC, seed %d", seed)
-        runs.append(run(seed, args))
+        runs.append(run(seed, args, kept))
     summary = summarise(runs)
     seeds = f"{args.seeds} seed{'s' * (args.seeds > 1)}"
     seen_by = f"unseen by FOCUS and VLM-PAR; backbone: {args.backbone}"
@@ -338,7 +365,7 @@ def main() -> None:
         "command": " ".join(["python benchmarks/open_attributes.py", *sys.argv[1:]]),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}",
         "unseen": UNSEEN,
-        "settings": {name: str(value) for name, value in vars(args).items() if name != "out"},
+        "settings": settings,
         "summary": summary,
         "runs": runs,
     }
@@ -362,6 +389,7 @@ def main() -> None:
     saved = args.out / f"{args.name}.json"
     atomic_write_json(saved, json.loads(json.dumps(result)))
     draw(result, saved.with_suffix(".png"))
+    kept.path.unlink()
     print(f"\n\nwrote {saved} and {saved.with_suffix('.png')}")
 
 
