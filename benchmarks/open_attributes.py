@@ -32,6 +32,7 @@ import os
 import platform
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -114,20 +115,17 @@ def answer(model, pictures: Pictures, **extra) -> np.ndarray:
     return torch.cat([model(**pictures.batch(part), **extra).logits for part in rows]).numpy()
 
 
-def measure(logits: np.ndarray, pictures: Pictures, schema, names, decisions) -> dict:
-    """Recall and mA over the attributes `names`; `decisions` are (gain, offset) of these attributes."""
-    part = schema.subset(names)
-    columns = [schema.index(name) for name in names]
-    logits, labels = logits[:, columns, : part.max_labels], pictures.labels[:, columns]
-    recall = image_to_text_recall(logits, labels, part)
-    areas = [row["auc"] for row in ParMetrics(part).report((logits, labels), bootstrap=0)["attributes"]]
+def measure(logits: np.ndarray, labels: np.ndarray, schema, decisions) -> dict:
+    """Recall, AUC and mA over the attributes of `schema`; `decisions` are their (gain, offset)."""
+    recall = image_to_text_recall(logits, labels, schema)
+    areas = [row["auc"] for row in ParMetrics(schema).report((logits, labels), bootstrap=0)["attributes"]]
     gain, offset = decisions
-    table = np.zeros((len(part), part.max_labels))
-    table[part.label_mask()] = offset.numpy()
+    table = np.zeros((len(schema), schema.max_labels))
+    table[schema.label_mask()] = offset.numpy()
     logits = logits * gain.numpy()[:, None] + table
     result = {name: value for name, value in recall.items() if name != "groups"}
     result["auc"] = float(np.mean([area for area in areas if area is not None]))
-    result["mA"] = ParMetrics(part)((logits, labels))["mA"]
+    result["mA"] = ParMetrics(schema)((logits, labels))["mA"]
     result["attributes"] = {name: row["label_recall_at_1"] for name, row in recall["groups"].items()}
     return result
 
@@ -210,9 +208,8 @@ def run(seed: int, args, kept: Kept) -> dict:
     if results.keys() == NAMES.keys():
         return results
     schema = get_schema("synthetic")
-    seen_names = [name for name in schema.names if name not in UNSEEN]
-    seen = schema.subset(seen_names)
-    columns = [schema.index(name) for name in seen_names]
+    seen, unseen = schema.subset(name for name in schema.names if name not in UNSEEN), schema.subset(UNSEEN)
+    columns, unseen_columns = ([schema.index(name) for name in part.names] for part in (seen, unseen))
     processor = FocusParProcessor.from_backbone(args.backbone)
     sizes = {"num_train": args.train, "num_validation": max(200, args.train // 4), "num_test": args.test}
     data = load_par_dataset("synthetic", seed=seed, **sizes)
@@ -223,42 +220,37 @@ def run(seed: int, args, kept: Kept) -> dict:
     train, validation = Pictures(data["train"], processor), Pictures(data["validation"], processor)
     tests = {"A": Pictures(data["test"], processor), "B": Pictures(other["test"], processor)}
 
-    def finish(method: str, answers, notes: dict, unseen_as: str | None = None) -> None:
-        """`answers(pictures)` gives the logits of all attributes; `unseen_as`: whose rows of unseen ones are these."""
-        found = answers(validation)[:, columns, : seen.max_labels]
-        decisions = fit_decisions(found, validation.labels[:, columns], seen, weighting="balanced")
-        transferred = transfer_decisions(*decisions, seen, schema.subset(UNSEEN))
+    def finish(method: str, notes: dict, answers_seen, answers_unseen=None) -> None:
+        """What gives the logits of pictures; without the second, unseen attributes are answered as zero-shot."""
+        decisions = fit_decisions(answers_seen(validation), validation.labels[:, columns], seen, weighting="balanced")
+        transferred = transfer_decisions(*decisions, seen, unseen)
         rows = {}
         for domain, pictures in tests.items():
-            logits = answers(pictures)
-            rows[domain] = {
-                "seen": measure(logits, pictures, schema, seen_names, decisions),
-                "unseen": results[unseen_as][domain]["unseen"]
-                if unseen_as
-                else measure(logits, pictures, schema, list(UNSEEN), transferred),
-            }
+            rows[domain] = {"seen": measure(answers_seen(pictures), pictures.labels[:, columns], seen, decisions)}
+            if answers_unseen is None:
+                rows[domain]["unseen"] = results["zero_shot"][domain]["unseen"]
+            else:
+                labels = pictures.labels[:, unseen_columns]
+                rows[domain]["unseen"] = measure(answers_unseen(pictures), labels, unseen, transferred)
         kept.keep(seed, method, {**rows, **notes})
         shown = [f"{d} {p} {100 * rows[d][p]['i2t_recall_at_1_label_mean']:.1f}" for d in rows for p in rows[d]]
         logger.info("  %s: recall at 1, by labels: %s", method, ", ".join(shown))
 
-    zero_shot = VlmParModel.from_backbone(args.backbone, attributes=schema, fusion="none", alignment="logit")
-    finish("zero_shot", lambda pictures: answer(zero_shot, pictures), {})
+    if "zero_shot" not in results:
+        models = [
+            VlmParModel.from_backbone(args.backbone, attributes=part, fusion="none", alignment="logit")
+            for part in (seen, unseen)
+        ]
+        finish("zero_shot", {}, *(partial(answer, model) for model in models))
     if "vlm_par" not in results:
-        vlm_par, notes = train_vlm_par(seen, train, validation, columns, args, seed)
-
-        def vlm_par_answers(pictures):
-            logits = answer(zero_shot, pictures)
-            logits[:, columns, : seen.max_labels] = answer(vlm_par, pictures)
-            return logits
-
-        # Its heads know seen attributes only; for the others it answers as its backbone, decisions included.
-        finish("vlm_par", vlm_par_answers, notes, unseen_as="zero_shot")
+        model, notes = train_vlm_par(seen, train, validation, columns, args, seed)
+        finish("vlm_par", notes, partial(answer, model))
     for method, options in VARIANTS.items():
         if method in results:
             continue
         model, notes = train_focus(seen, train, validation, columns, dict(options), args, seed)
-        texts = model.encode_attributes(schema, processor)
-        finish(method, lambda pictures, m=model, t=texts: answer(m, pictures, attributes=t), notes)
+        texts = [model.encode_attributes(part, processor) for part in (seen, unseen)]
+        finish(method, notes, *(partial(answer, model, attributes=one) for one in texts))
     return results
 
 
@@ -269,6 +261,13 @@ KEYS = {
     "auc": "AUC",
     "mA": "mA",
 }
+
+
+def chance() -> dict[str, float]:
+    """Recall at 1, by labels, of who guesses."""
+    schema = get_schema("synthetic")
+    parts = {"unseen": list(UNSEEN), "seen": [name for name in schema.names if name not in UNSEEN]}
+    return {part: float(np.mean([1 / schema[name].num_labels for name in names])) for part, names in parts.items()}
 
 
 def summarise(runs: list[dict]) -> dict:
@@ -368,6 +367,7 @@ def main() -> None:
         "command": " ".join(["python benchmarks/open_attributes.py", *sys.argv[1:]]),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}",
         "unseen": UNSEEN,
+        "chance": chance(),
         "settings": settings,
         "summary": summary,
         "runs": runs,
@@ -389,11 +389,13 @@ def main() -> None:
                 f"\nfull FOCUS minus {NAMES[other]}, camera {domain}, {part}, {KEYS[key]}: {points:+.1f} points",
                 end="",
             )
+    guessed = ", ".join(f"{part} {100 * value:.1f}" for part, value in result["chance"].items())
+    print(f"\n\nchance, R@1 by labels: {guessed}")
     saved = args.out / f"{args.name}.json"
-    atomic_write_json(saved, json.loads(json.dumps(result)))
+    atomic_write_json(saved, result)
     draw(result, saved.with_suffix(".png"))
     kept.path.unlink()
-    print(f"\n\nwrote {saved} and {saved.with_suffix('.png')}")
+    print(f"wrote {saved} and {saved.with_suffix('.png')}")
 
 
 if __name__ == "__main__":
