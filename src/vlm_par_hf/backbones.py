@@ -1,40 +1,121 @@
-"""Models over a pretrained vision-language backbone `self.vlm`: where it is, both saved forms, what is missing."""
+"""Models over a pretrained vision-language backbone `self.vlm`: built by name, frozen, saved in full or without it."""
 
 import hashlib
 import json
-import logging
 import struct
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from abc import abstractmethod
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
-from safetensors import SafetensorError
 from safetensors.torch import load_file
+from torch import nn
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.utils import cached_file
 
-from vlm_par_hf.hub import take_hub_options
-from vlm_par_hf.remote_code import write_remote_code
+from vlm_par_hf.base.modeling import HUB_KEYS, ParPreTrainedModel, check_keys, loading_weights
 from vlm_par_hf.utils import embedded_path
 
 
-__all__ = ["OverBackbone", "backbone_source", "check_keys", "collect_load_report", "hash_weights"]
-
-HUB_KEYS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
+__all__ = ["BackbonePreTrainedModel", "backbone_source", "hash_weights"]
 
 
-class OverBackbone:
-    """Building, saving and loading of a model that stands on a backbone; before `PreTrainedModel` among the bases.
+class BackbonePreTrainedModel(ParPreTrainedModel):
+    """Building, freezing, saving and loading of a model that stands on a backbone.
 
-    Of the model: the attribute `vlm` and `base_model_prefix = "vlm"`; `config_class` with `vlm_config`,
-    `backbone_name`, `backbone_revision`, `backbone_hash`, `save_backbone` and `freeze_backbone`; `processor_class`;
-    `_prepare_texts(processor)`, called once it is built (with the processor) or loaded (None: the token ids are in the
-    configuration).
+    Beside what `ParPreTrainedModel` asks for, a family owes
+        - the attribute `vlm`, a vision-language model with `vision_model` and `text_model`;
+        - in its `config_class` the fields `vlm_config`, `backbone_name`, `backbone_revision`, `backbone_hash`,
+          `save_backbone` and `freeze_backbone`;
+        - `_prepare_texts(processor)`, called once the model is built (with the processor) or loaded (None: the token
+          ids are in the configuration);
+        - `_part_of(name, parameter)`, `parameter_rates` and `fusion_width`, from which `parameter_groups` follows.
     """
 
-    processor_class: type
+    base_model_prefix = "vlm"  # so that the checkpoint of a plain backbone loads into `vlm`
+    supports_gradient_checkpointing = True
+
+    parameter_rates: ClassVar[
+        dict[str, str]
+    ]  # part of the model -> the keyword of `parameter_groups` that is its rate
+
+    @abstractmethod
+    def _prepare_texts(self, processor: Any) -> None:
+        """Tokenizes (with a processor) and encodes the texts of the label space."""
+
+    # Freezing
+
+    def train(self, mode: bool = True) -> Self:
+        """As `torch.nn.Module.train`, but what is frozen stays frozen and in eval mode."""
+        super().train(mode)
+        self._freeze_backbone()
+        self._forget_kept()
+        return self
+
+    def _freeze_backbone(self) -> None:
+        # Loading makes new parameters that want gradients, hence again at each `train()`; `from_pretrained` ends
+        # with `eval()`, which is `train(False)`.
+        self.vlm.requires_grad_(False)
+        self.vlm.eval()
+        if not self.config.freeze_backbone:
+            self.vlm.vision_model.requires_grad_(True)
+            self.vlm.vision_model.train(self.training)
+            self._freeze_unused()
+
+    def _freeze_unused(self) -> None:
+        """Freezes what no score depends on, and frees what else is trained, where the vision tower is trained."""
+
+    # Optimisation
+
+    @property
+    @abstractmethod
+    def fusion_width(self) -> int:
+        """Over how many entries a product of the fusion runs."""
+
+    @abstractmethod
+    def _part_of(self, name: str, parameter: nn.Parameter) -> tuple[str, bool]:
+        """The part of the model that a parameter belongs to, a key of `parameter_rates`, and whether it decays."""
+
+    def parameter_groups(
+        self,
+        learning_rate: float,
+        fusion_learning_rate: float | None = None,
+        *,
+        backbone_learning_rate: float = 1e-5,
+        weight_decay: float = 0.01,
+    ) -> list[dict[str, Any]]:
+        """Every trainable parameter once, grouped for an optimizer such as AdamW.
+
+        Args:
+            learning_rate: of what is new and small: classifiers and gates (VLM-PAR), mix tokens and prompts (FOCUS).
+            fusion_learning_rate: of the cross-attention; None takes 0.128 / width. Adam moves every entry of every
+                projection by this at each step, and a product over D entries by D times as much, so a wide backbone
+                wants a smaller one: 1e-3 at the embedded backbone's 128, 1.7e-4 at 768.
+            backbone_learning_rate: of the vision tower where it is trained.
+            weight_decay: of matrices; biases, gates, tokens, prompts and LayerNorm have none.
+        """
+        given = {
+            "learning_rate": learning_rate,
+            "fusion_learning_rate": 0.128 / self.fusion_width
+            if fusion_learning_rate is None
+            else fusion_learning_rate,
+            "backbone_learning_rate": backbone_learning_rate,
+        }
+        groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
+        for name, parameter in self.named_parameters():
+            if parameter.requires_grad:
+                groups.setdefault(self._part_of(name, parameter), []).append(parameter)
+        return [
+            {
+                "name": part,
+                "params": parameters,
+                "lr": given[self.parameter_rates[part]],
+                "weight_decay": weight_decay if decays else 0.0,
+            }
+            for (part, decays), parameters in groups.items()
+        ]
+
+    # Saving
 
     @property
     def _keys_to_ignore_on_save(self) -> set[str] | None:
@@ -45,14 +126,13 @@ class OverBackbone:
     def _keys_to_ignore_on_save(self, value: Any) -> None:
         pass  # `post_init` assigns the class's value; ours follows the configuration
 
-    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
-        """As `PreTrainedModel.save_pretrained`; with `config.save_backbone=False` the heads alone.
+    def _save_files(self, save_directory: str | Path, **kwargs: Any) -> None:
+        """With `config.save_backbone=False` the heads alone.
 
         Raises:
             ValueError: heads alone, but the backbone has no name to load it from, or was trained.
         """
         config = self.config
-        hub_options = take_hub_options(save_directory, kwargs)
         self._prepare_texts(None)  # what the model answers with is in its file, also before its first answer
         if not config.save_backbone:
             if config.backbone_name is None:
@@ -70,16 +150,7 @@ class OverBackbone:
                 config.backbone_hash = hash_weights(
                     backbone_source(config), config.backbone_revision, token=kwargs.get("token")
                 )
-        config.auto_map = write_remote_code(
-            save_directory,
-            config.model_type,
-            AutoConfig=type(config).__name__,
-            AutoModel=type(self).__name__,
-            AutoProcessor=self.processor_class.__name__,
-        )
-        super().save_pretrained(save_directory, **kwargs)
-        if hub_options is not None:
-            self.push_to_hub(**hub_options)
+        super()._save_files(save_directory, **kwargs)
 
     def check_pushable(self) -> None:
         """Refuses to publish heads whose backbone nobody else can load.
@@ -149,9 +220,9 @@ class OverBackbone:
     @classmethod
     def _load_backbone(cls, source: str, config: PreTrainedConfig, **kwargs: Any) -> tuple[Self, set[str]]:
         """A model with the backbone of `source`; the names of the tensors that are still to be filled."""
-        with collect_load_report(source) as report:
+        with loading_weights(source) as report:
             try:
-                model, info = super().from_pretrained(source, config=config, output_loading_info=True, **kwargs)
+                model, info = cls._from_pretrained(source, config=config, **kwargs)
             except RuntimeError as error:
                 raise ValueError(f"{source} does not fit its own configuration: {error} {report}") from error
         missing = set(info["missing_keys"])
@@ -175,41 +246,33 @@ class OverBackbone:
             OSError: the checkpoint does not exist, or a file is missing.
         """
         name = pretrained_model_name_or_path
+        with_info = kwargs.pop("output_loading_info", False)
         if name is None:
-            return super().from_pretrained(None, *model_args, config=config, **kwargs)
-        hub = {key: kwargs[key] for key in HUB_KEYS if key in kwargs}
-        saved, _ = PreTrainedConfig.get_config_dict(name, **hub)
-        if not saved:
-            raise FileNotFoundError(f"{name} has no config.json, expected a checkpoint of {cls.__name__}")
+            model, info = cls._from_pretrained(None, *model_args, config=config, **kwargs)
+            return (model, info) if with_info else model
+        saved = cls._read_saved_config(name, kwargs)
         is_own = saved.get("model_type") == cls.config_class.model_type
         if config is None:
-            if not is_own:
-                raise ValueError(
-                    f"{name} holds a {saved.get('model_type')!r} model, expected "
-                    f"{cls.config_class.model_type!r}; to start from a backbone, call "
-                    f"{cls.__name__}.from_backbone(name, attributes=...)"
-                )
+            cls._check_kind(name, saved)
+            hub = {key: kwargs[key] for key in HUB_KEYS if key in kwargs}
             config = cls.config_class.from_pretrained(name, **hub, **cls._take_settings(kwargs))
-        with_info = kwargs.pop("output_loading_info", False)
         if is_own and not saved.get("save_backbone", True):
-            model, info = cls._load_heads(name, config, hub, kwargs)
+            model, info = cls._load_heads(name, config, **kwargs)
         else:
-            with collect_load_report(name) as report:
-                try:
-                    model, info = super().from_pretrained(
-                        name, *model_args, config=config, output_loading_info=True, **kwargs
-                    )
-                except RuntimeError as error:
-                    if not report:
-                        raise  # not about the weights
-                    raise ValueError(f"{name}: the weights do not fit the configuration: {error} {report}") from error
-            if is_own:
+            model, info = cls._load_whole(name, *model_args, config=config, **kwargs)
+            if is_own:  # else a plain backbone, to which the heads are new
                 check_keys(name, info["missing_keys"], info["unexpected_keys"])
         model._prepare_texts(None)
         return (model, info) if with_info else model
 
     @classmethod
-    def _load_heads(cls, name, config, hub, kwargs):
+    def _how_to_make_one(cls) -> str:
+        return f"; to start from a backbone, call {cls.__name__}.from_backbone(name, attributes=...)"
+
+    @classmethod
+    def _load_heads(cls, name: str | Path, config: PreTrainedConfig, **kwargs: Any) -> tuple[Self, dict[str, Any]]:
+        """A checkpoint of the heads alone, over the backbone that it names."""
+        hub = {key: kwargs[key] for key in HUB_KEYS if key in kwargs}
         source = backbone_source(config)
         access = {key: hub[key] for key in hub.keys() - {"revision", "subfolder"}}  # those are of the heads
         found = hash_weights(source, config.backbone_revision, **access) if config.backbone_hash else None
@@ -221,7 +284,7 @@ class OverBackbone:
         own_keys = ("revision", "subfolder", "state_dict", "use_safetensors", "variant")
         options = {key: value for key, value in kwargs.items() if key not in own_keys}
         model, missing = cls._load_backbone(source, config, revision=config.backbone_revision or "main", **options)
-        with collect_load_report(name):
+        with loading_weights(name):
             heads = load_file(cached_file(name, "model.safetensors", **hub))
         try:
             result = model.load_state_dict(heads, strict=False)
@@ -236,18 +299,6 @@ class OverBackbone:
 def backbone_source(config: PreTrainedConfig) -> str:
     """The folder or repository that `config.backbone_name` stands for."""
     return str(embedded_path("backbone")) if config.backbone_name == "embedded" else config.backbone_name
-
-
-def check_keys(name: Any, missing: Iterable[str], unexpected: Iterable[str]) -> None:
-    """Refuses the checkpoint `name` where tensors are missing or unknown.
-
-    Raises:
-        ValueError: names the first ones.
-    """
-    for problem, keys in (("lacks", sorted(missing)), ("has unknown", sorted(unexpected))):
-        if keys:
-            shown = ", ".join(keys[:3]) + (", ..." if len(keys) > 3 else "")
-            raise ValueError(f"{name}: model.safetensors {problem} {len(keys)} tensors for its config.json: {shown}")
 
 
 def hash_weights(source: str, revision: str | None = None, **access: Any) -> str:
@@ -294,28 +345,3 @@ def hash_weights(source: str, revision: str | None = None, **access: Any) -> str
                 digest.update(chunk)
                 remaining -= len(chunk)
     return digest.hexdigest()
-
-
-@contextmanager
-def collect_load_report(source: str | Path) -> Iterator[list[str]]:
-    """Collects transformers' load report, in place of printing that our heads are not in a backbone's checkpoint.
-
-    Raises:
-        ValueError: a file of weights in `source` is damaged.
-    """
-    messages: list[str] = []
-
-    def keep(record: logging.LogRecord) -> bool:
-        is_report = "LOAD REPORT" in record.getMessage()
-        if is_report:
-            messages.append(record.getMessage())
-        return not is_report
-
-    logger = logging.getLogger("transformers.modeling_utils")
-    logger.addFilter(keep)
-    try:
-        yield messages
-    except SafetensorError as error:
-        raise ValueError(f"{source}: a file of weights is damaged ({error}); downloaded or copied in part?") from error
-    finally:
-        logger.removeFilter(keep)

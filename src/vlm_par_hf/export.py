@@ -37,16 +37,15 @@ from huggingface_hub.utils import tqdm
 from torch import nn
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModel, AutoProcessor, PreTrainedConfig, PreTrainedModel
-from transformers.models.siglip2.modeling_siglip2 import Siglip2VisionEmbeddings
-from transformers.utils import can_return_tuple
+from transformers.utils import cached_file, can_return_tuple
 
-from vlm_par_hf.backbones import HUB_KEYS
-from vlm_par_hf.hub import PushToHub, take_hub_options
+from vlm_par_hf.base.configuration import LabelSpaceConfig
+from vlm_par_hf.base.decisions import decide, label_probabilities
+from vlm_par_hf.base.modeling import HUB_KEYS, ParPreTrainedModel
 from vlm_par_hf.images import open_image
-from vlm_par_hf.models.vlm_par import FoldedVlmParModel, VlmParModel
 from vlm_par_hf.outputs import ParOutput
 from vlm_par_hf.remote_code import write_remote_code
-from vlm_par_hf.schema import AttributeSchema
+from vlm_par_hf.upstream import NaflexEmbeddings, naflex_embeddings
 from vlm_par_hf.utils import atomic_write_json, require
 
 
@@ -68,7 +67,7 @@ _DTYPES = {"pixel_values": torch.float32, "pixel_attention_mask": torch.int32, "
 
 
 @strict
-class ExportedParConfig(PreTrainedConfig):
+class ExportedParConfig(LabelSpaceConfig, PreTrainedConfig):
     """Configuration of `ExportedParModel`, written by `export_model`.
 
     Args:
@@ -97,31 +96,15 @@ class ExportedParConfig(PreTrainedConfig):
     source_model_type: str | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
-        if self.attributes is not None:
-            schema = AttributeSchema(self.attributes)
-            self.attributes = schema.to_list()
-            kwargs["id2label"] = dict(enumerate(schema.names))
-            kwargs.pop("label2id", None)
-            kwargs.pop("num_labels", None)
+        self._take_attributes(kwargs)
         super().__post_init__(**kwargs)
         if self.format not in MAIN_FILE:
             raise ValueError(f"format must be one of {tuple(MAIN_FILE)}, got {self.format!r}")
         if self.precision not in FORMATS[self.format]:
             raise ValueError(f"precision must be one of {FORMATS[self.format]}, got {self.precision!r}")
 
-    @property
-    def schema(self) -> AttributeSchema:
-        """The label space as an object; a new one at each call.
 
-        Raises:
-            ValueError: the configuration has no attributes.
-        """
-        if self.attributes is None:
-            raise ValueError("attributes is None: this ExportedParConfig names no attributes")
-        return AttributeSchema(self.attributes)
-
-
-class ExportedParModel(PushToHub, PreTrainedModel):
+class ExportedParModel(ParPreTrainedModel):
     """Answers from an exported file, with the interface of the model that was exported; made by `from_pretrained`.
 
     It runs on the CPU, with as many threads as torch has when it is loaded (`torch.set_num_threads`), whatever device
@@ -129,12 +112,10 @@ class ExportedParModel(PushToHub, PreTrainedModel):
     """
 
     config_class = ExportedParConfig
-    main_input_name = "pixel_values"
-    input_modalities = ("image",)
+    supports_training = False
 
     def __init__(self, config: ExportedParConfig) -> None:
         super().__init__(config)
-        self.schema = config.schema
         self._run = None
         self._folder: Path | None = None
         self.post_init()
@@ -257,7 +238,7 @@ class ExportedParModel(PushToHub, PreTrainedModel):
         model._run = open_file(path, config.precision, threads)
         return model
 
-    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
+    def _save_files(self, save_directory: str | Path, **kwargs: Any) -> None:
         """Copies the files, `parity.json` too.
 
         Raises:
@@ -265,7 +246,6 @@ class ExportedParModel(PushToHub, PreTrainedModel):
         """
         if self._folder is None:
             raise ValueError("this model has no file to save: load it with ExportedParModel.from_pretrained(folder)")
-        hub_options = take_hub_options(save_directory, kwargs)
         target = Path(save_directory)
         target.mkdir(parents=True, exist_ok=True)
         for file in (*self.config.files, PARITY_FILE):
@@ -273,8 +253,6 @@ class ExportedParModel(PushToHub, PreTrainedModel):
             if source.exists() and source.resolve() != (target / file).resolve():
                 shutil.copyfile(source, target / file)
         _save_config(self.config, target)
-        if hub_options is not None:
-            self.push_to_hub(**hub_options)
 
 
 def register_exported() -> None:
@@ -292,8 +270,6 @@ def _save_config(config: ExportedParConfig, folder: Path) -> None:
 
 
 def _checked_file(name: str | Path, file: str, digest: str, hub: dict[str, Any]) -> Path:
-    from transformers.utils import cached_file
-
     path = Path(cached_file(str(name), file, **hub))
     found = _sha256(path)
     if found != digest:
@@ -409,7 +385,7 @@ def export_model(
         for package in ("openvino", "nncf") if precision == "int8" else ("openvino",):
             _require_silent(package)
     model, processor = _load(model, processor)
-    folded = model.fold() if isinstance(model, VlmParModel) else copy.deepcopy(model)
+    folded = model.fold()
     if patch_grid is not None:
         processor = copy.deepcopy(processor)  # the caller's stays as it is
         processor.fix_patch_grid(patch_grid)
@@ -462,7 +438,7 @@ def _load(model: Any, processor: Any) -> tuple[PreTrainedModel, Any]:
         raise ValueError("processor is None: a model in memory needs its processor beside it")
     if isinstance(model, ExportedParModel):
         raise ValueError(f"{model.name_or_path} was exported already: export the checkpoint that it came from")
-    if not isinstance(model, (VlmParModel, FoldedVlmParModel)):
+    if not isinstance(model, ParPreTrainedModel) or not model.supports_fold:
         raise TypeError(f"model is a {type(model).__name__}, expected a VlmParModel or a FoldedVlmParModel")
     if model.training or model.dtype != torch.float32 or model.device.type != "cpu":
         model = copy.deepcopy(model).float().cpu().eval()  # the caller's stays as it is
@@ -569,7 +545,8 @@ def _compare(model: PreTrainedModel, exported: PreTrainedModel, processor: Any, 
         found = exported(**half).logits.float()
         largest = max(largest, float(wanted[:, mask].abs().max()))
         difference = max(difference, float((wanted - found)[:, mask].abs().max()))
-        changed += (_decide(wanted, schema) != _decide(found, schema)).sum(0)
+        answers = (decide(label_probabilities(logits, schema), schema) for logits in (wanted, found))
+        changed += torch.ne(*answers).sum(0)
     decisions = len(images) * len(schema)
     return {
         "max_abs_logit": largest,
@@ -579,14 +556,6 @@ def _compare(model: PreTrainedModel, exported: PreTrainedModel, processor: Any, 
         "unchanged_share": 1 - int(changed.sum()) / decisions,
         "changed_by_attribute": {name: int(number) for name, number in zip(schema.names, changed) if number},
     }
-
-
-def _decide(logits: torch.Tensor, schema: AttributeSchema) -> torch.Tensor:
-    """The class index that `post_process_attributes` names, int64 `(B, A)`."""
-    probabilities = logits.softmax(-1)
-    thresholds = torch.tensor([attribute.threshold for attribute in schema])
-    binary = torch.tensor([attribute.is_binary for attribute in schema])
-    return torch.where(binary, (probabilities[..., 1] > thresholds).long(), probabilities.argmax(-1))
 
 
 # The graph
@@ -599,12 +568,12 @@ class _AnyGrid(nn.Module):
     `sum_ij R_h[y, i] R_w[x, j] P[i, j]` for an image of h rows and w columns. `matrices` holds `R_n` for every n.
     """
 
-    def __init__(self, embeddings: Siglip2VisionEmbeddings, num_patches: int) -> None:
+    def __init__(self, embeddings: NaflexEmbeddings, num_patches: int) -> None:
         super().__init__()
-        side = embeddings.position_embedding_size
+        side = len(embeddings.positions)
         self.num_patches = num_patches
         self.patch_embedding = embeddings.patch_embedding
-        self.positions = nn.Parameter(embeddings.position_embedding.weight.detach().clone())  # (side**2, D)
+        self.positions = nn.Parameter(embeddings.positions.flatten(0, 1).clone())  # (side**2, D)
         matrices = torch.zeros(num_patches + 1, num_patches, side)
         unit = torch.eye(side)[None, None]
         for size in range(1, num_patches + 1):
@@ -623,15 +592,10 @@ class _AnyGrid(nn.Module):
 class _FixedGrid(nn.Module):
     """NaFlex embeddings for images that all have the same patch grid: the position embedding is a constant."""
 
-    def __init__(self, embeddings: Siglip2VisionEmbeddings, patch_grid: tuple[int, int]) -> None:
+    def __init__(self, embeddings: NaflexEmbeddings, patch_grid: tuple[int, int]) -> None:
         super().__init__()
-        side = embeddings.position_embedding_size
-        table = embeddings.position_embedding.weight.detach().view(side, side, -1)
-        resized = embeddings.resize_positional_embeddings(
-            table, torch.tensor([patch_grid]), max_length=patch_grid[0] * patch_grid[1]
-        )
         self.patch_embedding = embeddings.patch_embedding
-        self.register_buffer("positions", resized)
+        self.register_buffer("positions", embeddings.resized_positions(*patch_grid))
 
     def forward(self, pixel_values: torch.Tensor, spatial_shapes: torch.Tensor) -> torch.Tensor:
         return self.patch_embedding(pixel_values) + self.positions
@@ -648,8 +612,9 @@ class _Graph(nn.Module):
         self.has_fixed_grid = patch_grid is not None
         for parent in list(self.model.modules()):
             for name, module in list(parent.named_children()):
-                if isinstance(module, Siglip2VisionEmbeddings):
-                    new = _FixedGrid(module, patch_grid) if self.has_fixed_grid else _AnyGrid(module, num_patches)
+                parts = naflex_embeddings(module)
+                if parts is not None:
+                    new = _FixedGrid(parts, patch_grid) if self.has_fixed_grid else _AnyGrid(parts, num_patches)
                     setattr(parent, name, new)
         self.eval()
 
@@ -665,7 +630,7 @@ class _Graph(nn.Module):
 
 
 def _is_naflex(model: PreTrainedModel) -> bool:
-    return any(isinstance(module, Siglip2VisionEmbeddings) for module in model.modules())
+    return any(naflex_embeddings(module) is not None for module in model.modules())
 
 
 def _write_runtime_files(

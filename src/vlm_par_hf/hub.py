@@ -27,11 +27,37 @@ _HUB_OPTIONS = ("repo_id", "commit_message", "commit_description", "private", "t
 
 
 class PushToHub:
-    """`push_to_hub` for what has a `save_pretrained`; stands before the transformers class among the bases.
+    """`save_pretrained` and `push_to_hub` of models, processors and pipelines; before the transformers class among the
+    bases.
 
-    transformers' own leaves out files in folders, reads the card of `main` whatever the revision, and where there is
-    none pushes a form full of "[More Information Needed]".
+    transformers' own push leaves out files in folders, reads the card of `main` whatever the revision, and where there
+    is none pushes a form full of "[More Information Needed]".
     """
+
+    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> Any:
+        """As that of transformers, into a folder that `from_pretrained` loads.
+
+        Args:
+            save_directory: the folder; made if missing.
+            kwargs: of transformers' `save_pretrained`. With `push_to_hub=True` the folder's content is also pushed, to
+                the repository of the folder's name or of `repo_id`; the keywords of `push_to_hub` are taken, too.
+        """
+        hub_options = take_hub_options(save_directory, kwargs)
+        result = self._save_files(save_directory, **kwargs)
+        if hub_options is not None:
+            self.push_to_hub(**hub_options)
+        return result
+
+    def _save_files(self, save_directory: str | Path, **kwargs: Any) -> Any:
+        """What `save_pretrained` writes; classes add their files here."""
+        return super().save_pretrained(save_directory, **kwargs)
+
+    def check_pushable(self) -> None:
+        """Refuses what nobody else could load; a class that knows such a case overrides it.
+
+        Raises:
+            ValueError: names the reason and a way out.
+        """
 
     def push_to_hub(
         self,
@@ -72,7 +98,7 @@ class PushToHub:
                 committed.
         """
         model = self._model_of_card()
-        if model is not None and hasattr(model, "check_pushable"):
+        if model is not None:
             model.check_pushable()
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary)
@@ -100,7 +126,8 @@ class PushToHub:
                 replace_card=metrics is not None,
             )
 
-    def _model_of_card(self):
+    def _model_of_card(self) -> Any:
+        """The model that the card is about; None: there is nothing to say in a card."""
         return self
 
 

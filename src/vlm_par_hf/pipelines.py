@@ -29,13 +29,12 @@ import numpy as np
 import torch
 from PIL import Image
 from transformers import AutoModel, Pipeline
-from transformers.pipelines import PIPELINE_REGISTRY
-from transformers.pipelines.pt_utils import KeyDataset
 from transformers.utils import logging
 
-from vlm_par_hf.hub import PushToHub, take_hub_options
+from vlm_par_hf.hub import PushToHub
 from vlm_par_hf.images import is_image_file, open_image
 from vlm_par_hf.outputs import ParOutput
+from vlm_par_hf.upstream import KeyDataset, is_task_registered, register_task
 from vlm_par_hf.utils import default_threads, embedded_path
 from vlm_par_hf.visualization import is_positive_answer, overlay_relevance
 
@@ -355,17 +354,9 @@ class PedestrianAttributesPipeline(PushToHub, Pipeline):
             if person is None:
                 return
 
-    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs):
-        """Save the model and the processor, so that `pipeline("pedestrian-attributes", model=save_directory)` works.
-
-        No pipeline code is copied into the folder: the task is registered by `import vlm_par_hf`.
-
-        Args:
-            save_directory (`str` or `os.PathLike`): the folder; made if missing.
-            kwargs: passed to the model's `save_pretrained`; with `push_to_hub=True` those of `push_to_hub`.
-        """
-        hub_options = take_hub_options(save_directory, kwargs)
-        # A config that names code for this task would make transformers ask for trust_remote_code on loading.
+    def _save_files(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
+        # No pipeline code goes into the folder: the task is registered by `import vlm_par_hf`, and a configuration that
+        # names code for it would make transformers ask for trust_remote_code.
         custom_pipelines = getattr(self.model.config, "custom_pipelines", None)
         if custom_pipelines is not None:
             custom_pipelines.pop(TASK, None)
@@ -373,8 +364,6 @@ class PedestrianAttributesPipeline(PushToHub, Pipeline):
                 del self.model.config.custom_pipelines
         self.model.save_pretrained(save_directory, **kwargs)
         self.processor.save_pretrained(save_directory)
-        if hub_options is not None:
-            self.push_to_hub(**hub_options)
 
     def _model_of_card(self):
         return self.model
@@ -382,16 +371,10 @@ class PedestrianAttributesPipeline(PushToHub, Pipeline):
 
 def register_pipeline() -> None:
     """Make the task known to `transformers.pipeline`; the embedded model is its default."""
-    if PIPELINE_REGISTRY.supported_tasks.get(TASK, {}).get("impl") is PedestrianAttributesPipeline:
-        return
-    PIPELINE_REGISTRY.register_pipeline(
-        TASK,
-        pipeline_class=PedestrianAttributesPipeline,
-        # AutoModel, not our classes: transformers looks for those of a custom task in its own namespace.
-        pt_model=AutoModel,
-        default={"model": (str(embedded_path("heads")), None)},
-        type="image",
-    )
+    if not is_task_registered(TASK, PedestrianAttributesPipeline):
+        register_task(
+            TASK, PedestrianAttributesPipeline, model_class=AutoModel, default_model=str(embedded_path("heads"))
+        )
 
 
 @dataclass

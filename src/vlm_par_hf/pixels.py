@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from transformers.image_utils import SizeDict
 
+from vlm_par_hf.upstream import SizeDict, naflex_image_size
 from vlm_par_hf.utils import thread_map
 
 
@@ -137,9 +137,7 @@ def _affine(image_processor: Any) -> tuple[np.ndarray, np.ndarray]:
 @lru_cache(maxsize=65536)
 def _naflex_size(height: int, width: int, patch_size: int, max_num_patches: int) -> tuple[int, int]:
     # The reference's own search, remembered: it takes longer than resizing, and crops repeat their sizes.
-    from transformers.models.siglip2.image_processing_pil_siglip2 import get_image_size_for_max_num_patches
-
-    return get_image_size_for_max_num_patches(height, width, patch_size, max_num_patches)
+    return naflex_image_size(height, width, patch_size, max_num_patches)
 
 
 # By name, because importing them all would cost every import of this package.

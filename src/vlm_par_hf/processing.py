@@ -8,7 +8,7 @@ from typing import Any, Self
 import torch
 from transformers import AutoImageProcessor, AutoTokenizer, BatchFeature, ProcessorMixin
 
-from vlm_par_hf.hub import PushToHub, take_hub_options
+from vlm_par_hf.hub import PushToHub
 from vlm_par_hf.images import open_images
 from vlm_par_hf.outputs import ParOutput
 from vlm_par_hf.pixels import preprocess_images
@@ -110,14 +110,10 @@ class ParProcessor(PushToHub, ProcessorMixin):
                 f"{name}: a file of the processor is damaged, it is no JSON ({error}); downloaded or copied in part?"
             ) from error
 
-    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> list[str]:
-        """As `ProcessorMixin.save_pretrained`, and the file by which `AutoProcessor` finds this package."""
-        hub_options = take_hub_options(save_directory, kwargs)
+    def _save_files(self, save_directory: str | Path, **kwargs: Any) -> list[str]:
+        # Beside the processor the file by which `AutoProcessor` finds this package.
         self.auto_map = write_remote_code(save_directory, self.model_type, AutoProcessor=type(self).__name__)
-        files = super().save_pretrained(save_directory, **kwargs)
-        if hub_options is not None:
-            self.push_to_hub(**hub_options)
-        return files
+        return super()._save_files(save_directory, **kwargs)
 
     def _model_of_card(self) -> None:
         return None  # a processor knows nothing that a card must say

@@ -15,8 +15,10 @@ from modeling_tests.tiny import (
     tiny_inputs,
     tiny_schema,
 )
+from vlm_par_hf.base.decisions import transfer_decisions
 from vlm_par_hf.losses import compute_priors
-from vlm_par_hf.models.focus_par import FocusParConfig, FocusParModel, transfer_decisions
+from vlm_par_hf.models.focus_par import FocusParConfig, FocusParModel
+from vlm_par_hf.models.focus_par.mix_tokens_focus_par import patch_regions
 from vlm_par_hf.models.focus_par.modeling_focus_par import AttributeGuidedExtraction
 from vlm_par_hf.schema import Attribute, AttributeSchema
 
@@ -46,10 +48,10 @@ def test_scores_equal_the_equations(kind, config):
     weight = None
     results = []
     for compute in ("mine", "reference"):
-        texts = model._texts()
+        texts = model._own_texts()
         if compute == "mine":
-            tokens, token_mask, *_ = model._see(**inputs)
-            scores, attention = model._score(texts, tokens, token_mask)
+            seen = model._look(**inputs)
+            tokens, (scores, attention) = seen.tokens, model._score(texts, seen)
             maps = attention.mean(1)
         else:
             tokens = reference_mix_tokens(model, inputs)
@@ -68,9 +70,9 @@ def test_one_sequence_and_tokens_alone_are_the_same(kind, frozen):
     """What runs without gradients or with a trained tower, and what trains the tokens of a frozen one."""
     model = trained_model(kind, freeze_backbone=frozen).double()
     inputs = {name: x.double() if x.is_floating_point() else x for name, x in inputs_for(kind).items()}
-    alone = model._see(**inputs, output_maps=True)
+    alone = model._look(**inputs, output_maps=True)
     with torch.set_grad_enabled(not frozen):
-        together = model._see(**inputs)
+        together = model._look(**inputs)
     for mine, theirs in zip(alone[:4], together):
         torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-10)
     tokens, _, image_embeds, patch_mask, maps = alone
@@ -130,7 +132,7 @@ def test_a_fresh_global_token_answers_the_pooled_picture():
     model, inputs = tiny_focus_model("naflex"), inputs_for("naflex")
     with torch.no_grad():
         model.probe_share.zero_()
-        tokens, *_ = model._see(**inputs)
+        tokens = model._look(**inputs).tokens
         pooled = model.vlm.get_image_features(**inputs).pooler_output
     cosine = torch.cosine_similarity(tokens, pooled[:, None], dim=-1)
     torch.testing.assert_close(cosine[:, :3], torch.ones(3, 3))
@@ -141,7 +143,7 @@ def test_a_fresh_global_token_answers_the_pooled_picture():
 def test_regions_cover_all_patches_in_order_and_none_is_empty(patches, regions):
     model = tiny_focus_model(num_global_tokens=1, num_local_tokens=regions, num_regions=regions)
     mask = torch.arange(200)[None] < patches
-    seen = model._patch_regions(mask)[0]
+    seen = patch_regions(model.config, mask)[0]
     assert seen.shape == (1 + regions, 200) and torch.equal(seen[0], mask[0])
     assert seen[1:].any(0).tolist() == mask[0].tolist() and seen[1:].any(1).all()
     starts = [row.nonzero()[0].item() for row in seen[1:]]
@@ -153,7 +155,7 @@ def test_regions_cover_all_patches_in_order_and_none_is_empty(patches, regions):
 
 def test_more_local_tokens_than_regions_share_them():
     model = tiny_focus_model(num_global_tokens=0, num_local_tokens=5, num_regions=2)
-    seen = model._patch_regions(torch.ones(1, 8).bool())[0]
+    seen = patch_regions(model.config, torch.ones(1, 8).bool())[0]
     assert torch.equal(seen[0], seen[2]) and torch.equal(seen[1], seen[3]) and not (seen[0] & seen[1]).any()
 
 
@@ -222,7 +224,7 @@ def test_words_that_all_texts_share_become_the_learnable_vectors():
         # As the backbone reads the whole sentence.
         whole = torch.tensor([processor.encode_texts([schema[0].prompts[1]])[0]])
         expected = fresh.vlm.get_text_features(whole).pooler_output[0]
-        torch.testing.assert_close(fresh.eval()._texts().embeds[1], expected, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(fresh.eval()._own_texts().embeds[1], expected, rtol=1e-5, atol=1e-6)
         # A text that begins otherwise stands whole behind the vectors.
         other = fresh.encode_attributes([Attribute("x", "x?", prompts=["not so", "so"])], processor)
         assert other.embeds.isfinite().all()
@@ -237,7 +239,7 @@ def test_vectors_in_the_place_of_padding_change_nothing_at_first(kind):
         expected = model.vlm.get_text_features(ids).pooler_output
         torch.testing.assert_close(model.encode_attributes(model.schema, processor).embeds, expected)
         model.prompts.mul_(-2.0)
-        model._forget()
+        model._forget_kept()
         assert (model.encode_attributes(model.schema, processor).embeds - expected).abs().max() > 1e-3
 
 
@@ -252,7 +254,7 @@ def test_a_region_without_vectors_of_its_own_has_their_mean():
     assert (embeds[0] - embeds[2]).abs().max() > 1e-4
     with torch.no_grad():
         model.prompts.copy_(model.prompts.mean(0).expand_as(model.prompts))
-    model._forget()
+    model._forget_kept()
     torch.testing.assert_close(model.encode_attributes([head], processor).embeds, embeds[0], rtol=1e-4, atol=1e-5)
 
 

@@ -8,6 +8,7 @@ from transformers import pipeline
 
 import vlm_par_hf  # noqa: F401  (registers the task)
 from modeling_tests.tiny import randomize, tiny_focus_model, tiny_focus_processor, tiny_model, tiny_processor
+from vlm_par_hf.models.focus_par.texts_focus_par import TextReader
 
 
 ASKED = ["wearing a red scarf", ["a backpack", "a handbag", "no bag"]]
@@ -35,7 +36,7 @@ def test_attributes_of_a_call(pipe):
 
 def test_texts_are_encoded_once(pipe, monkeypatch):
     pipe(picture(), attributes=ASKED)
-    monkeypatch.setattr(type(pipe.model), "_encode_texts", None)
+    monkeypatch.setattr(TextReader, "encode", None)
     pipe([picture(), picture(1)], attributes=ASKED, batch_size=2)
 
 

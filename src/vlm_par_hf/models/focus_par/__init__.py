@@ -1,14 +1,9 @@
 """FOCUS: attributes named by their text, seen or unseen in training."""
 
 from .configuration_focus_par import FocusParConfig
-from .modeling_focus_par import (
-    AttributeTexts,
-    FocusParModel,
-    FocusParPreTrainedModel,
-    fit_decisions,
-    transfer_decisions,
-)
+from .modeling_focus_par import FocusParModel, FocusParPreTrainedModel
 from .processing_focus_par import FocusParProcessor
+from .texts_focus_par import AttributeTexts
 
 
 __all__ = [
@@ -17,6 +12,4 @@ __all__ = [
     "FocusParModel",
     "FocusParPreTrainedModel",
     "FocusParProcessor",
-    "fit_decisions",
-    "transfer_decisions",
 ]

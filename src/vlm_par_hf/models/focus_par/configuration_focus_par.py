@@ -6,9 +6,9 @@ from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
-from transformers.configuration_utils import SubConfigSpec
 
-from vlm_par_hf.schema import AttributeSchema
+from vlm_par_hf.base.configuration import LabelSpaceConfig, check_backbone_type
+from vlm_par_hf.upstream import SubConfigSpec
 
 from .losses_focus_par import check_loss_settings
 
@@ -24,7 +24,7 @@ DEFAULT_BACKBONE = {"model_type": "clip", "vision_config": {"patch_size": 16}}
 
 
 @strict
-class FocusParConfig(PreTrainedConfig):
+class FocusParConfig(LabelSpaceConfig, PreTrainedConfig):
     """Configuration of `FocusParModel`.
 
     Args:
@@ -92,20 +92,9 @@ class FocusParConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         if self.vlm_config is None:
             self.vlm_config = copy.deepcopy(DEFAULT_BACKBONE)
-        backbone = self.vlm_config
-        is_dict = isinstance(backbone, dict)
-        backbone_type = backbone.get("model_type") if is_dict else getattr(backbone, "model_type", None)
-        if backbone_type not in BACKBONE_TYPES:
-            raise ValueError(
-                f"vlm_config must be the configuration of a {', '.join(BACKBONE_TYPES[:-1])} or {BACKBONE_TYPES[-1]} "
-                f"checkpoint (a dict needs its model_type), got model_type {backbone_type!r}"
-            )
-        if self.attributes is not None:
-            schema = AttributeSchema(self.attributes)
-            self.attributes = schema.to_list()
-            self.id2label = dict(enumerate(schema.names))
-            self.label2id = {name: index for index, name in enumerate(schema.names)}
-            kwargs.pop("num_labels", None)
+        check_backbone_type(self.vlm_config, BACKBONE_TYPES)
+        schema = self._take_attributes(kwargs)
+        if schema is not None:
             if self.prompt_regions is None:
                 # Where no attribute has a region, all texts share one set of vectors.
                 self.prompt_regions = list(dict.fromkeys(one.region for one in schema if one.region)) or ["whole"]
@@ -147,19 +136,6 @@ class FocusParConfig(PreTrainedConfig):
         if self.vlm_config.model_type == "clip":
             return self.vlm_config.projection_dim
         return self.vlm_config.text_config.projection_size
-
-    @property
-    def schema(self) -> AttributeSchema:
-        """The label space as an object; a new one at each call.
-
-        Raises:
-            ValueError: the configuration has no attributes.
-        """
-        if self.attributes is None:
-            raise ValueError(
-                "attributes is None: this FocusParConfig names no attributes, expected a schema or a list"
-            )
-        return AttributeSchema(self.attributes)
 
     @classmethod
     def paper(cls, **kwargs: Any) -> "FocusParConfig":

@@ -5,9 +5,9 @@ from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
-from transformers.configuration_utils import SubConfigSpec
 
-from vlm_par_hf.schema import AttributeSchema
+from vlm_par_hf.base.configuration import LabelSpaceConfig, check_backbone_type
+from vlm_par_hf.upstream import SubConfigSpec
 
 
 __all__ = ["FoldedVlmParConfig", "VlmParConfig"]
@@ -25,7 +25,7 @@ DEFAULT_BACKBONE = {
 
 
 @strict
-class VlmParConfig(PreTrainedConfig):
+class VlmParConfig(LabelSpaceConfig, PreTrainedConfig):
     """Configuration of `VlmParModel`.
 
     Args:
@@ -89,15 +89,9 @@ class VlmParConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         if self.vlm_config is None:
             self.vlm_config = copy.deepcopy(DEFAULT_BACKBONE)
-        backbone = self.vlm_config
-        is_dict = isinstance(backbone, dict)
-        backbone_type = backbone.get("model_type") if is_dict else getattr(backbone, "model_type", None)
-        if backbone_type not in BACKBONE_TYPES:
-            raise ValueError(
-                f"vlm_config must be the configuration of a {' or '.join(BACKBONE_TYPES)} checkpoint (a dict needs "
-                f"its model_type), got model_type {backbone_type!r}"
-            )
-        _take_attributes(self, kwargs)
+        check_backbone_type(self.vlm_config, BACKBONE_TYPES)
+        self._take_attributes(kwargs)
+        self.loss = dict(self.loss or {})
         super().__post_init__(**kwargs)
         self._check_values()
 
@@ -110,17 +104,6 @@ class VlmParConfig(PreTrainedConfig):
             raise ValueError(f"attention_dropout must lie in [0, 1), got {self.attention_dropout}")
         if not getattr(self.vlm_config.vision_config, "vision_use_head", True):
             raise ValueError("vlm_config: the vision tower must have its pooling head (vision_use_head), got False")
-
-    @property
-    def schema(self) -> AttributeSchema:
-        """The label space as an object; a new one at each call.
-
-        Raises:
-            ValueError: the configuration has no attributes.
-        """
-        if self.attributes is None:
-            raise ValueError("attributes is None: this VlmParConfig names no attributes, expected a schema or a list")
-        return AttributeSchema(self.attributes)
 
     @classmethod
     def paper(cls, **kwargs: Any) -> "VlmParConfig":
@@ -149,7 +132,7 @@ class VlmParConfig(PreTrainedConfig):
 
 
 @strict
-class FoldedVlmParConfig(PreTrainedConfig):
+class FoldedVlmParConfig(LabelSpaceConfig, PreTrainedConfig):
     """Configuration of `FoldedVlmParModel`; `VlmParModel.fold` makes it.
 
     Args:
@@ -182,7 +165,8 @@ class FoldedVlmParConfig(PreTrainedConfig):
     loss: dict | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
-        _take_attributes(self, kwargs)
+        self._take_attributes(kwargs)
+        self.loss = dict(self.loss or {})
         super().__post_init__(**kwargs)
         vision = self.vision_config
         if vision.model_type not in VISION_TYPES:
@@ -197,19 +181,6 @@ class FoldedVlmParConfig(PreTrainedConfig):
                     f"question_lengths must be the number of tokens of each of the {len(self.attributes)} questions, "
                     f"got {self.question_lengths}"
                 )
-
-    schema = VlmParConfig.schema
-
-
-def _take_attributes(config: PreTrainedConfig, kwargs: dict[str, Any]) -> None:
-    """Plain JSON in the configuration, and transformers' names of the labels from it."""
-    if config.attributes is not None:
-        schema = AttributeSchema(config.attributes)
-        config.attributes = schema.to_list()
-        config.id2label = dict(enumerate(schema.names))
-        config.label2id = {name: index for index, name in enumerate(schema.names)}
-        kwargs.pop("num_labels", None)
-    config.loss = dict(config.loss or {})
 
 
 def _check_fusion(config: PreTrainedConfig, width: int) -> None:

@@ -5,23 +5,24 @@ it was folded from: both compute them with the same code.
 """
 
 import copy
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
-from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
-from transformers import initialization as init
+from transformers import AutoModel
 from transformers.utils import logging
 
-from vlm_par_hf.backbones import HUB_KEYS, check_keys, collect_load_report
-from vlm_par_hf.hub import PushToHub, take_hub_options
-from vlm_par_hf.remote_code import write_remote_code
+from vlm_par_hf.base.modeling import ParPreTrainedModel
+from vlm_par_hf.upstream import attention_implementation
 
+from .answering_vlm_par import VlmParForward
 from .configuration_vlm_par import FoldedVlmParConfig
 from .heads_vlm_par import FoldedHeads
-from .modeling_vlm_par import VlmParForward, VlmParModel
+from .processing_vlm_par import VlmParProcessor
 
+
+if TYPE_CHECKING:
+    from .modeling_vlm_par import VlmParModel
 
 __all__ = ["FoldedVlmParModel", "fold_vlm_par"]
 
@@ -29,7 +30,7 @@ __all__ = ["FoldedVlmParModel", "fold_vlm_par"]
 FLOAT32_CONSTANTS = ("direction", "gram", "label_bias", "prompts")
 
 
-class FoldedVlmParModel(PushToHub, VlmParForward, PreTrainedModel):
+class FoldedVlmParModel(VlmParForward, ParPreTrainedModel):
     """What `VlmParModel.fold` returns; answers as that model does and cannot be trained.
 
     `labels` give the loss that an evaluation measures. Without alignment the vision tower has no pooling head, so
@@ -43,16 +44,14 @@ class FoldedVlmParModel(PushToHub, VlmParForward, PreTrainedModel):
     """
 
     config_class = FoldedVlmParConfig
+    processor_class = VlmParProcessor
     base_model_prefix = "vision_model"
-    main_input_name = "pixel_values"
-    input_modalities = ("image",)
-    _supports_sdpa = True
-    _supports_attention_backend = True
+    supports_training = False
+    supports_fold = True
     _keep_in_fp32_modules_strict = {f"attribute_heads.{name}" for name in FLOAT32_CONSTANTS}
 
     def __init__(self, config: FoldedVlmParConfig) -> None:
         super().__init__(config)
-        self.schema = config.schema
         self.vision_model = AutoModel.from_config(config.vision_config)
         self.attribute_heads = FoldedHeads(
             self.schema.num_labels,
@@ -63,24 +62,19 @@ class FoldedVlmParModel(PushToHub, VlmParForward, PreTrainedModel):
             num_heads=config.num_fusion_heads,
             eps=config.layer_norm_eps,
         )
-        self._loss: tuple | None = None
         self.post_init()
         self.eval()
 
+    def fold(self) -> "FoldedVlmParModel":
+        """A copy: there is nothing left to fold."""
+        return copy.deepcopy(self)
+
     @property
-    def _vision_tower(self) -> PreTrainedModel:
+    def vision_tower(self) -> nn.Module:
         return self.vision_model
 
     def _constants(self) -> dict[str, torch.Tensor]:
         return self.attribute_heads.constants()
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        super()._init_weights(module)
-        if isinstance(module, FoldedHeads):
-            module.init_label_mask()
-            for name in module.names:
-                init.zeros_(getattr(module, name))
 
     def train(self, mode: bool = True) -> "FoldedVlmParModel":
         """Leaves it as it is: in eval mode and without gradients.
@@ -96,57 +90,16 @@ class FoldedVlmParModel(PushToHub, VlmParForward, PreTrainedModel):
         self.requires_grad_(False)
         return super().train(False)
 
-    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
-        """As `PreTrainedModel.save_pretrained`."""
-        hub_options = take_hub_options(save_directory, kwargs)
-        self.config.auto_map = write_remote_code(
-            save_directory,
-            self.config.model_type,
-            AutoConfig="FoldedVlmParConfig",
-            AutoModel="FoldedVlmParModel",
-            AutoProcessor="VlmParProcessor",
-        )
-        super().save_pretrained(save_directory, **kwargs)
-        if hub_options is not None:
-            self.push_to_hub(**hub_options)
-
     @classmethod
-    def from_pretrained(
-        cls, pretrained_model_name_or_path: str | Path | None, *model_args: Any, **kwargs: Any
-    ) -> "FoldedVlmParModel":
-        """As `PreTrainedModel.from_pretrained`.
-
-        Raises:
-            ValueError: the folder holds another kind of model, a tensor is missing, unknown or of another size.
-            OSError: the checkpoint does not exist, or a file is missing.
-        """
-        name = pretrained_model_name_or_path
-        if kwargs.get("config") is None:
-            saved, _ = PreTrainedConfig.get_config_dict(
-                name, **{key: kwargs[key] for key in HUB_KEYS if key in kwargs}
-            )
-            if saved.get("model_type") != cls.config_class.model_type:
-                raise ValueError(
-                    f"{name} holds a {saved.get('model_type')!r} model, expected {cls.config_class.model_type!r}: "
-                    "VlmParModel.fold() makes one"
-                )
-        with_info = kwargs.pop("output_loading_info", False)
-        with collect_load_report(name) as report:
-            try:
-                model, info = super().from_pretrained(name, *model_args, output_loading_info=True, **kwargs)
-            except RuntimeError as error:
-                if not report:
-                    raise  # not about the weights
-                raise ValueError(f"{name}: the weights do not fit the configuration: {error} {report}") from error
-        check_keys(name, info["missing_keys"], info["unexpected_keys"])
-        return (model, info) if with_info else model
+    def _how_to_make_one(cls) -> str:
+        return ": VlmParModel.fold() makes one"
 
 
 @torch.no_grad()
-def fold_vlm_par(model: VlmParModel) -> FoldedVlmParModel:
+def fold_vlm_par(model: "VlmParModel") -> FoldedVlmParModel:
     """See `VlmParModel.fold`."""
     constants = model._constants()  # raises where the questions were never tokenized
-    config, tower = model.config, model._vision_tower
+    config, tower = model.config, model.vision_tower
     vision_config = copy.deepcopy(tower.config)
     vision_config.vision_use_head = config.alignment == "logit"  # nothing else reads the pooled output
     folded_config = FoldedVlmParConfig(
@@ -173,7 +126,7 @@ def fold_vlm_par(model: VlmParModel) -> FoldedVlmParModel:
             config=folded_config,
             state_dict={name: tensor.detach().clone() for name, tensor in state.items()},
             dtype=model.dtype,
-            attn_implementation=tower.config._attn_implementation,
+            attn_implementation=attention_implementation(tower),
         )
     finally:
         if shows_progress:

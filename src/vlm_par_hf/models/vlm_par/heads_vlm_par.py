@@ -24,10 +24,10 @@ from typing import NamedTuple
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import initialization as init
 
 from vlm_par_hf.layers import NO_LABEL_LOGIT, no_autocast
 from vlm_par_hf.layers import wide as _wide  # several locals are called `wide`
+from vlm_par_hf.upstream import init
 
 
 __all__ = ["AttributeHeads", "FoldedHeads", "HeadsOutput"]
@@ -419,6 +419,12 @@ class FoldedHeads(_Heads):
         self.names = tuple(shapes)
         for name, shape in shapes.items():
             self.register_buffer(name, torch.empty(shape))
+
+    def init_parameters(self) -> None:
+        """Zeros where no checkpoint fills them."""
+        self.init_label_mask()
+        for name in self.names:
+            init.zeros_(getattr(self, name))
 
     def constants(self) -> dict[str, torch.Tensor]:
         """Those of `apply_constants`."""

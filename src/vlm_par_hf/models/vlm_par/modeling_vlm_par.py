@@ -16,235 +16,32 @@ Letters: B people, N patches, A attributes, C labels, H heads, T question tokens
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import AutoModel, PreTrainedModel
-from transformers import initialization as init
-from transformers.utils import can_return_tuple
+from transformers import AutoModel
 
-from vlm_par_hf.backbones import OverBackbone
-from vlm_par_hf.hub import PushToHub
+from vlm_par_hf.backbones import BackbonePreTrainedModel
 from vlm_par_hf.layers import no_autocast, wide
-from vlm_par_hf.losses import ParLoss
-from vlm_par_hf.outputs import ParOutput
+from vlm_par_hf.upstream import init
 
+from .answering_vlm_par import VlmParForward
 from .configuration_vlm_par import VlmParConfig
-from .heads_vlm_par import AttributeHeads, HeadsOutput
+from .folded_vlm_par import FoldedVlmParModel, fold_vlm_par
+from .heads_vlm_par import AttributeHeads
 from .processing_vlm_par import VlmParProcessor
 
 
-if TYPE_CHECKING:
-    from .folded_vlm_par import FoldedVlmParModel
-
-__all__ = ["VlmParForward", "VlmParModel", "VlmParPreTrainedModel"]
+__all__ = ["VlmParModel", "VlmParPreTrainedModel"]
 
 
-class VlmParForward:
-    """From images to answers: what the trainable and the folded VLM-PAR share.
-
-    Of the model: `config`, `schema`, `attribute_heads`, and the two below.
-    """
-
-    @property
-    def _vision_tower(self) -> PreTrainedModel:
-        raise NotImplementedError
-
-    def _constants(self) -> dict[str, torch.Tensor]:
-        """The constants of `attribute_heads.apply_constants`."""
-        raise NotImplementedError
-
-    def get_image_features(
-        self,
-        pixel_values: torch.Tensor,
-        pixel_attention_mask: torch.Tensor | None = None,
-        spatial_shapes: torch.Tensor | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
-        """What the heads see of the images; without gradients where the backbone is frozen.
-
-        Args:
-            pixel_values: `(B, N, 3 * patch_size**2)` for NaFlex, `(B, 3, height, width)` for fixed resolution.
-            pixel_attention_mask: `(B, N)`, 1 for patches that count (NaFlex; None: all).
-            spatial_shapes: int64 `(B, 2)`, rows and columns of patches (NaFlex).
-
-        Returns:
-            patch_embeds `(B, N, D)` after the tower's last LayerNorm, image_embeds `(B, D)` not normalised (None where
-            the tower has no pooling head), patch_mask bool `(B, N)`.
-
-        Raises:
-            ValueError: `spatial_shapes` is missing (NaFlex), or the images have the wrong number of dimensions.
-        """
-        vision = self._vision_tower.config
-        naflex = vision.model_type.startswith("siglip2")
-        if pixel_values.ndim != (3 if naflex else 4):
-            raise ValueError(
-                f"pixel_values must have shape {'(B, N, values of a patch)' if naflex else '(B, 3, height, width)'} "
-                f"for a {vision.model_type.removesuffix('_vision_model')} backbone, got {tuple(pixel_values.shape)}"
-            )
-        inputs: dict[str, Any] = {"pixel_values": pixel_values}
-        if naflex:
-            if spatial_shapes is None:
-                raise ValueError("spatial_shapes is None, expected int64 (B, 2): this backbone takes NaFlex patches")
-            inputs.update(pixel_attention_mask=pixel_attention_mask, spatial_shapes=spatial_shapes)
-        else:
-            inputs["interpolate_pos_encoding"] = tuple(pixel_values.shape[-2:]) != (vision.image_size,) * 2
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.freeze_backbone):
-            outputs = self._vision_tower(**inputs)
-        patch_embeds = outputs.last_hidden_state
-        if naflex and pixel_attention_mask is not None:
-            patch_mask = pixel_attention_mask.bool()
-        else:
-            patch_mask = torch.ones(patch_embeds.shape[:2], dtype=torch.bool, device=patch_embeds.device)
-        return patch_embeds, outputs.pooler_output, patch_mask
-
-    def _image_inputs(
-        self, pixel_values, pixel_attention_mask, spatial_shapes, patch_embeds, image_embeds, patch_mask
-    ):
-        if (pixel_values is None) == (patch_embeds is None):
-            raise ValueError(
-                "expected either pixel_values or patch_embeds, got " + ("neither" if patch_embeds is None else "both")
-            )
-        if pixel_values is not None:
-            return self.get_image_features(pixel_values, pixel_attention_mask, spatial_shapes)
-        if image_embeds is None and self.config.alignment == "logit":
-            raise ValueError('image_embeds is None, but alignment="logit" compares them with the prompts')
-        if patch_mask is None:
-            patch_mask = torch.ones(patch_embeds.shape[:2], dtype=torch.bool, device=patch_embeds.device)
-        return patch_embeds, image_embeds, patch_mask.bool()
-
-    @can_return_tuple
-    def forward(
-        self,
-        pixel_values: torch.Tensor | None = None,
-        pixel_attention_mask: torch.Tensor | None = None,
-        spatial_shapes: torch.Tensor | None = None,
-        labels: torch.Tensor | None = None,
-        *,
-        patch_embeds: torch.Tensor | None = None,
-        image_embeds: torch.Tensor | None = None,
-        patch_mask: torch.Tensor | None = None,
-        output_attentions: bool | None = None,
-        **kwargs: Any,
-    ) -> ParOutput:
-        """Scores every attribute of every person.
-
-        Args:
-            pixel_values, pixel_attention_mask, spatial_shapes: as in `get_image_features`.
-            labels: int64 `(B, A)`, class index per attribute, -100 = unknown; gives the loss.
-            patch_embeds, image_embeds, patch_mask: in place of pixels, what `get_image_features` returned, in any
-                floating dtype: frozen features are computed once and trained from.
-            output_attentions: whether to return the attention of the fusion block.
-            kwargs: `num_items_in_batch` goes to the loss; the rest is not used.
-
-        Returns:
-            `ParOutput`.
-
-        Raises:
-            ValueError: pixels and features are both given or both missing, or a part of them is missing; the questions
-                were never tokenized.
-        """
-        constants = self._constants()
-        patch_embeds, image_embeds, patch_mask = self._image_inputs(
-            pixel_values, pixel_attention_mask, spatial_shapes, patch_embeds, image_embeds, patch_mask
-        )
-        if output_attentions is None:
-            output_attentions = self.config.output_attentions
-        found = self.attribute_heads.apply_constants(
-            constants, patch_embeds, patch_mask, image_embeds, output_attentions=bool(output_attentions)
-        )
-        loss = None
-        if labels is not None:
-            loss = self.compute_loss(found.logits, labels, kwargs.get("num_items_in_batch"))
-        return ParOutput(loss=loss, logits=found.logits, image_embeds=image_embeds, attentions=found.attentions)
-
-    def compute_loss(
-        self, logits: torch.Tensor, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None
-    ) -> torch.Tensor:
-        """`ParLoss` with the settings of `config.loss` (VLM-PAR, equation 15)."""
-        # In a tuple, so that it is no submodule: it belongs to the training, not to the checkpoint.
-        if self._loss is None or self._loss[0] != self.config.loss:
-            self._loss = (dict(self.config.loss), ParLoss(self.schema, **self.config.loss))
-        return self._loss[1].train(self.training)(logits, labels, num_items_in_batch=num_items_in_batch)
-
-    @torch.no_grad()
-    def patch_evidence(self, **inputs: Any) -> torch.Tensor:
-        """What each patch adds to the stage-2 logits of each label; inputs as in `forward`.
-
-        Returns:
-            float32 `(B, A, N, C)`, 0 at padding. With the variances of LayerNorm taken as given, the sum over N is the
-            stage-2 logit minus a constant per label.
-        """
-        found, patch_mask = self._look_closer(inputs, output_evidence=True)
-        mask = patch_mask[:, None, :, None] & self.attribute_heads.label_mask[:, None]
-        return torch.where(mask, found.evidence, 0)
-
-    @torch.no_grad()
-    def explain(self, *, attribute: str | int | Sequence[str | int] | None = None, **inputs: Any) -> torch.Tensor:
-        """Where the answers come from: a relevance per patch.
-
-        text_to_image: the attention, averaged over heads (sums to 1 over the patches). image_to_text, whose attention
-        is over words, and none: the evidence of the patch for the predicted label, minus the mean evidence for the
-        other labels (`patch_evidence`), negative where it speaks against.
-
-        Args:
-            attribute: a name or position, or several; None takes all.
-            inputs: as in `forward`.
-
-        Returns:
-            float32 `(B, A, N)`, A the number of attributes asked for; 0 at padding.
-
-        Raises:
-            KeyError: unknown attribute.
-        """
-        heads = self.attribute_heads
-        if heads.fusion == "text_to_image":
-            found, patch_mask = self._look_closer(inputs, output_attentions=True)
-            relevance = found.attentions.mean(2)
-        else:
-            found, patch_mask = self._look_closer(inputs, output_evidence=True)
-            chosen = F.one_hot(found.logits.argmax(-1), found.logits.shape[-1]).bool()  # the predicted label
-            rest = (heads.label_mask & ~chosen)[:, :, None]
-            speaks_for = (found.evidence * chosen[:, :, None]).sum(-1)
-            relevance = speaks_for - (found.evidence * rest).sum(-1) / rest.sum(-1)
-        relevance = torch.where(patch_mask[:, None], relevance, 0)
-        if attribute is None:
-            return relevance
-        chosen = [attribute] if isinstance(attribute, (str, int)) else list(attribute)
-        return relevance[:, [self.schema.index(one) if isinstance(one, str) else one for one in chosen]]
-
-    def _look_closer(self, inputs: Mapping[str, Any], **options: bool) -> tuple[HeadsOutput, torch.Tensor]:
-        """What the heads answer, with more than the logits, and the mask of the patches."""
-        constants = self._constants()
-        patch_embeds, image_embeds, patch_mask = self._image_inputs(
-            **{name: inputs.get(name) for name in IMAGE_INPUTS}
-        )
-        heads = self.attribute_heads
-        return heads.apply_constants(constants, patch_embeds, patch_mask, image_embeds, **options), patch_mask
-
-
-class VlmParPreTrainedModel(PushToHub, OverBackbone, VlmParForward, PreTrainedModel):
-    """Base of the VLM-PAR models: initial weights, and what transformers asks of a class."""
+class VlmParPreTrainedModel(VlmParForward, BackbonePreTrainedModel):
+    """Base of the VLM-PAR models that can be trained."""
 
     config_class = VlmParConfig
     processor_class = VlmParProcessor
-    base_model_prefix = "vlm"  # so that a plain SigLIP checkpoint loads into `VlmParModel.vlm`
-    main_input_name = "pixel_values"
-    input_modalities = ("image",)
-    supports_gradient_checkpointing = True
-    _supports_sdpa = True
-    _supports_attention_backend = True
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        super()._init_weights(module)
-        if isinstance(module, AttributeHeads):
-            module.init_parameters()
-        elif isinstance(module, VlmParModel):
-            for name in ("question_states", "question_mask", "prompt_embeds"):
-                if hasattr(module, name):
-                    init.zeros_(getattr(module, name))
 
 
 class VlmParModel(VlmParPreTrainedModel):
@@ -260,9 +57,15 @@ class VlmParModel(VlmParPreTrainedModel):
         ValueError: `config.attributes` is None.
     """
 
+    supports_fold = True
+    supports_pooled_statistics = True
+    supports_priors = True
+    parameter_rates = {
+        "classifier": "learning_rate", "fusion": "fusion_learning_rate", "backbone": "backbone_learning_rate",
+    }  # fmt: skip
+
     def __init__(self, config: VlmParConfig) -> None:
         super().__init__(config)
-        self.schema = config.schema
         text, vision = config.vlm_config.text_config, config.vlm_config.vision_config
         self.vlm = AutoModel.from_config(config.vlm_config)
         self.attribute_heads = AttributeHeads(
@@ -283,10 +86,14 @@ class VlmParModel(VlmParPreTrainedModel):
             self.register_buffer("prompt_embeds", torch.zeros(A, C, text.projection_size))
         self.attribute_heads.question_lengths = self._question_lengths()
         self._text_ready = False
-        self._kept_constants: tuple | None = None
-        self._loss: tuple | None = None
         self.post_init()
         self._freeze_backbone()
+
+    def init_parameters(self) -> None:
+        """Buffers that `encode_questions` has not filled; `attribute_heads` sees to its own."""
+        for name in ("question_states", "question_mask", "prompt_embeds"):
+            if hasattr(self, name):
+                init.zeros_(getattr(self, name))
 
     # Text
 
@@ -341,7 +148,7 @@ class VlmParModel(VlmParPreTrainedModel):
             prompt_embeds[self.attribute_heads.label_mask] = pooled
             self.prompt_embeds = prompt_embeds
         self._text_ready = True
-        self._kept_constants = None
+        self._forget_kept()
 
     def _encode_text(self, ids: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
         """States `(texts, length, width)` and pooled `(texts, projection)`, as the backbone was trained: padded to the
@@ -366,7 +173,7 @@ class VlmParModel(VlmParPreTrainedModel):
         self._text_ready = True
 
     @property
-    def _vision_tower(self) -> PreTrainedModel:
+    def vision_tower(self) -> nn.Module:
         return self.vlm.vision_model
 
     def _constants(self) -> dict[str, torch.Tensor]:
@@ -374,17 +181,11 @@ class VlmParModel(VlmParPreTrainedModel):
         self._ensure_text()
         if torch.compiler.is_compiling() or torch.is_grad_enabled():
             return self._fold()
-        sources = (*self.attribute_heads.parameters(), *self.attribute_heads.buffers(), *self._text().values())
-        if any(source.is_inference() for source in sources):  # these do not count their versions
-            return self._fold()
-        versions = [source._version for source in sources]
-        if self._kept_constants is not None:
-            kept_sources, kept_versions, constants = self._kept_constants
-            if kept_versions == versions and all(mine is kept for mine, kept in zip(sources, kept_sources)):
-                return constants
-        constants = self._fold()
-        self._kept_constants = (sources, versions, constants)
-        return constants
+        heads = self.attribute_heads
+        kept = self._kept.of((*heads.parameters(), *heads.buffers(), *self._text().values()))
+        if "constants" not in kept:
+            kept["constants"] = self._fold()
+        return kept["constants"]
 
     def _text(self) -> dict[str, torch.Tensor]:
         """What the heads fold of the text, as arguments of `AttributeHeads.fold`."""
@@ -398,7 +199,7 @@ class VlmParModel(VlmParPreTrainedModel):
     def _fold(self) -> dict[str, torch.Tensor]:
         return self.attribute_heads.fold(**self._text())
 
-    def fold(self) -> "FoldedVlmParModel":
+    def fold(self) -> FoldedVlmParModel:
         """The same answers without what only training needs: a new model of the vision tower and a few constants.
 
         This one stays as it is. The result is saved and loaded like any model, by `AutoModel` too, answers in the
@@ -407,39 +208,15 @@ class VlmParModel(VlmParPreTrainedModel):
         Raises:
             ValueError: the questions were never tokenized.
         """
-        from .folded_vlm_par import fold_vlm_par
-
         return fold_vlm_par(self)
 
-    def _apply(self, fn, recurse=True):
-        self._kept_constants = None  # `.to()` exchanges the data under a parameter without counting a version
-        return super()._apply(fn, recurse)
-
     def load_state_dict(self, state_dict, strict=True, assign=False):
-        self._kept_constants = None
         self._text_ready = False
         return super().load_state_dict(state_dict, strict, assign)
 
-    # Freezing
-
-    def train(self, mode: bool = True) -> "VlmParModel":
-        """As `torch.nn.Module.train`, but what is frozen stays frozen and in eval mode."""
-        super().train(mode)
-        self._freeze_backbone()
-        self._kept_constants = None
-        return self
-
-    def _freeze_backbone(self) -> None:
-        # Loading makes new parameters that want gradients, hence again at each `train()`; `from_pretrained` ends
-        # with `eval()`, which is `train(False)`.
-        self.vlm.requires_grad_(False)
-        self.vlm.eval()
-        if not self.config.freeze_backbone:
-            vision = self.vlm.vision_model
-            vision.requires_grad_(True)
-            vision.train(self.training)
-            if self.config.alignment == "none":  # nothing reads the pooled output
-                vision.head.requires_grad_(False)
+    def _freeze_unused(self) -> None:
+        if self.config.alignment == "none":  # nothing reads the pooled output
+            self.vlm.vision_model.head.requires_grad_(False)
 
     def get_input_embeddings(self) -> nn.Module:
         return self.vlm.get_input_embeddings()
@@ -464,7 +241,7 @@ class VlmParModel(VlmParPreTrainedModel):
         self.eval()
         count, total, square = 0, 0.0, 0.0
         for batch in batches:
-            pooled = self._look_closer(batch)[0].pooled.double()
+            pooled = self._answer_heads(batch)[0].pooled.double()
             pooled = (pooled * heads.norm_weight.double() + heads.norm_bias.double()).flatten(0, 1)
             count += pooled.shape[0]
             total = total + pooled.sum(0)
@@ -509,47 +286,19 @@ class VlmParModel(VlmParPreTrainedModel):
                 )
             bias[row, : attribute.num_labels] = shares.clamp(1e-4, 1 - 1e-4).log().to(bias)
 
-    def parameter_groups(
-        self,
-        learning_rate: float,
-        fusion_learning_rate: float | None = None,
-        *,
-        backbone_learning_rate: float = 1e-5,
-        weight_decay: float = 0.01,
-    ) -> list[dict[str, Any]]:
-        """Every trainable parameter once, grouped for an optimizer such as AdamW.
+    @property
+    def fusion_width(self) -> int:
+        return self.attribute_heads.width
 
-        Args:
-            learning_rate: of classifiers and gates.
-            fusion_learning_rate: of the fusion block; None takes 0.128 / D. Adam moves every entry of every projection
-                by this at each step, and a product over D entries by D times as much, so a wide backbone wants a
-                smaller one: 1e-3 at the embedded backbone's 128, 1.7e-4 at 768.
-            backbone_learning_rate: of the vision tower where it is trained.
-            weight_decay: of matrices; biases, gates and LayerNorm have none.
-        """
-        fusion_rate = 0.128 / self.attribute_heads.width if fusion_learning_rate is None else fusion_learning_rate
-        groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
-        for name, parameter in self.named_parameters():
-            if not parameter.requires_grad:
-                continue
-            own = name.removeprefix("attribute_heads.")
-            if own == name:
-                part, decays = "backbone", parameter.ndim >= 2
-            else:
-                part = "classifier" if own.startswith(("classifier", "gate")) else "fusion"
-                decays = own in ("query", "key", "value", "output", "classifier_weight")
-            groups.setdefault((part, decays), []).append(parameter)
-        rates = {"classifier": learning_rate, "fusion": fusion_rate, "backbone": backbone_learning_rate}
-        return [
-            {"name": part, "params": parameters, "lr": rates[part], "weight_decay": weight_decay if decays else 0.0}
-            for (part, decays), parameters in groups.items()
-        ]
+    def _part_of(self, name: str, parameter: nn.Parameter) -> tuple[str, bool]:
+        own = name.removeprefix("attribute_heads.")
+        if own == name:
+            return "backbone", parameter.ndim >= 2
+        part = "classifier" if own.startswith(("classifier", "gate")) else "fusion"
+        return part, own in ("query", "key", "value", "output", "classifier_weight")
 
     def _prepare_texts(self, processor: VlmParProcessor | None) -> None:
         if processor is not None:
             self.encode_questions(processor)
         elif self.config.question_input_ids is not None:
             self._ensure_text()  # now, so that the first forward does not
-
-
-IMAGE_INPUTS = ("pixel_values", "pixel_attention_mask", "spatial_shapes", "patch_embeds", "image_embeds", "patch_mask")

@@ -1,0 +1,1 @@
+"""What every model family stands on: the model that a family inherits, backbones, losses, outputs, numerics."""

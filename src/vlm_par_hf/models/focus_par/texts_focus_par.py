@@ -1,0 +1,300 @@
+"""The texts of FOCUS: from a label space to one embedding per label, and what each asks the mix tokens.
+
+Letters: B people, K tokens of a picture, A attributes, C labels, Z texts (all labels of all attributes), H heads,
+E width of the space in which pictures and texts are compared.
+"""
+
+import itertools
+from dataclasses import dataclass, fields, replace
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+
+from vlm_par_hf.layers import no_autocast, wide
+from vlm_par_hf.schema import AttributeSchema
+from vlm_par_hf.upstream import TOWERS, init
+
+from .configuration_focus_par import FocusParConfig
+from .processing_focus_par import FocusParProcessor
+
+
+__all__ = ["AttributeGuidedExtraction", "AttributeTexts", "TextReader", "TextTable", "unit_rms"]
+
+SMALLEST_SQUARE = 1e-12  # of the length of what a text finds
+TEXTS_AT_ONCE = 64
+
+
+@dataclass(eq=False)
+class AttributeTexts:
+    """A label space ready for `FocusParModel.forward(attributes=...)`, from `encode_attributes`.
+
+    Args:
+        schema: the label space.
+        embeds: `(Z, E)`, the text of each label.
+        queries: `(H, Z, E / H)`, what it asks the mix tokens for.
+        slots: int64 `(Z,)`, where its logit stands in a row of `A * C`.
+        attribute: int64 `(Z,)`, position of its attribute.
+        gain: float32 `(A,)` and offset float32 `(Z,)`: logit = gain * similarity + offset.
+    """
+
+    schema: AttributeSchema
+    embeds: torch.Tensor
+    queries: torch.Tensor
+    slots: torch.Tensor
+    attribute: torch.Tensor
+    gain: torch.Tensor
+    offset: torch.Tensor
+
+    def to(self, device: torch.device) -> "AttributeTexts":
+        moved = {one.name: getattr(self, one.name).to(device) for one in fields(self) if one.name != "schema"}
+        return replace(self, **moved)
+
+    def by_label(self, values: torch.Tensor, fill: float) -> torch.Tensor:
+        """From one column per text `(B, Z, ...)` to attributes and labels `(B, A, C, ...)`.
+
+        Args:
+            values: of the texts.
+            fill: what stands past an attribute's own labels.
+        """
+        A, C = len(self.schema), self.schema.max_labels
+        table = values.new_full((len(values), A * C, *values.shape[2:]), fill)
+        return table.index_copy(1, self.slots, values).unflatten(1, (A, C))
+
+
+def unit_rms(tensor: torch.Tensor) -> torch.Tensor:
+    """Vectors of root mean square 1; float32 inside."""
+    return (F.normalize(wide(tensor), dim=-1) * tensor.shape[-1] ** 0.5).to(tensor.dtype)
+
+
+class TextTable(NamedTuple):
+    """The constants of a label space, on one device.
+
+    Attributes:
+        tokens: int64 `(Z, L)`, token ids of each text, padded.
+        last: int64 `(Z,)`, the place at which a text is pooled, learnable vectors counted.
+        shares: float32 `(Z, regions)`, how the learnable vectors of a text are mixed.
+        slots, attribute: as in `AttributeTexts`.
+    """
+
+    tokens: torch.Tensor
+    last: torch.Tensor
+    shares: torch.Tensor
+    slots: torch.Tensor
+    attribute: torch.Tensor
+
+
+class TextReader:
+    """Label spaces to texts, token ids and embeddings. Holds the configuration and no tensor.
+
+    Args:
+        config: of the model; what it says of texts is read when it is needed.
+    """
+
+    def __init__(self, config: FocusParConfig) -> None:
+        self.config = config
+        self.towers = TOWERS[config.vlm_config.model_type]
+
+    @property
+    def max_tokens(self) -> int:
+        """What the text tower holds beside the learnable vectors."""
+        return self.config.vlm_config.text_config.max_position_embeddings - self.config.num_prompt_tokens
+
+    @property
+    def replaces_padding(self) -> bool:
+        """Whether the learnable vectors take the place of padding, before the last place, where SigLIP pools."""
+        return self.config.prompt_init == "words" and self.towers.pools_last_place
+
+    def label_texts(self, schema: AttributeSchema) -> list[list[str]]:
+        """The text of each label of each attribute, by `config.text_template`."""
+        return [
+            [
+                self.config.text_template.format(
+                    region=attribute.region or "person",
+                    category=_split_words(attribute.name),
+                    label=label,
+                    prompt=prompt,
+                )
+                for label, prompt in zip(attribute.labels, attribute.prompts)
+            ]
+            for attribute in schema
+        ]
+
+    def find_shared_start(self, schema: AttributeSchema, processor: FocusParProcessor) -> list[int]:
+        """The first tokens that all texts share, as many as there are learnable vectors to take their place."""
+        if self.replaces_padding:
+            return []
+        texts = [text for one in self.label_texts(schema) for text in one]
+        columns = zip(*(ids[1 : 1 + self.config.num_prompt_tokens] for ids in processor.encode_texts(texts)))
+        return [column[0] for column in itertools.takewhile(lambda column: len(set(column)) == 1, columns)]
+
+    def tokenize(self, schema: AttributeSchema, processor: FocusParProcessor) -> list[list[list[int]]]:
+        """Token ids of the text of each label of each attribute, without padding and without the shared start.
+
+        Raises:
+            ValueError: a text is longer than the text tower holds beside the learnable vectors.
+        """
+        limit = self.max_tokens
+        ids = []
+        for attribute, texts in zip(schema, self.label_texts(schema)):
+            # One token more than fits shows that a text is too long.
+            found = processor.encode_texts(texts, limit + 1 + len(self.config.prompt_start_ids or ()))
+            ids.append([self._without_start(one) for one in found])
+            for text, one in zip(texts, ids[-1]):
+                if len(one) > limit:
+                    raise ValueError(
+                        f"attribute {attribute.name!r}: the text {text[:60]!r}... has more than {limit} tokens, the "
+                        f"most that the text tower holds beside {self.config.num_prompt_tokens} learnable vectors"
+                    )
+        return ids
+
+    def _without_start(self, ids: list[int]) -> list[int]:
+        """The tokens of a text without the first words, where these are those that the learnable vectors are for."""
+        words = self.config.prompt_start_ids or []
+        start = self.towers.num_start_tokens
+        if ids[start : start + len(words)] != words:
+            return ids
+        return ids[:start] + ids[start + len(words) :]
+
+    def build_table(self, schema: AttributeSchema, ids: list[list[list[int]]], device: torch.device) -> TextTable:
+        """Constants of a label space, from its token ids as `tokenize` returns them."""
+        flat = [one for attribute in ids for one in attribute]
+        # Where a text is pooled at its own last token, what follows is not seen: no more padding than needed.
+        pools_last_place = self.towers.pools_last_place
+        length = self.max_tokens if pools_last_place else max(len(one) for one in flat)
+        padding = self.config.text_pad_token_id
+        C = schema.max_labels
+        table = TextTable(
+            tokens=torch.tensor([one + [padding] * (length - len(one)) for one in flat]),
+            last=torch.tensor(
+                [(length if pools_last_place else len(one)) - 1 + self.config.num_prompt_tokens for one in flat]
+            ),
+            shares=self._region_shares(schema),
+            slots=torch.tensor([a * C + k for a, one in enumerate(schema) for k in range(one.num_labels)]),
+            attribute=torch.tensor([a for a, one in enumerate(schema) for _ in one.labels]),
+        )
+        return TextTable(*(one.to(device) for one in table))
+
+    def _region_shares(self, schema: AttributeSchema) -> torch.Tensor:
+        """`(Z, regions)`: the learnable vectors of the attribute's region; of an unseen region the mean of all."""
+        regions = self.config.prompt_regions
+        rows = [
+            [float(one.region == region) for region in regions]
+            if one.region in regions
+            else [1 / len(regions)] * len(regions)
+            for one in schema
+            for _ in one.labels
+        ]
+        return torch.tensor(rows)
+
+    def encode(
+        self, vlm: PreTrainedModel, prompts: torch.Tensor, table: TextTable, *, in_parts: bool = True
+    ) -> torch.Tensor:
+        """`(Z, E)`: texts with their learnable vectors, through the frozen text tower.
+
+        Args:
+            vlm: the backbone.
+            prompts: `(regions, m, width)`, the learnable vectors.
+            table: of the label space.
+            in_parts: some texts at a time, for memory; not where gradients are kept for all of them anyway.
+        """
+        tensors = (table.tokens, table.last, table.shares)
+        if not in_parts:
+            return self._encode_part(vlm, prompts, *tensors)
+        parts = zip(*(one.split(TEXTS_AT_ONCE) for one in tensors))
+        return torch.cat([self._encode_part(vlm, prompts, *part) for part in parts])
+
+    def _encode_part(self, vlm, prompts, tokens, last, shares):
+        words = self.towers.embed_words(vlm, tokens)
+        if self.config.num_prompt_tokens:
+            vectors = torch.einsum("zr,rmw->zmw", shares.to(prompts.dtype), prompts).to(words.dtype)
+            # In front of the text, after its start token; or before the last place.
+            start = words.shape[1] - 1 if self.replaces_padding else self.towers.num_start_tokens
+            words = torch.cat([words[:, :start], vectors, words[:, start:]], 1)
+        return self.towers.encode_words(vlm, words, last)
+
+    def start_of_prompts(self, vlm: PreTrainedModel, prompts: torch.Tensor) -> torch.Tensor:
+        """Where the learnable vectors begin: at what they take the place of (`config.prompt_init`), or at random."""
+        vocabulary = self.towers.word_table(vlm)
+        if self.config.prompt_start_ids is None:
+            return torch.randn_like(prompts) * vocabulary.float().std()
+        if self.replaces_padding:
+            return vocabulary[self.config.text_pad_token_id].expand_as(prompts)
+        # Where fewer words are shared: before them the token that ends a text, which says nothing.
+        missing = self.config.num_prompt_tokens - len(self.config.prompt_start_ids)
+        ends = self.config.label_input_ids[0][0][-1:] * missing
+        return vocabulary[[*ends, *self.config.prompt_start_ids]].expand_as(prompts)
+
+
+def _split_words(name: str) -> str:
+    """`"UpperColor"` and `"upper_color"` as "upper color"."""
+    spaced = "".join(
+        f" {char}" if char.isupper() and before.islower() else char for before, char in zip(" " + name, name)
+    )
+    return " ".join(spaced.replace("_", " ").lower().split())
+
+
+class AttributeGuidedExtraction(nn.Module):
+    """Cross-attention from texts to the tokens of a picture (FOCUS, equation 5), without biases and residual.
+
+    Value and output start as identities: what a text finds is at first a mean of the tokens themselves.
+    """
+
+    def __init__(self, width: int, num_heads: int, dropout: float) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.dropout = dropout
+        for name in ("query", "key", "value", "output"):
+            setattr(self, name, nn.Parameter(torch.empty(width, width)))
+
+    def init_parameters(self) -> None:
+        for projection in (self.query, self.key):
+            init.xavier_uniform_(projection)
+        for projection in (self.value, self.output):
+            init.copy_(projection, torch.eye(len(projection)))
+
+    def ask(self, texts: torch.Tensor) -> torch.Tensor:
+        """Queries `(H, Z, E / H)` of texts `(Z, E)`: the same for every picture."""
+        queries = unit_rms(texts).to(self.query.dtype) @ self.query
+        return queries.unflatten(-1, (self.num_heads, -1)).transpose(0, 1)
+
+    def forward(
+        self, queries: torch.Tensor, texts: torch.Tensor, tokens: torch.Tensor, mask: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """How much what each text finds is like the text.
+
+        What a text finds is a sum of H * K vectors, those of each head and token, weighted by its attention. With few
+        tokens these are fewer than the space has dimensions, so products and lengths are taken from theirs and the
+        vectors of `(B, Z, E)` are never made: hundreds of texts cost little.
+
+        Args:
+            queries: `(H, Z, E / H)`, from `ask`.
+            texts: `(Z, E)`.
+            tokens: `(B, K, E)`.
+            mask: bool `(B, K)`, False for tokens that are padding; None: there are none.
+
+        Returns:
+            Cosine of each text and what it found, float32 `(B, Z)`, and the attention, float32 `(B, H, Z, K)`.
+        """
+        B, K, E = tokens.shape
+        H = self.num_heads
+        tokens = tokens.to(self.key.dtype)
+        keys = (tokens @ self.key).view(B, K, H, E // H).transpose(1, 2)
+        values = (tokens @ self.value).view(B, K, H, E // H).transpose(1, 2)
+        scores = wide(queries @ keys.mT) * (E // H) ** -0.5  # (B, H, Z, K)
+        if mask is not None:
+            scores = scores.masked_fill(~mask[:, None, None], torch.finfo(scores.dtype).min)
+        attention = scores.softmax(-1)
+        weights = F.dropout(attention, self.dropout, self.training)
+        with no_autocast(tokens):
+            unit, values = F.normalize(wide(texts), dim=-1), values.to(self.output.dtype)
+            if H * K > E:
+                found = (weights.to(values.dtype) @ values).transpose(1, 2).flatten(2) @ self.output
+                return torch.einsum("bze,ze->bz", F.normalize(wide(found), dim=-1), unit), attention
+            parts = wide(values @ self.output.view(H, E // H, E)).flatten(1, 2)  # (B, H * K, E)
+            weights = weights.transpose(1, 2).flatten(2)  # (B, Z, H * K)
+            product = (weights * (unit @ parts.mT)).sum(-1)
+            square = (weights @ (parts @ parts.mT) * weights).sum(-1)
+            return product * square.clamp_min(SMALLEST_SQUARE).rsqrt(), attention
