@@ -24,6 +24,7 @@ from vlm_par_hf.annotation import Annotator, ImageList, annotate
 from vlm_par_hf.annotation import annotator as annotator_module
 from vlm_par_hf.annotation.on_ray import ReadForRay
 from vlm_par_hf.annotation.results import only_one
+from vlm_par_hf.models.vlm_par import VlmParModel
 
 
 ROOT = Path(__file__).parents[1]
@@ -437,15 +438,15 @@ def test_killed_again_and_again_the_output_is_that_of_a_run_that_was_not(form, f
 @pytest.fixture
 def stopped(folder, model, tmp_path, monkeypatch):
     """A run that an error in the model ended after two parts of three."""
-    real, calls = Annotator._answer, iter(range(100))
+    real, calls = VlmParModel.forward, iter(range(100))
 
-    def answer(self, *prepared):
+    def answer(self, *inputs, **named):
         if next(calls) == 6:
             raise RuntimeError("out of memory")
-        return real(self, *prepared)
+        return real(self, *inputs, **named)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Annotator, "_answer", answer)
+        patch.setattr(VlmParModel, "forward", answer)
         with pytest.raises(RuntimeError, match="out of memory"):
             run(folder, tmp_path / "out.jsonl", model)
     assert sorted(path.name for path in (tmp_path / "out.jsonl.partial").glob("part*")) == [

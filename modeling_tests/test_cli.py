@@ -8,8 +8,8 @@ import pyarrow.parquet
 import pytest
 from PIL import Image
 
+from modeling_tests.bands import build_data
 from modeling_tests.tiny import tiny_model, tiny_processor, tiny_schema
-from modeling_tests.training.conftest import build_data
 from vlm_par_hf.cli import build_parser, main
 
 

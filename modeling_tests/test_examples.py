@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from modeling_tests.bands import build_data
 from modeling_tests.hub_server import HubServer
 from modeling_tests.tiny import tiny_model, tiny_processor, tiny_schema
-from modeling_tests.training.conftest import build_data
 
 
 EXAMPLES = Path(__file__).parents[1] / "examples"

@@ -362,7 +362,7 @@ def test_priors_are_shares_of_known_labels():
 @pytest.mark.parametrize(
     "labels, smoothing, message",
     [
-        (np.array([[0, 3]]), 1, "labels holds 3 for attribute 'Attribute1', expected 0 to 2"),
+        (np.array([[0, 3]]), 1, "labels holds 3 for attribute 'Attribute1' of row 0, expected 0 to 2"),
         (np.array([[-1, 0]]), 1, "labels holds -1 for attribute 'Attribute0'"),
         (np.array([0, 1]), 1, r"labels has shape \(2,\), expected \(N, 2\)"),
         (np.array([[0.0, 1.0]]), 1, "labels has dtype float64"),

@@ -528,7 +528,7 @@ def changed(array, index, value):
         (LOGITS, None, "labels is None"),
         (changed(LOGITS, (3, 1, 2), np.nan), LABELS, "logits holds nan for attribute 'Attribute1' of image 3"),
         (changed(LOGITS, (3, 0, 1), np.inf), LABELS, "logits holds inf for attribute 'Attribute0'.*finite"),
-        (LOGITS, changed(LABELS, (2, 1), 4), "labels holds 4 for attribute 'Attribute1' of image 2, expected 0 to 3"),
+        (LOGITS, changed(LABELS, (2, 1), 4), "labels holds 4 for attribute 'Attribute1' of row 2, expected 0 to 3"),
         (LOGITS, changed(LABELS, (2, 0), -1), "labels holds -1 for attribute 'Attribute0'"),
         (LOGITS, LABELS + 0.5, "labels has dtype float64"),
         (LOGITS, np.full_like(LABELS, -100), "only -100"),
@@ -551,10 +551,10 @@ def test_bad_probabilities_are_named():
     "settings, message",
     [
         ({"preset": "coco"}, "preset='coco', expected one of rethinking, rap, vtb"),
-        ({"threshold": 1.5}, "threshold=1.5"),
+        ({"threshold": 1.5}, "threshold of attribute 'Attribute0' must lie between 0 and 1, got 1.5"),
         ({"threshold": "best"}, "threshold='best'"),
         ({"threshold": [0.5, 0.5]}, r"threshold has shape \(2,\), expected one number or 5"),
-        ({"threshold": float("nan")}, "threshold=nan"),
+        ({"threshold": float("nan")}, "must lie between 0 and 1, got nan"),
         ({"inputs": "scores"}, "inputs='scores'"),
     ],
 )

@@ -7,8 +7,8 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard, parse_eval_result_entries
 
+from modeling_tests.bands import build_data
 from modeling_tests.tiny import randomize, tiny_model, tiny_processor, tiny_schema
-from modeling_tests.training.conftest import build_data
 from vlm_par_hf.cli import main
 from vlm_par_hf.metrics import METRIC_NAMES, ParMetrics
 from vlm_par_hf.model_card import METRICS, build_model_card, eval_results_yaml, write_card_on_push, write_model_card

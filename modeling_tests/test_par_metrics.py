@@ -3,8 +3,8 @@ import pytest
 import torch
 from transformers import AutoModel, pipeline
 
+from modeling_tests.bands import build_data
 from modeling_tests.tiny import randomize, tiny_model, tiny_processor, tiny_schema
-from modeling_tests.training.conftest import build_data
 from vlm_par_hf.metrics import ParMetrics
 from vlm_par_hf.par_metrics import PATH
 from vlm_par_hf.training import predict_logits

@@ -15,10 +15,12 @@ import torch
 from PIL import Image, ImageSequence
 from tiny import TINY_KINDS, randomize, tiny_model, tiny_processor
 from transformers import AutoModel, AutoProcessor, pipeline
+from transformers.pipelines import PIPELINE_REGISTRY
 from transformers.pipelines.pt_utils import KeyDataset
 
 import vlm_par_hf
 from vlm_par_hf import pipelines
+from vlm_par_hf.inference.predicting import collate_inputs
 from vlm_par_hf.pipelines import TASK, PedestrianAttributesPipeline
 
 
@@ -479,18 +481,18 @@ class TestStreams:
             return open_picture(source, timeout)
 
         monkeypatch.setattr(pipelines, "_open_picture", noted)
-        forward, answered = pipe.forward, []
+        forward, answered = pipe.model.forward, []
 
-        def waiting(inputs, **kwargs):
+        def waiting(pixel_values, **inputs):
             # The next four come in while this forward lasts; were they opened by its thread, they never would.
             deadline = time.monotonic() + 20
             while len(opened) < min(12, len(answered) + 8):
                 assert time.monotonic() < deadline
                 time.sleep(0.01)
-            answered.extend(inputs["pixel_values"])
-            return forward(inputs, **kwargs)
+            answered.extend(pixel_values)
+            return forward(pixel_values, **inputs)
 
-        monkeypatch.setattr(pipe, "forward", waiting)
+        monkeypatch.setattr(pipe.model, "forward", waiting)
         pipe([str(tmp_path / "crop.png")] * 12, batch_size=4, num_workers=1)
         assert len(opened) == len(answered) == 12
         assert all(name.startswith(TASK) for name in opened)
@@ -688,7 +690,7 @@ class TestLoadingAndSaving:
 
     def test_without_a_model_the_embedded_one_is_used(self, folder, naflex, monkeypatch, caplog):
         monkeypatch.setattr(pipelines, "embedded_path", lambda kind: Path(folder))
-        monkeypatch.setattr(pipelines.PIPELINE_REGISTRY, "supported_tasks", {})
+        monkeypatch.setattr(PIPELINE_REGISTRY, "supported_tasks", {})
         pipelines.register_pipeline()
         with caplog.at_level(logging.WARNING, logger=pipelines.__name__):
             pipe = pipeline(TASK, device="cpu")
@@ -715,10 +717,10 @@ class TestLoadingAndSaving:
         assert not caplog.records
 
     def test_registering_twice_is_silent(self, caplog):
-        task = pipelines.PIPELINE_REGISTRY.check_task(TASK)[1]
+        task = PIPELINE_REGISTRY.check_task(TASK)[1]
         assert task["impl"] is PedestrianAttributesPipeline
         pipelines.register_pipeline()
-        assert pipelines.PIPELINE_REGISTRY.check_task(TASK)[1] is task and not caplog.records
+        assert PIPELINE_REGISTRY.check_task(TASK)[1] is task and not caplog.records
 
 
 @pytest.mark.skipif("PAR_DATA" not in os.environ, reason="PAR_DATA names no folder with real images")
@@ -735,7 +737,7 @@ def test_collate_fills_shorter_patch_axes():
         {"pixel_values": torch.ones(1, n, 4), "pixel_attention_mask": torch.ones(1, n, dtype=torch.int32)}
         for n in (3, 5)
     ]
-    batch = pipelines._collate(items)
+    batch = collate_inputs(items)
     assert batch["pixel_values"].shape == (2, 5, 4) and batch["pixel_values"][0, 3:].sum() == 0
     assert batch["pixel_attention_mask"].sum(1).tolist() == [3, 5]
 

@@ -93,9 +93,9 @@ def test_precomputed_features():
         (
             [row(), row(labels=(2, 0))],
             ValueError,
-            "label 2 of row 1, 'Hat': expected -100 or a class index from 0 to 1",
+            "labels holds 2 for attribute 'Hat' of row 1, expected 0 to 1",
         ),
-        ([row(labels=(0, -1))], ValueError, "label -1 of row 0, 'Color'"),
+        ([row(labels=(0, -1))], ValueError, "labels holds -1 for attribute 'Color' of row 0"),
         ([row(labels=(0.0, 1.0))], TypeError, "labels of row 0 are float64; expected whole numbers"),
         ([row(labels=("no", "r"))], TypeError, "labels of row 0 are <U2"),
         ([row(), {"labels": [0, 0]}], ValueError, "row 1 has no 'image'"),

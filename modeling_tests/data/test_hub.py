@@ -86,8 +86,8 @@ def test_other_ways_to_store_labels(tmp_path, feature):
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([[0, 3]], "train: label 3 of row 0, 'Age'; expected -100 or a class index from 0 to 2"),
-        ([[0, 1], [-1, 0]], "label -1 of row 1, 'Hat'"),
+        ([[0, 3]], "train: labels holds 3 for attribute 'Age' of row 0, expected 0 to 2"),
+        ([[0, 1], [-1, 0]], "labels holds -1 for attribute 'Hat' of row 1"),
         ([[0, 1, 0]], r"rows have \[3\] labels; the schema has 2 attributes"),
         ([[0, 1], [0]], r"rows have \[1, 2\] labels"),
     ],

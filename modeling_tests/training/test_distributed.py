@@ -19,8 +19,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import Trainer, TrainingArguments
 
+from modeling_tests.bands import build_data
 from modeling_tests.tiny import randomize, tiny_model, tiny_processor, tiny_schema
-from modeling_tests.training.conftest import build_data
 from modeling_tests.training.test_trainer import Interrupt, assert_same_weights, run
 from vlm_par_hf.cli import main
 from vlm_par_hf.data import ParCollator
@@ -251,7 +251,7 @@ def test_other_commands_refuse_several_processes(monkeypatch, capsys, command):
 _KILLED = """
 import sys
 from modeling_tests.tiny import tiny_schema
-from modeling_tests.training.conftest import build_data
+from modeling_tests.bands import build_data
 from modeling_tests.training.test_trainer import run
 
 run(build_data(tiny_schema()), sys.argv[1], resume="resume" in sys.argv, batch_size=4, epochs=12, eval_steps=3)

@@ -8,8 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
+from modeling_tests.bands import build_data
 from modeling_tests.tiny import randomize, tiny_model, tiny_processor, tiny_schema
-from modeling_tests.training.conftest import build_data
 from vlm_par_hf.data import attach_schema
 from vlm_par_hf.metrics import ParMetrics
 from vlm_par_hf.schema import AttributeSchema

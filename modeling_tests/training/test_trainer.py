@@ -13,6 +13,7 @@ import pytest
 import torch
 from transformers import AutoModel, AutoProcessor, TrainerCallback
 
+from modeling_tests.bands import build_data
 from modeling_tests.tiny import (
     randomize,
     tiny_focus_model,
@@ -21,7 +22,6 @@ from modeling_tests.tiny import (
     tiny_processor,
     tiny_schema,
 )
-from modeling_tests.training.conftest import build_data
 from vlm_par_hf.data import ParCollator
 from vlm_par_hf.schema import AttributeSchema
 from vlm_par_hf.training import TrainSettings, train
@@ -319,7 +319,7 @@ def test_going_on_from_a_checkpoint(finished, data, tmp_path):
 _KILLED = """
 import sys
 from modeling_tests.tiny import tiny_schema
-from modeling_tests.training.conftest import build_data
+from modeling_tests.bands import build_data
 from modeling_tests.training.test_trainer import run
 
 run(build_data(tiny_schema()), sys.argv[1], resume="resume" in sys.argv, epochs=12, eval_steps=3, workers=2)

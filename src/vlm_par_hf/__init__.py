@@ -4,45 +4,34 @@ Importing this package registers its model families with the Auto classes and it
 is imported at first use.
 """
 
+# ruff: noqa: F401  (what only type checkers read; a test holds it equal to what there is)
 import importlib
 from typing import TYPE_CHECKING, Any
 
 from vlm_par_hf.auto import register_families
-from vlm_par_hf.export import register_exported
+from vlm_par_hf.families import FAMILIES
 from vlm_par_hf.pipelines import register_pipeline
 
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "Annotator",
-    "Attribute",
-    "AttributeSchema",
-    "AugmentedDataset",
-    "ExportedParConfig",
-    "ExportedParModel",
-    "FocusParConfig",
-    "FocusParModel",
-    "FocusParProcessor",
-    "FoldedVlmParConfig",
-    "FoldedVlmParModel",
-    "ParAugmentation",
-    "ParCollator",
-    "ParLoss",
-    "ParMetrics",
-    "ParOutput",
-    "PedestrianAttributesPipeline",
-    "VlmParConfig",
-    "VlmParModel",
-    "VlmParProcessor",
-    "annotate",
-    "dataset_schema",
-    "export_model",
-    "get_schema",
-    "inference_dtype",
-    "list_schemas",
-    "load_par_dataset",
-]
+# Module -> public names; those of the families come from their table.
+_MODULES = {
+    "annotation": ("Annotator", "annotate"),
+    "auto": ("inference_dtype",),
+    "data": ("AugmentedDataset", "ParAugmentation", "ParCollator", "dataset_schema", "load_par_dataset"),
+    "export": ("export_model",),
+    "losses": ("ParLoss",),
+    "metrics": ("ParMetrics",),
+    "outputs": ("ParOutput",),
+    "pipelines": ("PedestrianAttributesPipeline",),
+    "schema": ("Attribute", "AttributeSchema"),
+    "schemas": ("get_schema", "list_schemas"),
+}
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
+_MODULE_OF.update({name: family.module for family in FAMILIES for name in family.class_names})
+
+__all__ = sorted(_MODULE_OF)
 
 if TYPE_CHECKING:
     from vlm_par_hf.annotation import Annotator, annotate
@@ -64,30 +53,7 @@ if TYPE_CHECKING:
     from vlm_par_hf.schema import Attribute, AttributeSchema
     from vlm_par_hf.schemas import get_schema, list_schemas
 
-_MODULES = {
-    "annotation": ("Annotator", "annotate"),
-    "auto": ("inference_dtype",),
-    "data": ("AugmentedDataset", "ParAugmentation", "ParCollator", "dataset_schema", "load_par_dataset"),
-    "export": ("ExportedParConfig", "ExportedParModel", "export_model"),
-    "losses": ("ParLoss",),
-    "metrics": ("ParMetrics",),
-    "models.focus_par": ("FocusParConfig", "FocusParModel", "FocusParProcessor"),
-    "models.vlm_par": (
-        "FoldedVlmParConfig",
-        "FoldedVlmParModel",
-        "VlmParConfig",
-        "VlmParModel",
-        "VlmParProcessor",
-    ),
-    "outputs": ("ParOutput",),
-    "pipelines": ("PedestrianAttributesPipeline",),
-    "schema": ("Attribute", "AttributeSchema"),
-    "schemas": ("get_schema", "list_schemas"),
-}
-_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
-
 register_families()
-register_exported()
 register_pipeline()
 
 

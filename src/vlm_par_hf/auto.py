@@ -5,47 +5,34 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModel, AutoProcessor
 
-from vlm_par_hf.models.focus_par import FocusParConfig, FocusParModel, FocusParProcessor
-from vlm_par_hf.models.vlm_par import (
-    FoldedVlmParConfig,
-    FoldedVlmParModel,
-    VlmParConfig,
-    VlmParModel,
-    VlmParProcessor,
-)
+from vlm_par_hf.families import FAMILIES, find_family, trainable_families
 
 
-__all__ = ["FAMILIES", "TRAINABLE", "get_family", "inference_dtype", "register_families"]
-
-# One row per family: configuration, model, processor.
-FAMILIES = (
-    (VlmParConfig, VlmParModel, VlmParProcessor),
-    (FoldedVlmParConfig, FoldedVlmParModel, VlmParProcessor),
-    (FocusParConfig, FocusParModel, FocusParProcessor),
-)
-TRAINABLE = ("vlm_par", "focus_par")
+__all__ = ["get_family", "inference_dtype", "register_families"]
 
 
 def get_family(name: str) -> tuple[type, type, type]:
     """Configuration, model and processor class of a family that can be trained.
 
     Args:
-        name: its `model_type`, one of `TRAINABLE`.
+        name: its `model_type`, one of `trainable_families()`.
 
     Raises:
         ValueError: there is no such family.
     """
-    if name not in TRAINABLE:
-        raise ValueError(f"family={name!r}: expected one of {', '.join(TRAINABLE)}")
-    return next(row for row in FAMILIES if row[0].model_type == name)
+    if name not in trainable_families():
+        raise ValueError(f"family={name!r}: expected one of {', '.join(trainable_families())}")
+    return find_family(name).load()
 
 
 def register_families() -> None:
     """Makes `AutoConfig`, `AutoModel` and `AutoProcessor` know every family. Calling it again changes nothing."""
-    for config_class, model_class, processor_class in FAMILIES:
-        AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
+    for family in FAMILIES:
+        config_class, model_class, processor_class = family.load()
+        AutoConfig.register(family.model_type, config_class, exist_ok=True)
         AutoModel.register(config_class, model_class, exist_ok=True)
-        AutoProcessor.register(config_class, processor_class, exist_ok=True)
+        if processor_class is not None:
+            AutoProcessor.register(config_class, processor_class, exist_ok=True)
 
 
 def inference_dtype(device: Any = None) -> torch.dtype:

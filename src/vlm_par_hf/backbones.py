@@ -35,9 +35,8 @@ class BackbonePreTrainedModel(ParPreTrainedModel):
     base_model_prefix = "vlm"  # so that the checkpoint of a plain backbone loads into `vlm`
     supports_gradient_checkpointing = True
 
-    parameter_rates: ClassVar[
-        dict[str, str]
-    ]  # part of the model -> the keyword of `parameter_groups` that is its rate
+    # Part of the model -> the keyword of `parameter_groups` that is its learning rate.
+    parameter_rates: ClassVar[dict[str, str]]
 
     @abstractmethod
     def _prepare_texts(self, processor: Any) -> None:
@@ -94,11 +93,11 @@ class BackbonePreTrainedModel(ParPreTrainedModel):
             backbone_learning_rate: of the vision tower where it is trained.
             weight_decay: of matrices; biases, gates, tokens, prompts and LayerNorm have none.
         """
+        if fusion_learning_rate is None:
+            fusion_learning_rate = 0.128 / self.fusion_width
         given = {
             "learning_rate": learning_rate,
-            "fusion_learning_rate": 0.128 / self.fusion_width
-            if fusion_learning_rate is None
-            else fusion_learning_rate,
+            "fusion_learning_rate": fusion_learning_rate,
             "backbone_learning_rate": backbone_learning_rate,
         }
         groups: dict[tuple[str, bool], list[nn.Parameter]] = {}

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from vlm_par_hf.families import FAMILIES, trainable_families
 from vlm_par_hf.training.settings import TrainSettings
 
 
@@ -262,9 +263,9 @@ def _add_train(commands) -> argparse.ArgumentParser:
     _add_data_options(parser)
     parser.add_argument("--out", required=True, metavar="DIR", help="checkpoint folder to write")
     parser.add_argument(
-        "--family", choices=("vlm_par", "focus_par"), default="vlm_par",
-        help="vlm_par: the best on the attributes of the data set; focus_par: also answers for attributes named later "
-        "(default: %(default)s)",
+        "--family", choices=trainable_families(), default=trainable_families()[0],
+        help="; ".join(f"{one.model_type}: {one.purpose}" for one in FAMILIES if one.trainable)
+        + " (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(
         "--backbone", default="embedded", metavar="NAME",
@@ -280,8 +281,11 @@ def _add_train(commands) -> argparse.ArgumentParser:
     parser.add_argument("--resume", action="store_true", help="continue the run in --out after an interruption")
     parser.add_argument("--overwrite", action="store_true", help="replace the run in --out")
     group = parser.add_argument_group("model")
-    group.add_argument("--fusion", choices=("text_to_image", "image_to_text", "none"), help="default: text_to_image")
-    group.add_argument("--alignment", choices=("logit", "none"), help="default: logit")
+    for family in FAMILIES:
+        for option in family.train_options:
+            group.add_argument(
+                f"--{option.name.replace('_', '-')}", choices=option.choices, help=f"default: {option.choices[0]}"
+            )
     group.add_argument("--paper", action="store_true", help="every choice of the model as the paper has it")
     group.add_argument("--loss", metavar="KIND", help="ce, focal, ce_focal, fused, weighted_bce (default: ce_focal)")
     group.add_argument("--train-backbone", action="store_true", help="train the vision tower too")
@@ -310,7 +314,7 @@ def _run_train(args) -> None:
     _quiet_transformers()
     settings = TrainSettings(**{item.name: getattr(args, item.name) for item in dataclasses.fields(TrainSettings)})
     options: dict = {}
-    for name in ("fusion", "alignment"):
+    for name in (option.name for family in FAMILIES for option in family.train_options):
         if getattr(args, name):
             options[name] = getattr(args, name)
     if args.paper:

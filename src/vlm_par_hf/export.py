@@ -36,20 +36,21 @@ from huggingface_hub.dataclasses import strict
 from huggingface_hub.utils import tqdm
 from torch import nn
 from torch.nn import functional as F
-from transformers import AutoConfig, AutoModel, AutoProcessor, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModel, AutoProcessor, PreTrainedConfig, PreTrainedModel
 from transformers.utils import cached_file, can_return_tuple
 
 from vlm_par_hf.base.configuration import LabelSpaceConfig
 from vlm_par_hf.base.decisions import decide, label_probabilities
 from vlm_par_hf.base.modeling import HUB_KEYS, ParPreTrainedModel
 from vlm_par_hf.images import open_image
+from vlm_par_hf.inference.predicting import predict_batch, predict_batches
 from vlm_par_hf.outputs import ParOutput
 from vlm_par_hf.remote_code import write_remote_code
 from vlm_par_hf.upstream import NaflexEmbeddings, naflex_embeddings
 from vlm_par_hf.utils import atomic_write_json, require
 
 
-__all__ = ["ExportedParConfig", "ExportedParModel", "export_model", "pick_images", "register_exported"]
+__all__ = ["ExportedParConfig", "ExportedParModel", "export_model", "pick_images"]
 
 logger = logging.getLogger(__name__)
 
@@ -253,12 +254,6 @@ class ExportedParModel(ParPreTrainedModel):
             if source.exists() and source.resolve() != (target / file).resolve():
                 shutil.copyfile(source, target / file)
         _save_config(self.config, target)
-
-
-def register_exported() -> None:
-    """Makes `AutoConfig` and `AutoModel` know exported models. Calling it again changes nothing."""
-    AutoConfig.register(ExportedParConfig.model_type, ExportedParConfig, exist_ok=True)
-    AutoModel.register(ExportedParConfig, ExportedParModel, exist_ok=True)
 
 
 def _save_config(config: ExportedParConfig, folder: Path) -> None:
@@ -525,24 +520,19 @@ def _inputs(processor: Any, images: Sequence, batch_size: int) -> Iterator[dict[
         yield dict(processor(images=chosen, return_tensors="pt"))
 
 
-# What was exported beside what it came from
+# Parity check: what was exported beside what it came from
 
 
-@torch.no_grad()
 def _compare(model: PreTrainedModel, exported: PreTrainedModel, processor: Any, images: Sequence) -> dict[str, Any]:
     """Both on the same pixels."""
     schema = model.config.schema
     mask = torch.from_numpy(schema.label_mask())
     largest = difference = 0.0
     changed = torch.zeros(len(schema), dtype=torch.int64)
-    for inputs in tqdm(
-        _inputs(processor, images, _BATCH), total=-(-len(images) // _BATCH), desc="compare", leave=False
-    ):
-        wanted = model(**inputs).logits.float()
-        half = {
-            name: value.to(exported.dtype) if value.is_floating_point() else value for name, value in inputs.items()
-        }
-        found = exported(**half).logits.float()
+    batches = _inputs(processor, images, _BATCH)
+    bar = tqdm(batches, total=-(-len(images) // _BATCH), desc="compare", leave=False)
+    for inputs, outputs in predict_batches(model, ((one, one) for one in bar)):
+        wanted, found = outputs["logits"], predict_batch(exported, inputs)["logits"]
         largest = max(largest, float(wanted[:, mask].abs().max()))
         difference = max(difference, float((wanted - found)[:, mask].abs().max()))
         answers = (decide(label_probabilities(logits, schema), schema) for logits in (wanted, found))

@@ -19,13 +19,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from .schema import UNKNOWN_LABEL, AttributeSchema
+from .schema import UNKNOWN_LABEL, AttributeSchema, check_label_range
 
 
 __all__ = [
     "LOSSES",
     "ParLoss",
     "ce_focal_loss",
+    "check_labels_on_cpu",
     "compute_class_weights",
     "compute_priors",
     "cross_entropy_loss",
@@ -180,12 +181,10 @@ def compute_priors(labels: np.ndarray, schema: AttributeSchema, *, smoothing: fl
         raise ValueError(f"labels has dtype {labels.dtype}, expected integers (class index, -100 = unknown)")
     if not smoothing >= 0:
         raise ValueError(f"smoothing={smoothing!r}, expected a number >= 0")
+    check_label_range(labels, schema)
     priors = []
     for attribute, column in zip(schema, labels.T):
         known = column[column != UNKNOWN_LABEL]
-        bad = known[(known < 0) | (known >= attribute.num_labels)]
-        if bad.size:
-            raise ValueError(_label_range_message(attribute, int(bad[0])))
         counts = np.bincount(known, minlength=attribute.num_labels) + float(smoothing)
         if counts.sum() == 0:
             raise ValueError(f"labels has no known label for attribute {attribute.name!r}; smoothing=0 needs one")
@@ -229,14 +228,6 @@ def compute_class_weights(
             free &= ~over
         weights.append(weight.tolist())
     return weights
-
-
-def _label_range_message(attribute, value):
-    K = attribute.num_labels
-    return (
-        f"labels holds {value} for attribute {attribute.name!r}, expected 0 to {K - 1} "
-        f"({', '.join(attribute.labels)}) or {UNKNOWN_LABEL} for unknown"
-    )
 
 
 def _check_priors(priors, schema):
@@ -389,7 +380,7 @@ class ParLoss(nn.Module):
             float32 scalar; 0, with a graph, when no label is known.
 
         Raises:
-            ValueError: wrong shape, or a label out of range (not checked under `torch.compile`).
+            ValueError: wrong shape, or a label out of range (see `check_labels_on_cpu`).
             TypeError: labels that are not integers.
         """
         A, C = self.label_mask.shape
@@ -400,8 +391,7 @@ class ParLoss(nn.Module):
         if labels.dtype.is_floating_point or labels.dtype in (torch.bool, torch.complex64, torch.complex128):
             raise TypeError(f"labels has dtype {labels.dtype}, expected int64 (class index, -100 = unknown)")
         labels = labels.long()
-        if not torch.compiler.is_compiling():
-            self._check_label_range(labels)
+        check_labels_on_cpu(labels, self.schema)
 
         if logits.dtype != torch.float64:
             logits = logits.float()
@@ -425,9 +415,12 @@ class ParLoss(nn.Module):
         loss = cells.sum() / divisor
         return loss * A if self.reduction == "sum" else loss
 
-    def _check_label_range(self, labels):
-        num_labels = self.label_mask.sum(dim=-1).to(labels.device)  # (A,)
-        bad = (labels != UNKNOWN_LABEL) & ((labels < 0) | (labels >= num_labels))
-        if bad.any():
-            row, column = bad.nonzero()[0].tolist()
-            raise ValueError(_label_range_message(self.schema[column], int(labels[row, column])))
+
+def check_labels_on_cpu(labels: torch.Tensor, schema: AttributeSchema) -> None:
+    """`check_label_range` where that costs nothing: on the CPU, and not while a compiler traces.
+
+    Reading labels back from a GPU would wait for all that it has still to do, in every step; `ParCollator`, which is
+    handed the schema, has checked them before they went there.
+    """
+    if labels.device.type == "cpu" and not torch.compiler.is_compiling():
+        check_label_range(labels.numpy(), schema)

@@ -31,7 +31,8 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from .schema import UNKNOWN_LABEL, AttributeSchema
+from vlm_par_hf.labels.decisions import decide, read_thresholds
+from vlm_par_hf.schema import UNKNOWN_LABEL, AttributeSchema, check_label_range
 
 
 __all__ = ["PRESETS", "MetricPreset", "ParMetrics", "average_precision", "image_to_text_recall", "roc_auc"]
@@ -295,7 +296,8 @@ class ParMetrics:
         if inputs not in INPUTS:
             raise ValueError(f"inputs={inputs!r}, expected one of {', '.join(map(repr, INPUTS))}")
         self.inputs = inputs
-        self.thresholds = self._read_threshold(threshold)  # (A,)
+        # (A,)
+        self.thresholds = read_thresholds(self.schema, self.preset.threshold if threshold is None else threshold)
         self._label_mask = np.asarray(self.schema.label_mask(), dtype=bool)  # (A, C)
         self._binary = np.array([attribute.is_binary for attribute in self.schema])  # (A,)
         # Columns of instance metrics: the yes of a binary attribute, every label of the others.
@@ -399,20 +401,6 @@ class ParMetrics:
 
     # Reading and checking
 
-    def _read_threshold(self, threshold):
-        if threshold is None:
-            threshold = self.preset.threshold
-        if isinstance(threshold, str):
-            if threshold != "schema":
-                raise ValueError(f"threshold={threshold!r}, expected None, 'schema', or numbers in [0, 1]")
-            threshold = [attribute.threshold for attribute in self.schema]
-        values = np.asarray(threshold, dtype=np.float64)
-        if values.ndim and values.shape != (len(self.schema),):
-            raise ValueError(f"threshold has shape {values.shape}, expected one number or {len(self.schema)}")
-        if not ((values >= 0) & (values <= 1)).all():
-            raise ValueError(f"threshold={threshold!r}, expected probabilities in [0, 1]")
-        return np.broadcast_to(values, (len(self.schema),))
-
     def _read(self, eval_prediction):
         if hasattr(eval_prediction, "predictions"):
             scores, labels = eval_prediction.predictions, eval_prediction.label_ids
@@ -459,14 +447,7 @@ class ParMetrics:
         if labels.dtype.kind not in "iub" and not (labels.dtype.kind == "f" and (labels == np.rint(labels)).all()):
             raise ValueError(f"labels has dtype {labels.dtype}, expected integers (class index, -100 = unknown)")
         labels = labels.astype(np.int64)
-        wrong = (labels != UNKNOWN_LABEL) & ((labels < 0) | (labels >= self._label_mask.sum(axis=1)))
-        if wrong.any():
-            image, column = np.argwhere(wrong)[0]
-            attribute = self.schema[int(column)]
-            raise ValueError(
-                f"labels holds {labels[image, column]} for attribute {attribute.name!r} of image {image}, "
-                f"expected 0 to {attribute.num_labels - 1} or {UNKNOWN_LABEL} for unknown"
-            )
+        check_label_range(labels, self.schema)
         if (labels == UNKNOWN_LABEL).all():
             raise ValueError(f"labels holds only {UNKNOWN_LABEL} (unknown), expected at least one known label")
         return labels
@@ -487,15 +468,13 @@ class ParMetrics:
 
     def _predict(self, scores):
         """Probabilities (N, A, C), 0 past an attribute's own labels, and the predicted class (N, A)."""
-        scores = np.where(self._label_mask, scores, -np.inf)
-        predicted = scores.argmax(axis=-1)
         if self.inputs == "probabilities":
             probabilities = np.where(self._label_mask, scores, 0.0)
         else:
+            scores = np.where(self._label_mask, scores, -np.inf)
             exponents = np.exp(scores - scores.max(axis=-1, keepdims=True))
             probabilities = exponents / exponents.sum(axis=-1, keepdims=True)
-        predicted[:, self._binary] = (probabilities[..., 1] > self.thresholds)[:, self._binary]
-        return probabilities, predicted
+        return probabilities, decide(probabilities, self.schema, self.thresholds)
 
     def _statistics(self, predicted, labels):
         """One row per image whose sum over images `_unpack` turns into `_Counts`: (N, 3 * labels + 8) float64."""

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
+from vlm_par_hf.families import find_family
 from vlm_par_hf.schema import AttributeSchema
 from vlm_par_hf.utils import atomic_write_text
 
@@ -50,11 +51,6 @@ METRICS = {
     "f1_micro": "F1 of yes, counts pooled over attributes and images",
     "f1_weighted": "mean over attributes of the F1 of every label, weighted by how often it occurs",
     "mA_min_positives": "mA over the attributes with enough positives in the split",
-}
-FAMILIES = {
-    "vlm_par": "VLM-PAR (Sellam et al., 2025)",
-    "focus_par": "FOCUS (An et al., 2025)",
-    "vlm_par_folded": "VLM-PAR (Sellam et al., 2025), folded for inference",
 }
 _NEEDED = {"data": ("name", "split", "images"), "metrics": (), "attributes": (), "preset": ()}
 
@@ -429,14 +425,16 @@ def _percent(value: float | None) -> str:
 
 
 def _head(title, config, schema, training, records) -> str:
-    family = FAMILIES.get(config["model_type"], config["model_type"])
+    family = find_family(config["model_type"])
+    family_title = config["model_type"] if family is None else family.title
     trained_on = (training.get("data") or {}).get("name")
     drawn = trained_on == "synthetic" or any(_is_synthetic(record) for record in records)
     backbone = config.get("backbone_name")
     lines = [
         f"# {title}",
         "",
-        f"{family}: {len(schema)} attributes of a person from one image of that person, as a transformers model.",
+        f"{family_title}: {len(schema)} attributes of a person from one image of that person, as a transformers "
+        "model.",
     ]
     if _is_repository(backbone):
         lines += ["", f"Backbone: `{backbone}`."]
@@ -537,14 +535,8 @@ def _training(config, training) -> str:
             f"step {result['best_step']} of {result['steps']}); the test split took no part.",
         ]
     loss = {key: value for key, value in (config.get("loss") or {}).items() if key != "priors"}
-    choices = {
-        key: config[key]
-        for key in (
-            *("fusion", "alignment", "question_tokens", "freeze_backbone"),
-            *("num_global_tokens", "num_local_tokens", "num_prompt_tokens", "text_template"),
-        )
-        if key in config
-    }
+    family = find_family(config["model_type"])
+    choices = {key: config[key] for key in (() if family is None else family.card_settings) if key in config}
     rows = {**choices, **({"loss": json.dumps(loss)} if loss else {}), **(settings or {})}
     if rows:
         lines += ["", _table(["setting", "value"], [[f"`{key}`", f"`{value}`"] for key, value in rows.items()])]
@@ -613,13 +605,8 @@ def _limits(config, records) -> str:
     ]
     if records:
         lines.append("- Numbers of another convention are not comparable, even under the same name.")
-    if config["model_type"] == "vlm_par_folded":
-        lines.append("- For answers only: it has no text tower and cannot be trained further.")
-    if config["model_type"] == "focus_par":
-        lines.append(
-            '- It also answers for attributes named at call time, `pipe(image, attributes=["wearing a red scarf"])`: '
-            "these were not measured here; yes or no is decided at the threshold that is usual for the fitted ones."
-        )
+    family = find_family(config["model_type"])
+    lines += [f"- {sentence}" for sentence in (() if family is None else family.card_limits)]
     if config.get("save_backbone") is False:
         lines.append("- The heads alone: the backbone is fetched by its name and refused if its weights differ.")
     return "\n".join(lines)

@@ -18,7 +18,7 @@ import os
 import urllib.request
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -31,12 +31,15 @@ from PIL import Image
 from transformers import AutoModel, Pipeline
 from transformers.utils import logging
 
+from vlm_par_hf.base.modeling import ParPreTrainedModel
 from vlm_par_hf.hub import PushToHub
 from vlm_par_hf.images import is_image_file, open_image
+from vlm_par_hf.inference.predicting import collate_inputs, predict_batch, predict_batches, read_ahead
+from vlm_par_hf.labels.decisions import is_positive_answer
 from vlm_par_hf.outputs import ParOutput
 from vlm_par_hf.upstream import KeyDataset, is_task_registered, register_task
 from vlm_par_hf.utils import default_threads, embedded_path
-from vlm_par_hf.visualization import is_positive_answer, overlay_relevance
+from vlm_par_hf.visualization import overlay_relevance
 
 
 __all__ = ["TASK", "PedestrianAttributesPipeline", "register_pipeline"]
@@ -101,13 +104,13 @@ class PedestrianAttributesPipeline(PushToHub, Pipeline):
                 f"processor is a {type(processor).__name__}, expected one with post_process_attributes, such as "
                 "VlmParProcessor; does the folder hold a processor_config.json?"
             )
-        if getattr(model.config, "schema", None) is None:
+        if not isinstance(model, ParPreTrainedModel):
             raise TypeError(
                 f"model is a {type(model).__name__} without attributes in its config, expected a model of this "
                 "package, such as VlmParModel"
             )
         super().__init__(model=model, processor=processor, **kwargs)
-        name = getattr(model, "name_or_path", "")
+        name = model.name_or_path
         if name and Path(name).resolve() == embedded_path("heads").resolve():
             logger.warning(
                 "This is the embedded model: it was trained on drawn pedestrians and knows only those. "
@@ -134,7 +137,7 @@ class PedestrianAttributesPipeline(PushToHub, Pipeline):
         if detector_threshold is not None and not 0.0 <= detector_threshold <= 1.0:
             raise ValueError(f"detector_threshold is {detector_threshold}, expected a number in [0, 1]")
         if attributes is not None:
-            if not hasattr(self.model, "set_attributes"):
+            if not self.model.supports_attributes:
                 raise ValueError(
                     f"attributes was given, but {type(self.model).__name__} knows only those that it was trained on; "
                     "expected a model that recognises attributes by their text, such as FocusParModel"
@@ -166,7 +169,7 @@ class PedestrianAttributesPipeline(PushToHub, Pipeline):
         explain = forward_set.get("explain", False) if explain is None else explain
         if isinstance(explain, (bool, np.bool_)):
             explain = bool(explain)
-        if explain and not hasattr(self.model, "explain"):
+        if explain and not self.model.supports_explain:
             raise ValueError(f"explain is {explain!r}, but {type(self.model).__name__} cannot explain its answers")
         if isinstance(explain, bool):
             return explain
@@ -262,31 +265,7 @@ class PedestrianAttributesPipeline(PushToHub, Pipeline):
     def _forward(
         self, model_inputs: dict[str, torch.Tensor], attributes=None, explain: bool | tuple[str, ...] = False
     ):
-        model_inputs = {
-            name: value.to(self.model.dtype) if value.is_floating_point() else value
-            for name, value in model_inputs.items()
-        }
-        # A model straight from training would answer with dropout.
-        asked = {} if attributes is None else {"attributes": attributes}
-        training = self.model.training
-        if training:
-            self.model.eval()
-        try:
-            if not explain:
-                return {"logits": self.model(**model_inputs, **asked).logits}
-            inputs = model_inputs
-            if hasattr(self.model, "get_image_features"):
-                # The backbone, which is nearly all of the work, runs once for both.
-                features = self.model.get_image_features(**model_inputs)
-                inputs = dict(zip(("patch_embeds", "image_embeds", "patch_mask"), features))
-            logits = self.model(**inputs, **asked).logits
-            outputs = {"logits": logits, "relevance": self.model.explain(**inputs, **asked)}
-            if "spatial_shapes" in model_inputs:
-                outputs["spatial_shapes"] = model_inputs["spatial_shapes"]
-            return outputs
-        finally:
-            if training:
-                self.model.train()
+        return predict_batch(self.model, model_inputs, attributes=attributes, explain=bool(explain))
 
     def postprocess(
         self,
@@ -323,40 +302,21 @@ class PedestrianAttributesPipeline(PushToHub, Pipeline):
     def _answer(
         self, people: "Iterator[_Person]", batch_size: int, forward_params: dict, postprocess_params: dict
     ) -> Iterator[dict[str, Any] | list[dict[str, Any]]]:
-        """Fill batches across pictures; give out a picture's result when its last person has been answered."""
+        """A picture's result, when its last person has been answered."""
         waiting: deque[_Picture] = deque()
-        batch: list[_Person] = []
-        failure = None
-        while True:
-            try:
-                person = next(people)
-            except StopIteration:
-                person = None
-            except Exception as error:
-                # What was read before the bad picture is answered before the error is raised.
-                person, failure = None, error
-            if person is not None:
-                if not waiting or waiting[-1] is not person.picture:
-                    waiting.append(person.picture)
-                if person.features is not None:
-                    batch.append(person)
-            # Pictures in which nobody was found fill no batch, and must not pile up behind one that waits.
-            if batch and (person is None or len(batch) == batch_size or len(waiting) >= 4 * batch_size):
-                outputs = self.forward(_collate([one.features for one in batch]), **forward_params)
+        options = {**forward_params, "explain": bool(forward_params.get("explain"))}
+        batches = _fill_batches(people, batch_size, waiting)
+        for batch, outputs in predict_batches(self.model, batches, **options):
+            if outputs is not None:
                 results = self.postprocess(outputs, crops=[one.crop for one in batch], **postprocess_params)
                 for one, result in zip(batch, results):
                     one.picture.answer(one.slot, result)
-                batch = []
             while waiting and waiting[0].is_answered:
                 yield waiting.popleft().result
-            if failure is not None:
-                raise failure
-            if person is None:
-                return
 
     def _save_files(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
-        # No pipeline code goes into the folder: the task is registered by `import vlm_par_hf`, and a configuration that
-        # names code for it would make transformers ask for trust_remote_code.
+        # No pipeline code goes into the folder: `import vlm_par_hf` registers the task, and a configuration that names
+        # code for it would make transformers ask for trust_remote_code.
         custom_pipelines = getattr(self.model.config, "custom_pipelines", None)
         if custom_pipelines is not None:
             custom_pipelines.pop(TASK, None)
@@ -455,7 +415,7 @@ class _Pictures:
         pool = ThreadPoolExecutor(self.threads, thread_name_prefix=TASK) if self.threads else None
         ahead = self.batch_size + self.threads
         try:
-            for picture in _in_order(self._openings(), pool, ahead):
+            for picture in read_ahead(self._openings(), pool, ahead):
                 if self.detector is not None and picture.boxes is None:
                     with self._naming(picture.where):
                         self._detect(picture)
@@ -467,7 +427,7 @@ class _Pictures:
                     yield _Person(picture)
                 else:
                     people = ((1, partial(self._person, picture, slot, image)) for slot in range(len(picture.boxes)))
-                    yield from _in_order(people, pool, ahead)
+                    yield from read_ahead(people, pool, ahead)
         finally:
             if pool is not None:
                 pool.shutdown(wait=False, cancel_futures=True)
@@ -558,6 +518,47 @@ class _Pictures:
             raise kind(f"{where}: {error}") from error
 
 
+def _fill_batches(
+    people: Iterator[_Person], batch_size: int, waiting: deque[_Picture]
+) -> Iterator[tuple[list[_Person], dict[str, torch.Tensor] | None]]:
+    """Batches of people that run across pictures, with their inputs joined.
+
+    Args:
+        people: in order; one without features stands for a picture in which there is nobody.
+        batch_size: people per batch.
+        waiting: receives each picture when its first person comes.
+
+    Yields:
+        The people and their inputs. An empty batch after each picture without people: it may be answered at once.
+
+    What was read before a bad picture is handed out before its error is raised.
+    """
+    batch: list[_Person] = []
+    failure = None
+    while True:
+        try:
+            person = next(people)
+        except StopIteration:
+            person = None
+        except Exception as error:
+            person, failure = None, error
+        if person is not None:
+            if not waiting or waiting[-1] is not person.picture:
+                waiting.append(person.picture)
+            if person.features is not None:
+                batch.append(person)
+        # Pictures in which nobody was found fill no batch, and must not pile up behind one that waits.
+        if batch and (person is None or len(batch) == batch_size or len(waiting) >= 4 * batch_size):
+            yield batch, collate_inputs([one.features for one in batch])
+            batch = []
+        elif person is not None and person.features is None:
+            yield [], None
+        if failure is not None:
+            raise failure
+        if person is None:
+            return
+
+
 class _Results(Iterator):
     """The results of a stream, with a length where the inputs have one (a progress bar asks for it)."""
 
@@ -571,39 +572,6 @@ class _Results(Iterator):
         if self._length is None:
             raise TypeError("the inputs have no length, so their results have none")
         return self._length
-
-
-def _in_order(
-    tasks: Iterator[tuple[int, Callable[[], Any]]], pool: ThreadPoolExecutor | None, ahead: int
-) -> Iterator[Any]:
-    """Results of weighted tasks, in order; tasks of the weight `ahead` are under way in the pool.
-
-    An error, of a task or of `tasks`, comes after the results before it.
-    """
-    if pool is None:
-        for _, task in tasks:
-            yield task()
-        return
-    under_way: deque[tuple[int, Future]] = deque()
-    weights, ended, failure = 0, False, None
-    while True:
-        while not ended and weights < ahead:
-            try:
-                weight, task = next(tasks)
-            except StopIteration:
-                ended = True
-            except Exception as error:
-                ended, failure = True, error
-            else:
-                under_way.append((weight, pool.submit(task)))
-                weights += weight
-        if not under_way:
-            break
-        weight, future = under_way.popleft()
-        weights -= weight
-        yield future.result()
-    if failure is not None:
-        raise failure
 
 
 def _undecoded(inputs: Any) -> Any:
@@ -700,21 +668,6 @@ def _check_detector_label(detector: Any, label: str) -> None:
     if isinstance(known, Mapping) and known and label.lower() not in {str(name).lower() for name in known.values()}:
         names = ", ".join(str(name) for name in list(known.values())[:10])
         raise ValueError(f"detector has no label {label!r}, expected one of its own ({names}): pass detector_label=")
-
-
-def _collate(items: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    """Join inputs with a leading axis of 1; a shorter patch axis is filled with zeros, which the mask leaves out."""
-    batch = {}
-    for name in items[0]:
-        values = [item[name] for item in items]
-        if values[0].ndim >= 2 and len({value.shape[1] for value in values}) > 1:
-            longest = max(value.shape[1] for value in values)
-            values = [
-                torch.cat([value, value.new_zeros(1, longest - value.shape[1], *value.shape[2:])], dim=1)
-                for value in values
-            ]
-        batch[name] = torch.cat(values)
-    return batch
 
 
 def _relevance_map(outputs: dict[str, torch.Tensor], row: int, attribute: int) -> np.ndarray:

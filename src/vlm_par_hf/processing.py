@@ -8,8 +8,10 @@ from typing import Any, Self
 import torch
 from transformers import AutoImageProcessor, AutoTokenizer, BatchFeature, ProcessorMixin
 
+from vlm_par_hf.base.decisions import label_probabilities
 from vlm_par_hf.hub import PushToHub
 from vlm_par_hf.images import open_images
+from vlm_par_hf.labels.decisions import decide, read_thresholds
 from vlm_par_hf.outputs import ParOutput
 from vlm_par_hf.pixels import preprocess_images
 from vlm_par_hf.remote_code import write_remote_code
@@ -230,35 +232,19 @@ class ParProcessor(PushToHub, ProcessorMixin):
                 f"outputs: logits must have shape (people, {expected[0]}, {expected[1]}) for this schema of "
                 f"{len(schema)} attributes, got {tuple(logits.shape)}"
             )
-        thresholds = {attribute.name: attribute.threshold for attribute in schema}
-        if isinstance(threshold, Mapping):
-            for name in threshold:
-                schema.index(name)
-            thresholds.update(threshold)
-        elif threshold is not None:
-            thresholds = dict.fromkeys(thresholds, threshold)
-        for name, value in thresholds.items():
-            if not 0.0 <= value <= 1.0:
-                raise ValueError(f"threshold of attribute {name!r} must lie between 0 and 1, got {value!r}")
-
-        mask = torch.from_numpy(schema.label_mask())
-        scores = logits.detach().to("cpu", torch.float32).masked_fill(~mask, -torch.inf)
-        table = scores.softmax(-1).tolist()
+        thresholds = read_thresholds(schema, threshold)
+        table = label_probabilities(logits.detach().cpu(), schema).numpy()
+        answers = decide(table, schema, thresholds)
         people = []
-        for person in table:
+        for rows, chosen in zip(table.tolist(), answers.tolist()):
             found = {}
-            for attribute, row in zip(schema, person):
+            for attribute, row, answer in zip(schema, rows, chosen):
                 if attribute.sensitive and not sensitive:
                     continue
-                probabilities = dict(zip(attribute.labels, row))
-                if attribute.is_binary:
-                    label = attribute.labels[int(row[1] > thresholds[attribute.name])]
-                else:
-                    label = max(probabilities, key=probabilities.get)
                 found[attribute.name] = {
-                    "label": label,
-                    "score": probabilities[label],
-                    "probabilities": probabilities,
+                    "label": attribute.labels[answer],
+                    "score": row[answer],
+                    "probabilities": dict(zip(attribute.labels, row)),
                 }
             people.append(found)
         return people

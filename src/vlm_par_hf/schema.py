@@ -19,7 +19,7 @@ import numpy as np
 from .utils import atomic_write_json
 
 
-__all__ = ["REGIONS", "UNKNOWN_LABEL", "Attribute", "AttributeSchema"]
+__all__ = ["REGIONS", "UNKNOWN_LABEL", "Attribute", "AttributeSchema", "check_label_range"]
 
 REGIONS = ("head", "upper", "lower", "foot", "attachment", "whole")
 SUBJECT = "a photo of a person"  # how a sentence about a picture begins
@@ -302,15 +302,8 @@ class AttributeSchema(Sequence[Attribute]):
         if labels.dtype.kind not in "iu":
             raise ValueError(f"labels must be integers (class indices, -100 = unknown), got dtype {labels.dtype}")
         labels = labels.astype(np.int64)
+        check_label_range(labels, self)
         known = labels != UNKNOWN_LABEL
-        wrong = known & ((labels < 0) | (labels >= np.asarray(self.num_labels)))
-        if wrong.any():
-            place = tuple(int(index) for index in np.argwhere(wrong)[0])
-            attribute = self[place[-1]]
-            raise ValueError(
-                f"labels{list(place)} is {labels[place]}, but attribute {attribute.name!r} has class indices "
-                f"0..{attribute.num_labels - 1} (and -100 for unknown)"
-            )
         flipped = labels.copy()
         for position, attribute in enumerate(self):
             if isinstance(attribute.mirror, str):
@@ -433,6 +426,29 @@ class AttributeSchema(Sequence[Attribute]):
             return cls(data)
         except (TypeError, ValueError) as error:
             raise ValueError(f"schema file {path}: {error}") from error
+
+
+def check_label_range(labels: np.ndarray, schema: AttributeSchema, where: str = "labels") -> None:
+    """Refuses labels that are neither unknown nor a class index of their attribute.
+
+    Args:
+        labels: integers `(A,)` or `(N, A)`.
+        schema: the label space.
+        where: what the message calls them.
+
+    Raises:
+        ValueError: names the first wrong one, its attribute, its row, and the labels that there are.
+    """
+    wrong = (labels != UNKNOWN_LABEL) & ((labels < 0) | (labels >= np.asarray(schema.num_labels)))
+    if not wrong.any():
+        return
+    *row, column = (int(index) for index in np.argwhere(wrong)[0])
+    attribute = schema[column]
+    place = f" of row {row[0]}" if row else ""
+    raise ValueError(
+        f"{where} holds {labels[(*row, column)]} for attribute {attribute.name!r}{place}, expected 0 to "
+        f"{attribute.num_labels - 1} ({', '.join(attribute.labels)}) or {UNKNOWN_LABEL} for unknown"
+    )
 
 
 def _attribute_from_text(item: Any, subject: str, name: str | None = None) -> "Attribute | Mapping":

@@ -4,8 +4,8 @@
 transformers documents are used where they apply and are not listed here: the methods of `Pipeline`, `ProcessorMixin`
 and `TrainerCallback`, and the class attributes of `PreTrainedModel`.
 
-Letters: B people, N patches, K further tokens, Z texts, L places of a text, D width of a tower, E width of the space in
-which pictures and texts are compared, H heads.
+Letters: B people, N patches, K further tokens, Z texts, L places of a text, D width of a tower, E width of the space
+in which pictures and texts are compared, H heads.
 """
 
 import logging

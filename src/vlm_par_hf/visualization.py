@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from vlm_par_hf.labels.decisions import is_positive_answer
 from vlm_par_hf.schema import AttributeSchema
 
 
@@ -36,20 +37,6 @@ _BOX_COLOURS = (
 _PAPER, _CARD, _LINE = (247, 247, 245), (255, 255, 255), (222, 222, 218)
 _INK, _FAINT = (28, 30, 33), (112, 116, 122)
 _RIGHT, _WRONG, _WRONG_TINT = (0, 121, 88), (190, 62, 8), (253, 237, 227)
-
-
-def is_positive_answer(label: str, attribute=None) -> bool:
-    """Whether an answer says that something is there, as opposed to "no".
-
-    Args:
-        label (`str`): the predicted label.
-        attribute (`Attribute`, *optional*): with it, a binary attribute is positive when its second label was chosen.
-
-    A categorical attribute always says something, unless the chosen label is "no" or "none".
-    """
-    if attribute is not None and attribute.is_binary:
-        return label == attribute.labels[1]
-    return label.strip().lower() not in ("no", "none")
 
 
 def overlay_relevance(image: Image.Image, relevance: np.ndarray, *, opacity: float = 0.7) -> Image.Image:

@@ -160,5 +160,7 @@ def test_wrong_settings_and_labels_are_named():
     loss = FocusLoss(tiny_schema(kway=True))
     with pytest.raises(ValueError, match=r"labels has shape \(4, 4\), expected \(4, 5\)"):
         loss(scores, maps, tokens, LABELS[:, :4])
-    with pytest.raises(ValueError, match=r"labels holds 4 for attribute 'UpperColor', expected 0 to 3 \(black"):
+    with pytest.raises(
+        ValueError, match=r"labels holds 4 for attribute 'UpperColor' of row 0, expected 0 to 3 \(black"
+    ):
         loss(scores, maps, tokens, torch.full((4, 5), 4).clamp(max=torch.tensor([1, 1, 1, 4, 2])))

@@ -6,7 +6,7 @@ import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import islice
 from typing import Any
 
@@ -15,6 +15,7 @@ from PIL import Image
 
 from vlm_par_hf.auto import inference_dtype
 from vlm_par_hf.images import is_image_file, open_image
+from vlm_par_hf.inference.predicting import predict_batches, read_ahead
 from vlm_par_hf.pipelines import TASK, PedestrianAttributesPipeline
 from vlm_par_hf.utils import default_threads, thread_map
 
@@ -98,19 +99,21 @@ class Annotator:
         Yields:
             `(answer, None)` per image, in order; `(None, reason)` for an image that cannot be read.
         """
-        _ = self.pipe  # an error about the model comes before one about an image
+        pipe = self.pipe  # an error about the model comes before one about an image
         # Two batches ahead; inside a batch `thread_map` shares the work.
-        waiting: deque = deque()
         pool = ThreadPoolExecutor(min(2, default_threads()), thread_name_prefix="annotator")
         try:
-            for batch in batches:
-                # What is no file may be one object twice, and stays in this thread.
-                batch = [image if is_image_file(image) else _open(image) for image in batch]
-                waiting.append(pool.submit(self._prepare, batch))
-                if len(waiting) > 2:
-                    yield from self._answer(*waiting.popleft().result())
-            while waiting:
-                yield from self._answer(*waiting.popleft().result())
+            # In-memory images are opened in this thread: two entries may be one object, which Pillow cannot decode in
+            # two threads.
+            opened = ([image if is_image_file(image) else _open(image) for image in batch] for batch in batches)
+            prepared = read_ahead(((1, partial(self._prepare, batch)) for batch in opened), pool, 3)
+            for errors, outputs in predict_batches(pipe.model, prepared):
+                answers = iter(())
+                if outputs is not None:
+                    options = {"only_positive": self.only_positive, "sensitive": self.sensitive}
+                    answers = iter(pipe.postprocess(outputs, **options))
+                for error in errors:
+                    yield (next(answers), None) if error is None else (None, error)
         finally:
             pool.shutdown(cancel_futures=True)
 
@@ -139,36 +142,28 @@ class Annotator:
         for answer, error in self.stream(batches()):
             yield waiting.popleft(), answer, error
 
-    def _prepare(self, images: Sequence[Any]) -> tuple[dict[str, torch.Tensor] | None, list[str | None]]:
-        """Features of the images that are good, and a reason or None per image."""
+    def _prepare(self, images: Sequence[Any]) -> tuple[list[str | None], dict[str, torch.Tensor] | None]:
+        """A reason or None per image, and the model's inputs of the images that are good (None: of none)."""
         opened = thread_map(lambda image: _open(image) if is_image_file(image) else image, images)
         good = [one for one in opened if not isinstance(one, Exception)]
         try:
-            features = self._features(good) if good else None
+            inputs = self._inputs(good) if good else None
         except _PICTURE_ERRORS:
             # One of them is too odd for the processor: the others must not suffer.
             opened = [one if isinstance(one, Exception) else self._tried(one) for one in opened]
             good = [one for one in opened if not isinstance(one, Exception)]
-            features = self._features(good) if good else None
-        return features, [str(one) if isinstance(one, Exception) else None for one in opened]
+            inputs = self._inputs(good) if good else None
+        return [str(one) if isinstance(one, Exception) else None for one in opened], inputs
 
-    def _features(self, pictures: list[Image.Image]) -> dict[str, torch.Tensor]:
+    def _inputs(self, pictures: list[Image.Image]) -> dict[str, torch.Tensor]:
         return dict(self.pipe.processor(images=pictures, return_tensors="pt"))
 
     def _tried(self, picture: Image.Image) -> Image.Image | Exception:
         try:
-            self._features([picture])
+            self._inputs([picture])
         except _PICTURE_ERRORS as error:
             return ValueError(f"the image of size {picture.size} cannot be prepared for the model: {error}")
         return picture
-
-    def _answer(self, features, errors: list[str | None]) -> Iterator[tuple[Any, str | None]]:
-        answers = iter(())
-        if features is not None:
-            outputs = self.pipe.forward(features)
-            answers = iter(self.pipe.postprocess(outputs, only_positive=self.only_positive, sensitive=self.sensitive))
-        for error in errors:
-            yield (next(answers), None) if error is None else (None, error)
 
     def fingerprint(self) -> str:
         """A digest of what decides the answers: weights, configuration and processor, not where they lie."""

@@ -46,7 +46,7 @@ class ParPreTrainedModel(PushToHub, TransformersModel):
     | `supports_fold` | `fold()` -> the same answers without what only training needs |
     | `supports_decisions` | `fit_decisions(logits, labels)`, fitted on validation |
     | `supports_pooled_statistics` | `fit_pooled_statistics(batches)`, fitted on training images |
-    | `supports_priors` | `init_bias_from_priors(priors)`, for a model that starts without any opinion |
+    | `starts_from_priors` | `init_bias_from_priors(priors)`, which a fresh model wants |
     """
 
     processor_class: ClassVar[type | None] = None
@@ -58,13 +58,17 @@ class ParPreTrainedModel(PushToHub, TransformersModel):
     supports_fold: ClassVar[bool] = False
     supports_decisions: ClassVar[bool] = False
     supports_pooled_statistics: ClassVar[bool] = False
-    supports_priors: ClassVar[bool] = False
 
     def __init__(self, config: PreTrainedConfig) -> None:
         super().__init__(config)
         self.schema = config.schema
         self._kept = Kept()
         self._built_loss: tuple | None = None
+
+    @property
+    def starts_from_priors(self) -> bool:
+        """Whether a fresh model has no opinion of its own, and should start from how often each label occurs."""
+        return False
 
     # Loss
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from vlm_par_hf.images import open_images
-from vlm_par_hf.schema import UNKNOWN_LABEL, AttributeSchema
+from vlm_par_hf.schema import UNKNOWN_LABEL, AttributeSchema, check_label_range
 
 
 __all__ = ["ParCollator", "StackedRows"]
@@ -35,7 +35,7 @@ class ParCollator:
     Args:
         processor: called as `processor(images=[...], return_tensors="pt")`. May be None where every row holds
             precomputed features.
-        schema: if given, labels are checked against it, number and range.
+        schema: if given, labels are checked against it, number and range: here, on the CPU, and once for all.
     """
 
     def __init__(self, processor: Callable[..., Mapping] | None = None, schema: AttributeSchema | None = None) -> None:
@@ -112,13 +112,16 @@ class ParCollator:
             )
         import torch
 
-        rows = [self._check_labels(example["labels"], index) for index, example in enumerate(examples)]
+        rows = [self._check_row(example["labels"], index) for index, example in enumerate(examples)]
         for index, row in enumerate(rows):
             if len(row) != len(rows[0]):
                 raise ValueError(f"row {index} has {len(row)} labels, row 0 has {len(rows[0])}")
-        return torch.from_numpy(np.stack(rows))
+        labels = np.stack(rows)
+        if self.schema is not None:
+            check_label_range(labels, self.schema)
+        return torch.from_numpy(labels)
 
-    def _check_labels(self, labels: Any, index: int) -> np.ndarray:
+    def _check_row(self, labels: Any, index: int) -> np.ndarray:
         row = np.asarray(labels)
         if row.dtype.kind not in "iub":
             raise TypeError(
@@ -129,13 +132,9 @@ class ParCollator:
             raise ValueError(f"labels of row {index} have shape {row.shape}; expected {expected}")
         row = row.astype(np.int64)
         wrong = (row < 0) & (row != UNKNOWN_LABEL)
-        if self.schema is not None:
-            wrong |= row >= np.asarray(self.schema.num_labels)
-        if wrong.any():
+        if self.schema is None and wrong.any():
             position = int(np.argmax(wrong))
-            name = f"attribute {position}" if self.schema is None else repr(self.schema.names[position])
-            largest = "" if self.schema is None else f" to {self.schema.num_labels[position] - 1}"
             raise ValueError(
-                f"label {row[position]} of row {index}, {name}: expected -100 or a class index from 0{largest}"
+                f"label {row[position]} of row {index}, attribute {position}: expected -100 or a class index from 0"
             )
         return row

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vlm_par_hf.schema import UNKNOWN_LABEL, AttributeSchema
+from vlm_par_hf.schema import UNKNOWN_LABEL, AttributeSchema, check_label_range
 from vlm_par_hf.utils import require
 
 
@@ -216,20 +216,9 @@ def _to_our_form(dataset: "datasets.Dataset", schema: AttributeSchema, where: st
     if labels.dtype.kind not in "iub":
         raise ValueError(f"{where}: labels are {labels.dtype}; expected whole numbers (class index, -100 unknown)")
     labels = labels.astype(np.int64)
-    check_label_range(labels, schema, where)
+    check_label_range(labels, schema, f"{where}: labels")
     feature = datasets.List(datasets.Value("int64"), length=len(schema))
     column = pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(labels.ravel(), pyarrow.int64()), len(schema))
     names = dataset.column_names
     replaced = dataset.remove_columns("labels").add_column("labels", column, feature=feature).select_columns(names)
     return replaced.cast_column("image", PedestrianImage())
-
-
-def check_label_range(labels: np.ndarray, schema: AttributeSchema, where: str) -> None:
-    """Raises ValueError where a label of int64 `(N, A)` is neither -100 nor a class index of its attribute."""
-    wrong = ((labels < 0) & (labels != UNKNOWN_LABEL)) | (labels >= np.asarray(schema.num_labels))
-    if wrong.any():
-        row, column = (int(index) for index in np.argwhere(wrong)[0])
-        raise ValueError(
-            f"{where}: label {labels[row, column]} of row {row}, {schema.names[column]!r}; expected -100 or a class "
-            f"index from 0 to {schema.num_labels[column] - 1}"
-        )

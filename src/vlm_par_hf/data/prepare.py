@@ -22,10 +22,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vlm_par_hf.images import open_image
-from vlm_par_hf.schema import UNKNOWN_LABEL, AttributeSchema
+from vlm_par_hf.schema import UNKNOWN_LABEL, AttributeSchema, check_label_range
 from vlm_par_hf.utils import atomic_write_json, atomic_write_text, require
 
-from .hub import REPORT_FILE, SCHEMA_FILE, check_label_range
+from .hub import REPORT_FILE, SCHEMA_FILE
 from .loading import dataset_schema, load_par_dataset
 
 
@@ -115,7 +115,7 @@ def prepare_dataset(
 def _read_labels(dataset: "datasets.Dataset", schema: AttributeSchema, where: str) -> np.ndarray:
     column = dataset.with_format("numpy", columns=["labels"])[:]["labels"] if len(dataset) else []
     labels = np.asarray(column, np.int64).reshape(-1, len(schema))
-    check_label_range(labels, schema, where)
+    check_label_range(labels, schema, f"{where}: labels")
     return labels
 
 

@@ -8,17 +8,17 @@ import importlib
 
 _HOMES = {
     "FeatureDataset": "features",
-    "FeatureStore": "cache",
-    "TrainResult": "trainer",
-    "TrainSettings": "settings",
-    "check_schema": "evaluation",
+    "FeatureStore": "features",
+    "TrainResult": "training.trainer",
+    "TrainSettings": "training.settings",
+    "check_schema": "training.provenance",
     "compute_features": "features",
-    "evaluate": "evaluation",
-    "feature_views": "cache",
-    "plot_attributes": "plots",
-    "plot_learning_curve": "plots",
-    "predict_logits": "evaluation",
-    "train": "trainer",
+    "evaluate": "training.evaluation",
+    "feature_views": "features",
+    "plot_attributes": "training.plots",
+    "plot_learning_curve": "training.plots",
+    "predict_logits": "inference.predicting",
+    "train": "training.trainer",
 }
 
 __all__ = [
@@ -39,7 +39,7 @@ __all__ = [
 
 def __getattr__(name):
     if name in _HOMES:
-        return getattr(importlib.import_module(f"vlm_par_hf.training.{_HOMES[name]}"), name)
+        return getattr(importlib.import_module(f"vlm_par_hf.{_HOMES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -3,196 +3,28 @@
 A number without its convention, its split and its sample count is a rumour: `metrics.json` carries all of them.
 """
 
-import json
 import logging
 import math
-import platform
 import shlex
 import sys
 from collections.abc import Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import transformers
-from huggingface_hub.utils import tqdm
-from torch.utils.data import DataLoader
 
-from vlm_par_hf.data import AugmentedDataset, ParCollator, dataset_schema, load_par_dataset
+from vlm_par_hf.inference.predicting import predict_logits
 from vlm_par_hf.metrics import ParMetrics
-from vlm_par_hf.schema import AttributeSchema
 from vlm_par_hf.utils import atomic_write_json, atomic_write_text
 
-from .features import FeatureDataset
 from .plots import plot_attributes, table_text
+from .provenance import DataFacts, check_same_division, check_schema, load_data, naming, versions
 
 
-__all__ = ["check_schema", "evaluate", "load_data", "markdown_table", "predict_logits", "versions"]
+__all__ = ["evaluate", "markdown_table"]
 
 logger = logging.getLogger(__name__)
-
-# Options of `load_par_dataset` that decide who is in which split, with their defaults (None: the reader's own).
-_DIVIDING_OPTIONS = {
-    "partition": 0,
-    "seed": 0,
-    "num_train": None,
-    "num_validation": None,
-    "pictures_per_person": None,
-}
-
-
-def versions() -> dict[str, str]:
-    """Versions of everything that a number depends on."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        own = version("vlm-par-hf")
-    except PackageNotFoundError:
-        own = "unknown"
-    return {
-        "vlm_par_hf": own,
-        "transformers": transformers.__version__,
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-    }
-
-
-@contextmanager
-def naming(argument: str, value: str):
-    """Put the argument and its value in front of a loading error: offline, the Hub's own message names neither."""
-    try:
-        yield
-    except OSError as error:
-        raise OSError(f"{argument}={value!r} could not be loaded: {error}") from error
-
-
-def dataset_notes(split) -> dict[str, Any]:
-    """What a split of ours says about itself (`name`, `skipped_images`, ...); empty where it says nothing."""
-    try:
-        notes = json.loads(split.info.description)
-    except (AttributeError, TypeError, ValueError):
-        return {}
-    return notes if isinstance(notes, dict) else {}
-
-
-def describe_data(dataset, split, name: str | None, options: dict[str, Any] | None) -> tuple[str, dict[str, Any]]:
-    """What a record calls the data, and the options that divided them: as given, else as the data say of themselves.
-
-    Args:
-        dataset: as for `load_data`.
-        split: one of its splits, loaded.
-        name, options: as given by the caller; they win.
-    """
-    notes = dataset_notes(split)
-    own = notes.get("name") or (dataset if isinstance(dataset, str) else "in memory")
-    return name or own, {**(notes.get("options") or {}), **(options or {})}
-
-
-def check_schema(dataset: AttributeSchema, model: AttributeSchema) -> None:
-    """Refuse to train or measure a model on labels that mean something else.
-
-    Names, order and labels decide what a class index means. Another wording of a question or a calibrated threshold
-    does not change the labels: that is logged, not refused.
-
-    Raises:
-        ValueError: the label spaces differ; the message lists every difference.
-    """
-    differences = model.diff(dataset)
-    if not differences:
-        return
-    listed = "\n  ".join(differences)
-    if [(a.name, a.labels) for a in dataset] != [(a.name, a.labels) for a in model]:
-        raise ValueError(
-            f"the data set's schema differs from the checkpoint's ({len(dataset)} and {len(model)} attributes):\n  "
-            f"{listed}"
-        )
-    logger.warning("same labels, but the data set's schema words them differently; the checkpoint's holds: %s", listed)
-
-
-def check_same_division(checkpoint: str, name: str, options: dict[str, Any]) -> None:
-    """Refuse to measure where training images may have moved into the split that is measured.
-
-    A data set that is drawn or divided at random has other people in its test split under other options. The record of
-    the run (`run.json` in the checkpoint folder) says what the model was trained with.
-
-    Raises:
-        ValueError: the same data set, divided in another way.
-    """
-    try:
-        trained = json.loads((Path(checkpoint) / "run.json").read_text(encoding="utf-8"))["data"]
-    except (OSError, ValueError, KeyError):
-        return
-    if trained.get("name") != name:
-        return
-    then, now = (
-        {key: given.get(key, default) for key, default in _DIVIDING_OPTIONS.items()}
-        for given in (trained.get("options", {}), options)
-    )
-    if name == "synthetic" and then["seed"] != now["seed"]:
-        return  # another population: nobody in common
-    differences = [f"{key}: {then[key]!r} in training, {now[key]!r} now" for key in then if then[key] != now[key]]
-    if differences:
-        raise ValueError(
-            f"{name!r} is divided differently from what {checkpoint} was trained on ({'; '.join(differences)}): "
-            "images that it was trained on could be in the split that is measured; pass the same options"
-        )
-
-
-def load_data(dataset, *, root=None, schema=None, options: dict[str, Any] | None = None):
-    """A `DatasetDict` from a registered name, or the given one as it is.
-
-    Raises:
-        TypeError: `dataset` is neither a name nor a mapping of splits.
-    """
-    if isinstance(dataset, str):
-        return load_par_dataset(dataset, root, schema=schema, **(options or {}))
-    if not hasattr(dataset, "keys"):
-        raise TypeError(
-            f"dataset is a {type(dataset).__name__}: expected the name of a data set or a DatasetDict of its splits"
-        )
-    return dataset
-
-
-def predict_logits(
-    model, processor, dataset, *, batch_size: int = 64, workers: int = 0, progress: bool = True
-) -> tuple[np.ndarray, np.ndarray]:
-    """Logits and labels of a whole split.
-
-    Args:
-        model: a model of this package, run in eval mode on its own device.
-        processor: its processor.
-        dataset: a split with `image` and `labels`, or a `FeatureDataset`.
-        batch_size: images per forward pass.
-        workers: data loader processes.
-        progress: show a progress bar.
-
-    Returns:
-        float32 `(S, A, C)` and int64 `(S, A)`, in the order of the split.
-    """
-    if not isinstance(dataset, (AugmentedDataset, FeatureDataset)):
-        dataset = AugmentedDataset(dataset)
-    loader = DataLoader(dataset, batch_size=batch_size, num_workers=workers, collate_fn=ParCollator(processor))
-    was_training = model.training
-    model.eval()
-    logits, labels = [], []
-    bar = tqdm(total=len(dataset), desc="predict", unit="image", disable=not progress, leave=False)
-    try:
-        for batch in loader:
-            labels.append(batch.pop("labels").numpy())
-            with torch.inference_mode():
-                out = model(**{name: value.to(model.device) for name, value in batch.items()})
-            logits.append(out.logits.float().cpu().numpy())
-            bar.update(len(labels[-1]))
-    finally:
-        bar.close()
-        model.train(was_training)
-    if not logits:
-        raise ValueError("the split is empty: expected at least one image")
-    return np.concatenate(logits), np.concatenate(labels)
 
 
 def _load_checkpoint(model, processor):
@@ -263,16 +95,16 @@ def evaluate(
     data = load_data(dataset, root=root, schema=schema, options=dataset_options)
     if split not in data:
         raise ValueError(f"split={split!r} is not in this data set: it has {', '.join(sorted(data))}")
-    notes = dataset_notes(data[split])
-    name, options = describe_data(dataset, data[split], dataset_name, dataset_options)
+    facts = DataFacts.read(dataset, data[split], name=dataset_name, options=dataset_options)
+    skipped = (facts.notes.get("skipped_images") or {}).get(split, 0)
     model, processor, path = _load_checkpoint(model, processor)
     if isinstance(dataset, str):
-        check_same_division(path, name, options)
-    check_schema(dataset_schema(data[split]), model.config.schema)
+        check_same_division(path, facts.name, facts.options)
+    check_schema(facts.schema, model.config.schema)
     groups = None
     if by_person:
         if "person_id" not in data[split].column_names:
-            raise ValueError(f"by_person=True: the {split} split of {name} has no person_id")
+            raise ValueError(f"by_person=True: the {split} split of {facts.name} has no person_id")
         groups = np.asarray(data[split]["person_id"])
     model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     logits, labels = predict_logits(
@@ -285,24 +117,24 @@ def evaluate(
     command = sys.argv if command is None else command
     record = {
         "data": {
-            "name": name,
+            "name": facts.name,
             "split": split,
             "images": len(labels),
             # Another number of images is another test set: no comparison with published numbers.
-            "skipped_images": (notes.get("skipped_images") or {}).get(split, 0),
+            "skipped_images": skipped,
             "unknown_labels": int((labels < 0).sum()),
-            "synthetic": name == "synthetic",
-            "options": options,
+            "synthetic": facts.name == "synthetic",
+            "options": facts.options,
         },
         "model": {
             "path": path,
             "model_type": model.config.model_type,
-            "backbone": getattr(model.config, "backbone_name", None),
+            "backbone": getattr(model.config, "backbone_name", None),  # an exported file has none
             "parameters": sum(p.numel() for p in model.parameters()),
         },
         "preset": preset,
         "threshold": threshold,
-        "note": _note(name, split, (notes.get("skipped_images") or {}).get(split, 0)),
+        "note": _note(facts.name, split, skipped),
         **report,
         "resampled": "persons" if by_person else "images",
         "command": shlex.join(command),

@@ -6,7 +6,6 @@ and a final folder that `AutoModel.from_pretrained` loads and that appears whole
 """
 
 import dataclasses
-import hashlib
 import json
 import logging
 import os
@@ -32,17 +31,17 @@ from transformers import (
 )
 from transformers.trainer_callback import TrainerState
 
-from vlm_par_hf.data import AugmentedDataset, ParAugmentation, ParCollator, dataset_schema
+from vlm_par_hf.data import AugmentedDataset, ParAugmentation, ParCollator
 from vlm_par_hf.data.transforms import epoch_callback
+from vlm_par_hf.features import FeatureDataset, compute_features, feature_views
+from vlm_par_hf.inference.predicting import predict_logits
 from vlm_par_hf.losses import compute_priors
 from vlm_par_hf.metrics import ParMetrics
 from vlm_par_hf.schema import AttributeSchema
 from vlm_par_hf.utils import atomic_write_json, require
 
-from .cache import feature_views
-from .evaluation import check_schema, describe_data, load_data, naming, predict_logits, versions
-from .features import FeatureDataset, compute_features, read_labels
 from .plots import plot_learning_curve, write_history
+from .provenance import DataFacts, check_schema, load_data, naming, versions
 from .settings import TrainSettings
 
 
@@ -148,24 +147,17 @@ def last_complete_checkpoint(folder: str | Path, processes: int = 1) -> Path | N
     return max(found)[1] if found else None
 
 
-def _fingerprint(split, labels: np.ndarray) -> str:
-    """What identifies the training data of a run: its labels and, where known, its image names, in order."""
-    digest = hashlib.sha256(labels.tobytes())
-    if "image_id" in split.column_names:
-        digest.update("\n".join(map(str, split["image_id"])).encode())
-    return digest.hexdigest()
-
-
 def _build_model(family, backbone, schema, model, processor, options: dict[str, Any], max_num_patches: int | None):
     from transformers import AutoModel, AutoProcessor
 
-    from vlm_par_hf.auto import TRAINABLE, get_family
+    from vlm_par_hf.auto import get_family
+    from vlm_par_hf.families import trainable_families
 
     if model is None:
         config_class, model_class, processor_class = get_family(family)
         options = dict(options)
         paper = options.pop("paper", False)
-        known = {name: {one.name for one in dataclasses.fields(get_family(name)[0])} for name in TRAINABLE}
+        known = {name: {one.name for one in dataclasses.fields(get_family(name)[0])} for name in trainable_families()}
         for name in options:
             if name not in known[family] and any(name in fields for fields in known.values()):
                 raise ValueError(f"model_options names {name!r}, which the family {family!r} does not have")
@@ -327,29 +319,28 @@ def train(
             )
         if len(data[split]) == 0:
             raise ValueError(f"the {split!r} split is empty: expected at least one image")
-    labels = read_labels(data["train"])
-    name, options = describe_data(dataset, data["train"], dataset_name, dataset_options)
+    facts = DataFacts.read(dataset, data["train"], name=dataset_name, options=dataset_options)
 
     if settings.full_determinism:
         enable_full_determinism(settings.seed)
     set_seed(settings.seed)
-    # Priors are where new heads start; a given model goes on from where it stands.
+    # Only new heads start from the priors; a loaded checkpoint keeps its bias.
     fresh = model is None
     model, processor = _build_model(
-        family, backbone, dataset_schema(data["train"]), model, processor, model_options or {}, max_num_patches
+        family, backbone, facts.schema, model, processor, model_options or {}, max_num_patches
     )
     schema = model.config.schema
-    check_schema(dataset_schema(data["train"]), schema)
-    check_schema(dataset_schema(data["validation"]), schema)
+    check_schema(facts.schema, schema)
+    check_schema(DataFacts.read(dataset, data["validation"]).schema, schema)
 
     record = {
         "settings": settings.to_dict(),
         "data": {
-            "name": name,
-            "options": options,
+            "name": facts.name,
+            "options": facts.options,
             "train_images": len(data["train"]),
             "validation_images": len(data["validation"]),
-            "train_sha256": _fingerprint(data["train"], labels),
+            "train_sha256": facts.fingerprint,
         },
         "model": {
             "family": model.config.model_type,
@@ -364,10 +355,10 @@ def train(
         arguments, lambda: _prepare_folder(output_dir, record, settings, resume=resume, overwrite=overwrite)
     )
 
-    priors = compute_priors(labels, schema)
+    priors = compute_priors(facts.labels, schema)
     paper = bool((model_options or {}).get("paper"))
     model.config.loss = _loss_settings(model, settings, priors, paper=paper)
-    if fresh and getattr(model.config, "alignment", None) == "none":
+    if fresh and model.starts_from_priors:
         model.init_bias_from_priors(priors)
     model.to(arguments.device)
     train_data, validation_data = _training_data(
@@ -379,7 +370,7 @@ def train(
         None if cache_features is None else Path(cache_features),
         progress=settings.progress and arguments.process_index == 0,
     )
-    if settings.fit_pooled_statistics and hasattr(model, "fit_pooled_statistics"):
+    if settings.fit_pooled_statistics and model.supports_pooled_statistics:
         _fit_statistics(model, data["train"], train_data, processor, settings)
 
     # Fused: with cached features the optimizer is half of a step on the CPU, and six times faster in one pass.
@@ -392,7 +383,7 @@ def train(
         args=arguments,
         train_dataset=train_data,
         eval_dataset=validation_data,
-        data_collator=ParCollator(processor),
+        data_collator=ParCollator(processor, schema),
         compute_metrics=ParMetrics(schema, preset=settings.metric_preset),
         optimizers=(optimizer, None),
         callbacks=extra,
@@ -407,7 +398,7 @@ def train(
         model = type(model).from_pretrained(trainer.state.best_model_checkpoint)
     else:
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    if hasattr(model, "fit_decisions"):
+    if model.supports_decisions:
         logits, truth = predict_logits(
             model, processor, validation_data, batch_size=settings.eval_batch_size, progress=False
         )

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from vlm_par_hf.layers import wide
-from vlm_par_hf.losses import compute_class_weights
+from vlm_par_hf.losses import check_labels_on_cpu, compute_class_weights
 from vlm_par_hf.schema import UNKNOWN_LABEL, AttributeSchema
 
 
@@ -183,13 +183,12 @@ class FocusLoss(nn.Module):
             float32 scalar.
 
         Raises:
-            ValueError: `labels` have another shape, or a label is out of range (not checked under `torch.compile`).
+            ValueError: `labels` have another shape, or a label is out of range (see `check_labels_on_cpu`).
         """
         if labels.shape != (len(scores), len(self.schema)):
             expected = (len(scores), len(self.schema))
             raise ValueError(f"labels has shape {tuple(labels.shape)}, expected {expected}: one column per attribute")
-        if not torch.compiler.is_compiling():
-            self._check_range(labels)
+        check_labels_on_cpu(labels, self.schema)
         device = scores.device
         given = labels.to(device)[:, self.attribute.to(device)]  # (B, Z)
         known = given != UNKNOWN_LABEL
@@ -207,14 +206,3 @@ class FocusLoss(nn.Module):
         if self.t2v:
             loss = loss + self.t2v * many_to_many_loss(scores.mT, positive.mT, negative.mT)
         return loss
-
-    def _check_range(self, labels):
-        num_labels = torch.tensor(self.schema.num_labels, device=labels.device)
-        bad = (labels != UNKNOWN_LABEL) & ((labels < 0) | (labels >= num_labels))
-        if bad.any():
-            row, column = bad.nonzero()[0].tolist()
-            one = self.schema[column]
-            raise ValueError(
-                f"labels holds {int(labels[row, column])} for attribute {one.name!r}, expected 0 to "
-                f"{one.num_labels - 1} ({', '.join(one.labels)}) or {UNKNOWN_LABEL} for unknown"
-            )

@@ -3,7 +3,8 @@
 Global tokens look at all patches, local ones at one region. Patches never look at mix tokens, so the tower's own
 stream is what it always was, and the tokens run beside it through the same layers.
 
-Letters: B people, N patches, K mix tokens, D vision width, E width of the space in which pictures and texts are compared.
+Letters: B people, N patches, K mix tokens, D vision width, E width of the space in which pictures and texts are
+compared.
 """
 
 from typing import NamedTuple

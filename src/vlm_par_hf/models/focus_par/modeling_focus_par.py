@@ -13,8 +13,8 @@ what it found there. So a model answers for attributes that it was never trained
 Where the paper is silent: a patch's region is decided by its place in reading order (equal parts, from top to bottom).
 SigLIP has no class token to start from and no projection of single tokens, but a head in which a probe looks at the
 patches once more: there, the mix tokens ask in the probe's place, each seeing what it may see. So with CLIP and SigLIP
-alike a fresh global token answers what the backbone's own pooled picture does. Texts and mix tokens are normalised to RMS
-1 before the projections; the cosine that follows ignores length.
+alike a fresh global token answers what the backbone's own pooled picture does. Texts and mix tokens are normalised to
+RMS 1 before the projections; the cosine that follows ignores length.
 Learnable vectors in front of a text push its words to other positions. So they take the place of something and start
 as it: with CLIP, of the first words that all texts have in common ("a photo of a"); with SigLIP, whose tower knows
 order by positions alone, of padding. A fresh model then reads texts as its backbone does (`prompt_init="words"`).

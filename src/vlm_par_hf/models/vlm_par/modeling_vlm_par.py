@@ -59,7 +59,6 @@ class VlmParModel(VlmParPreTrainedModel):
 
     supports_fold = True
     supports_pooled_statistics = True
-    supports_priors = True
     parameter_rates = {
         "classifier": "learning_rate", "fusion": "fusion_learning_rate", "backbone": "backbone_learning_rate",
     }  # fmt: skip
@@ -259,6 +258,10 @@ class VlmParModel(VlmParPreTrainedModel):
         heads.classifier_weight.copy_(weight * (std / heads.pooled_std.double())[:, None])
         heads.pooled_mean.copy_(mean)
         heads.pooled_std.copy_(std)
+
+    @property
+    def starts_from_priors(self) -> bool:
+        return self.config.alignment == "none"
 
     @torch.no_grad()
     def init_bias_from_priors(self, priors: Sequence | torch.Tensor) -> None:

@@ -24,13 +24,13 @@ from filelock import FileLock
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from modeling_tests.bands import build_data
 from modeling_tests.tiny import tiny_model, tiny_processor, tiny_schema
-from modeling_tests.training.conftest import build_data
 from modeling_tests.training.test_trainer import Interrupt, assert_same_weights, heads, run
 from vlm_par_hf.data import ParCollator
+from vlm_par_hf.features.store import FeatureView
 from vlm_par_hf.schema import AttributeSchema
 from vlm_par_hf.training import FeatureDataset, FeatureStore, compute_features, feature_views
-from vlm_par_hf.training.cache import FeatureView
 
 
 ROOT = Path(__file__).parents[2]

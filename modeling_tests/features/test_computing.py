@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from modeling_tests.tiny import tiny_model, tiny_processor, tiny_schema
-from modeling_tests.training.conftest import build_data
+from modeling_tests.bands import build_data
+from modeling_tests.tiny import tiny_focus_model, tiny_model, tiny_processor, tiny_schema
 from vlm_par_hf.data import AugmentedDataset, ParAugmentation, ParCollator
 from vlm_par_hf.training import FeatureDataset, compute_features, feature_views
 
@@ -185,7 +185,7 @@ def test_the_size_is_said_and_too_much_is_refused_before_it_is_taken(model, proc
     with caplog.at_level(logging.INFO, logger="vlm_par_hf"):
         compute_features(model, data["train"], processor, views=("identity", "flip"), progress=False)
     assert "features of 48 images x 2 view(s) x 12 patches x 32 as float16: 0.00 GiB of memory" in caplog.text
-    monkeypatch.setattr("vlm_par_hf.training.features._fill", lambda *args: pytest.fail("it began nevertheless"))
+    monkeypatch.setattr("vlm_par_hf.features.computing._fill", lambda *args: pytest.fail("it began nevertheless"))
     with pytest.raises(ValueError, match=r"would take .* GiB and memory_gib=1e-06.*precompute_features=False"):
         compute_features(model, data["train"], processor, memory_gib=1e-6, progress=False)
 
@@ -208,8 +208,10 @@ def test_wrong_arguments(model, processor, data):
         compute(data["train"].select([]))
     with pytest.raises(ValueError, match="frozen backbone"):
         compute(model=tiny_model("naflex", freeze_backbone=False))
-    with pytest.raises(ValueError, match="SimpleNamespace trains a part of its vision tower.*train from images"):
-        compute(model=SimpleNamespace(config=model.config))
+    with pytest.raises(ValueError, match="FocusParModel trains a part of its vision tower.*train from images"):
+        compute(model=tiny_focus_model())
+    with pytest.raises(ValueError, match="FoldedVlmParModel cannot be trained.*the model that it was made from"):
+        compute(model=model.fold())
 
 
 def test_labels_must_fit(features):
@@ -223,6 +225,7 @@ class _Growing:
     """Stands in for a model whose batches are padded to different numbers of patches."""
 
     training = False
+    supports_features = supports_training = True
     device = torch.device("cpu")
 
     def __init__(self, schema, scale=1.0):

@@ -9,7 +9,7 @@ import os
 import shutil
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -17,119 +17,21 @@ from typing import Any
 import numpy as np
 import torch
 from huggingface_hub.utils import tqdm
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from vlm_par_hf.data import AugmentedDataset, ParAugmentation, ParCollator
-from vlm_par_hf.data.collator import StackedRows
 from vlm_par_hf.data.transforms import undecoded
-from vlm_par_hf.schema import AttributeSchema
 
-from .cache import DTYPES, FeatureStore, FeatureView, Shard, describe_features, join_batches
+from .dataset import FeatureDataset
+from .store import DTYPES, FeatureStore, FeatureView, Shard, describe_features, join_batches
 
 
-__all__ = ["FeatureDataset", "compute_features", "read_labels"]
+__all__ = ["compute_features", "read_labels"]
 
 logger = logging.getLogger(__name__)
 
 _GIB = 2**30
 _WAIT_SECONDS = 1.0
-
-
-class FeatureDataset(Dataset):
-    """Precomputed features of one split as a map-style dataset for the Trainer.
-
-    An item is a dict: `patch_embeds` float32 `(N, D)`, `image_embeds` float32 `(D,)`, `patch_mask` bool `(N,)`,
-    `labels` int64 `(A,)`. Which view an item shows is drawn from `(seed, epoch, index)`: the order in which items are
-    asked for, the number of workers and an interruption change nothing.
-
-    Args:
-        store: the features of S images.
-        labels: int64 `(S, A)`, -100 unknown; None: items have none.
-        schema: of the labels, says what a mirrored view does to them.
-        flip: probability of a mirrored view, where the store has one; among several the draw is uniform.
-        seed: of the draw.
-
-    Raises:
-        ValueError: another number of labels than of features, or mirrored views and labels without a schema.
-    """
-
-    def __init__(
-        self,
-        store: FeatureStore,
-        labels: np.ndarray | None = None,
-        *,
-        schema: AttributeSchema | None = None,
-        flip: float = 0.5,
-        seed: int = 0,
-    ):
-        self.store = store
-        self.views = tuple(store.views)
-        self.flip = flip
-        self.seed = seed
-        self.labels = None if labels is None else np.asarray(labels, dtype=np.int64)
-        if labels is not None and len(labels) != len(store):
-            raise ValueError(f"labels has {len(labels)} rows and the features are of {len(store)} images")
-        self._straight = [name for name, view in store.views.items() if not view.mirrored]
-        self._mirrored = [name for name, view in store.views.items() if view.mirrored]
-        self._mirrored_labels = None
-        if self._mirrored and labels is not None:
-            if schema is None:
-                raise ValueError(f"schema is None: the labels of the views {self._mirrored} follow its mirror")
-            self._mirrored_labels = schema.mirror_labels(self.labels)
-        # In shared memory, because persistent workers hold a copy of this object from the first epoch on.
-        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
-
-    @property
-    def epoch(self) -> int:
-        return int(self._epoch)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the views of this epoch; called by the data loader at the start of each one."""
-        self._epoch.fill_(int(epoch))
-
-    def __len__(self) -> int:
-        return len(self.store)
-
-    def _view(self, index: int, epoch: int) -> str:
-        if len(self.views) == 1:
-            return self.views[0]
-        rng = np.random.default_rng((self.seed, epoch, index))
-        group = self._mirrored if self._mirrored and rng.random() < self.flip else self._straight
-        return group[0] if len(group) == 1 else group[rng.integers(len(group))]
-
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        return self.__getitems__([index])[0]
-
-    def __getitems__(self, indices: Sequence[int]) -> StackedRows:
-        """The rows of a batch, read into one tensor each; a data loader asks for them in this way."""
-        for index in indices:
-            if not -len(self) <= index < len(self):
-                raise IndexError(f"index {index} is outside of {len(self)} samples")
-        rows, epoch = [int(index) % len(self) for index in indices], self.epoch
-        views = [self._view(row, epoch) for row in rows]
-        tensors = self.store.read(rows, views)
-        if self.labels is not None:
-            labels = self.labels[rows]
-            mirrored = np.array([view in self._mirrored for view in views])
-            if mirrored.any():
-                labels[mirrored] = self._mirrored_labels[np.array(rows)[mirrored]]
-            tensors["labels"] = torch.from_numpy(labels)
-        return StackedRows(tensors)
-
-    def batches(self, batch_size: int = 256, rows: Sequence[int] | None = None) -> Iterator[dict[str, torch.Tensor]]:
-        """The first view of `rows` (None: all), in order, as dicts of stacked tensors."""
-        rows = np.arange(len(self)) if rows is None else np.asarray(rows)
-        for start in range(0, len(rows), batch_size):
-            part = rows[start : start + batch_size]
-            tensors = self.store.read(part.tolist())
-            if self.labels is not None:
-                tensors["labels"] = torch.from_numpy(self.labels[part])
-            yield tensors
-
-    @property
-    def nbytes(self) -> int:
-        """What the features take, in bytes."""
-        return self.store.nbytes
 
 
 def compute_features(
@@ -191,10 +93,15 @@ def compute_features(
     chosen = {name: FeatureView.from_name(name, pad=pad, seed=crop_seed) for name in views}
     if len(dataset) == 0:
         raise ValueError("dataset is empty: expected at least one image")
-    if not hasattr(model, "get_image_features"):
+    if not model.supports_features:
         raise ValueError(
             f"{type(model).__name__} trains a part of its vision tower, so its features cannot be computed once: "
             "train from images (precompute_features=False, no cache_features)"
+        )
+    if not model.supports_training:
+        raise ValueError(
+            f"{type(model).__name__} cannot be trained, and features are there to train from: compute them with the "
+            "model that it was made from"
         )
     if not model.config.freeze_backbone:
         raise ValueError(

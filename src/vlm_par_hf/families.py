@@ -1,0 +1,133 @@
+"""The table of model families. A new family is its folder, one row here, and its tests.
+
+Read by `vlm_par_hf` (public names), `auto` (registration with transformers), the command line, model cards and the
+contract tests. Classes are named by path and imported where they are needed, so the table itself needs no torch.
+"""
+
+import importlib
+from dataclasses import dataclass
+
+
+__all__ = ["FAMILIES", "Family", "TrainOption", "find_family", "trainable_families"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOption:
+    """A field of a family's configuration that `vlm-par train` has a flag for.
+
+    Attributes:
+        name: of the field; the flag is `--name`.
+        choices: allowed values; the first one is the default of the configuration.
+    """
+
+    name: str
+    choices: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """One row: a kind of checkpoint.
+
+    Attributes:
+        model_type: as in `config.json`.
+        title: what model cards call it.
+        module: where its classes are, below `vlm_par_hf`.
+        config, model: names of the classes.
+        processor: name of the class; None: its checkpoints carry the processor of another family.
+        trainable: whether `vlm-par train --family` offers it.
+        purpose: what `--family` says of it.
+        train_options: flags of its own.
+        card_settings: fields of its configuration that a card lists.
+        card_limits: sentences for the section "Limits" of a card.
+    """
+
+    model_type: str
+    title: str
+    module: str
+    config: str
+    model: str
+    processor: str | None
+    trainable: bool = False
+    purpose: str = ""
+    train_options: tuple[TrainOption, ...] = ()
+    card_settings: tuple[str, ...] = ()
+    card_limits: tuple[str, ...] = ()
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The public names of the family."""
+        return tuple(name for name in (self.config, self.model, self.processor) if name is not None)
+
+    def load(self) -> tuple[type, type, type | None]:
+        """Configuration, model and processor class."""
+        module = importlib.import_module(f"vlm_par_hf.{self.module}")
+        processor_class = None if self.processor is None else getattr(module, self.processor)
+        return getattr(module, self.config), getattr(module, self.model), processor_class
+
+
+FAMILIES = (
+    Family(
+        model_type="vlm_par",
+        title="VLM-PAR (Sellam et al., 2025)",
+        module="models.vlm_par",
+        config="VlmParConfig",
+        model="VlmParModel",
+        processor="VlmParProcessor",
+        trainable=True,
+        purpose="the best on the attributes of the data set",
+        train_options=(
+            TrainOption(name="fusion", choices=("text_to_image", "image_to_text", "none")),
+            TrainOption(name="alignment", choices=("logit", "none")),
+        ),
+        card_settings=("fusion", "alignment", "question_tokens", "freeze_backbone"),
+    ),
+    Family(
+        model_type="vlm_par_folded",
+        title="VLM-PAR (Sellam et al., 2025), folded for inference",
+        module="models.vlm_par",
+        config="FoldedVlmParConfig",
+        model="FoldedVlmParModel",
+        processor="VlmParProcessor",
+        card_settings=("fusion", "alignment"),
+        card_limits=("For answers only: it has no text tower and cannot be trained further.",),
+    ),
+    Family(
+        model_type="focus_par",
+        title="FOCUS (An et al., 2025)",
+        module="models.focus_par",
+        config="FocusParConfig",
+        model="FocusParModel",
+        processor="FocusParProcessor",
+        trainable=True,
+        purpose="also answers for attributes named later",
+        card_settings=(
+            "freeze_backbone",
+            "num_global_tokens",
+            "num_local_tokens",
+            "num_prompt_tokens",
+            "text_template",
+        ),
+        card_limits=(
+            'It also answers for attributes named at call time, `pipe(image, attributes=["wearing a red scarf"])`: '
+            "these were not measured here; yes or no is decided at the threshold that is usual for the fitted ones.",
+        ),
+    ),
+    Family(
+        model_type="par_exported",
+        title="par_exported",
+        module="export",
+        config="ExportedParConfig",
+        model="ExportedParModel",
+        processor=None,
+    ),
+)
+
+
+def find_family(model_type: str) -> Family | None:
+    """The row of a `model_type`, None where there is none."""
+    return next((one for one in FAMILIES if one.model_type == model_type), None)
+
+
+def trainable_families() -> tuple[str, ...]:
+    """The `model_type` of every family that can be trained."""
+    return tuple(one.model_type for one in FAMILIES if one.trainable)

@@ -1,0 +1,1 @@
+"""From pictures to answers: the one prediction loop and the pipeline."""

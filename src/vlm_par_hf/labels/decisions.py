@@ -1,0 +1,88 @@
+"""The rule from probabilities to answers, the only one: metrics, processor and exported models follow it.
+
+A binary attribute is answered with its second label where that label's probability is above the attribute's threshold
+(strictly); an attribute with more labels is answered with the most probable one. The same in torch is
+`vlm_par_hf.base.decisions.decide`.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from vlm_par_hf.schema import Attribute, AttributeSchema
+
+
+__all__ = ["decide", "is_positive_answer", "read_thresholds"]
+
+
+def decide(
+    probabilities: np.ndarray, schema: AttributeSchema, thresholds: np.ndarray | Sequence[float] | None = None
+) -> np.ndarray:
+    """The class index of each answer.
+
+    Args:
+        probabilities: `(..., A, C)`, C the largest number of labels, 0 past an attribute's own.
+        schema: the label space.
+        thresholds: `(A,)`, read for binary attributes; None: those of the schema.
+
+    Returns:
+        int64 `(..., A)`.
+    """
+    if thresholds is None:
+        thresholds = [attribute.threshold for attribute in schema]
+    binary = np.array([attribute.is_binary for attribute in schema])
+    answers = probabilities.argmax(axis=-1)
+    positive = probabilities[..., 1] > np.asarray(thresholds, dtype=np.float64)
+    answers[..., binary] = positive[..., binary]
+    return answers
+
+
+def read_thresholds(
+    schema: AttributeSchema, threshold: float | str | Sequence[float] | Mapping[str, float] | None = None
+) -> np.ndarray:
+    """One threshold per attribute, float64 `(A,)`.
+
+    Args:
+        schema: the label space.
+        threshold: None or `"schema"`: each attribute's own; a number for all; A numbers; or a dict for the attributes
+            that it names, the others keep their own.
+
+    Raises:
+        ValueError: a threshold outside [0, 1], another text, or another number of them.
+        KeyError: the dict names an unknown attribute.
+    """
+    own = np.array([attribute.threshold for attribute in schema], dtype=np.float64)
+    if threshold is None or (isinstance(threshold, str) and threshold == "schema"):
+        return own
+    if isinstance(threshold, str):
+        raise ValueError(f"threshold={threshold!r}, expected None, 'schema', or numbers in [0, 1]")
+    if isinstance(threshold, Mapping):
+        values = own
+        for name, value in threshold.items():
+            values[schema.index(name)] = value
+    else:
+        values = np.asarray(threshold, dtype=np.float64)
+        if values.ndim and values.shape != own.shape:
+            raise ValueError(f"threshold has shape {values.shape}, expected one number or {len(schema)}")
+        values = np.broadcast_to(values, own.shape)
+    wrong = ~((values >= 0) & (values <= 1))
+    if wrong.any():
+        position = int(wrong.argmax())
+        raise ValueError(
+            f"threshold of attribute {schema.names[position]!r} must lie between 0 and 1, got {values[position]:g}"
+        )
+    return values
+
+
+def is_positive_answer(label: str, attribute: Attribute | None = None) -> bool:
+    """Whether an answer says that something is there, as opposed to "no".
+
+    Args:
+        label: the predicted label.
+        attribute: with it, a binary attribute is positive when its second label was chosen.
+
+    A categorical attribute always says something, unless the chosen label is "no" or "none".
+    """
+    if attribute is not None and attribute.is_binary:
+        return label == attribute.labels[1]
+    return label.strip().lower() not in ("no", "none")
