@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from speed import base_model
+from models import base_model
 from torch.utils.data import DataLoader
 
 from vlm_par_hf import VlmParModel, VlmParProcessor, dataset_schema, get_schema, load_par_dataset

@@ -28,20 +28,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from cache import measure_base
+from models import base_model, numbered_schema, schema_of
 from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 from transformers import AutoModel
 
-from vlm_par_hf import (
-    AttributeSchema,
-    FocusParConfig,
-    FocusParModel,
-    VlmParConfig,
-    VlmParModel,
-    VlmParProcessor,
-    get_schema,
-)
+from vlm_par_hf import FocusParConfig, FocusParModel, VlmParModel, VlmParProcessor, get_schema
 from vlm_par_hf.annotation import Annotator, ImageList
 from vlm_par_hf.data.synthetic import Frame, SyntheticPerson, render_person
 from vlm_par_hf.export import export_model, pick_images
@@ -53,55 +47,11 @@ from vlm_par_hf.utils import atomic_write_json, embedded_path
 logger = logging.getLogger("speed")
 
 ROWS, COLUMNS = 16, 8  # a crop of 256 x 128 in patches of 16
-LONGEST_QUESTION = 11  # ids; with the last position 12 states
 FUSIONS = ("image_to_text", "text_to_image")
 PRECISIONS = (("folded", "bfloat16"), ("onnx", "int8"), ("openvino", "bfloat16"), ("openvino", "int8"))
-WORDS = ("a", "long", "dark", "coat", "today")
 
 
-# Models
-
-
-def numbered_schema(count: int) -> AttributeSchema:
-    """`count` binary attributes with questions of realistic length."""
-    return AttributeSchema(
-        [
-            {
-                "name": f"Attribute{number}",
-                "question": "is the person wearing " + " ".join(WORDS[: 1 + number % 5]),
-                "prompts": [f"a person without thing {number}", f"a person with thing {number}"],
-            }
-            for number in range(count)
-        ]
-    )
-
-
-def schema_of(count: int) -> AttributeSchema:
-    return get_schema("pa100k") if count == 26 else numbered_schema(count)
-
-
-def base_model(
-    schema: AttributeSchema, fusion: str, alignment: str = "none", question_length: int | None = None
-) -> VlmParModel:
-    """Base size, random weights everywhere; token ids by the number of words, as no tokenizer is at hand offline."""
-    torch.manual_seed(0)
-    lengths = [question_length or min(LONGEST_QUESTION, len(question.split()) + 2) for question in schema.questions]
-    config = VlmParConfig(
-        attributes=schema,
-        fusion=fusion,
-        alignment=alignment,
-        question_input_ids=[[5 + (7 * row + i) % 900 for i in range(n)] for row, n in enumerate(lengths)],
-        prompt_input_ids=[[[5 + (3 * row + i) % 900 for i in range(9)] for _ in one.prompts]
-                          for row, one in enumerate(schema)],
-    )  # fmt: skip
-    model = VlmParModel(config).eval()
-    with torch.no_grad():
-        for name, parameter in model.attribute_heads.named_parameters():
-            if name.startswith("norm"):
-                continue
-            parameter.normal_(std=0.03)
-    model.encode_questions()
-    return model
+# The plain form, and inputs
 
 
 class PlainHead(nn.Module):
@@ -403,9 +353,7 @@ def unchanged_decisions(to: str, precision: str) -> dict[str, float]:
 
 
 def measure_epoch(args) -> list[dict]:
-    """An epoch of head training from cached features beside one from images, batch 64."""
-    from cache import measure_base  # that script has more about the cache
-
+    """An epoch of head training from cached features beside one from images, batch 64; cache.py measures more."""
     options = argparse.Namespace(base_images=64, rounds=max(2, args.rounds // 3), device=args.device)
     return [
         row(f"epoch from cached features, {fusion} / epoch from images, batch 64",
