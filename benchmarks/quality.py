@@ -24,6 +24,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from pages import MIN_POSITIVES, RESULTS, label_of, write_page
 from torch import nn
 
 from vlm_par_hf import ParLoss, ParMetrics, VlmParModel, VlmParProcessor, dataset_schema, load_par_dataset
@@ -38,13 +39,6 @@ logger = logging.getLogger("quality")
 FUSIONS = ("none", "image_to_text", "text_to_image")
 ALIGNMENTS = ("none", "logit")
 PROBE_RATES = (1e-3, 3e-3, 1e-2)
-LABELS = {
-    "majority": "majority class",
-    "zero_shot": "zero-shot (prompts)",
-    "probe_pooled": "linear probe, pooled output",
-    "probe_patches": "linear probe, mean patch",
-}
-MIN_POSITIVES = 8
 SHOWN = ("mA", "plain_accuracy", "instance_f1_harmonic", "label_f1_macro")
 
 
@@ -203,13 +197,6 @@ def measure(
     return results
 
 
-def label_of(method: str) -> str:
-    if method in LABELS:
-        return LABELS[method]
-    _, fusion, alignment = method.split()
-    return f"VLM-PAR, fusion {fusion}, alignment {alignment}"
-
-
 def summarise(runs: list[dict[str, dict]], key: str) -> dict[str, dict]:
     """Mean and spread (sample standard deviation) over seeds, and the first seed's bootstrap interval."""
     summary = {}
@@ -322,7 +309,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--bootstrap", type=int, default=1000)
     parser.add_argument("--cache-features", type=Path, metavar="DIR", help="keep the features here (default: nowhere)")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
     if args.cache_features is None:
         with tempfile.TemporaryDirectory() as folder:
@@ -382,6 +369,8 @@ def run_all(args, cache: Path) -> None:
     atomic_write_json(saved, json.loads(json.dumps(result)))
     draw(result, args.out / "quality.png")
     print(f"\nwrote {args.out / 'quality.json'} and {args.out / 'quality.png'}")
+    if args.out.resolve() == RESULTS.resolve():
+        print(f"wrote {write_page('quality')}")
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ import numpy as np
 import torch
 from cache import measure_base
 from models import base_model, numbered_schema, schema_of
+from pages import COMPARED_DRAWINGS, RESULTS, write_page
 from PIL import Image
 from torch import nn
 from torch.nn import functional as F
@@ -335,13 +336,13 @@ def measure_precision(args) -> list[dict]:
 
 def unchanged_decisions(to: str, precision: str) -> dict[str, float]:
     """Share of the embedded model's decisions that stay, on drawings and, with PAR_DATA, on real crops."""
-    sources = {"drawings": ("synthetic", None, {"num_train": 128, "num_validation": 512, "num_test": 1})}
+    sources = {"drawings": ("synthetic", None, {"num_train": 128, "num_validation": COMPARED_DRAWINGS, "num_test": 1})}
     root = Path(os.environ.get("PAR_DATA", "")) / "pa100k_mini"
     if os.environ.get("PAR_DATA") and root.is_dir():
         sources["real crops"] = ("pa100k", root, {})
     shares = {}
     for name, (source, root, options) in sources.items():
-        calibration, compared, images_from = pick_images(source, root, num_compared=512, **options)
+        calibration, compared, images_from = pick_images(source, root, num_compared=COMPARED_DRAWINGS, **options)
         with tempfile.TemporaryDirectory() as folder:
             record = export_model(
                 embedded_path("heads"), Path(folder) / "out", to=to, precision=precision,
@@ -571,7 +572,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=tuple(PARTS), help="parts to measure (default: all)")
     parser.add_argument("--rounds", type=int, default=9, help="turns of each candidate (default: %(default)s)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--memory-of", nargs=2, metavar=("FUSION", "FORM"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.memory_of:
@@ -596,6 +597,8 @@ def main() -> None:
     if "growth" in parts:
         draw_growth(parts["growth"]["rows"], args.out / "speed.png")
     print(f"\n{table(parts)}\n\nwrote {saved}")
+    if args.out.resolve() == RESULTS.resolve():
+        print(f"wrote {write_page('speed')}")
 
 
 if __name__ == "__main__":
