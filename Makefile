@@ -32,10 +32,10 @@ test-hf: .venv/.stamp-dev ## run the common tests of the installed transformers 
 examples: .venv/.stamp-dev ## run every script in examples/ at small size
 	$(BIN)/python -m pytest -m "slow or not slow" modeling_tests/test_examples.py $(ARGS)
 
-bench: .venv/.stamp-dev ## measure the speed tables of the README (long; on an idle machine)
+bench: .venv/.stamp-dev ## measure the tables of docs/speed.md (long; on an idle machine)
 	$(BIN)/python benchmarks/speed.py $(ARGS)
 
-bench-quality: .venv/.stamp-dev ## measure the quality table of the README (long)
+bench-quality: .venv/.stamp-dev ## measure the tables of docs/quality.md (long)
 	$(BIN)/python benchmarks/quality.py $(ARGS)
 
 style: .venv/.stamp-dev ## format, and repair what ruff can repair

@@ -1,12 +1,12 @@
-"""Training from cached features, compared with training from images: an epoch, the loss curve, the reads.
+"""Training from cached features, compared with training from images: time of an epoch, speed of reading the cache.
 
     python benchmarks/cache.py                    # everything
-    python benchmarks/cache.py --only reads       # a part; the others keep what was measured before
+    python benchmarks/cache.py --only reads       # a part; the results of the others stay as they are
 
 Both ways of training run in turns in one process, on the same images, batches, heads and optimizer, forward, backward
-and step included; the ratio is that of the medians. `base` has the size of google/siglip2-base-patch16-naflex with
-random weights (speed does not depend on them), `embedded` the small backbone that ships with the package. Not part of
-an epoch is what a cache costs once: the backbone's pass over the images, about one epoch from images per view.
+and step included; ratios are of medians. `base` has the size of google/siglip2-base-patch16-naflex and random weights
+(speed does not depend on them), `embedded` is the small backbone in the package. The time to fill the cache is not
+included: one pass of the backbone over the images, about one epoch from images per view.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from speed import base_model
+from models import base_model
 from torch.utils.data import DataLoader
 
 from vlm_par_hf import VlmParModel, VlmParProcessor, dataset_schema, get_schema, load_par_dataset
@@ -39,7 +39,7 @@ GIB = 2**30
 
 
 class Relabelled:
-    """Drawings with random labels of another schema: speed does not depend on what they say."""
+    """Drawings with random labels of another schema: speed does not depend on the labels."""
 
     def __init__(self, images, schema):
         self.images = images
@@ -133,8 +133,8 @@ def read_all(features: FeatureDataset, order: list[int]) -> tuple[float, float]:
 
 
 def measure_reads(args) -> dict:
-    """Batches of 64 from a large cache, in order and shuffled, from the page cache and (where the system lets go of
-    its pages) from the disk."""
+    """Batches of 64 from a large cache, in order and shuffled, from the page cache and (if the system drops its cached
+    pages when asked) from the disk."""
     results = {}
     for dtype in ("float16", "int8"):
         with tempfile.TemporaryDirectory(dir=args.scratch) as folder:
@@ -151,7 +151,7 @@ def measure_reads(args) -> dict:
             grown, file_pages = 0.0, 0.0
             for round_ in range(2 * args.rounds):
                 for name, order in orders.items():
-                    # A fresh mapping each time; every second round from the disk.
+                    # Mapped anew each time; every second round is read from the disk.
                     features = FeatureDataset(FeatureStore.open(folder))
                     cold = round_ % 2 == 1
                     if cold:
@@ -189,7 +189,7 @@ def main() -> None:
     parser.add_argument("--base-images", type=int, default=64)
     parser.add_argument("--embedded-images", type=int, default=2048)
     parser.add_argument("--gib", type=float, default=2.0, help="size of the cache that is read, as float16")
-    parser.add_argument("--scratch", help="folder for it; must not be in memory")
+    parser.add_argument("--scratch", help="folder for that cache, on a disk and not in memory")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "cache.json")
     args = parser.parse_args()

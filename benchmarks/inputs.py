@@ -1,10 +1,10 @@
-"""From pictures to `pixel_values`: transformers' own image processors beside ours, in turns in one process.
+"""From pictures to `pixel_values`: transformers' own image processors compared with ours, in turns in one process.
 
     PAR_DATA=... python benchmarks/inputs.py        # real PA-100K crops
     python benchmarks/inputs.py                     # drawn pedestrians, as JPEG
 
-`decoded` starts from Pillow images, `jpeg` from the bytes of files. Ratios are of medians: of time on the clock, and
-of time that all threads of the process spent computing, which says more on a machine with other work to do.
+`decoded` starts from Pillow images, `jpeg` from the bytes of files. Ratios are of medians, of elapsed time ("clock")
+and of processor time of all threads ("computing"), which other load on the machine disturbs less.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from vlm_par_hf.utils import default_threads
 
 
 def crops(count: int) -> tuple[str, list[bytes]]:
-    """JPEG files, spread evenly over the real crops where they are at hand."""
+    """What they are, and JPEG files: `count` of the real crops with PAR_DATA, evenly spread, else drawings."""
     if os.environ.get("PAR_DATA"):
         paths = sorted((Path(os.environ["PAR_DATA"]) / "pa100k_mini" / "data").glob("*.jpg"))
         return "PA-100K crops", [path.read_bytes() for path in paths[:: max(1, len(paths) // count)][:count]]

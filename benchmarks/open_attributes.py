@@ -1,28 +1,31 @@
-"""Attributes that training never saw: FOCUS against its backbone's zero-shot answers and VLM-PAR, on drawings.
+"""Attributes that were not trained: FOCUS compared with its backbone's zero-shot answers and VLM-PAR, on drawings.
 
     python benchmarks/open_attributes.py                                   # about 40 minutes on 2 idle cores
     python benchmarks/open_attributes.py --train 400 --epochs 1 --seeds 1 --out /tmp/quick    # a quick look
 
 Whole attributes are held out of training (`UNSEEN`: bag types, colors, a sleeve form, ...). Every method answers for
-all attributes, on the camera that it was trained on and on the other one. Measured: image-to-text recall at 1 and 2
-within the labels of an attribute, by pictures (the published convention) and by labels (the majority earns chance);
-AUC, which no threshold and no share of a label moves; mA after decisions, which are fitted on validation for seen
-attributes and transferred from these to unseen ones (`transfer_decisions`), in the same way for every method. Recall
-takes the best-scored label as it is.
+all attributes, on the camera that it was trained on and on the other one. Measured are:
 
-The epoch is chosen by recall at 1 (by labels) of the seen attributes on validation; test is looked at once. Learning
-rates and loss weights were chosen by hand on drawings of another population (seed 7), its unseen attributes in view.
+- image-to-text recall at 1 and 2 within the labels of an attribute, of the label with the highest score: by pictures
+  (the published convention) and by labels (always naming the most frequent label is no better than chance);
+- AUC, which depends neither on thresholds nor on how frequent a label is;
+- mA after decisions, which are fitted on validation for seen attributes and transferred from these to unseen ones
+  (`transfer_decisions`), in the same way for every method.
+
+The epoch is chosen by recall at 1 (by labels) of the seen attributes on validation; the test split is used once.
+Learning rates and loss weights were chosen by hand on drawings of another population (seed 7), with the results on its
+unseen attributes known.
 
 EVERYTHING HERE IS SYNTHETIC, and the embedded backbone was trained on captions and labels of ALL attributes of the
-drawings: "unseen" means unseen in the training of FOCUS and VLM-PAR, not by the backbone. With a backbone that was not
-told of them either:
+drawings: "unseen" means unseen in the training of FOCUS and VLM-PAR, not by the backbone. With a backbone that was
+trained without them too:
 
     python -m vlm_par_hf.embedded.train_backbone --work WORK --out outputs/backbone_without --steps 2400 --bf16 \
         --without LowerColor ShoeColor ShortSleeve LongCoat HandBag ShoulderBag Boots
     python benchmarks/open_attributes.py --backbone outputs/backbone_without --name open_attributes_not_told
 
-No number from here belongs beside a paper's. Results: `--out` (JSON and picture). What is measured is kept there while
-it runs; the same command goes on from it.
+No number from here can be compared with a number from a paper. Results: `--out` (JSON and picture). Finished methods
+are saved there during the run; after an interruption the same command continues with the next one.
 """
 
 import argparse
@@ -65,10 +68,10 @@ UNSEEN = {
     "ShoulderBag": "a bag type",
     "Boots": "a shoe type",
 }
-# The paper gives every loss weight 1; 0.1 for these two was a little better on validation. Balanced, because recall by
-# labels is.
+# The paper gives every loss weight 1; 0.1 for these two was a little better on validation. Class weights are balanced,
+# because recall by labels counts every label alike.
 LOSS = {"sim": 0.1, "racl": 0.1, "weighting": "balanced"}
-# What the variants of FOCUS change.
+# What each variant of FOCUS changes.
 VARIANTS = {
     "focus": {},
     "focus_no_racl": {"loss": {"racl": 0.0}},
@@ -184,14 +187,19 @@ def fit(model, loss_of, groups, seen, validation, columns, count, args, seed):
 
 
 class Kept:
-    """Method -> rows of each seed, in a file that is written after every method and asked before the next."""
+    """Results so far, seed -> method -> rows, saved to a file after every method, so that a stopped run can continue.
+
+    Raises `SystemExit` where the file was written with other settings.
+    """
 
     def __init__(self, path: Path, settings: dict):
         self.path, self.settings, self.runs = path, settings, {}
         if path.exists():
             kept = json.loads(path.read_text())
             if kept["settings"] != settings:
-                raise SystemExit(f"{path} is of other settings: {kept['settings']}, now {settings}; remove it")
+                raise SystemExit(
+                    f"{path} was written with other settings: {kept['settings']}, now {settings}; remove it"
+                )
             self.runs = kept["runs"]
 
     def of(self, seed: int) -> dict:
@@ -213,7 +221,7 @@ def run(seed: int, args, kept: Kept) -> dict:
     processor = FocusParProcessor.from_backbone(args.backbone)
     sizes = {"num_train": args.train, "num_validation": max(200, args.train // 4), "num_test": args.test}
     data = load_par_dataset("synthetic", seed=seed, **sizes)
-    # Other people too: nobody of the training is seen again by the other camera.
+    # The other camera also sees other people, nobody from the training.
     other = load_par_dataset(
         "synthetic", seed=100 + seed, cameras=DOMAINS["B"], num_train=1, num_validation=1, num_test=args.test
     )
@@ -221,7 +229,8 @@ def run(seed: int, args, kept: Kept) -> dict:
     tests = {"A": Pictures(data["test"], processor), "B": Pictures(other["test"], processor)}
 
     def finish(method: str, notes: dict, answers_seen, answers_unseen=None) -> None:
-        """What gives the logits of pictures; without the second, unseen attributes are answered as zero-shot."""
+        """Measure a method by the functions that give its logits; without the second one, unseen attributes get the
+        zero-shot answers."""
         decisions = fit_decisions(answers_seen(validation), validation.labels[:, columns], seen, weighting="balanced")
         transferred = transfer_decisions(*decisions, seen, unseen)
         rows = {}
@@ -264,7 +273,7 @@ KEYS = {
 
 
 def chance() -> dict[str, float]:
-    """Recall at 1, by labels, of who guesses."""
+    """Recall at 1, by labels, of a guess."""
     schema = get_schema("synthetic")
     parts = {"unseen": list(UNSEEN), "seen": [name for name in schema.names if name not in UNSEEN]}
     return {part: float(np.mean([1 / schema[name].num_labels for name in names])) for part, names in parts.items()}
@@ -343,7 +352,9 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--learning-rate", type=float, default=3e-3, help="of mix tokens and prompts of FOCUS")
     parser.add_argument("--extraction-learning-rate", type=float, default=1e-3, help="of FOCUS's cross-attention")
-    parser.add_argument("--backbone-learning-rate", type=float, default=1e-4, help="of FOCUS's tower, where trained")
+    parser.add_argument(
+        "--backbone-learning-rate", type=float, default=1e-4, help="of FOCUS's vision tower, if it is trained"
+    )
     parser.add_argument("--backbone", default="embedded", help="a repository or folder")
     parser.add_argument("--name", default="open_attributes", help="of the result files")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")

@@ -1,15 +1,17 @@
-"""Does looking with the question help? Linear probes against VLM-PAR's fusions, on the same frozen features.
+"""Does attention between question and patches help? Linear probes and VLM-PAR's fusions on the same frozen features.
 
     python benchmarks/quality.py                       # synthetic drawings, 3 seeds; real PA-100K crops with PAR_DATA
     python benchmarks/quality.py --only synthetic --seeds 1 --train 600 --epochs 2     # a quick look
-    python benchmarks/quality.py --cache-features DIR  # keeps the features: another recipe needs no backbone again
+    python benchmarks/quality.py --cache-features DIR  # keeps the features, so that another run needs no backbone
 
 Every method reads the same cached features of the embedded backbone, and has the same loss, optimizer, schedule,
-number of epochs and choice of the best epoch by validation mA; the test split is looked at once, at the end. A probe
-may also choose its learning rate on validation, so that the baselines are as strong as they can be.
+number of epochs and choice of the best epoch by validation mA; the test split is used once, at the end. The linear
+probes also choose their learning rate on validation, so that they are strong baselines.
 
-The backbone has seen only drawings. On drawings the numbers are SYNTHETIC; on the real crops they say how far features
-that never saw a photograph carry. Neither belongs beside a paper's number. Results: `--out` (JSON and picture).
+The backbone has seen only drawings. Numbers on drawings are SYNTHETIC; numbers on the real crops say what features are
+worth there that were learned without a photograph. Neither can be compared with a number from a paper.
+
+Results go to `--out` (JSON and picture), the tables also to docs/quality.md if `--out` is the default.
 """
 
 import argparse
@@ -24,6 +26,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from pages import MIN_POSITIVES, RESULTS, label_of, write_page
 from torch import nn
 
 from vlm_par_hf import ParLoss, ParMetrics, VlmParModel, VlmParProcessor, dataset_schema, load_par_dataset
@@ -38,13 +41,6 @@ logger = logging.getLogger("quality")
 FUSIONS = ("none", "image_to_text", "text_to_image")
 ALIGNMENTS = ("none", "logit")
 PROBE_RATES = (1e-3, 3e-3, 1e-2)
-LABELS = {
-    "majority": "majority class",
-    "zero_shot": "zero-shot (prompts)",
-    "probe_pooled": "linear probe, pooled output",
-    "probe_patches": "linear probe, mean patch",
-}
-MIN_POSITIVES = 8
 SHOWN = ("mA", "plain_accuracy", "instance_f1_harmonic", "label_f1_macro")
 
 
@@ -92,7 +88,7 @@ def predict(model, features) -> np.ndarray:
 
 
 def fit(model, loss, train, validation, metrics, *, settings: TrainSettings, rate: float, seed: int) -> dict:
-    """Train, keep the epoch with the best validation mA. Returns what was seen on the way."""
+    """Train, keep the weights of the epoch with the best validation mA; returns its numbers and the seconds."""
     torch.manual_seed(seed)
     steps_per_epoch = -(-len(train) // settings.batch_size)
     total = int(settings.epochs * steps_per_epoch)
@@ -203,13 +199,6 @@ def measure(
     return results
 
 
-def label_of(method: str) -> str:
-    if method in LABELS:
-        return LABELS[method]
-    _, fusion, alignment = method.split()
-    return f"VLM-PAR, fusion {fusion}, alignment {alignment}"
-
-
 def summarise(runs: list[dict[str, dict]], key: str) -> dict[str, dict]:
     """Mean and spread (sample standard deviation) over seeds, and the first seed's bootstrap interval."""
     summary = {}
@@ -227,7 +216,7 @@ def summarise(runs: list[dict[str, dict]], key: str) -> dict[str, dict]:
 
 
 def differences(summary: dict[str, dict], key: str) -> dict[str, float]:
-    """The two questions of the benchmark, in points."""
+    """The two differences that the benchmark asks for, in points."""
 
     def best(names):
         return max(summary[name][key]["mean"] for name in names)
@@ -313,16 +302,18 @@ def draw(result: dict, path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", choices=("synthetic", "pa100k_mini"), help="one of the two data sets")
+    parser.add_argument("--only", choices=("synthetic", "pa100k_mini"), help="only this data set")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument(
-        "--seeds-image-to-text", type=int, default=3, help="of them with image_to_text, by far the slowest to train"
+        "--seeds-image-to-text", type=int, default=3, help="how many of them train image_to_text, by far the slowest"
     )
     parser.add_argument("--train", type=int, default=2000, help="synthetic training drawings")
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--bootstrap", type=int, default=1000)
-    parser.add_argument("--cache-features", type=Path, metavar="DIR", help="keep the features here (default: nowhere)")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument(
+        "--cache-features", type=Path, metavar="DIR", help="keep the features here (default: they are not kept)"
+    )
+    parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
     if args.cache_features is None:
         with tempfile.TemporaryDirectory() as folder:
@@ -364,7 +355,7 @@ def run_all(args, cache: Path) -> None:
         data = load_par_dataset("pa100k", root)
         sizes = {split: len(part) for split, part in data.items()}
         logger.info("pa100k_mini: %s", sizes)
-        # One training seed: the intervals over the few test people are wider than what seeds move.
+        # One seed: the intervals over the few test people are wider than the differences between seeds.
         runs = [measure(data, 0, settings, loss_settings, args.bootstrap, cache / "pa100k_mini")]
         count = len(runs[0]["majority"]["scored_attributes"])
         title = (
@@ -377,11 +368,13 @@ def run_all(args, cache: Path) -> None:
         for question, points in part["differences"].items():
             print(f"{question}: {points:+.1f} points of {part['key']}")
     saved = args.out / "quality.json"
-    if args.only and saved.exists():  # the other data set's part stays as it was measured
+    if args.only and saved.exists():  # keep the results of the other data set
         result["data"] = json.loads(saved.read_text(encoding="utf-8"))["data"] | result["data"]
     atomic_write_json(saved, json.loads(json.dumps(result)))
     draw(result, args.out / "quality.png")
     print(f"\nwrote {args.out / 'quality.json'} and {args.out / 'quality.png'}")
+    if args.out.resolve() == RESULTS.resolve():
+        print(f"wrote {write_page('quality')}")
 
 
 if __name__ == "__main__":

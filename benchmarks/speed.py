@@ -1,13 +1,14 @@
-"""How fast, and compared with what: ratios of medians, both sides timed in turns in one process.
+"""Speed compared with a baseline: ratios of medians, both timed in turns in one process.
 
     python benchmarks/speed.py                       # everything
-    python benchmarks/speed.py --only heads growth   # a part; the others keep what was measured before
+    python benchmarks/speed.py --only heads growth   # some parts; the results of the others stay as they are
 
-The model has the size of google/siglip2-base-patch16-naflex with random weights: speed does not depend on them. Where
-decisions are compared, it is the embedded model on drawings and, with PAR_DATA, on real crops. Beside ours run the
-plain form of the paper (text tower in every call, one attention module per attribute; the largest difference of its
-logits to ours is in the results), the zero-shot pipeline of transformers, and a linear head on the pooled output.
-Results: `--out` (JSON, picture).
+The model has the size of google/siglip2-base-patch16-naflex and random weights, as speed does not depend on them.
+Decisions are compared for the embedded model, on drawings and, with PAR_DATA, on real crops. Baselines are the plain
+form of the paper (text tower in every call, one attention module per attribute; the results hold the largest
+difference between its logits and ours), transformers' zero-shot pipeline, and a linear head on the pooled output.
+
+Results go to `--out` (JSON and picture), the tables also to docs/speed.md if `--out` is the default.
 """
 
 import argparse
@@ -28,20 +29,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from cache import measure_base
+from models import base_model, numbered_schema, schema_of
+from pages import COMPARED_DRAWINGS, RESULTS, write_page
 from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 from transformers import AutoModel
 
-from vlm_par_hf import (
-    AttributeSchema,
-    FocusParConfig,
-    FocusParModel,
-    VlmParConfig,
-    VlmParModel,
-    VlmParProcessor,
-    get_schema,
-)
+from vlm_par_hf import FocusParConfig, FocusParModel, VlmParModel, VlmParProcessor, get_schema
 from vlm_par_hf.annotation import Annotator, ImageList
 from vlm_par_hf.data.synthetic import Frame, SyntheticPerson, render_person
 from vlm_par_hf.export import export_model, pick_images
@@ -53,55 +49,11 @@ from vlm_par_hf.utils import atomic_write_json, embedded_path
 logger = logging.getLogger("speed")
 
 ROWS, COLUMNS = 16, 8  # a crop of 256 x 128 in patches of 16
-LONGEST_QUESTION = 11  # ids; with the last position 12 states
 FUSIONS = ("image_to_text", "text_to_image")
 PRECISIONS = (("folded", "bfloat16"), ("onnx", "int8"), ("openvino", "bfloat16"), ("openvino", "int8"))
-WORDS = ("a", "long", "dark", "coat", "today")
 
 
-# Models
-
-
-def numbered_schema(count: int) -> AttributeSchema:
-    """`count` binary attributes with questions of realistic length."""
-    return AttributeSchema(
-        [
-            {
-                "name": f"Attribute{number}",
-                "question": "is the person wearing " + " ".join(WORDS[: 1 + number % 5]),
-                "prompts": [f"a person without thing {number}", f"a person with thing {number}"],
-            }
-            for number in range(count)
-        ]
-    )
-
-
-def schema_of(count: int) -> AttributeSchema:
-    return get_schema("pa100k") if count == 26 else numbered_schema(count)
-
-
-def base_model(
-    schema: AttributeSchema, fusion: str, alignment: str = "none", question_length: int | None = None
-) -> VlmParModel:
-    """Base size, random weights everywhere; token ids by the number of words, as no tokenizer is at hand offline."""
-    torch.manual_seed(0)
-    lengths = [question_length or min(LONGEST_QUESTION, len(question.split()) + 2) for question in schema.questions]
-    config = VlmParConfig(
-        attributes=schema,
-        fusion=fusion,
-        alignment=alignment,
-        question_input_ids=[[5 + (7 * row + i) % 900 for i in range(n)] for row, n in enumerate(lengths)],
-        prompt_input_ids=[[[5 + (3 * row + i) % 900 for i in range(9)] for _ in one.prompts]
-                          for row, one in enumerate(schema)],
-    )  # fmt: skip
-    model = VlmParModel(config).eval()
-    with torch.no_grad():
-        for name, parameter in model.attribute_heads.named_parameters():
-            if name.startswith("norm"):
-                continue
-            parameter.normal_(std=0.03)
-    model.encode_questions()
-    return model
+# The plain form, inputs
 
 
 class PlainHead(nn.Module):
@@ -144,7 +96,7 @@ class PlainHead(nn.Module):
 
 
 class PlainVlmPar(nn.Module):
-    """The paper's form: the text tower runs in every call, every attribute has its own modules."""
+    """The model as the paper writes it: the text tower runs in every call, every attribute has its own modules."""
 
     def __init__(self, model: VlmParModel):
         super().__init__()
@@ -211,7 +163,7 @@ def features(batch: int, patches: int, device: str = "cpu") -> dict[str, torch.T
 
 
 def race(candidates: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Median seconds of each candidate. They take turns, so what else the machine does falls on all of them."""
+    """Median seconds of each candidate. They take turns, so that other load on the machine affects all alike."""
     for run in candidates.values():
         run()
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
@@ -244,7 +196,7 @@ def row(what: str, ours: float, baseline: float, *, naive: float | None = None, 
 
 @torch.no_grad()
 def measure_heads(args) -> list[dict]:
-    """The heads beside the bare vision tower, batch 8."""
+    """The heads compared with the bare vision tower, batch 8."""
     inputs, given = pixels(8, device=args.device), features(8, ROWS * COLUMNS, args.device)
 
     def measure(count: int, fusion: str) -> dict:
@@ -276,7 +228,7 @@ def measure_heads(args) -> list[dict]:
 
 @torch.no_grad()
 def measure_whole(args) -> list[dict]:
-    """The whole model for one image, beside the plain form."""
+    """The whole model for one image, compared with the plain form."""
     inputs = pixels(1, device=args.device)
 
     def measure(fusion: str) -> dict:
@@ -291,7 +243,7 @@ def measure_whole(args) -> list[dict]:
 
 
 def measure_zero_shot(args) -> list[dict]:
-    """One crop through our pipeline and through transformers' zero-shot pipeline, from the picture to the answer."""
+    """One crop through our pipeline and through transformers' zero-shot pipeline, from picture to answer."""
     from transformers import pipeline
 
     processor = VlmParProcessor.from_backbone("embedded", max_num_patches=ROWS * COLUMNS)
@@ -310,7 +262,7 @@ def measure_zero_shot(args) -> list[dict]:
 
 
 def measure_predict(args) -> list[dict]:
-    """What `vlm-par predict` does with a folder of JPEG files, without loading, beside the model on ready tensors."""
+    """`vlm-par predict` on a folder of JPEG files, after loading, compared with the model on ready tensors."""
 
     def measure(what: str, model, size: tuple[int, int], count: int) -> dict:
         processor = VlmParProcessor.from_backbone("embedded", max_num_patches=size[0] * size[1] // 256)
@@ -351,7 +303,7 @@ def measure_predict(args) -> list[dict]:
 
 
 def measure_precision(args) -> list[dict]:
-    """The whole model in other precisions and runtimes beside torch in float32; decisions by the embedded model."""
+    """The whole model in other precisions and runtimes, compared with torch float32; decisions: the embedded model."""
     decisions = {f"{to} {precision}": unchanged_decisions(to, precision) for to, precision in PRECISIONS}
     model = base_model(get_schema("pa100k"), "text_to_image", alignment="logit")
     processor = VlmParProcessor.from_backbone("embedded", max_num_patches=ROWS * COLUMNS)
@@ -384,14 +336,14 @@ def measure_precision(args) -> list[dict]:
 
 
 def unchanged_decisions(to: str, precision: str) -> dict[str, float]:
-    """Share of the embedded model's decisions that stay, on drawings and, with PAR_DATA, on real crops."""
-    sources = {"drawings": ("synthetic", None, {"num_train": 128, "num_validation": 512, "num_test": 1})}
+    """Share of the embedded model's decisions that do not change, on drawings and, with PAR_DATA, on real crops."""
+    sources = {"drawings": ("synthetic", None, {"num_train": 128, "num_validation": COMPARED_DRAWINGS, "num_test": 1})}
     root = Path(os.environ.get("PAR_DATA", "")) / "pa100k_mini"
     if os.environ.get("PAR_DATA") and root.is_dir():
         sources["real crops"] = ("pa100k", root, {})
     shares = {}
     for name, (source, root, options) in sources.items():
-        calibration, compared, images_from = pick_images(source, root, num_compared=512, **options)
+        calibration, compared, images_from = pick_images(source, root, num_compared=COMPARED_DRAWINGS, **options)
         with tempfile.TemporaryDirectory() as folder:
             record = export_model(
                 embedded_path("heads"), Path(folder) / "out", to=to, precision=precision,
@@ -403,9 +355,7 @@ def unchanged_decisions(to: str, precision: str) -> dict[str, float]:
 
 
 def measure_epoch(args) -> list[dict]:
-    """An epoch of head training from cached features beside one from images, batch 64."""
-    from cache import measure_base  # that script has more about the cache
-
+    """An epoch of training from cached features, compared with one from images, batch 64; cache.py measures more."""
     options = argparse.Namespace(base_images=64, rounds=max(2, args.rounds // 3), device=args.device)
     return [
         row(f"epoch from cached features, {fusion} / epoch from images, batch 64",
@@ -415,7 +365,7 @@ def measure_epoch(args) -> list[dict]:
 
 
 def measure_memory(args) -> list[dict]:
-    """Peak of a training step above parameters, gradients and optimizer, in a process of its own."""
+    """Peak memory of a training step beyond parameters, gradients and optimizer; each form in its own process."""
     rows = []
     for fusion in FUSIONS:
         found = {}
@@ -431,7 +381,7 @@ def measure_memory(args) -> list[dict]:
 
 
 def memory_of_step(fusion: str, form: str, device: str) -> float:
-    """GB (10^9 bytes) that a step takes at its peak above what is there before it."""
+    """GB (10^9 bytes) of memory at the peak of a step, less what was in use before it."""
     model = base_model(get_schema("pa100k"), fusion)
     states = model.question_states
     plain = PlainVlmPar(model)
@@ -464,13 +414,13 @@ def memory_of_step(fusion: str, form: str, device: str) -> float:
         step(64)
         return (torch.cuda.max_memory_allocated() - before) / 1e9
     before = _status("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # starts a new peak
+    Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM, the peak
     step(64)
     return (_status("VmHWM") - before) / 1e9
 
 
 def _status(field: str) -> int:
-    """Bytes, from Linux' own account of this process."""
+    """A memory value of this process in bytes, as Linux reports it."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(field):
             return int(line.split()[1]) * 1024
@@ -478,7 +428,7 @@ def _status(field: str) -> int:
 
 
 def measure_checkpoint(args) -> list[dict]:
-    """Bytes on disk, folded beside full."""
+    """Size on disk of a folded checkpoint, compared with a full one."""
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for fusion in ("image_to_text", "text_to_image", "none"):
@@ -494,7 +444,7 @@ def measure_checkpoint(args) -> list[dict]:
 
 @torch.no_grad()
 def measure_growth(args) -> list[dict]:
-    """How the cost of the heads grows, as a share of the bare tower for the same images."""
+    """How the cost of the heads grows, as a share of the cost of the bare tower for the same images."""
     points = []
 
     def point(axis: str, value: int, fusion: str, count: int = 26, length=None, batch: int = 8, rows: int = ROWS):
@@ -522,7 +472,7 @@ def measure_growth(args) -> list[dict]:
 
 @torch.no_grad()
 def measure_open(args) -> list[dict]:
-    """FOCUS asked for more and more attributes of two labels, their texts encoded once, beside the bare tower."""
+    """FOCUS with more and more attributes of two labels, texts encoded once, compared with the bare tower."""
     torch.manual_seed(0)
     known = numbered_schema(1)
     model = FocusParModel(
@@ -555,7 +505,7 @@ def measure_open(args) -> list[dict]:
 
 
 def texts_of(model: FocusParModel, count: int) -> AttributeTexts:
-    """Random texts of `count` attributes: what they say costs nothing."""
+    """Random texts of `count` attributes: the cost does not depend on what they say."""
     schema, total = numbered_schema(count), 2 * count
     embeds = torch.randn(total, model.config.text_width, device=model.device)
     return AttributeTexts(
@@ -621,9 +571,9 @@ def draw_growth(points: list[dict], path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="+", choices=tuple(PARTS), help="parts to measure (default: all)")
-    parser.add_argument("--rounds", type=int, default=9, help="turns of each candidate (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=9, help="timed runs of each candidate (default: %(default)s)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--memory-of", nargs=2, metavar=("FUSION", "FORM"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.memory_of:
@@ -648,6 +598,8 @@ def main() -> None:
     if "growth" in parts:
         draw_growth(parts["growth"]["rows"], args.out / "speed.png")
     print(f"\n{table(parts)}\n\nwrote {saved}")
+    if args.out.resolve() == RESULTS.resolve():
+        print(f"wrote {write_page('speed')}")
 
 
 if __name__ == "__main__":

@@ -4,10 +4,10 @@
     python examples/focus_open_attributes.py --ask "wearing a skirt" "in white lower clothing"
     python examples/focus_open_attributes.py --model folder --images crops/*.jpg --ask "wearing a red scarf"
 
-Without a model it trains FOCUS on drawn pedestrians, minus the attributes that it is asked for, in some minutes on two
-CPU cores. Then the pipeline is asked for them by their text alone; the people it is surest of come first, with where
-it looked. The embedded backbone was trained on captions of all attributes of the drawings: the held-out ones are new
-to FOCUS, not to its backbone. With your own checkpoint nothing is trained.
+Without `--model` it first trains FOCUS on drawn pedestrians, without the attributes of `HELD_OUT`, in some minutes on
+two CPU cores. Then the pipeline is asked for attributes by their text alone. The result is a picture of the people
+with the highest probability, and of where the model looked. The embedded backbone was trained on captions of all
+attributes of the drawings: the held-out ones are new to FOCUS, not to its backbone. With `--model` nothing is trained.
 """
 
 import argparse
@@ -23,7 +23,8 @@ from vlm_par_hf.images import open_image
 from vlm_par_hf.training import TrainSettings, train
 
 
-# What to ask of the drawings, and the attribute and label that say whether it is so: these are held out of training.
+# What to ask for, with the attribute and label of the drawings that tell whether it is right. These attributes are
+# held out of training.
 HELD_OUT = {
     "wearing a long coat": ("LongCoat", "yes"),
     "with short sleeves": ("ShortSleeve", "yes"),
@@ -74,7 +75,7 @@ def main() -> None:
 
 
 def sheet(rows: list, height: int = 200, gap: int = 14) -> Image.Image:
-    """A row per text: its people, and beside each of them where the model looked."""
+    """A row per text: the people found, and to the right of each where the model looked."""
     width = max(round(height * image.width / image.height) for _, _, found in rows for image, _, _ in found)
     columns = max(len(found) for _, _, found in rows)
     title, small = ImageFont.load_default(20), ImageFont.load_default(14)
@@ -95,7 +96,7 @@ def sheet(rows: list, height: int = 200, gap: int = 14) -> Image.Image:
 
 
 def train_without(options) -> Path:
-    """Train on all attributes of the drawings but those of `HELD_OUT`."""
+    """Train on all attributes of the drawings except those of `HELD_OUT`."""
     unseen = {attribute for attribute, _ in HELD_OUT.values()}
     schema = get_schema("synthetic")
     seen = schema.subset(name for name in schema.names if name not in unseen)
@@ -117,7 +118,7 @@ def train_without(options) -> Path:
 
 
 def how_right(people, text: str, order: np.ndarray) -> str:
-    """How many of those found have what was asked for, beside how many of all have it."""
+    """How many of the people found have what was asked for, and how many of all people have it."""
     attribute, label = HELD_OUT[text]
     schema = dataset_schema(people)
     labels = np.asarray(people["labels"])[:, schema.index(attribute)]

@@ -1,4 +1,4 @@
-"""Attributes of people in pictures, from any checkpoint, with a picture of the result.
+"""Predict the attributes of people in pictures with any checkpoint, and draw the result.
 
     python examples/predict.py                                      # draws people and uses the embedded model
     python examples/predict.py crop1.jpg crop2.jpg --model folder   # your crops (one person each), your checkpoint
@@ -6,7 +6,7 @@
     python examples/predict.py street.jpg --detector facebook/detr-resnet-50 --model folder
 
 It takes seconds on one CPU core. The embedded model knows drawn pedestrians only: its answers about photographs mean
-nothing. A detector is a model of the Hugging Face hub, downloaded on first use because you named it.
+nothing. A detector is a model on the Hugging Face Hub; it is downloaded on first use.
 """
 
 import argparse
@@ -22,11 +22,11 @@ from vlm_par_hf.visualization import draw_boxes, explanation_grid, is_positive_a
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("images", nargs="*", help="pictures; none: people drawn for the occasion")
+    parser.add_argument("images", nargs="*", help="pictures; none: drawn people")
     parser.add_argument("--model", help="a checkpoint folder or repository; by default the embedded model")
     parser.add_argument("--boxes", help='people in a single picture: "x0,y0,x1,y1 x0,y0,x1,y1 ..."')
     parser.add_argument("--detector", help="an object-detection model that finds the people")
-    parser.add_argument("--explain", nargs="*", metavar="NAME", help="attributes to show the looked-at patches for")
+    parser.add_argument("--explain", nargs="*", metavar="NAME", help="show which patches these answers rest on")
     parser.add_argument("--people", type=int, default=9, help="how many people to draw without images")
     parser.add_argument("--seed", type=int, default=7, help="which people to draw without images")
     parser.add_argument("--batch-size", type=int, default=16)
@@ -35,7 +35,7 @@ def main() -> None:
     if options.boxes and len(options.images) != 1:
         parser.error("--boxes needs exactly one picture")
 
-    # Without model= the pipeline takes the embedded one, and says so.
+    # Without model= the pipeline uses the embedded model and logs a warning.
     pipe = pipeline("pedestrian-attributes", model=options.model, batch_size=options.batch_size)
     schema = pipe.model.config.schema
     options.output.parent.mkdir(parents=True, exist_ok=True)
@@ -58,7 +58,7 @@ def one_person_per_picture(pipe, schema, options) -> Image.Image:
             "synthetic", seed=options.seed, num_train=1, num_validation=1, num_test=options.people
         )["test"]
         images, names = list(people["image"]), None
-        # The truth is shown only for the label space that it is written in.
+        # The drawings have labels of their own label space: they are shown only if the model has the same one.
         if vlm_par_hf.dataset_schema(people) == schema:
             labels = people["labels"][:]
         title, note = "Drawn pedestrians", "synthetic pictures drawn with a new seed; not a result on real people"

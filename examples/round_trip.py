@@ -1,15 +1,17 @@
-"""A data set and a checkpoint through the Hub and back, at real size: 20,000 images, every step as a user takes it.
+"""A data set and a checkpoint to the Hub and back, with 20,000 images, in the steps that a user would take.
 
     python examples/round_trip.py --repo YOUR-NAME/round-trip      # the Hub, with the token of `hf auth login`
     python examples/round_trip.py --repo org/name --endpoint URL   # another server of the Hub's protocol (HF_ENDPOINT)
 
-Draws people into a folder with labels.csv and schema.json, as a data set of one's own comes; prepares it (every image
-checked, parquet, report, card); pushes it; loads it from the Hub; trains heads on the embedded backbone; measures the
-test split once; pushes the checkpoint with its card; and lets a fresh process with an empty cache, which knows nothing
-but the name, predict on test images. Its answers must be those of the checkpoint on this machine.
+1. Draws people into a folder with labels.csv and schema.json, the layout of a user's own data set.
+2. Prepares it (every image checked, parquet, report, card), pushes it, and loads it from the Hub.
+3. Trains heads on the embedded backbone, measures the test split once, and pushes the checkpoint with its card.
+4. Predicts on test images in a new process with an empty cache, which is given only the name of the repository. Its
+   answers must be the same as those of the checkpoint on this machine.
 
-Both repositories, of the data set and of the model, bear the name --repo and are private. The same command again goes
-on where it was interrupted. `round_trip.json` in --out says what each step took. Everything here is SYNTHETIC.
+Both repositories, the data set's and the model's, have the name --repo and are private. After an interruption the same
+command continues where it stopped. `round_trip.json` in --out says how long each step took, and the peak of memory
+by then. Everything here is SYNTHETIC.
 """
 
 import argparse
@@ -25,8 +27,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
-CHUNK = 1000  # images drawn at once: all that memory holds of them
-FIRST_SEED = 10_000  # of the chunks' populations: nobody whom `load_par_dataset("synthetic")` draws with a small seed
+CHUNK = 1000  # images drawn at once, so that memory holds no more of them
+FIRST_SEED = 10_000  # of the first chunk: other people than `load_par_dataset("synthetic")` draws with a small seed
 PREDICT = """
 import json, sys
 import vlm_par_hf
@@ -40,7 +42,7 @@ print(json.dumps([answer["attributes"] for answer in pipe(sys.argv[2:], batch_si
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repo", required=True, help="name/repository, for the data set and for the model")
-    parser.add_argument("--endpoint", default=os.environ.get("HF_ENDPOINT"), help="another server than the Hub")
+    parser.add_argument("--endpoint", default=os.environ.get("HF_ENDPOINT"), help="a server other than the Hub")
     parser.add_argument("--images", type=int, default=20_000, help="70%% to train on, 10%% for validation, 20%% test")
     parser.add_argument("--backbone", default="embedded", help="SigLIP or SigLIP 2 repository or folder")
     parser.add_argument("--epochs", type=float, default=2)
@@ -50,9 +52,9 @@ def main() -> None:
     args = parser.parse_args()
     if args.images < 10:
         parser.error(f"--images {args.images}: expected at least 10, one of them for validation")
-    if args.endpoint:  # read when huggingface_hub is imported, so nothing that imports it stands above
+    if args.endpoint:  # huggingface_hub reads it on import, so nothing above may import that package
         os.environ["HF_ENDPOINT"] = args.endpoint
-        os.environ.setdefault("HF_HUB_DISABLE_XET", "1")  # only the Hub itself speaks Xet
+        os.environ.setdefault("HF_HUB_DISABLE_XET", "1")  # only the Hub itself supports Xet
 
     from transformers import pipeline
 
@@ -76,8 +78,8 @@ def main() -> None:
         if found != {split: part["images"] for split, part in report["splits"].items()}:
             raise SystemExit(f"{args.repo} holds {found}: not what was prepared")
     with step("train", steps):
-        # From images: memory stays the same however many there are. The data say the name of their repository; what
-        # they are is SYNTHETIC, and records and cards must say that.
+        # Training from images, not from features in memory: memory does not grow with their number. The data set would
+        # be called by the name of its repository; records and cards must call it SYNTHETIC.
         settings = TrainSettings(epochs=args.epochs, batch_size=args.batch_size, workers=args.workers)
         resume = (checkpoint / "run.json").is_file()
         train(data, checkpoint, backbone=args.backbone, dataset_name="synthetic", settings=settings, resume=resume)
@@ -110,7 +112,7 @@ def step(name: str, steps: dict):
 
 
 def peak_memory() -> float | None:
-    """The most memory that this process has held so far, GiB; None where the system does not say."""
+    """The most memory that this process has used so far, GiB; None if the system does not report it."""
     try:
         import resource
     except ImportError:  # Windows
@@ -120,7 +122,7 @@ def peak_memory() -> float | None:
 
 
 def draw(root: Path, images: int) -> None:
-    """Drawn people as a data set of one's own: images/SPLIT/NAME.jpg, labels.csv, schema.json."""
+    """Drawn people in the layout of a user's own data set: images/SPLIT/NAME.jpg, labels.csv, schema.json."""
     import datasets
 
     from vlm_par_hf import dataset_schema, load_par_dataset
@@ -131,7 +133,7 @@ def draw(root: Path, images: int) -> None:
     table = io.StringIO()
     writer = csv.writer(table, lineterminator="\n")
     chunks = -(-images // CHUNK)
-    for chunk in range(chunks):  # each seed is a population of its own: nobody is drawn twice
+    for chunk in range(chunks):  # each seed gives other people: nobody is drawn twice
         size = images * (chunk + 1) // chunks - images * chunk // chunks
         data = load_par_dataset(
             "synthetic", seed=FIRST_SEED + chunk, num_train=size - 3 * (size // 10), num_validation=size // 10,

@@ -1,10 +1,10 @@
-"""Train VLM-PAR with the plain `transformers.Trainer`, written out: copy this and change what you like.
+"""Train VLM-PAR with the plain `transformers.Trainer`: a complete script to copy and change.
 
     python examples/train_vlm_par.py                # drawings, embedded backbone, minutes
     python examples/train_vlm_par.py --dataset pa100k --root FOLDER --backbone google/siglip2-base-patch16-naflex
 
-`vlm-par train` does the same with resuming, learning curves and a record of the run around it. No result of the second
-command is claimed here: it was not measured yet.
+`vlm-par train` does the same and adds resuming, learning curves and a record of the run. No result of the second
+command is given here: it has not been measured yet.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from vlm_par_hf.training import evaluate
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", default="synthetic", help="synthetic, pa100k or folder")
-    parser.add_argument("--root", help="where the data set lies")
+    parser.add_argument("--root", help="folder of the data set")
     parser.add_argument("--backbone", default="embedded", help="SigLIP or SigLIP 2 repository or folder")
     parser.add_argument("--out", default="vlm_par_checkpoint", help="folder to write")
     parser.add_argument("--epochs", type=float, default=5)
@@ -40,24 +40,26 @@ def main() -> None:
     parser.add_argument("--num-train", type=int, default=2000, help="drawings to train on (synthetic only)")
     args = parser.parse_args()
 
-    # 1. Data: a datasets.DatasetDict whose schema travels with it.
+    # 1. Data: a datasets.DatasetDict that carries its schema.
     sizes = {"num_train": args.num_train, "num_validation": args.num_train // 4, "num_test": args.num_train // 4}
     data = load_par_dataset(args.dataset, args.root, **(sizes if args.dataset == "synthetic" else {}))
     schema = dataset_schema(data)
     labels = data["train"].with_format("numpy", columns=["labels"])[:]["labels"]
 
-    # 2. Model: a frozen backbone and new heads. Rare labels weigh more in the loss, because mA counts them alike.
+    # 2. Model: a frozen backbone and new heads. Rare labels weigh more in the loss, because mA counts them
+    # like frequent ones.
     torch.manual_seed(0)
     loss = {"kind": "ce_focal", "weighting": "sqrt", "priors": compute_priors(labels, schema)}
     model = VlmParModel.from_backbone(args.backbone, attributes=schema, loss=loss)
     processor = VlmParProcessor.from_backbone(args.backbone)
 
-    # 3. The heads' inputs are standardised once by what the training images give.
+    # 3. The pooled input of the heads is standardised by statistics of the training images.
     collator = ParCollator(processor)
     plain = AugmentedDataset(data["train"].select(range(min(1024, len(data["train"])))))
     model.fit_pooled_statistics(torch.utils.data.DataLoader(plain, batch_size=64, collate_fn=collator))
 
-    # 4. Train. Classifiers learn fast, fusion projections slowly; the best validation mA wins, the test stays unseen.
+    # 4. Train. Classifiers learn fast, fusion projections slowly. The epoch with the best validation mA is kept; the
+    # test split is not used.
     optimizer = torch.optim.AdamW(model.parameter_groups(3e-3, weight_decay=0.01))
     trainer = Trainer(
         model=model,
@@ -77,7 +79,7 @@ def main() -> None:
             logging_steps=10,
             dataloader_num_workers=args.workers,
             dataloader_pin_memory=torch.cuda.is_available(),
-            remove_unused_columns=False,  # the collator needs the column `image`, which no forward argument is named
+            remove_unused_columns=False,  # the collator needs `image`, which is not an argument of `forward`
             label_names=["labels"],
             report_to="none",
         ),

@@ -70,7 +70,7 @@ def work(folder: Path) -> None:
 
 
 def train_plainly(data, folder: Path, batch_size: int, rank: int) -> None:
-    """The script of the README: a `Trainer`, and nothing of ours around it."""
+    """The script of docs/training.md: a `Trainer`, and nothing of ours around it."""
     model, processor = randomize(tiny_model()), tiny_processor()
     seen = []
 

@@ -1,0 +1,252 @@
+"""The measured parts of docs/speed.md and docs/quality.md, written from the results of the benchmarks.
+
+    python benchmarks/pages.py      # writes both from benchmarks/results/, measures nothing
+
+`speed.py` and `quality.py` do the same for their own page after writing results to `benchmarks/results/`. The text
+depends on the results alone and stands between `<!-- NAME:begin -->` and `<!-- NAME:end -->`. The rest of a page is
+written by hand, also what the numbers mean: read it again when they change.
+"""
+
+import json
+import math
+import re
+import textwrap
+from pathlib import Path
+
+
+RESULTS = Path(__file__).parent / "results"
+DOCS = Path(__file__).parents[1] / "docs"
+
+COMPARED_DRAWINGS = 512  # images on which speed.py compares decisions
+MIN_POSITIVES = 8  # quality.py scores an attribute of the real crops if the test split has this many positives
+
+
+def paragraph(text: str) -> str:
+    return textwrap.fill(text, 119, break_long_words=False, break_on_hyphens=False)
+
+
+def markdown_table(head: list[str], rows: list[list[str]]) -> str:
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    return "\n".join(lines + ["| " + " | ".join(cells) + " |" for cells in rows])
+
+
+# Speed
+
+WORDS = {  # of the results: how the page says it
+    "openvino": "OpenVINO",
+    "onnx": "ONNX Runtime",
+    " looking at the mix tokens": ", without the tower",
+}
+BASELINES = {
+    "full": "full checkpoint",
+    "model alone": "the model alone, on ready tensors",
+    "zero-shot-image-classification with 52 prompts": "transformers' zero-shot pipeline, 52 prompts",
+}
+BYTES_PER_GB = {"bytes": 1e9, "GB": 1.0}
+
+
+def speed_text(parts: dict[str, dict]) -> str:
+    """The text from the content of speed.json: part -> {"rows": [...], "machine": ..., "torch": ..., ...}."""
+    rows = [row for part in parts.values() for row in part["rows"]]
+    machines = sorted({f"{part['machine']}, torch {part['torch']}" for part in parts.values()})
+    text = [
+        "![Cost of the heads beside the vision tower](../benchmarks/results/speed.png)",
+        paragraph(
+            "Each ratio compares the medians of two things that took turns in one process (`make bench`). The model "
+            "has the size of SigLIP 2 base NaFlex and random weights; images have 128 patches, numbers are float32 "
+            "unless a row says otherwise, and a ratio is one of time unless sizes stand beside it. Machine: "
+            f"{'; '.join(machines)}. All numbers: [speed.json](../benchmarks/results/speed.json)."
+        ),
+    ]
+    differences = [row["largest_difference_to_plain"] for row in rows if "largest_difference_to_plain" in row]
+    if differences:
+        text.append(
+            paragraph(
+                "The *plain form* is the model as the paper writes it: the text tower runs in every call, and every "
+                "attribute has its own attention module. Its logits differ from ours by at most "
+                f"{_rounded_up(max(differences))}."
+            )
+        )
+    # The part `growth` is the picture.
+    cells = [line for name, part in parts.items() if name != "growth" for line in _speed_rows(part["rows"])]
+    text.append(markdown_table(["measured", "compared with", "ratio", "ratio of the plain form"], cells))
+    shares = {_runtime(row): row["unchanged_decisions"] for row in rows if "unchanged_decisions" in row}
+    if shares:
+        sources = list(dict.fromkeys(source for found in shares.values() for source in found))
+        titles = {"drawings": f"{COMPARED_DRAWINGS} drawings", "real crops": "real PA-100K crops"}
+        text += [
+            "Share of the embedded model's decisions that are the same as in float32:",
+            markdown_table(
+                ["runtime and precision", *(titles[source] for source in sources)],
+                [
+                    [name, *(f"{100 * found[source]:.2f} %" if source in found else "" for source in sources)]
+                    for name, found in shares.items()
+                ],
+            ),
+        ]
+    return "\n\n".join(text)
+
+
+def _speed_rows(rows: list[dict]) -> list[list[str]]:
+    """Cells of the table; what was measured with several batch sizes is one row ("batch 1 and 8", "0.4x and 0.5x")."""
+    groups: dict[tuple[str, str], list[tuple[str, dict]]] = {}
+    baseline = ""
+    for row in rows:
+        what, slash, rest = row["what"].partition(" / ")
+        if slash:  # a row that names no baseline has the one of the row before
+            baseline, comma, batch = rest.partition(", ")
+            what += comma + batch
+        sizes = re.findall(r"batch (\d+)", what)
+        groups.setdefault((re.sub(r"batch \d+", "batch #", what), baseline), []).append(("".join(sizes), row))
+    table = []
+    for (what, baseline), group in groups.items():
+        ratios = " and ".join(_ratio(row["ratio"]) for _, row in group)
+        unit = BYTES_PER_GB.get(group[0][1]["unit"])
+        if unit is not None:
+            sizes = [f"{row['ours'] / unit:.2f} GB instead of {row['baseline'] / unit:.2f} GB" for _, row in group]
+            ratios += f" ({'; '.join(sizes)})"
+        table.append(
+            [
+                _words(what.replace("#", " and ".join(size for size, _ in group))),
+                BASELINES.get(baseline, baseline),
+                ratios,
+                " and ".join(_ratio(row["naive_ratio"]) for _, row in group if "naive_ratio" in row),
+            ]
+        )
+    return table
+
+
+def _ratio(value: float) -> str:
+    return f"{value:.3f}x" if value < 0.11 else f"{value:.2f}x"
+
+
+def _words(text: str) -> str:
+    for word, shown in WORDS.items():
+        text = text.replace(word, shown)
+    return text
+
+
+def _runtime(row: dict) -> str:
+    """`torch bfloat16` of `whole model, torch bfloat16, batch 1 / torch float32`."""
+    return _words(row["what"].split(", ")[1])
+
+
+def _rounded_up(value: float) -> str:
+    """One digit, such as 3e-6."""
+    exponent = math.floor(math.log10(value))
+    return f"{math.ceil(value / 10**exponent)}e{exponent}"
+
+
+# Quality
+
+LABELS = {
+    "majority": "majority class",
+    "zero_shot": "zero-shot (prompts)",
+    "probe_pooled": "linear probe, pooled output",
+    "probe_patches": "linear probe, mean patch",
+}
+SOURCES = {"synthetic": "SYNTHETIC", "pa100k_mini": "real crops"}
+SHOWN_TOO = {"synthetic": ["plain_accuracy", "label_f1_macro"], "pa100k_mini": []}  # beside the metric that decides
+
+
+def label_of(method: str) -> str:
+    """How tables and pictures call a method of quality.json."""
+    if method in LABELS:
+        return LABELS[method]
+    _, fusion, alignment = method.split()
+    return f"VLM-PAR, fusion {fusion}, alignment {alignment}"
+
+
+def quality_text(result: dict) -> str:
+    """The text from the content of quality.json."""
+    data = {source: result["data"][source] for source in SOURCES if source in result["data"]}
+    items = []
+    if "synthetic" in data:
+        sizes, seeds = data["synthetic"]["sizes"], data["synthetic"]["seeds"]
+        items.append(
+            f"- *SYNTHETIC*: {sizes['num_train']:,} drawings to train on and {sizes['num_test']:,} to test, "
+            + (f"mean ± spread of {seeds} seeds." if seeds > 1 else "one seed.")
+        )
+    if "pa100k_mini" in data:
+        sizes = data["pa100k_mini"]["sizes"]
+        scored = len(data["pa100k_mini"]["runs"][0]["majority"]["scored_attributes"])
+        items.append(
+            f"- *real crops*: {sum(sizes.values()):,} images of PA-100K, split by person ({sizes['train']:,} to train "
+            f"on, {sizes['test']:,} to test), one seed, over the {scored} attributes with {MIN_POSITIVES} test "
+            "positives or more."
+        )
+    columns = [(source, metric) for source in data for metric in (data[source]["key"], *SHOWN_TOO[source])]
+    methods = dict.fromkeys(method for part in data.values() for method in part["summary"])
+    questions = dict.fromkeys(question for part in data.values() for question in part["differences"])
+    commands = " and ".join(sorted({f"`{part['command']}`" for part in data.values()}))
+    return "\n\n".join(
+        [
+            "![Linear probes and VLM-PAR with three fusions, on drawings and on real crops]"
+            "(../benchmarks/results/quality.png)",
+            "\n".join(textwrap.fill(item, 119, subsequent_indent="  ", break_on_hyphens=False) for item in items),
+            markdown_table(
+                ["method", *(f"{SOURCES[source]} {metric}" for source, metric in columns)],
+                [
+                    [
+                        label_of(method),
+                        *(_mean(data[source]["summary"].get(method), key) for source, key in columns),
+                    ]
+                    for method in methods
+                ],
+            ),
+            markdown_table(
+                ["difference in points", *(f"{SOURCES[source]} {part['key']}" for source, part in data.items())],
+                [
+                    [question, *(f"{part['differences'][question]:+.1f}" for part in data.values())]
+                    for question in questions
+                ],
+            ),
+            paragraph(
+                f"Measured with {commands} on {result['machine']}. All numbers, with intervals and attributes: "
+                "[quality.json](../benchmarks/results/quality.json)."
+            ),
+        ]
+    )
+
+
+def _mean(row: dict | None, metric: str) -> str:
+    if row is None:
+        return ""
+    mean, spread = row[metric]["mean"], row[metric]["spread"]
+    return f"{100 * mean:.1f}" + ("" if spread is None else f" ± {100 * spread:.1f}")
+
+
+# Pages
+
+TEXTS = {"speed": speed_text, "quality": quality_text}
+
+
+def measured_part(page: str, name: str) -> tuple[int, int]:
+    """Where the measured part of a page begins and ends.
+
+    Raises:
+        ValueError: the page has none, or several.
+    """
+    found = re.findall(rf"<!-- {name}:(?:begin|end) -->", page)
+    if found != [f"<!-- {name}:begin -->", f"<!-- {name}:end -->"]:
+        raise ValueError(f"markers of {name!r} are {found}: expected one <!-- begin --> and one <!-- end --> after it")
+    return page.index(found[0]) + len(found[0]) + 1, page.index(found[1]) - 1
+
+
+def write_page(name: str) -> Path:
+    """Write the measured part of docs/NAME.md from benchmarks/results/NAME.json."""
+    path = DOCS / f"{name}.md"
+    page = path.read_text(encoding="utf-8")
+    start, end = measured_part(page, name)
+    text = TEXTS[name](json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8")))
+    path.write_text(page[:start] + text + page[end:], encoding="utf-8")
+    return path
+
+
+def main() -> None:
+    for name in TEXTS:
+        print(f"wrote {write_page(name)}")
+
+
+if __name__ == "__main__":
+    main()
