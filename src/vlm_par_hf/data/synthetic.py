@@ -914,8 +914,8 @@ def build_synthetic_dataset(
     from vlm_par_hf.utils import require
 
     datasets = require("datasets", "train")
+    from .carried import attach_schema
     from .features import PedestrianImage
-    from .loading import attach_schema
 
     sizes = {"train": num_train, "validation": num_validation, "test": num_test}
     for name, value in sizes.items():

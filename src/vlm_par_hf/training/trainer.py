@@ -33,6 +33,7 @@ from transformers import (
 from transformers.trainer_callback import TrainerState
 
 from vlm_par_hf.data import AugmentedDataset, ParAugmentation, ParCollator, dataset_schema
+from vlm_par_hf.data.carried import read_labels
 from vlm_par_hf.data.transforms import epoch_callback
 from vlm_par_hf.losses import compute_priors
 from vlm_par_hf.metrics import ParMetrics
@@ -41,7 +42,7 @@ from vlm_par_hf.utils import atomic_write_json, require
 
 from .cache import feature_views
 from .evaluation import check_schema, describe_data, load_data, naming, predict_logits, versions
-from .features import FeatureDataset, compute_features, read_labels
+from .features import FeatureDataset, compute_features
 from .plots import plot_learning_curve, write_history
 from .settings import TrainSettings
 
