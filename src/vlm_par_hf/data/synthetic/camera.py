@@ -10,7 +10,7 @@ from .people import Frame, SyntheticPerson
 __all__ = ["HEIGHT", "SUPERSAMPLE", "WIDTH", "render_person", "render_tracklet"]
 
 HEIGHT, WIDTH = 192, 96  # pixels of a drawing: 12 x 6 patches of 16, near the median PA-100K crop
-SUPERSAMPLE = 2
+SUPERSAMPLE = 2  # drawn at twice the size and reduced, for smooth edges
 
 
 def render_person(person: SyntheticPerson, frame: Frame, height: int = HEIGHT, nuisance: float = 1.0) -> Image.Image:
@@ -19,7 +19,7 @@ def render_person(person: SyntheticPerson, frame: Frame, height: int = HEIGHT, n
     Args:
         person, frame: who, and how they stand.
         height: picture height in pixels; the width is half of it.
-        nuisance: strength of everything that disturbs (light, occlusion, blur, noise, JPEG), 0 for a clean drawing.
+        nuisance: strength of everything that disturbs (light, occlusion, blur, noise), 0 for a clean drawing.
 
     Returns:
         RGB `PIL.Image` of size `(height // 2, height)`, the same for the same arguments.
@@ -41,7 +41,14 @@ def render_tracklet(
 
     Args:
         num_frames: at least 1.
+        camera: 0 or 1.
         track: number of the tracklet; other numbers give other views.
+
+    Returns:
+        Pairs of an RGB picture of size `(WIDTH, HEIGHT)` and its frame.
+
+    Raises:
+        ValueError: `num_frames` is below 1.
     """
     if num_frames < 1:
         raise ValueError(f"num_frames is {num_frames!r}; expected at least 1")

@@ -10,6 +10,7 @@ from .people import UNKNOWN
 
 __all__ = ["caption"]
 
+# What is said of a "yes", and of a "no".
 _THINGS = {
     "Glasses": ("wearing glasses", "without glasses"),
     "Mask": ("wearing a face mask", "without a face mask"),
@@ -36,7 +37,43 @@ _PHRASES = tuple((name,) for name in _THINGS) + (
 _SUBJECTS = ("a drawing of a person", "a person", "a pedestrian", "a photo of a person", "someone")
 
 
+def caption(
+    labels: np.ndarray, rng: np.random.Generator, phrases: int | None = None, schema: AttributeSchema | None = None
+) -> tuple[str, list[int]]:
+    """A sentence that tells part of what a picture shows.
+
+    Args:
+        labels: int64 `(A,)`, -100 = unknown (never told).
+        rng: draws which phrases, and how the person is called.
+        phrases: how many phrases, fewer where they would repeat each other; drawn from 1 to 6 when None.
+        schema: of the labels; by default that of the drawings.
+
+    Returns:
+        The lower-case sentence and the positions of the attributes it tells. Another picture matches the sentence
+        exactly when its labels agree at these positions, which is what makes the sigmoid loss's targets exact.
+    """
+    schema = schema or get_schema("synthetic")
+    answers = {a.name: a.labels[k] for a, k in zip(schema, labels, strict=True) if k != UNKNOWN}
+    possible = [
+        names
+        for names in _PHRASES
+        if all(name in answers for name in names)
+        and not (names == ("SideStripe",) and answers["LowerType"] != "trousers")
+    ]
+    # What is there is told more often than what is not: captions name things.
+    weights = np.array([0.3 if answers[n[0]] == "no" else 1.0 for n in possible])
+    count = min(len(possible), phrases or int(rng.integers(1, 7)))
+    chosen = rng.choice(len(possible), count, replace=False, p=weights / weights.sum())
+    told, text = [], []
+    for names in (possible[i] for i in chosen):
+        if not set(names) & set(told):
+            told += names
+            text.append(_phrase(names, answers))
+    return f"{_SUBJECTS[int(rng.integers(len(_SUBJECTS)))]} {', '.join(text)}", [schema.index(name) for name in told]
+
+
 def _phrase(names: tuple[str, ...], answers: dict[str, str]) -> str:
+    """How a sentence tells the attributes `names`, one of `_PHRASES`."""
     has = {name: answers[name] == "yes" for name in names}
     if names[0] in _THINGS:
         return _THINGS[names[0]][0 if has[names[0]] else 1]
@@ -68,9 +105,9 @@ def _phrase(names: tuple[str, ...], answers: dict[str, str]) -> str:
         case ("UpperColor", "LongCoat"):
             return f"in a {answers['UpperColor']} {'long coat' if has['LongCoat'] else 'short top'}"
         case ("LowerType",):
-            return f"wearing {_lower(answers)}"
+            return f"wearing {_lower_garment(answers)}"
         case ("LowerColor", "LowerType"):
-            return "wearing " + _lower(answers, answers["LowerColor"] + " ")
+            return "wearing " + _lower_garment(answers, answers["LowerColor"] + " ")
         case ("SideStripe",):
             return "with a stripe down the trousers" if has["SideStripe"] else "without a side stripe"
         case ("Boots",):
@@ -85,39 +122,6 @@ def _phrase(names: tuple[str, ...], answers: dict[str, str]) -> str:
     raise ValueError(f"no phrase for the attributes {names!r}")
 
 
-def _lower(answers: dict[str, str], color: str = "") -> str:
+def _lower_garment(answers: dict[str, str], color: str = "") -> str:
     article = "a " if answers["LowerType"] == "skirt" else ""
     return f"{article}{color}{answers['LowerType']}"
-
-
-def caption(
-    labels: np.ndarray, rng: np.random.Generator, phrases: int | None = None, schema: AttributeSchema | None = None
-) -> tuple[str, list[int]]:
-    """A sentence that tells part of what a picture shows.
-
-    Args:
-        labels: int64 `(A,)`, -100 = unknown (never told).
-        phrases: how many phrases; 1 to 6 when None.
-
-    Returns:
-        The lower-case sentence and the positions of the attributes it tells. Another picture matches the sentence
-        exactly when its labels agree at these positions, which is what makes the sigmoid loss's targets exact.
-    """
-    schema = schema or get_schema("synthetic")
-    answers = {a.name: a.labels[k] for a, k in zip(schema, labels, strict=True) if k != UNKNOWN}
-    possible = [
-        names
-        for names in _PHRASES
-        if all(name in answers for name in names)
-        and not (names == ("SideStripe",) and answers["LowerType"] != "trousers")
-    ]
-    # What is there is told more often than what is not: captions name things.
-    weights = np.array([0.3 if answers[n[0]] == "no" else 1.0 for n in possible])
-    count = min(len(possible), phrases or int(rng.integers(1, 7)))
-    chosen = rng.choice(len(possible), count, replace=False, p=weights / weights.sum())
-    told, text = [], []
-    for names in (possible[i] for i in chosen):
-        if not set(names) & set(told):
-            told += names
-            text.append(_phrase(names, answers))
-    return f"{_SUBJECTS[int(rng.integers(len(_SUBJECTS)))]} {', '.join(text)}", [schema.index(name) for name in told]

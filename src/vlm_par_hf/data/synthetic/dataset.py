@@ -1,4 +1,4 @@
-"""Data sets of drawn pedestrians."""
+"""Data sets of drawn pedestrians, as `datasets` knows them."""
 
 import io
 import math
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 
 __all__ = ["build_synthetic_dataset"]
+
+_PEOPLE_PER_JOB = 32
 
 
 def build_synthetic_dataset(
@@ -48,21 +50,16 @@ def build_synthetic_dataset(
     Returns:
         `datasets.DatasetDict` with `image`, `image_id`, `labels` int64 `(A,)` (-100 = cannot be seen), `person_id` and
         `camera_id`, carrying its schema.
+
+    Raises:
+        ValueError: an argument is outside its range; the message names it.
+        ImportError: the extra `train` is not installed.
     """
     datasets = require("datasets", "train")
     from vlm_par_hf.data.features import PedestrianImage
 
     sizes = {"train": num_train, "validation": num_validation, "test": num_test}
-    for name, value in sizes.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"num_{name} is {value!r}; expected a positive integer")
-    if pictures_per_person < 1:
-        raise ValueError(f"pictures_per_person is {pictures_per_person!r}; expected at least 1")
-    if not cameras or not set(cameras) <= {0, 1}:
-        raise ValueError(f"cameras is {cameras!r}; expected a non-empty tuple of 0 and 1")
-    if seed == 1000:
-        raise ValueError("seed 1000 is the population that the embedded backbone was trained on; choose another")
-
+    _check_arguments(sizes, pictures_per_person, cameras, seed)
     schema = get_schema("synthetic")
     features = datasets.Features(
         {
@@ -84,9 +81,8 @@ def build_synthetic_dataset(
     for split, size in sizes.items():
         people = range(start, start + math.ceil(size / pictures_per_person))
         start = people.stop
-        jobs = [
-            (seed, people[i : i + 32], pictures_per_person, tuple(cameras), height) for i in range(0, len(people), 32)
-        ]
+        parts = [people[i : i + _PEOPLE_PER_JOB] for i in range(0, len(people), _PEOPLE_PER_JOB)]
+        jobs = [(seed, part, pictures_per_person, tuple(cameras), height) for part in parts]
         rows = [row for job in _map_jobs(jobs, num_proc or os.cpu_count() or 1) for row in job][:size]
         pictures, names, labels, person_ids, camera_ids = zip(*rows, strict=True)
         table = {
@@ -101,7 +97,20 @@ def build_synthetic_dataset(
     return datasets.DatasetDict(result)
 
 
+def _check_arguments(sizes: dict[str, int], pictures_per_person: int, cameras: tuple[int, ...], seed: int) -> None:
+    for name, value in sizes.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"num_{name} is {value!r}; expected a positive integer")
+    if pictures_per_person < 1:
+        raise ValueError(f"pictures_per_person is {pictures_per_person!r}; expected at least 1")
+    if not cameras or not set(cameras) <= {0, 1}:
+        raise ValueError(f"cameras is {cameras!r}; expected a non-empty tuple of 0 and 1")
+    if seed == 1000:
+        raise ValueError("seed 1000 is the population that the embedded backbone was trained on; choose another")
+
+
 def _picture_rows(job: tuple) -> list[tuple[bytes, str, np.ndarray, int, int]]:
+    """The JPEG, its name, labels, person and camera of each picture; a job is plain values that a process is sent."""
     seed, people, pictures_per_person, cameras, height = job
     rows = []
     for person_id in people:
@@ -111,15 +120,8 @@ def _picture_rows(job: tuple) -> list[tuple[bytes, str, np.ndarray, int, int]]:
             frame = Frame.sample(person, index, camera)
             file = io.BytesIO()
             render_person(person, frame, height).save(file, "JPEG", quality=90)
-            rows.append(
-                (
-                    file.getvalue(),
-                    f"{person_id:06d}_c{camera}_{index}.jpg",
-                    person_labels(person, frame),
-                    person_id,
-                    camera,
-                )
-            )
+            name = f"{person_id:06d}_c{camera}_{index}.jpg"
+            rows.append((file.getvalue(), name, person_labels(person, frame), person_id, camera))
     return rows
 
 
