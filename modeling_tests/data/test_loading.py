@@ -13,7 +13,7 @@ from PIL import Image
 
 import vlm_par_hf
 from modeling_tests.pa100k_files import pa100k_variables
-from vlm_par_hf.data import attach_schema, dataset_schema, list_par_datasets, load_par_dataset
+from vlm_par_hf.data import dataset_schema, list_par_datasets, load_par_dataset
 from vlm_par_hf.schema import AttributeSchema
 from vlm_par_hf.schemas import get_schema
 
@@ -112,39 +112,6 @@ def test_map_keeps_the_opener_that_names_files(folder):
             changed[0]
     assert data[1]["image"].size == (8, 20)  # decoded one by one: its neighbour is no obstacle
     assert data["labels"][:] == [[0, -100], [1, -100]]
-
-
-def test_description_of_joined_data_sets_with_different_notes():
-    plain = datasets.Dataset.from_dict({"labels": [[0, 1]]})
-    first, second = attach_schema(plain, SCHEMA, name="a"), attach_schema(plain, SCHEMA, name="b")
-    assert dataset_schema(datasets.concatenate_datasets([first, second])) == SCHEMA
-    other = attach_schema(plain, AttributeSchema([SCHEMA[1], SCHEMA[0]]))
-    with pytest.raises(ValueError, match="carry different schemas: the order differs from position 0"):
-        dataset_schema(datasets.concatenate_datasets([first, other]))
-    with pytest.raises(ValueError, match="'x' and 'y' carry different schemas"):
-        dataset_schema({"x": first, "y": other})
-    assert plain.info.description == ""
-
-
-def test_data_set_without_schema():
-    plain = datasets.Dataset.from_dict({"labels": [[0, 1]]})
-    with pytest.raises(ValueError, match="'data set' carries no attribute schema.*attach_schema"):
-        dataset_schema(plain)
-    with pytest.raises(ValueError, match="'test' carries no attribute schema"):
-        dataset_schema(datasets.DatasetDict(train=attach_schema(plain, SCHEMA), test=plain))
-    plain.info.description = "People in a street."
-    with pytest.raises(ValueError, match="People in a street"):
-        dataset_schema(plain)
-    with pytest.raises(ValueError, match="empty"):
-        dataset_schema(datasets.DatasetDict())
-    with pytest.raises(ValueError, match="carries no attribute schema"):
-        dataset_schema([1, 2])
-
-
-def test_attach_schema_checks_the_width():
-    feature = datasets.Features({"labels": datasets.List(datasets.Value("int64"), length=3)})
-    with pytest.raises(ValueError, match="3 labels per image but the schema has 2 attributes"):
-        attach_schema(datasets.Dataset.from_dict({"labels": [[0, 1, 1]]}, features=feature), SCHEMA)
 
 
 def test_schema_argument_selects_and_orders(write_pa100k):

@@ -3,9 +3,10 @@
 Nothing here imports torch or `datasets` before it is needed: reading annotations needs neither.
 """
 
+from .carried import attach_schema, dataset_schema
 from .collator import ParCollator
 from .folder import read_folder
-from .loading import attach_schema, dataset_schema, list_par_datasets, load_par_dataset
+from .loading import list_par_datasets, load_par_dataset
 from .market1501 import read_market1501
 from .pa100k import read_pa100k
 from .peta import read_peta

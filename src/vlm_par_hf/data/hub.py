@@ -17,6 +17,8 @@ import numpy as np
 from vlm_par_hf.schema import UNKNOWN_LABEL, AttributeSchema, check_label_range
 from vlm_par_hf.utils import require
 
+from .carried import carried_schema
+
 
 if TYPE_CHECKING:
     import datasets
@@ -64,8 +66,6 @@ def load_hub_dataset(
         carried = None if path is None else AttributeSchema.from_json(path)
         report = _repository_file(name, REPORT_FILE, revision)
     elif (folder / "dataset_dict.json").is_file():
-        from .loading import carried_schema
-
         splits = dict(datasets.load_from_disk(name))
         carried = carried_schema(splits) or _folder_schema(folder)
     else:

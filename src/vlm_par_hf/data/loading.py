@@ -14,6 +14,7 @@ from vlm_par_hf.schema import AttributeSchema
 from vlm_par_hf.schemas import get_schema
 from vlm_par_hf.utils import require
 
+from .carried import attach_schema, dataset_schema
 from .folder import read_folder
 from .hub import load_hub_dataset
 from .market1501 import read_market1501
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     import datasets
 
 
-__all__ = ["READERS", "DatasetReader", "attach_schema", "dataset_schema", "list_par_datasets", "load_par_dataset"]
+__all__ = ["READERS", "DatasetReader", "list_par_datasets", "load_par_dataset"]
 
 logger = logging.getLogger(__name__)
 
@@ -207,64 +208,6 @@ def load_par_dataset(
     return _select_attributes(require("datasets", "train").DatasetDict(result), schema, found)
 
 
-def attach_schema(dataset: "datasets.Dataset", schema: AttributeSchema, **notes: Any) -> "datasets.Dataset":
-    """The same data set, carrying `schema` (and JSON-plain `notes`) in `info.description`.
-
-    There it survives `map`, `select`, `filter`, `shuffle`, `concatenate_datasets`, `save_to_disk` and
-    `load_from_disk`; not `to_parquet`, `push_to_hub` or `to_iterable_dataset`, after which this function puts it back.
-
-    Raises:
-        ValueError: the column `labels` has another width than the schema.
-    """
-    feature = dataset.features.get("labels")
-    width = getattr(feature, "length", -1)
-    if feature is not None and width not in (-1, len(schema)):
-        raise ValueError(f"the data set has {width} labels per image but the schema has {len(schema)} attributes")
-    dataset = dataset.select(range(len(dataset)))  # a shallow copy: the caller's info stays as it was
-    dataset.info.description = json.dumps({**notes, "attributes": schema.to_list()}, ensure_ascii=False)
-    return dataset
-
-
-def dataset_schema(dataset: Any) -> AttributeSchema:
-    """The schema that a data set carries: a `datasets.Dataset` or `DatasetDict` of ours, or something that wraps one.
-
-    Raises:
-        ValueError: it carries none, or its parts carry different ones.
-    """
-    while not hasattr(dataset, "info") and not isinstance(dataset, dict) and hasattr(dataset, "dataset"):
-        dataset = dataset.dataset  # AugmentedDataset, torch.utils.data.Subset
-    parts = dataset if isinstance(dataset, dict) else {"data set": dataset}
-    if not parts:
-        raise ValueError("the DatasetDict is empty; expected at least one split")
-    schemas = [(name, schema) for name, part in parts.items() for schema in _carried_schemas(name, part)]
-    first_name, first = schemas[0]
-    for name, schema in schemas[1:]:
-        if schema != first:
-            raise ValueError(
-                f"{first_name!r} and {name!r} carry different schemas: {'; '.join(first.diff(schema)[:3])}"
-            )
-    return first
-
-
-def _carried_schemas(name: str, dataset: Any) -> list[AttributeSchema]:
-    description = getattr(getattr(dataset, "info", None), "description", None) or ""
-    schemas, decoder, position = [], json.JSONDecoder(), 0
-    try:
-        # concatenate_datasets joins differing descriptions with blank lines
-        while description[position:].strip():
-            position += len(description[position:]) - len(description[position:].lstrip())
-            notes, position = decoder.raw_decode(description, position)
-            schemas.append(AttributeSchema(notes["attributes"]))
-    except (ValueError, KeyError, TypeError):
-        schemas = []
-    if not schemas:
-        raise ValueError(
-            f"{name!r} carries no attribute schema (its info.description is {description[:60]!r}); expected a data "
-            "set from load_par_dataset, or one prepared with attach_schema(dataset, schema)"
-        )
-    return schemas
-
-
 def _load_synthetic(root, schema, partition, seed, options):
     if root is not None:
         raise ValueError(f"root is {str(root)!r}; 'synthetic' is drawn, not read, and takes no root")
@@ -285,14 +228,6 @@ def _load_hub(root, schema, partition, options):
     found, splits, remarks = load_hub_dataset(root, schema, **options)
     loaded = {split: attach_schema(dataset, found, **remarks) for split, dataset in splits.items()}
     return _select_attributes(require("datasets", "train").DatasetDict(loaded), schema, found)
-
-
-def carried_schema(splits: dict[str, Any]) -> AttributeSchema | None:
-    """As `dataset_schema`, None where there is none."""
-    try:
-        return dataset_schema(splits)
-    except ValueError:
-        return None
 
 
 def _check_partition(partition: int, count: int, name: str) -> None:

@@ -25,8 +25,9 @@ from vlm_par_hf.images import open_image
 from vlm_par_hf.schema import UNKNOWN_LABEL, AttributeSchema, check_label_range
 from vlm_par_hf.utils import atomic_write_json, atomic_write_text, require
 
+from .carried import dataset_schema
 from .hub import REPORT_FILE, SCHEMA_FILE
-from .loading import dataset_schema, load_par_dataset
+from .loading import load_par_dataset
 
 
 if TYPE_CHECKING:

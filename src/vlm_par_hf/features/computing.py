@@ -14,19 +14,19 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from huggingface_hub.utils import tqdm
 from torch.utils.data import DataLoader
 
 from vlm_par_hf.data import AugmentedDataset, ParAugmentation, ParCollator
+from vlm_par_hf.data.carried import read_labels
 from vlm_par_hf.data.transforms import undecoded
 
 from .dataset import FeatureDataset
 from .store import DTYPES, FeatureStore, FeatureView, Shard, describe_features, join_batches
 
 
-__all__ = ["compute_features", "read_labels"]
+__all__ = ["compute_features"]
 
 logger = logging.getLogger(__name__)
 
@@ -127,22 +127,6 @@ def compute_features(
     finally:
         model.train(was_training)
     return FeatureDataset(store, labels, schema=schema, flip=flip, seed=seed)
-
-
-def read_labels(dataset) -> np.ndarray | None:
-    """Labels of a split as int64 `(S, A)`, or None where it has none; of a `datasets.Dataset` no image is decoded."""
-    if hasattr(dataset, "select_columns"):
-        if "labels" not in dataset.column_names:
-            return None
-        labels = dataset.select_columns(["labels"]).with_format("numpy")[:]["labels"]
-    else:
-        rows = (dataset[index] for index in range(len(dataset)))
-        labels = [row["labels"] for row in rows if row.get("labels") is not None]
-        if not labels:
-            return None
-        if len(labels) != len(dataset):
-            raise ValueError(f"dataset has labels in {len(labels)} of {len(dataset)} rows: expected all or none")
-    return np.asarray(labels, dtype=np.int64)
 
 
 class _Images:

@@ -16,7 +16,7 @@ import torch
 import transformers
 
 from vlm_par_hf.data import dataset_schema, load_par_dataset
-from vlm_par_hf.features.computing import read_labels
+from vlm_par_hf.data.carried import read_labels
 from vlm_par_hf.schema import AttributeSchema
 
 

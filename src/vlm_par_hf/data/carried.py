@@ -1,0 +1,108 @@
+"""What travels with a data set: the schema in its `info.description`, and its labels.
+
+A `datasets` data set has no place for a schema, and its description is the one text that survives what people do with
+it. It holds JSON: notes (the name of the data, how they were divided) and, under `attributes`, the schema.
+"""
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vlm_par_hf.schema import AttributeSchema
+
+
+if TYPE_CHECKING:
+    import datasets
+
+
+__all__ = ["attach_schema", "carried_schema", "dataset_schema", "read_labels"]
+
+
+def attach_schema(dataset: "datasets.Dataset", schema: AttributeSchema, **notes: Any) -> "datasets.Dataset":
+    """The same data set, carrying `schema` (and JSON-plain `notes`) in `info.description`.
+
+    There it survives `map`, `select`, `filter`, `shuffle`, `concatenate_datasets`, `save_to_disk` and
+    `load_from_disk`; not `to_parquet`, `push_to_hub` or `to_iterable_dataset`, after which this function puts it back.
+
+    Raises:
+        ValueError: the column `labels` has another width than the schema.
+    """
+    feature = dataset.features.get("labels")
+    width = getattr(feature, "length", -1)
+    if feature is not None and width not in (-1, len(schema)):
+        raise ValueError(f"the data set has {width} labels per image but the schema has {len(schema)} attributes")
+    dataset = dataset.select(range(len(dataset)))  # a shallow copy: the caller's info stays as it was
+    dataset.info.description = json.dumps({**notes, "attributes": schema.to_list()}, ensure_ascii=False)
+    return dataset
+
+
+def dataset_schema(dataset: Any) -> AttributeSchema:
+    """The schema that a data set carries: a `datasets.Dataset` or `DatasetDict` of ours, or something that wraps one.
+
+    Raises:
+        ValueError: it carries none, or its parts carry different ones.
+    """
+    while not hasattr(dataset, "info") and not isinstance(dataset, dict) and hasattr(dataset, "dataset"):
+        dataset = dataset.dataset  # AugmentedDataset, torch.utils.data.Subset
+    parts = dataset if isinstance(dataset, dict) else {"data set": dataset}
+    if not parts:
+        raise ValueError("the DatasetDict is empty; expected at least one split")
+    schemas = [(name, schema) for name, part in parts.items() for schema in _carried_schemas(name, part)]
+    first_name, first = schemas[0]
+    for name, schema in schemas[1:]:
+        if schema != first:
+            raise ValueError(
+                f"{first_name!r} and {name!r} carry different schemas: {'; '.join(first.diff(schema)[:3])}"
+            )
+    return first
+
+
+def carried_schema(dataset: Any) -> AttributeSchema | None:
+    """As `dataset_schema`, None where that is an error: no schema, or parts whose schemas differ."""
+    try:
+        return dataset_schema(dataset)
+    except ValueError:
+        return None
+
+
+def read_labels(dataset: Any) -> np.ndarray | None:
+    """Labels of a split of S images as int64 `(S, A)`, or None where it has none.
+
+    Args:
+        dataset: a `datasets.Dataset`, of which no image is decoded, or any map-style data set of dicts.
+
+    Raises:
+        ValueError: some rows have labels and some have none.
+    """
+    if hasattr(dataset, "select_columns"):
+        if "labels" not in dataset.column_names:
+            return None
+        labels = dataset.select_columns(["labels"]).with_format("numpy")[:]["labels"]
+    else:
+        rows = (dataset[index] for index in range(len(dataset)))
+        labels = [row["labels"] for row in rows if row.get("labels") is not None]
+        if not labels:
+            return None
+        if len(labels) != len(dataset):
+            raise ValueError(f"dataset has labels in {len(labels)} of {len(dataset)} rows: expected all or none")
+    return np.asarray(labels, dtype=np.int64)
+
+
+def _carried_schemas(name: str, dataset: Any) -> list[AttributeSchema]:
+    description = getattr(getattr(dataset, "info", None), "description", None) or ""
+    schemas, decoder, position = [], json.JSONDecoder(), 0
+    try:
+        # concatenate_datasets joins differing descriptions with blank lines
+        while description[position:].strip():
+            position += len(description[position:]) - len(description[position:].lstrip())
+            notes, position = decoder.raw_decode(description, position)
+            schemas.append(AttributeSchema(notes["attributes"]))
+    except (ValueError, KeyError, TypeError):
+        schemas = []
+    if not schemas:
+        raise ValueError(
+            f"{name!r} carries no attribute schema (its info.description is {description[:60]!r}); expected a data "
+            "set from load_par_dataset, or one prepared with attach_schema(dataset, schema)"
+        )
+    return schemas
