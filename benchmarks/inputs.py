@@ -19,8 +19,8 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 from transformers.models.siglip2.image_processing_pil_siglip2 import Siglip2ImageProcessorPil
 
 from vlm_par_hf import load_par_dataset
-from vlm_par_hf.images import open_images
-from vlm_par_hf.pixels import preprocess_images
+from vlm_par_hf.images.opening import open_images
+from vlm_par_hf.images.preprocessing import preprocess_images
 from vlm_par_hf.utils import default_threads
 
 

@@ -30,8 +30,8 @@ from pages import MIN_POSITIVES, RESULTS, label_of, write_page
 from torch import nn
 
 from vlm_par_hf import ParLoss, ParMetrics, VlmParModel, VlmParProcessor, dataset_schema, load_par_dataset
+from vlm_par_hf.base.losses import compute_priors
 from vlm_par_hf.data import ParCollator
-from vlm_par_hf.losses import compute_priors
 from vlm_par_hf.training import TrainSettings, compute_features, feature_views
 from vlm_par_hf.utils import atomic_write_json
 

@@ -40,8 +40,9 @@ from transformers import AutoModel
 from vlm_par_hf import FocusParConfig, FocusParModel, VlmParModel, VlmParProcessor, get_schema
 from vlm_par_hf.annotation import Annotator, ImageList
 from vlm_par_hf.data.synthetic import Frame, SyntheticPerson, render_person
-from vlm_par_hf.export import export_model, pick_images
-from vlm_par_hf.images import open_image
+from vlm_par_hf.export.exporting import export_model
+from vlm_par_hf.export.parity import pick_images
+from vlm_par_hf.images.opening import open_image
 from vlm_par_hf.models.focus_par import AttributeTexts
 from vlm_par_hf.utils import atomic_write_json, embedded_path
 

@@ -50,7 +50,7 @@ def publish(folder: Path) -> None:
 
     from modeling_tests.tiny import randomize, tiny_schema
     from vlm_par_hf import ParCollator, VlmParModel, VlmParProcessor
-    from vlm_par_hf.model_card import write_card_on_push
+    from vlm_par_hf.hub.model_card import write_card_on_push
 
     def build(**options):
         model = VlmParModel.from_backbone("org/backbone", attributes=tiny_schema(), num_fusion_heads=4, **options)

@@ -8,8 +8,8 @@ import numpy as np
 from PIL import Image
 
 from modeling_tests.pa100k_files import cell
-from vlm_par_hf.data.peta import PETA_SUBSETS
-from vlm_par_hf.schemas import get_schema
+from vlm_par_hf.data.readers.peta import PETA_SUBSETS
+from vlm_par_hf.labels.tables import get_schema
 
 
 COLORS = ("Black", "Blue", "Brown", "Green", "Grey", "Orange", "Pink", "Purple", "Red", "White", "Yellow")

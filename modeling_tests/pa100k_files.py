@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from vlm_par_hf.schemas import get_schema
+from vlm_par_hf.labels.tables import get_schema
 
 
 def cell(texts) -> np.ndarray:

@@ -15,7 +15,7 @@ from scipy.io import savemat
 
 from modeling_tests.pa100k_files import pa100k_variables
 from vlm_par_hf import AttributeSchema, FocusParModel, FocusParProcessor, get_schema
-from vlm_par_hf.cli import build_parser
+from vlm_par_hf.cli.main import build_parser
 from vlm_par_hf.data import list_par_datasets
 from vlm_par_hf.data.synthetic import Frame, SyntheticPerson, render_person
 from vlm_par_hf.utils import embedded_path

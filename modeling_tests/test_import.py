@@ -1,7 +1,10 @@
 """Importing is cheap, registers everything, and a checkpoint says so where it was forgotten."""
 
+import ast
+import importlib
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -70,3 +73,27 @@ def test_without_the_import_the_folder_is_refused_and_trusting_it_imports_this_p
     family = "vlm_par_hf.models.vlm_par"
     trusted = [f"TRUSTED {family}.modeling_vlm_par", f"TRUSTED {family}.processing_vlm_par"]
     assert found == refused + trusted, result.stdout + result.stderr
+
+
+def test_what_type_checkers_read_is_what_there_is():
+    """The one place besides the table of families that names a new family's classes."""
+    tree = ast.parse(Path(vlm_par_hf.__file__).read_text(encoding="utf-8"))
+    (block,) = [node for node in tree.body if isinstance(node, ast.If)]
+    names = {alias.name: node.module for node in block.body for alias in node.names}
+    assert sorted(names) == vlm_par_hf.__all__
+    for name, module in names.items():
+        assert getattr(importlib.import_module(module), name) is getattr(vlm_par_hf, name)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "data.load_par_dataset", "data.synthetic.render_person", "data.transforms.epoch_callback", "training.train",
+        "training.predict_logits", "metrics.roc_auc", "losses.compute_priors", "pixels.preprocess_images",
+        "images.open_image", "export.pick_images", "annotation.Annotator", "visualization.is_positive_answer",
+        "utils.embedded_path", "par_metrics.PATH", "cli.main", "models.focus_par.AttributeTexts",
+    ],
+)  # fmt: skip
+def test_paths_that_documents_name_stay(path):
+    module, _, name = path.rpartition(".")
+    assert getattr(importlib.import_module(f"vlm_par_hf.{module}"), name) is not None

@@ -18,7 +18,8 @@ from transformers.pipelines import PIPELINE_REGISTRY
 
 import vlm_par_hf
 from modeling_tests.tiny import tiny_backbone_config, tiny_inputs, tiny_model
-from vlm_par_hf import pixels, upstream
+from vlm_par_hf import upstream
+from vlm_par_hf.images import preprocessing as pixels
 from vlm_par_hf.upstream import TOWERS, OwnParameters, collect_load_report, init, naflex_embeddings
 
 

@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vlm_par_hf.schema import Attribute, AttributeSchema
-from vlm_par_hf.visualization import draw_boxes, explanation_grid, is_positive_answer, overlay_relevance, people_grid
+from vlm_par_hf.labels.decisions import is_positive_answer
+from vlm_par_hf.labels.schema import Attribute, AttributeSchema
+from vlm_par_hf.visualization import draw_boxes, explanation_grid, overlay_relevance, people_grid
 
 
 @pytest.fixture

@@ -12,9 +12,9 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 from transformers.models.siglip2.image_processing_pil_siglip2 import Siglip2ImageProcessorPil
 
+from vlm_par_hf.labels.schema import AttributeSchema
 from vlm_par_hf.models.focus_par import FocusParConfig, FocusParModel, FocusParProcessor
 from vlm_par_hf.models.vlm_par import VlmParConfig, VlmParModel, VlmParProcessor
-from vlm_par_hf.schema import AttributeSchema
 
 
 __all__ = [

@@ -6,7 +6,7 @@ import pytest
 
 from vlm_par_hf.data import attach_schema, dataset_schema
 from vlm_par_hf.data.carried import carried_schema, read_labels
-from vlm_par_hf.schema import AttributeSchema
+from vlm_par_hf.labels.schema import AttributeSchema
 
 
 SCHEMA = AttributeSchema(

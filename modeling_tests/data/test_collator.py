@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from vlm_par_hf.data import ParCollator
-from vlm_par_hf.schema import AttributeSchema
+from vlm_par_hf.labels.schema import AttributeSchema
 
 
 SCHEMA = AttributeSchema(

@@ -14,8 +14,8 @@ from PIL import Image
 import vlm_par_hf
 from modeling_tests.pa100k_files import pa100k_variables
 from vlm_par_hf.data import dataset_schema, list_par_datasets, load_par_dataset
-from vlm_par_hf.schema import AttributeSchema
-from vlm_par_hf.schemas import get_schema
+from vlm_par_hf.labels.schema import AttributeSchema
+from vlm_par_hf.labels.tables import get_schema
 
 
 SCHEMA = AttributeSchema(

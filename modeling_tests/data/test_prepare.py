@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 
 from modeling_tests.hub_server import DROP, HubServer
-from vlm_par_hf.cli import main
+from vlm_par_hf.cli.main import main
 from vlm_par_hf.data import dataset_schema, load_par_dataset, prepare_dataset
-from vlm_par_hf.schema import AttributeSchema
+from vlm_par_hf.labels.schema import AttributeSchema
 
 
 SCHEMA = AttributeSchema(

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Subset
 
 from vlm_par_hf.data import AugmentedDataset, ParAugmentation, attach_schema, dataset_schema, load_par_dataset
 from vlm_par_hf.data.transforms import epoch_callback
-from vlm_par_hf.schema import AttributeSchema
+from vlm_par_hf.labels.schema import AttributeSchema
 
 
 VIEW = {

@@ -22,10 +22,10 @@ from transformers import Trainer, TrainingArguments
 from modeling_tests.bands import build_data
 from modeling_tests.tiny import randomize, tiny_model, tiny_processor, tiny_schema
 from modeling_tests.training.test_trainer import Interrupt, assert_same_weights, run
-from vlm_par_hf.cli import main
+from vlm_par_hf.cli.main import main
 from vlm_par_hf.data import ParCollator
-from vlm_par_hf.metrics import ParMetrics
-from vlm_par_hf.training.trainer import last_complete_checkpoint
+from vlm_par_hf.metrics.attributes import ParMetrics
+from vlm_par_hf.training.runs import last_complete_checkpoint
 
 
 ROOT = Path(__file__).parents[2]

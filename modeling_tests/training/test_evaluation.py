@@ -11,8 +11,8 @@ from PIL import Image
 from modeling_tests.bands import build_data
 from modeling_tests.tiny import randomize, tiny_model, tiny_processor, tiny_schema
 from vlm_par_hf.data import attach_schema
-from vlm_par_hf.metrics import ParMetrics
-from vlm_par_hf.schema import AttributeSchema
+from vlm_par_hf.labels.schema import AttributeSchema
+from vlm_par_hf.metrics.attributes import ParMetrics
 from vlm_par_hf.training import check_schema, compute_features, evaluate, predict_logits
 from vlm_par_hf.training.evaluation import check_same_division
 

@@ -23,9 +23,9 @@ from modeling_tests.tiny import (
     tiny_schema,
 )
 from vlm_par_hf.data import ParCollator
-from vlm_par_hf.schema import AttributeSchema
+from vlm_par_hf.labels.schema import AttributeSchema
 from vlm_par_hf.training import TrainSettings, train
-from vlm_par_hf.training.trainer import last_complete_checkpoint
+from vlm_par_hf.training.runs import last_complete_checkpoint
 
 
 QUICK = {"epochs": 3, "batch_size": 8, "eval_batch_size": 16, "logging_steps": 2, "progress": False}

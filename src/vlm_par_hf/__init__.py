@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from vlm_par_hf.auto import register_families
 from vlm_par_hf.families import FAMILIES
-from vlm_par_hf.pipelines import register_pipeline
+from vlm_par_hf.inference.pipelines import register_pipeline
 
 
 __version__ = "0.1.0"
@@ -18,15 +18,15 @@ __version__ = "0.1.0"
 # Module -> public names; those of the families come from their table.
 _MODULES = {
     "annotation": ("Annotator", "annotate"),
-    "auto": ("inference_dtype",),
+    "inference.devices": ("inference_dtype",),
     "data": ("AugmentedDataset", "ParAugmentation", "ParCollator", "dataset_schema", "load_par_dataset"),
     "export": ("export_model",),
-    "losses": ("ParLoss",),
+    "base.losses": ("ParLoss",),
     "metrics": ("ParMetrics",),
-    "outputs": ("ParOutput",),
-    "pipelines": ("PedestrianAttributesPipeline",),
-    "schema": ("Attribute", "AttributeSchema"),
-    "schemas": ("get_schema", "list_schemas"),
+    "base.outputs": ("ParOutput",),
+    "inference.pipelines": ("PedestrianAttributesPipeline",),
+    "labels.schema": ("Attribute", "AttributeSchema"),
+    "labels.tables": ("get_schema", "list_schemas"),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 _MODULE_OF.update({name: family.module for family in FAMILIES for name in family.class_names})
@@ -35,11 +35,16 @@ __all__ = sorted(_MODULE_OF)
 
 if TYPE_CHECKING:
     from vlm_par_hf.annotation import Annotator, annotate
-    from vlm_par_hf.auto import inference_dtype
+    from vlm_par_hf.base.losses import ParLoss
+    from vlm_par_hf.base.outputs import ParOutput
     from vlm_par_hf.data import AugmentedDataset, ParAugmentation, ParCollator, dataset_schema, load_par_dataset
-    from vlm_par_hf.export import ExportedParConfig, ExportedParModel, export_model
-    from vlm_par_hf.losses import ParLoss
-    from vlm_par_hf.metrics import ParMetrics
+    from vlm_par_hf.export.exported import ExportedParConfig, ExportedParModel
+    from vlm_par_hf.export.exporting import export_model
+    from vlm_par_hf.inference.devices import inference_dtype
+    from vlm_par_hf.inference.pipelines import PedestrianAttributesPipeline
+    from vlm_par_hf.labels.schema import Attribute, AttributeSchema
+    from vlm_par_hf.labels.tables import get_schema, list_schemas
+    from vlm_par_hf.metrics.attributes import ParMetrics
     from vlm_par_hf.models.focus_par import FocusParConfig, FocusParModel, FocusParProcessor
     from vlm_par_hf.models.vlm_par import (
         FoldedVlmParConfig,
@@ -48,10 +53,6 @@ if TYPE_CHECKING:
         VlmParModel,
         VlmParProcessor,
     )
-    from vlm_par_hf.outputs import ParOutput
-    from vlm_par_hf.pipelines import PedestrianAttributesPipeline
-    from vlm_par_hf.schema import Attribute, AttributeSchema
-    from vlm_par_hf.schemas import get_schema, list_schemas
 
 register_families()
 register_pipeline()

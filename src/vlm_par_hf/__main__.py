@@ -2,7 +2,7 @@
 
 import sys
 
-from vlm_par_hf.cli import main
+from vlm_par_hf.cli.main import main
 
 
 if __name__ == "__main__":

@@ -1,14 +1,11 @@
 """Registers the model families with transformers' Auto classes; importing `vlm_par_hf` calls it."""
 
-from typing import Any
-
-import torch
 from transformers import AutoConfig, AutoModel, AutoProcessor
 
 from vlm_par_hf.families import FAMILIES, find_family, trainable_families
 
 
-__all__ = ["get_family", "inference_dtype", "register_families"]
+__all__ = ["get_family", "register_families"]
 
 
 def get_family(name: str) -> tuple[type, type, type]:
@@ -33,27 +30,3 @@ def register_families() -> None:
         AutoModel.register(config_class, model_class, exist_ok=True)
         if processor_class is not None:
             AutoProcessor.register(config_class, processor_class, exist_ok=True)
-
-
-def inference_dtype(device: Any = None) -> torch.dtype:
-    """bfloat16 where the device multiplies it in hardware, about twice as fast as float32; float32 elsewhere.
-
-    For answers, not for training; the logits are float32 either way. transformers' own `dtype="auto"` is another
-    thing, the dtype that a checkpoint was saved in: pass `pipeline(..., dtype=inference_dtype())`.
-
-    Args:
-        device: `"cpu"`, `"cuda:0"`, a `torch.device`, a number as pipelines take it; None: what a pipeline would take,
-            a GPU if there is one.
-    """
-    if device is None:
-        device = 0 if torch.cuda.is_available() else "cpu"
-    if isinstance(device, int):
-        device = "cpu" if device < 0 else f"cuda:{device}"
-    kind = torch.device(device).type
-    if kind == "cuda":
-        fast = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        # AVX512-BF16 or AMX; without them torch computes bfloat16 on a CPU more slowly than float32.
-        checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-        fast = kind == "cpu" and any(getattr(torch.cpu, check, bool)() for check in checks)
-    return torch.bfloat16 if fast else torch.float32

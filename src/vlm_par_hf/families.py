@@ -115,7 +115,7 @@ FAMILIES = (
     Family(
         model_type="par_exported",
         title="par_exported",
-        module="export",
+        module="export.exported",
         config="ExportedParConfig",
         model="ExportedParModel",
         processor=None,

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from vlm_par_hf.labels.decisions import is_positive_answer
-from vlm_par_hf.schema import AttributeSchema
+from vlm_par_hf.labels.schema import AttributeSchema
 
 
 __all__ = ["draw_boxes", "explanation_grid", "is_positive_answer", "overlay_relevance", "people_grid"]

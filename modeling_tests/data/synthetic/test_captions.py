@@ -1,7 +1,7 @@
 import numpy as np
 
 from vlm_par_hf.data.synthetic import UNKNOWN, Frame, SyntheticPerson, caption, person_labels
-from vlm_par_hf.schemas import get_schema
+from vlm_par_hf.labels.tables import get_schema
 
 
 SCHEMA = get_schema("synthetic")

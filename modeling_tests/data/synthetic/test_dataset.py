@@ -3,7 +3,7 @@ import hashlib
 import pytest
 
 from vlm_par_hf.data.synthetic import build_synthetic_dataset
-from vlm_par_hf.schemas import get_schema
+from vlm_par_hf.labels.tables import get_schema
 
 
 SCHEMA = get_schema("synthetic")

@@ -25,7 +25,7 @@ from vlm_par_hf.data.synthetic import (
     render_person,
     render_tracklet,
 )
-from vlm_par_hf.schemas import get_schema
+from vlm_par_hf.labels.tables import get_schema
 
 
 FILE = Path(__file__).with_name("golden.json")

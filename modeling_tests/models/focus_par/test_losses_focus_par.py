@@ -7,7 +7,8 @@ from modeling_tests.models.focus_par.reference import (
     reference_similarity_loss,
 )
 from modeling_tests.tiny import tiny_schema
-from vlm_par_hf.losses import compute_class_weights
+from vlm_par_hf.base.losses import compute_class_weights
+from vlm_par_hf.labels.schema import AttributeSchema
 from vlm_par_hf.models.focus_par.losses_focus_par import (
     FocusLoss,
     check_loss_settings,
@@ -15,7 +16,6 @@ from vlm_par_hf.models.focus_par.losses_focus_par import (
     region_loss,
     similarity_loss,
 )
-from vlm_par_hf.schema import AttributeSchema
 
 
 LABELS = torch.tensor([[1, 0, -100, 3, 1], [0, 0, 1, -100, 2], [1, 1, 1, 0, 0], [-100] * 5])

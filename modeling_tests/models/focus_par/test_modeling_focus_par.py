@@ -16,11 +16,11 @@ from modeling_tests.tiny import (
     tiny_schema,
 )
 from vlm_par_hf.base.decisions import transfer_decisions
-from vlm_par_hf.losses import compute_priors
+from vlm_par_hf.base.losses import compute_priors
+from vlm_par_hf.labels.schema import Attribute, AttributeSchema
 from vlm_par_hf.models.focus_par import FocusParConfig, FocusParModel
 from vlm_par_hf.models.focus_par.mix_tokens_focus_par import patch_regions
 from vlm_par_hf.models.focus_par.modeling_focus_par import AttributeGuidedExtraction
-from vlm_par_hf.schema import Attribute, AttributeSchema
 
 
 KINDS = ("naflex", "fixed", "clip")

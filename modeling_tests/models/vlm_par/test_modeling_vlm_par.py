@@ -20,7 +20,7 @@ from modeling_tests.tiny import (
     tiny_schema,
     tiny_tokenizer,
 )
-from vlm_par_hf.losses import ParLoss
+from vlm_par_hf.base.losses import ParLoss
 from vlm_par_hf.models.vlm_par import VlmParConfig, VlmParModel, VlmParProcessor
 
 

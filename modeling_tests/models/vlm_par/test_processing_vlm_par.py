@@ -10,8 +10,8 @@ from tokenizers import Tokenizer
 from transformers import AutoProcessor, AutoTokenizer, GemmaTokenizer
 
 from modeling_tests.tiny import tiny_model, tiny_processor, tiny_schema, tiny_tokenizer
+from vlm_par_hf.base.outputs import ParOutput
 from vlm_par_hf.models.vlm_par import VlmParProcessor
-from vlm_par_hf.outputs import ParOutput
 
 
 def picture(size=(40, 90), seed=0):

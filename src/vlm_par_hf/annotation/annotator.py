@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from PIL import Image
 
-from vlm_par_hf.auto import inference_dtype
-from vlm_par_hf.images import is_image_file, open_image
+from vlm_par_hf.images.opening import is_image_file, open_image
+from vlm_par_hf.inference.devices import inference_dtype
+from vlm_par_hf.inference.pictures import TASK
+from vlm_par_hf.inference.pipelines import PedestrianAttributesPipeline
 from vlm_par_hf.inference.predicting import predict_batches, read_ahead
-from vlm_par_hf.pipelines import TASK, PedestrianAttributesPipeline
 from vlm_par_hf.utils import default_threads, thread_map
 
 from .inputs import ImageList, Row

@@ -10,7 +10,7 @@ from typing import Any
 
 from huggingface_hub.utils import tqdm
 
-from vlm_par_hf.images import open_image
+from vlm_par_hf.images.opening import open_image
 from vlm_par_hf.utils import atomic_write_text, require
 from vlm_par_hf.visualization import people_grid
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from vlm_par_hf.schema import AttributeSchema
+from vlm_par_hf.labels.schema import AttributeSchema
 
 
 __all__ = ["LabelSpaceConfig", "check_backbone_type"]

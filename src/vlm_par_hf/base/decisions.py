@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from vlm_par_hf.losses import compute_class_weights, compute_priors
-from vlm_par_hf.schema import UNKNOWN_LABEL, AttributeSchema
+from vlm_par_hf.labels.schema import UNKNOWN_LABEL, AttributeSchema
+
+from .losses import compute_class_weights, compute_priors
 
 
 __all__ = ["decide", "fit_decisions", "label_probabilities", "transfer_decisions"]

@@ -10,12 +10,12 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedConfig
 
-from vlm_par_hf.hub import PushToHub
-from vlm_par_hf.losses import ParLoss
-from vlm_par_hf.remote_code import write_remote_code
+from vlm_par_hf.hub.pushing import PushToHub
+from vlm_par_hf.hub.remote_code import write_remote_code
 from vlm_par_hf.upstream import TransformersModel, collect_load_report
 
 from .kept import Kept
+from .losses import ParLoss
 
 
 __all__ = ["HUB_KEYS", "ParPreTrainedModel", "check_keys", "loading_weights"]

@@ -3,18 +3,19 @@
 Nothing here imports torch or `datasets` before it is needed: reading annotations needs neither.
 """
 
+from vlm_par_hf.data.readers.folder import read_folder
+from vlm_par_hf.data.readers.market1501 import read_market1501
+from vlm_par_hf.data.readers.pa100k import read_pa100k
+from vlm_par_hf.data.readers.peta import read_peta
+from vlm_par_hf.data.readers.rap import read_rapv1, read_rapv2
+from vlm_par_hf.data.readers.records import PedestrianRecord
+from vlm_par_hf.data.readers.upar import UparQueries, read_upar, read_upar_queries
+
 from .carried import attach_schema, dataset_schema
 from .collator import ParCollator
-from .folder import read_folder
 from .loading import list_par_datasets, load_par_dataset
-from .market1501 import read_market1501
-from .pa100k import read_pa100k
-from .peta import read_peta
 from .prepare import prepare_dataset
-from .rap import read_rapv1, read_rapv2
-from .records import PedestrianRecord
 from .transforms import AugmentedDataset, ParAugmentation
-from .upar import UparQueries, read_upar, read_upar_queries
 
 
 __all__ = [

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vlm_par_hf.schema import AttributeSchema
+from vlm_par_hf.labels.schema import AttributeSchema
 
 
 if TYPE_CHECKING:
     import datasets
 
 
-__all__ = ["attach_schema", "carried_schema", "dataset_schema", "read_labels"]
+__all__ = ["attach_schema", "carried_schema", "dataset_schema", "read_labels", "undecoded"]
 
 
 def attach_schema(dataset: "datasets.Dataset", schema: AttributeSchema, **notes: Any) -> "datasets.Dataset":
@@ -106,3 +106,18 @@ def _carried_schemas(name: str, dataset: Any) -> list[AttributeSchema]:
             "set from load_par_dataset, or one prepared with attach_schema(dataset, schema)"
         )
     return schemas
+
+
+def undecoded(dataset: Any, column: str = "image") -> Any:
+    """A `datasets.Dataset` that hands out paths and bytes, so that our own opener decodes, and names what it cannot.
+
+    Anything else, and a data set with a transform of the user's, is returned as it is.
+    """
+    if not hasattr(dataset, "cast_column") or not hasattr(dataset, "format"):
+        return dataset
+    kind = type((dataset.features or {}).get(column)).__name__
+    if kind not in ("Image", "PedestrianImage") or dataset.format["type"] == "custom":
+        return dataset
+    import datasets
+
+    return dataset.with_format(None).cast_column(column, datasets.Image(decode=False))

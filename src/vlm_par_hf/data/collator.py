@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from vlm_par_hf.images import open_images
-from vlm_par_hf.schema import UNKNOWN_LABEL, AttributeSchema, check_label_range
+from vlm_par_hf.images.opening import open_images
+from vlm_par_hf.labels.schema import UNKNOWN_LABEL, AttributeSchema, check_label_range
 
 
 __all__ = ["ParCollator", "StackedRows"]

@@ -4,132 +4,28 @@ import difflib
 import json
 import logging
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vlm_par_hf.schema import AttributeSchema
-from vlm_par_hf.schemas import get_schema
+from vlm_par_hf.labels.schema import AttributeSchema
 from vlm_par_hf.utils import require
 
 from .carried import attach_schema, dataset_schema
-from .folder import read_folder
-from .hub import load_hub_dataset
-from .market1501 import read_market1501
-from .pa100k import PA100K_SPLITS, read_pa100k
-from .peta import read_peta
-from .rap import read_rapv1, read_rapv2
-from .records import PedestrianRecord
-from .upar import read_upar
+from .prepared import load_hub_dataset
+from .readers.records import PedestrianRecord
+from .readers.registry import READERS, DatasetReader
 
 
 if TYPE_CHECKING:
     import datasets
 
 
-__all__ = ["READERS", "DatasetReader", "list_par_datasets", "load_par_dataset"]
+__all__ = ["list_par_datasets", "load_par_dataset"]
 
 logger = logging.getLogger(__name__)
 
 _MISSING_CHOICES = ("error", "skip")
-
-
-@dataclass(frozen=True)
-class DatasetReader:
-    """How a data set on disk is read, and what its card says.
-
-    `read(root, schema, partition, seed)` returns the schema, per split the records, and JSON-plain notes (who divided
-    the data, what was left out) that travel with the data set.
-    """
-
-    read: Callable[
-        [str, AttributeSchema | None, int, int],
-        tuple[AttributeSchema, dict[str, list[PedestrianRecord]], dict[str, Any]],
-    ]
-    how_to_get: str
-    num_partitions: int = 1
-    homepage: str = ""
-    license: str = ""
-    citation: str = ""
-
-
-def _read_pa100k_splits(root, schema, partition, seed):
-    return get_schema("pa100k"), {split: read_pa100k(root, split) for split in PA100K_SPLITS}, {"division": "official"}
-
-
-def _read_folder_splits(root, schema, partition, seed):
-    return *read_folder(root, schema, seed=seed), {}
-
-
-_PETA = {
-    "how_to_get": "PETA.mat with the folder images, or the unpacked PETA archive, for research only, from "
-    "http://mmlab.ie.cuhk.edu.hk/projects/PETA.html",
-    "num_partitions": 5,
-    "homepage": "http://mmlab.ie.cuhk.edu.hk/projects/PETA.html",
-    "license": "research only; no redistribution",
-    "citation": "Yubin Deng et al. Pedestrian Attribute Recognition At Far Distance. ACM Multimedia 2014.",
-}
-_MARKET = {
-    "how_to_get": "the unpacked Market-1501-v15.09.15, for research only, with market_attribute.mat from "
-    "https://github.com/vana77/Market-1501_Attribute beside its folders",
-    "homepage": "https://github.com/vana77/Market-1501_Attribute",
-    "license": "research only; no redistribution",
-    "citation": "Liang Zheng et al. Scalable Person Re-identification: A Benchmark. ICCV 2015. Yutian Lin et al. "
-    "Improving Person Re-identification by Attribute and Identity Learning. Pattern Recognition 2019.",
-}
-_RAP = {
-    "how_to_get": "the folders RAP_annotation and RAP_dataset, given out by their authors under a signed agreement",
-    "num_partitions": 5,
-    "license": "signed agreement; no redistribution",
-}
-
-
-READERS = {
-    "market1501": DatasetReader(lambda root, schema, partition, seed: read_market1501(root, seed=seed), **_MARKET),
-    "market1501_30": DatasetReader(
-        lambda root, schema, partition, seed: read_market1501(root, "market1501_30", seed=seed), **_MARKET
-    ),
-    "pa100k": DatasetReader(
-        _read_pa100k_splits,
-        "the unpacked PA-100K archives (annotation.mat and the images), free for download under CC-BY 4.0 from "
-        "https://github.com/xh-liu/HydraPlus-Net",
-        homepage="https://github.com/xh-liu/HydraPlus-Net",
-        license="CC-BY-4.0",
-        citation="Xihui Liu et al. HydraPlus-Net: Attentive Deep Features for Pedestrian Analysis. ICCV 2017.",
-    ),
-    "folder": DatasetReader(
-        _read_folder_splits,
-        "a folder of your own with schema.json, labels.csv (or labels.jsonl) and the images",
-    ),
-    "peta35": DatasetReader(
-        lambda root, schema, partition, seed: read_peta(root, partition=partition, seed=seed), **_PETA
-    ),
-    "peta65": DatasetReader(
-        lambda root, schema, partition, seed: read_peta(root, "peta65", partition=partition, seed=seed), **_PETA
-    ),
-    "rapv1": DatasetReader(
-        lambda root, schema, partition, seed: read_rapv1(root, partition=partition, seed=seed),
-        citation="Dangwei Li et al. A Richly Annotated Dataset for Pedestrian Attribute Recognition. arXiv 2016.",
-        **_RAP,
-    ),
-    "rapv2": DatasetReader(
-        lambda root, schema, partition, seed: read_rapv2(root, partition=partition),
-        citation="Dangwei Li et al. A Richly Annotated Pedestrian Dataset for Person Retrieval in Real Surveillance "
-        "Scenarios. IEEE Transactions on Image Processing 2019.",
-        **_RAP,
-    ),
-    "upar": DatasetReader(
-        lambda root, schema, partition, seed: read_upar(root),
-        "the folder of a UPAR challenge with its annotations (CC BY-NC-SA 3.0) and, under data, the images of "
-        "Market-1501, PA-100K and PETA, from https://github.com/speckean/upar_dataset",
-        homepage="https://github.com/speckean/upar_dataset",
-        license="CC-BY-NC-SA-3.0 (annotations); no redistribution of the images",
-        citation="Andreas Specker et al. UPAR: Unified Pedestrian Attribute Recognition and Person Retrieval. WACV "
-        "2023.",
-    ),
-}
 
 
 def list_par_datasets() -> list[str]:
@@ -291,7 +187,7 @@ def _to_dataset(
     import datasets
     import pyarrow
 
-    from .features import PedestrianImage
+    from .image_column import PedestrianImage
 
     labels = np.concatenate([record.labels for record in records]) if records else np.empty(0, np.int64)
     paths = pyarrow.array([record.image for record in records], pyarrow.string())

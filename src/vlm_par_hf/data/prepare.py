@@ -21,13 +21,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vlm_par_hf.images import open_image
-from vlm_par_hf.schema import UNKNOWN_LABEL, AttributeSchema, check_label_range
+from vlm_par_hf.images.opening import open_image
+from vlm_par_hf.labels.schema import UNKNOWN_LABEL, AttributeSchema, check_label_range
 from vlm_par_hf.utils import atomic_write_json, atomic_write_text, require
 
 from .carried import dataset_schema
-from .hub import REPORT_FILE, SCHEMA_FILE
 from .loading import load_par_dataset
+from .prepared import REPORT_FILE, SCHEMA_FILE
 
 
 if TYPE_CHECKING:
@@ -369,7 +369,7 @@ def _card(
 
 
 def _push(out: Path, repository: str, private: bool) -> None:
-    from vlm_par_hf.hub import push_folder
+    from vlm_par_hf.hub.pushing import push_folder
 
     push_folder(
         out,

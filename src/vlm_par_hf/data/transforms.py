@@ -7,9 +7,11 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageEnhance
 
-from vlm_par_hf.images import open_image, open_images
-from vlm_par_hf.schema import AttributeSchema
+from vlm_par_hf.images.opening import open_image, open_images
+from vlm_par_hf.labels.schema import AttributeSchema
 from vlm_par_hf.utils import thread_map
+
+from .carried import undecoded
 
 
 __all__ = ["AugmentedDataset", "ParAugmentation"]
@@ -187,21 +189,6 @@ def epoch_callback() -> Any:
                 dataset.set_epoch(int((state.epoch or 0.0) + 1e-6))  # 1.5 is inside epoch 1
 
     return EpochCallback()
-
-
-def undecoded(dataset: Any, column: str = "image") -> Any:
-    """A `datasets.Dataset` that hands out paths and bytes, so that our own opener decodes, and names what it cannot.
-
-    Anything else, and a data set with a transform of the user's, is returned as it is.
-    """
-    if not hasattr(dataset, "cast_column") or not hasattr(dataset, "format"):
-        return dataset
-    kind = type((dataset.features or {}).get(column)).__name__
-    if kind not in ("Image", "PedestrianImage") or dataset.format["type"] == "custom":
-        return dataset
-    import datasets
-
-    return dataset.with_format(None).cast_column(column, datasets.Image(decode=False))
 
 
 def _shift(picture: Image.Image, pad: float, rng: np.random.Generator) -> Image.Image:

@@ -56,7 +56,7 @@ from vlm_par_hf.data.synthetic import (
     person_labels,
     render_person,
 )
-from vlm_par_hf.schemas import get_schema
+from vlm_par_hf.labels.tables import get_schema
 
 
 logger = logging.getLogger("vlm_par_hf.embedded.train_backbone")

@@ -19,8 +19,7 @@ from huggingface_hub.utils import tqdm
 from torch.utils.data import DataLoader
 
 from vlm_par_hf.data import AugmentedDataset, ParAugmentation, ParCollator
-from vlm_par_hf.data.carried import read_labels
-from vlm_par_hf.data.transforms import undecoded
+from vlm_par_hf.data.carried import read_labels, undecoded
 
 from .dataset import FeatureDataset
 from .store import DTYPES, FeatureStore, FeatureView, Shard, describe_features, join_batches

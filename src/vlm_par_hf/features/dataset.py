@@ -7,7 +7,7 @@ import torch
 from torch.utils.data import Dataset
 
 from vlm_par_hf.data.collator import StackedRows
-from vlm_par_hf.schema import AttributeSchema
+from vlm_par_hf.labels.schema import AttributeSchema
 
 from .store import FeatureStore
 

@@ -26,7 +26,7 @@ from filelock import FileLock, Timeout
 from huggingface_hub.utils import tqdm
 from safetensors.torch import load_file, save
 
-from vlm_par_hf.images import open_image
+from vlm_par_hf.images.opening import open_image
 from vlm_par_hf.utils import atomic_write_json
 
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from vlm_par_hf.schema import Attribute, AttributeSchema
+from .schema import Attribute, AttributeSchema
 
 
 __all__ = ["decide", "is_positive_answer", "read_thresholds"]

@@ -13,9 +13,9 @@ import datasets
 import evaluate
 import numpy as np
 
-from vlm_par_hf.metrics import ParMetrics
-from vlm_par_hf.schema import AttributeSchema
-from vlm_par_hf.schemas import get_schema
+from vlm_par_hf.labels.schema import AttributeSchema
+from vlm_par_hf.labels.tables import get_schema
+from vlm_par_hf.metrics.attributes import ParMetrics
 
 
 _DESCRIPTION = "Metrics of pedestrian attribute recognition, each published convention under its own name."

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from vlm_par_hf.inference.predicting import predict_logits
-from vlm_par_hf.metrics import ParMetrics
+from vlm_par_hf.metrics.attributes import ParMetrics
 from vlm_par_hf.utils import atomic_write_json, atomic_write_text
 
 from .plots import plot_attributes, table_text

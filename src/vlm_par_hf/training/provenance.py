@@ -17,7 +17,7 @@ import transformers
 
 from vlm_par_hf.data import dataset_schema, load_par_dataset
 from vlm_par_hf.data.carried import read_labels
-from vlm_par_hf.schema import AttributeSchema
+from vlm_par_hf.labels.schema import AttributeSchema
 
 
 __all__ = ["DataFacts", "check_same_division", "check_schema", "load_data", "naming", "versions"]

@@ -6,14 +6,10 @@ and a final folder that `AutoModel.from_pretrained` loads and that appears whole
 """
 
 import dataclasses
-import json
 import logging
-import os
 import shlex
-import shutil
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,120 +27,28 @@ from transformers import (
 )
 from transformers.trainer_callback import TrainerState
 
+from vlm_par_hf.base.losses import compute_priors
 from vlm_par_hf.data import AugmentedDataset, ParAugmentation, ParCollator
 from vlm_par_hf.data.transforms import epoch_callback
 from vlm_par_hf.features import FeatureDataset, compute_features, feature_views
 from vlm_par_hf.inference.predicting import predict_logits
-from vlm_par_hf.losses import compute_priors
-from vlm_par_hf.metrics import ParMetrics
-from vlm_par_hf.schema import AttributeSchema
-from vlm_par_hf.utils import atomic_write_json, require
+from vlm_par_hf.labels.schema import AttributeSchema
+from vlm_par_hf.metrics.attributes import ParMetrics
+from vlm_par_hf.utils import require
 
-from .plots import plot_learning_curve, write_history
+from .callbacks import FollowCheckpoints, QuietProgress, SaveProcessor
 from .provenance import DataFacts, check_schema, load_data, naming, versions
+from .runs import CHECKPOINTS, TrainResult, is_finished, prepare_folder, write_result
 from .settings import TrainSettings
 
 
-__all__ = ["TrainResult", "last_complete_checkpoint", "train"]
+__all__ = ["train"]
 
 logger = logging.getLogger(__name__)
 
-CHECKPOINTS = "checkpoints"
-RUN_RECORD = "run.json"
-SUMMARY = "training.json"
+
 # Enough images to fix a mean and a standard deviation per feature to within a few percent.
 _STATISTICS_IMAGES = 4096
-
-
-@dataclass
-class TrainResult:
-    """What a run left behind.
-
-    Attributes:
-        output_dir: the folder that `AutoModel.from_pretrained` and `AutoProcessor.from_pretrained` load.
-        best_mA: validation mA of the kept weights, in [0, 1].
-        best_step: the optimizer step that they come from.
-        steps: optimizer steps of the whole run.
-        log_history: the Trainer's own log.
-        model: the model with the kept weights.
-        processor: its processor.
-    """
-
-    output_dir: Path
-    best_mA: float
-    best_step: int
-    steps: int
-    log_history: list[dict[str, Any]]
-    model: Any
-    processor: Any
-
-
-class _SaveProcessor(TrainerCallback):
-    """Put the processor into each intermediate checkpoint, so that every one of them can be used as it is.
-
-    Handing it to the Trainer as `processing_class` would do that too, and would also write the tokenizer's special
-    tokens into the model's configuration, where they mean nothing.
-    """
-
-    def __init__(self, processor):
-        self.processor = processor
-
-    def on_save(self, args, state, control, **kwargs):
-        if state.is_world_process_zero:
-            self.processor.save_pretrained(Path(args.output_dir) / f"checkpoint-{state.global_step}")
-
-
-class _Bar(ProgressCallback):
-    """The Trainer's progress bar without its dictionaries of numbers: the learning curve holds them."""
-
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        pass
-
-
-class _FollowCheckpoints(TrainerCallback):
-    """Close the running mean of the training loss at each checkpoint, and say each validation in one line.
-
-    The Trainer does not save that running mean: without this, the learning curve of a continued run would differ from
-    that of an uninterrupted one at the first point after the interruption.
-    """
-
-    def on_step_end(self, args, state, control, **kwargs):
-        control.should_log = control.should_log or control.should_save
-
-    def on_epoch_end(self, args, state, control, **kwargs):
-        control.should_log = control.should_log or control.should_save
-
-    def on_evaluate(self, args, state, control, metrics=None, **kwargs):
-        if state.is_world_process_zero and metrics and "eval_mA" in metrics:
-            logger.info(
-                "step %d of %d, epoch %.2f: validation loss %.4f, mA %.2f%%",
-                state.global_step, state.max_steps, state.epoch or 0, metrics["eval_loss"], 100 * metrics["eval_mA"],
-            )  # fmt: skip
-
-
-def last_complete_checkpoint(folder: str | Path, processes: int = 1) -> Path | None:
-    """The newest checkpoint below `folder` that was written to its end by each of `processes`, or None.
-
-    The Trainer writes a checkpoint's weights, optimizer and random states before `trainer_state.json`: a folder
-    without that file, or with half of it, is what a killed process left behind.
-    """
-    needed = ["optimizer.pt", "scheduler.pt"]
-    if processes > 1:
-        # Each process saves its own, and the first does not wait for the others.
-        needed += [f"rng_state_{rank}.pth" for rank in range(processes)]
-    found = []
-    for path in Path(folder).glob("checkpoint-*"):
-        step = path.name.removeprefix("checkpoint-")
-        if not step.isdigit():
-            continue
-        try:
-            state = json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            logger.warning("%s is incomplete and is not used", path)
-            continue
-        if all((path / name).is_file() for name in needed):
-            found.append((state["global_step"], path))
-    return max(found)[1] if found else None
 
 
 def _build_model(family, backbone, schema, model, processor, options: dict[str, Any], max_num_patches: int | None):
@@ -352,7 +256,7 @@ def train(
         "versions": versions(),
     }
     checkpoint = _in_first_process(
-        arguments, lambda: _prepare_folder(output_dir, record, settings, resume=resume, overwrite=overwrite)
+        arguments, lambda: prepare_folder(output_dir, record, settings, resume=resume, overwrite=overwrite)
     )
 
     priors = compute_priors(facts.labels, schema)
@@ -375,7 +279,7 @@ def train(
 
     # Fused: with cached features the optimizer is half of a step on the CPU, and six times faster in one pass.
     optimizer = torch.optim.AdamW(_parameter_groups(model, settings), lr=settings.learning_rate, fused=True)
-    extra = [epoch_callback(), _SaveProcessor(processor), _FollowCheckpoints(), *callbacks]
+    extra = [epoch_callback(), SaveProcessor(processor), FollowCheckpoints(), *callbacks]
     if settings.early_stopping_patience:
         extra.append(EarlyStoppingCallback(early_stopping_patience=settings.early_stopping_patience))
     trainer = Trainer(
@@ -391,8 +295,8 @@ def train(
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     if settings.progress:
-        trainer.add_callback(_Bar())
-    if checkpoint is not None and _is_finished(checkpoint, settings):
+        trainer.add_callback(QuietProgress())
+    if checkpoint is not None and is_finished(checkpoint, settings):
         # The process ended between its last step and the final folder: one more step would be one too many.
         trainer.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
         model = type(model).from_pretrained(trainer.state.best_model_checkpoint)
@@ -422,44 +326,6 @@ def _in_first_process(arguments: TrainingArguments, function: Callable[[], Any])
     if outcome[1] is not None:
         raise outcome[1]
     return outcome[0]
-
-
-def _prepare_folder(
-    output_dir: Path, record: dict[str, Any], settings: TrainSettings, *, resume: bool, overwrite: bool
-):
-    """Check the folder, write the record of the run, and return the checkpoint to go on from (or None)."""
-    run_record = output_dir / RUN_RECORD
-    checkpoints = output_dir / CHECKPOINTS
-    if overwrite:
-        shutil.rmtree(checkpoints, ignore_errors=True)
-    elif not resume and ((output_dir / "config.json").exists() or any(checkpoints.glob("checkpoint-*"))):
-        # A record alone is a run that failed before its first checkpoint: nothing to lose.
-        raise ValueError(
-            f"output_dir={str(output_dir)!r} holds an earlier run: continue it (resume=True, --resume), replace it "
-            "(overwrite=True, --overwrite) or name another folder"
-        )
-    if resume and run_record.exists():
-        earlier = json.loads(run_record.read_text(encoding="utf-8"))
-        differences = settings.differences(earlier["settings"])
-        for part in ("data", "model"):
-            differences += [
-                f"{part} {name}: {earlier[part].get(name)!r} then, {value!r} now"
-                for name, value in json.loads(json.dumps(record[part])).items()
-                if earlier[part].get(name) != value
-            ]
-        if earlier.get("processes", 1) != record["processes"]:
-            differences.append(f"processes: {earlier.get('processes', 1)} then, {record['processes']} now")
-        if differences:
-            raise ValueError(
-                f"the run in output_dir={str(output_dir)!r} cannot be continued, it differs in:\n  "
-                + "\n  ".join(differences)
-            )
-        checkpoint = last_complete_checkpoint(checkpoints, record["processes"])
-        logger.info("continuing from %s", checkpoint or "the beginning: no complete checkpoint yet")
-        return checkpoint
-    output_dir.mkdir(parents=True, exist_ok=True)
-    atomic_write_json(run_record, record)
-    return None
 
 
 def _parameter_groups(model, settings: TrainSettings) -> list[dict[str, Any]]:
@@ -517,12 +383,6 @@ def _fit_statistics(model, split, train_data, processor, settings: TrainSettings
     )
 
 
-def _is_finished(checkpoint: Path, settings: TrainSettings) -> bool:
-    state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-    stopped_early = state["stateful_callbacks"].get("TrainerControl", {}).get("args", {}).get("should_training_stop")
-    return state["global_step"] >= state["max_steps"] or bool(stopped_early)
-
-
 def _finish(trainer: Trainer, model, processor, output_dir: Path, metric_preset: str) -> TrainResult:
     state = trainer.state
     best_step = state.best_global_step or state.global_step
@@ -536,42 +396,6 @@ def _finish(trainer: Trainer, model, processor, output_dir: Path, metric_preset:
         processor=processor,
     )
     if trainer.is_world_process_zero():
-        _write_result(result, state, metric_preset)
+        write_result(result, state, metric_preset)
     trainer.accelerator.wait_for_everyone()  # whoever reads the folder next finds it whole
     return result
-
-
-def _write_result(result: TrainResult, state: TrainerState, metric_preset: str) -> None:
-    output_dir, best_step = result.output_dir, result.best_step
-    _save_whole(result.model, result.processor, output_dir)
-    write_history(state.log_history, output_dir)
-    try:
-        plot_learning_curve(state.log_history, output_dir / "learning_curve.png", best_step=best_step)
-    except ImportError as error:
-        logger.warning("learning_curve.png was not drawn: %s", error)
-    atomic_write_json(
-        output_dir / SUMMARY,
-        {
-            "validation_mA": result.best_mA,
-            "best_step": best_step,
-            "steps": state.global_step,
-            "epochs": state.epoch,
-            "metric_preset": metric_preset,
-        },
-    )
-
-
-def _save_whole(model, processor, output_dir: Path) -> None:
-    """Write model and processor aside, then move file by file; the configuration, which loaders read first, last."""
-    aside = output_dir / ".saving"
-    shutil.rmtree(aside, ignore_errors=True)
-    model.save_pretrained(aside)
-    processor.save_pretrained(aside)
-    for path in sorted(aside.rglob("*"), key=lambda path: (path.name == "config.json", str(path))):
-        target = output_dir / path.relative_to(aside)
-        if path.is_dir():
-            target.mkdir(parents=True, exist_ok=True)
-        else:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(path, target)
-    shutil.rmtree(aside)

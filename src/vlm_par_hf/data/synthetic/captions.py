@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from vlm_par_hf.schema import AttributeSchema
-from vlm_par_hf.schemas import get_schema
+from vlm_par_hf.labels.schema import AttributeSchema
+from vlm_par_hf.labels.tables import get_schema
 
 from .people import UNKNOWN
 

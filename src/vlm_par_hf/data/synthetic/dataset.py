@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vlm_par_hf.data.carried import attach_schema
-from vlm_par_hf.schemas import get_schema
+from vlm_par_hf.labels.tables import get_schema
 from vlm_par_hf.utils import require
 
 from .camera import HEIGHT, render_person
@@ -56,7 +56,7 @@ def build_synthetic_dataset(
         ImportError: the extra `train` is not installed.
     """
     datasets = require("datasets", "train")
-    from vlm_par_hf.data.features import PedestrianImage
+    from vlm_par_hf.data.image_column import PedestrianImage
 
     sizes = {"train": num_train, "validation": num_validation, "test": num_test}
     _check_arguments(sizes, pictures_per_person, cameras, seed)

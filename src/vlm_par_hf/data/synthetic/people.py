@@ -4,8 +4,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from vlm_par_hf.schema import UNKNOWN_LABEL, AttributeSchema
-from vlm_par_hf.schemas import get_schema
+from vlm_par_hf.labels.schema import UNKNOWN_LABEL, AttributeSchema
+from vlm_par_hf.labels.tables import get_schema
 
 
 __all__ = ["UNKNOWN", "Frame", "SyntheticPerson", "person_labels"]

@@ -11,9 +11,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from vlm_par_hf.layers import wide
-from vlm_par_hf.losses import check_labels_on_cpu, compute_class_weights
-from vlm_par_hf.schema import UNKNOWN_LABEL, AttributeSchema
+from vlm_par_hf.base.losses import check_labels_on_cpu, compute_class_weights
+from vlm_par_hf.base.numerics import wide
+from vlm_par_hf.labels.schema import UNKNOWN_LABEL, AttributeSchema
 
 
 __all__ = ["FocusLoss", "check_loss_settings", "many_to_many_loss", "region_loss", "similarity_loss"]

@@ -13,7 +13,7 @@ import torch
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from vlm_par_hf.layers import wide
+from vlm_par_hf.base.numerics import wide
 from vlm_par_hf.upstream import AttentionParts, Towers
 
 from .configuration_focus_par import FocusParConfig

@@ -36,11 +36,11 @@ from torch import nn
 from transformers import AutoModel
 from transformers.utils import can_return_tuple
 
-from vlm_par_hf.backbones import BackbonePreTrainedModel, backbone_source
+from vlm_par_hf.base.backbones import BackbonePreTrainedModel, backbone_source
 from vlm_par_hf.base.decisions import fit_decisions, transfer_decisions
-from vlm_par_hf.layers import NO_LABEL_LOGIT, no_autocast, wide
-from vlm_par_hf.outputs import ParOutput
-from vlm_par_hf.schema import AttributeSchema
+from vlm_par_hf.base.numerics import NO_LABEL_LOGIT, no_autocast, wide
+from vlm_par_hf.base.outputs import ParOutput
+from vlm_par_hf.labels.schema import AttributeSchema
 from vlm_par_hf.upstream import TOWERS, init
 
 from .configuration_focus_par import FocusParConfig

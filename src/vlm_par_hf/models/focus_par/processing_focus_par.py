@@ -1,6 +1,6 @@
 """Processor of FOCUS."""
 
-from vlm_par_hf.processing import ParProcessor
+from vlm_par_hf.base.processing import ParProcessor
 
 
 __all__ = ["FocusParProcessor"]

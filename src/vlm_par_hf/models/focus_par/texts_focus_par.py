@@ -13,8 +13,8 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from vlm_par_hf.layers import no_autocast, wide
-from vlm_par_hf.schema import AttributeSchema
+from vlm_par_hf.base.numerics import no_autocast, wide
+from vlm_par_hf.labels.schema import AttributeSchema
 from vlm_par_hf.upstream import TOWERS, init
 
 from .configuration_focus_par import FocusParConfig

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers.utils import can_return_tuple
 
-from vlm_par_hf.outputs import ParOutput
+from vlm_par_hf.base.outputs import ParOutput
 
 from .heads_vlm_par import HeadsOutput
 

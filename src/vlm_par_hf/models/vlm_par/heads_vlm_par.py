@@ -25,8 +25,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from vlm_par_hf.layers import NO_LABEL_LOGIT, no_autocast
-from vlm_par_hf.layers import wide as _wide  # several locals are called `wide`
+from vlm_par_hf.base.numerics import NO_LABEL_LOGIT, no_autocast
+from vlm_par_hf.base.numerics import wide as _wide  # several locals are called `wide`
 from vlm_par_hf.upstream import init
 
 

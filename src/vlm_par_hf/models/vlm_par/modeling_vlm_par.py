@@ -23,8 +23,8 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import AutoModel
 
-from vlm_par_hf.backbones import BackbonePreTrainedModel
-from vlm_par_hf.layers import no_autocast, wide
+from vlm_par_hf.base.backbones import BackbonePreTrainedModel
+from vlm_par_hf.base.numerics import no_autocast, wide
 from vlm_par_hf.upstream import init
 
 from .answering_vlm_par import VlmParForward

@@ -1,6 +1,6 @@
 """Processor of VLM-PAR."""
 
-from vlm_par_hf.processing import ParProcessor
+from vlm_par_hf.base.processing import ParProcessor
 
 
 __all__ = ["VlmParProcessor"]

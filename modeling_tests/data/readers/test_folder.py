@@ -1,0 +1,239 @@
+"""A user's own folder: every way to write a table that people use, and a named line for every way to get it wrong."""
+
+import json
+
+import numpy as np
+import pytest
+
+from vlm_par_hf.data import read_folder
+from vlm_par_hf.labels.schema import AttributeSchema
+
+
+SCHEMA = AttributeSchema(
+    [
+        {"name": "Hat", "question": "is there a hat?", "prompts": ["no hat", "a hat"]},
+        {
+            "name": "Color",
+            "question": "what color?",
+            "labels": ["red", "blue", "Light Green"],
+            "prompts": ["red clothes", "blue clothes", "green clothes"],
+        },
+    ]
+)
+HEADER = "image,Hat,Color\n"
+
+
+@pytest.fixture
+def root(tmp_path):
+    SCHEMA.to_json(tmp_path / "schema.json")
+    return tmp_path
+
+
+def labels_of(records):
+    return [record.labels.tolist() for record in records]
+
+
+def write_split_table(root, rows, header="image,split,Hat,Color"):
+    (root / "labels.csv").write_text(header + "\n" + "\n".join(rows) + "\n")
+
+
+def test_labels_by_text_index_and_unknown(root):
+    cells = {
+        "yes,red": [1, 0],
+        "NO,light green": [0, 2],
+        "1,2": [1, 2],
+        "1.0,0.0": [1, 0],
+        "True,blue": [1, 1],
+        "false,1": [0, 1],
+        ",": [-100, -100],
+        "unknown,-1": [-100, -100],
+        "-100,nan": [-100, -100],
+        "-1.0,None": [-100, -100],
+    }
+    (root / "train.csv").write_text(HEADER + "".join(f"{i}.jpg,{text}\n" for i, text in enumerate(cells)))
+    schema, splits = read_folder(root)
+    assert schema == SCHEMA and list(splits) == ["train"]
+    assert labels_of(splits["train"]) == list(cells.values())
+    assert splits["train"][0].labels.dtype == np.int64
+
+
+def test_a_label_text_goes_before_an_index(tmp_path):
+    numbers = AttributeSchema(
+        [{"name": "Bags", "question": "how many?", "labels": ["2", "1", "0"], "prompts": ["two", "one", "none"]}]
+    )
+    (tmp_path / "train.csv").write_text("image,Bags\na.jpg,2\nb.jpg,0\n")
+    assert labels_of(read_folder(tmp_path, numbers)[1]["train"]) == [[0], [2]]
+
+
+def test_csv_as_spreadsheets_write_it(root):
+    text = '\ufeff image , Hat,"Color"\r\n"images/a, b.jpg",yes , red\r\n\r\n.\\images\\c.jpg,no,blue\r\n'
+    (root / "train.csv").write_bytes(text.encode("utf-8"))
+    records = read_folder(root)[1]["train"]
+    assert [record.image_id for record in records] == ["images/a, b.jpg", "images/c.jpg"]
+    assert records[0].image == str(root / "images" / "a, b.jpg")
+    assert labels_of(records) == [[1, 0], [0, 1]]
+
+
+def test_jsonl(root):
+    rows = [
+        {"image": "a.jpg", "Hat": True, "Color": "blue", "person_id": 7, "camera_id": "c1"},
+        {"image": "b.jpg", "Hat": None, "Color": 2, "person_id": None, "camera_id": "c2"},
+        {"image": "c.jpg", "Hat": 0, "Color": -100, "person_id": 8, "camera_id": None},
+    ]
+    (root / "test.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n\n")
+    records = read_folder(root)[1]["test"]
+    assert labels_of(records) == [[1, 1], [-100, 2], [0, -100]]
+    assert [record.person_id for record in records] == [7, None, 8]
+    assert [record.camera_id for record in records] == ["c1", "c2", None]
+
+
+def test_one_table_per_split_and_their_other_names(root):
+    for name in ("train.csv", "val.csv", "test.csv"):
+        (root / name).write_text(HEADER + f"{name}.jpg,1,1\n")
+    splits = read_folder(root)[1]
+    assert {split: records[0].image_id for split, records in splits.items()} == {
+        "train": "train.csv.jpg",
+        "validation": "val.csv.jpg",
+        "test": "test.csv.jpg",
+    }
+
+
+def test_split_column(root):
+    write_split_table(root, ["a.jpg,test,1,1", "b.jpg,Train,1,1", "c.jpg,valid,1,1", "d.jpg,train,1,1"])
+    splits = read_folder(root)[1]
+    assert {split: len(records) for split, records in splits.items()} == {"train": 2, "validation": 1, "test": 1}
+    assert list(splits) == ["train", "validation", "test"]
+
+
+def test_ids_stay_text_unless_all_are_plain_numbers(root):
+    for ids, expected in ((["7", "12"], [7, 12]), (["007", "7"], ["007", "7"]), (["a", "1"], ["a", "1"])):
+        rows = [f"{i}.jpg,train,1,1,{person}" for i, person in enumerate(ids)]
+        write_split_table(root, rows, "image,split,Hat,Color,person_id")
+        assert [record.person_id for record in read_folder(root)[1]["train"]] == expected
+
+
+def test_division_keeps_persons_together_and_follows_the_seed(root, caplog):
+    rng = np.random.default_rng(0)
+    rows = [f"{i}.jpg,1,1,p{rng.integers(60)}" for i in range(400)]
+    write_split_table(root, rows, "image,Hat,Color,person_id")
+    schema, splits = read_folder(root, seed=3)
+    assert "divided by person with seed=3 into train" in caplog.text
+    persons = {split: {record.person_id for record in records} for split, records in splits.items()}
+    assert not persons["train"] & persons["validation"] and not persons["train"] & persons["test"]
+    assert not persons["validation"] & persons["test"]
+    assert sum(map(len, splits.values())) == 400
+    assert 20 <= len(splits["validation"]) <= 40 and 20 <= len(splits["test"]) <= 40
+
+    def names(seed):
+        return {split: [r.image_id for r in records] for split, records in read_folder(root, seed=seed)[1].items()}
+
+    assert names(3) == names(3) != names(4)
+
+
+@pytest.mark.parametrize("count", [3, 4, 10, 101])
+def test_division_without_person_ids_fills_every_split(root, count):
+    (root / "labels.csv").write_text(HEADER + "".join(f"{i}.jpg,1,1\n" for i in range(count)))
+    sizes = {split: len(records) for split, records in read_folder(root)[1].items()}
+    assert sum(sizes.values()) == count and min(sizes.values()) >= 1
+    assert sizes["test"] == max(1, count // 10)
+
+
+def test_division_of_one_huge_person_still_fills_every_split(root):
+    rows = [f"{i}.jpg,1,1,{0 if i < 98 else i}" for i in range(100)]
+    write_split_table(root, rows, "image,Hat,Color,person_id")
+    for seed in range(6):
+        splits = read_folder(root, seed=seed)[1]
+        assert all(splits[split] for split in ("train", "validation", "test"))
+
+
+def test_schema_argument_ignores_columns_that_only_the_file_names(root):
+    (root / "train.csv").write_text(HEADER + "a.jpg,yes,red\n")
+    schema, splits = read_folder(root, SCHEMA.subset(["Color"]))
+    assert schema.names == ("Color",) and labels_of(splits["train"]) == [[0]]
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("", "train.csv is empty"),
+        ("image,Hat\na.jpg,1\n", r"train.csv, line 2: column 'Color' is missing; found \['image', 'Hat'\]"),
+        ("Hat,Color\n1,1\n", "line 2: column 'image' is missing"),
+        ("image,Hat,Colour,Color\na.jpg,1,1,1\n", "line 2: unknown column 'Colour'; did you mean 'Color'"),
+        ("image,Hat,Color,remarks\na.jpg,1,1,x\n", "unknown column 'remarks'; remove it, or add the attribute"),
+        ("image,Hat,Hat,Color\na.jpg,1,1,1\n", "line 1: column 'Hat' appears twice"),
+        ("image;Hat;Color\na.jpg;1;1\n", "line 1: the columns are not separated"),
+        (HEADER + "a.jpg,1\n", "line 2: 2 cells; the header has 3"),
+        (HEADER + "a.jpg,1,1\nb.jpg,1,1,1\n", "line 3: 4 cells; the header has 3"),
+        (HEADER + "a.jpg,maybe,1\n", r"line 2: column 'Hat' is 'maybe'; expected one of \['no', 'yes'\]"),
+        (HEADER + "a.jpg,1,3\n", "line 2: column 'Color' is '3'; expected .* a class index from 0 to 2"),
+        (HEADER + "a.jpg,1,true\n", "line 2: column 'Color' is 'true'"),
+        (HEADER + "a.jpg,0.5,1\n", "line 2: column 'Hat' is '0.5'"),
+        (HEADER + "a.jpg,1,1\na.jpg,0,1\n", "line 3: image 'a.jpg' is already on line 2"),
+        (HEADER + "../a.jpg,1,1\n", "line 2: image is '../a.jpg'; expected a path below"),
+        (HEADER + "/etc/a.jpg,1,1\n", "line 2: image is '/etc/a.jpg'; expected a path below"),
+        (HEADER + "C:\\a.jpg,1,1\n", "line 2: image is 'C:.*expected a path below"),
+        (HEADER + ",1,1\n", "line 2: image is ''"),
+        (HEADER + '"a.jpg,1,1\n', "train.csv, line .*not well-formed CSV"),
+        ("image,split,Hat,Color\na.jpg,test,1,1\n", "line 2: split is 'test' in the table of 'train'"),
+        ("image,split,Hat,Color\na.jpg,trian,1,1\n", "line 2: split is 'trian'; expected one of"),
+        (HEADER, "train.csv: no rows"),
+    ],
+)
+def test_wrong_tables_are_named(root, text, message):
+    (root / "train.csv").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        read_folder(root)
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ('{"image": "a.jpg", "Hat": 1, "Color": 1}\n{"image": ', "line 2: not JSON"),
+        ("[1]\n", "line 1: a list; expected an object"),
+        ('{"image": "a.jpg", "Hat": 1}', "line 1: column 'Color' is missing"),
+        (
+            '{"image": "a.jpg", "Hat": 1, "Color": 1}\n{"image": "b.jpg", "Hat": 1, "Colr": 1}',
+            "line 2: unknown.*'Color'",
+        ),
+        ('{"image": 3, "Hat": 1, "Color": 1}', "line 1: image is 3"),
+        ('{"image": "a.jpg", "Hat": 2, "Color": 1}', "line 1: column 'Hat' is 2"),
+        ('{"image": "a.jpg", "Hat": [1], "Color": 1}', r"line 1: column 'Hat' is \[1\]"),
+    ],
+)
+def test_wrong_jsonl_tables_are_named(root, text, message):
+    (root / "train.jsonl").write_text(text)
+    with pytest.raises(ValueError, match=f"train.jsonl, {message}"):
+        read_folder(root)
+
+
+def test_table_that_is_not_utf8(root):
+    (root / "train.csv").write_bytes((HEADER + "ä.jpg,1,1\n").encode("utf-16"))
+    with pytest.raises(ValueError, match="train.csv is not UTF-8 text"):
+        read_folder(root)
+
+
+def test_missing_and_ambiguous_files(tmp_path):
+    with pytest.raises(FileNotFoundError, match="schema.json does not exist"):
+        read_folder(tmp_path)
+    SCHEMA.to_json(tmp_path / "schema.json")
+    with pytest.raises(FileNotFoundError, match="holds no table; expected labels.csv"):
+        read_folder(tmp_path)
+    (tmp_path / "labels.csv").write_text(HEADER + "a.jpg,1,1\n")
+    with pytest.raises(ValueError, match="1 different persons cannot be divided"):
+        read_folder(tmp_path)
+    (tmp_path / "labels.jsonl").touch()
+    with pytest.raises(ValueError, match="both labels.csv and labels.jsonl"):
+        read_folder(tmp_path)
+    (tmp_path / "labels.jsonl").unlink()
+    (tmp_path / "test.csv").touch()
+    with pytest.raises(ValueError, match="both labels.csv and test.csv"):
+        read_folder(tmp_path)
+    (tmp_path / "schema.json").write_text('[{"name": ')
+    with pytest.raises(ValueError, match="schema.json"):
+        read_folder(tmp_path)
+
+
+def test_split_column_must_be_filled_throughout(root):
+    write_split_table(root, ["a.jpg,test,1,1", "b.jpg,,1,1"])
+    with pytest.raises(ValueError, match="line 3: column 'split' is filled in some rows only"):
+        read_folder(root)

@@ -1,0 +1,188 @@
+"""Data sets with image and labels from a folder: the schema beside them, labels checked, pictures by our opener."""
+
+import json
+
+import datasets
+import numpy as np
+import pytest
+from PIL import Image
+
+from vlm_par_hf.data import attach_schema, dataset_schema, load_par_dataset
+from vlm_par_hf.labels.schema import AttributeSchema
+
+
+SCHEMA = AttributeSchema(
+    [
+        {"name": "Hat", "question": "is there a hat?", "prompts": ["no hat", "a hat"]},
+        {"name": "Age", "question": "how old?", "labels": ["young", "adult", "old"], "prompts": ["a", "b", "c"]},
+    ]
+)
+
+
+def make_split(labels, feature=None):
+    rows = {
+        "image": [Image.new("RGB", (6, 14), (number, 0, 0)) for number in range(len(labels))],
+        "labels": labels,
+        "note": [f"row {number}" for number in range(len(labels))],
+    }
+    features = {"image": datasets.Image(), "labels": feature or datasets.List(datasets.Value("int64"))}
+    return datasets.Dataset.from_dict(rows, features=datasets.Features({**features, "note": datasets.Value("string")}))
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+def write(root, splits, schema=SCHEMA, place="data"):
+    (root / place).mkdir(parents=True, exist_ok=True)
+    for split, labels in splits.items():
+        rows = labels if isinstance(labels, datasets.Dataset) else make_split(labels)
+        rows.to_parquet(root / place / f"{split}-00000-of-00001.parquet")
+    if schema is not None:
+        schema.to_json(root / "schema.json")
+    return root
+
+
+@pytest.mark.parametrize("place", ["data", "."])
+def test_a_folder_of_parquet(tmp_path, place):
+    root = write(tmp_path / "set", {"train": [[0, 2], [1, -100]], "val": [[1, 0]]}, place=place)
+    data = load_par_dataset("hub", root)
+    assert list(data) == ["train", "validation"] and dataset_schema(data) == SCHEMA
+    assert data["train"]["labels"][:] == [[0, 2], [1, -100]]
+    assert data["train"].features["labels"] == datasets.List(datasets.Value("int64"), length=2)
+    assert data["train"].column_names == ["image", "labels", "note"]
+    assert data["train"][1]["image"].getpixel((0, 0)) == (1, 0, 0)
+    assert type(data["train"].features["image"]).__name__ == "PedestrianImage"
+
+
+def test_attributes_can_be_chosen_and_a_missing_schema_given(tmp_path):
+    root = write(tmp_path / "set", {"train": [[0, 2], [1, 1]]})
+    chosen = load_par_dataset("hub", root, schema=SCHEMA.subset(["Age"]))
+    assert chosen["train"]["labels"][:] == [[2], [1]]
+    (root / "schema.json").unlink()
+    with pytest.raises(FileNotFoundError, match="has no schema.json, so nothing says what its labels mean"):
+        load_par_dataset("hub", root)
+    assert dataset_schema(load_par_dataset("hub", root, schema=SCHEMA)) == SCHEMA
+
+
+def test_what_save_to_disk_wrote(tmp_path):
+    plain = make_split([[0, 2]])
+    datasets.DatasetDict(test=attach_schema(plain, SCHEMA)).save_to_disk(tmp_path / "saved")
+    data = load_par_dataset("hub", tmp_path / "saved")
+    assert dataset_schema(data) == SCHEMA and data["test"]["labels"][:] == [[0, 2]]
+
+
+@pytest.mark.parametrize(
+    "feature", [datasets.Value("int8"), datasets.Value("bool"), datasets.ClassLabel(names=["no", "yes"])]
+)
+def test_other_ways_to_store_labels(tmp_path, feature):
+    labels = [[False, True], [True, False]] if feature.dtype == "bool" else [[0, 1], [1, 0]]
+    root = write(tmp_path / "set", {"train": make_split(labels, datasets.List(feature))})
+    data = load_par_dataset("hub", root)
+    assert np.array_equal(data["train"].with_format("numpy")["labels"][:], [[0, 1], [1, 0]])
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([[0, 3]], "train: labels holds 3 for attribute 'Age' of row 0, expected 0 to 2"),
+        ([[0, 1], [-1, 0]], "labels holds -1 for attribute 'Hat' of row 1"),
+        ([[0, 1, 0]], r"rows have \[3\] labels; the schema has 2 attributes"),
+        ([[0, 1], [0]], r"rows have \[1, 2\] labels"),
+    ],
+)
+def test_wrong_labels_are_named(tmp_path, rows, message):
+    root = write(tmp_path / "set", {"train": rows})
+    with pytest.raises(ValueError, match=message):
+        load_par_dataset("hub", root)
+
+
+def test_wrong_columns_are_named(tmp_path):
+    root = write(tmp_path / "set", {"train": make_split([[0, 1]]).rename_column("labels", "label")})
+    with pytest.raises(ValueError, match="train: no column 'labels'; it has"):
+        load_par_dataset("hub", root)
+    root = write(
+        tmp_path / "other", {"train": make_split([[0, 1]]).remove_columns("image").add_column("image", ["a"])}
+    )
+    with pytest.raises(ValueError, match="column 'image' is .*expected datasets.Image"):
+        load_par_dataset("hub", root)
+
+
+@pytest.mark.parametrize("content", ["half", b"", b"<!DOCTYPE html>\n<html><body>404</body></html>\n"])
+def test_a_damaged_file_is_named(tmp_path, content):
+    path = write(tmp_path / "set", {"train": [[0, 1]]}) / "data" / "train-00000-of-00001.parquet"
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2] if content == "half" else content)
+    with pytest.raises(ValueError, match="train-00000-of-00001.parquet cannot be read as a parquet file"):
+        load_par_dataset("hub", path.parents[1])
+    # Its end is whole, its beginning is not: found when the rows are read.
+    path.write_bytes(whole[:4] + bytes(100) + whole[104:])
+    with pytest.raises((ValueError, OSError), match="the data set '.*set' c"):
+        load_par_dataset("hub", path.parents[1])
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_two_data_sets_mixed_are_named(tmp_path, split):
+    root = write(tmp_path / "set", {"train": [[0, 1]]})
+    other = make_split([[1, 1]]).rename_column("note", "camera_id")
+    other.to_parquet(root / "data" / f"{split}-00001-of-00002.parquet")
+    first = root / "data" / "train-00000-of-00001.parquet"
+    if split == "train":
+        first.rename(first.with_name("train-00000-of-00002.parquet"))
+    else:
+        (root / "data" / "test-00001-of-00002.parquet").rename(root / "data" / "test-00000-of-00001.parquet")
+    with pytest.raises(ValueError, match="has the columns .*, but .*: are these files of two data sets"):
+        load_par_dataset("hub", root)
+
+
+def test_the_same_columns_of_other_types(tmp_path):
+    root = write(tmp_path / "set", {"train": [[0, 1]], "test": [[0, 1]]})
+    other = make_split([[0, 1]]).cast_column("note", datasets.Value("string"))
+    rows = {**other.to_dict(), "note": [{"a": 1}], "image": [None]}
+    datasets.Dataset.from_dict(rows).to_parquet(root / "data" / "test-00000-of-00001.parquet")
+    with pytest.raises(ValueError, match="the files of the data set '.*set' cannot be read as one"):
+        load_par_dataset("hub", root)
+
+
+@pytest.mark.parametrize("content", ["[{'name': 'caf\xe9'}]".encode("latin-1"), b"<!DOCTYPE html><html></html>"])
+def test_a_schema_that_is_none(tmp_path, content):
+    root = write(tmp_path / "set", {"train": [[0, 1]]})
+    (root / "schema.json").write_bytes(content)
+    with pytest.raises(ValueError, match="schema.json is not JSON"):
+        load_par_dataset("hub", root)
+
+
+def test_data_keep_the_name_that_they_were_prepared_under(tmp_path):
+    root = write(tmp_path / "set", {"train": [[0, 1]]})
+
+    def notes():
+        return json.loads(load_par_dataset("hub", root)["train"].info.description)
+
+    assert notes()["name"] == "set"
+    for report, name in (
+        ({"notes": {"name": "pa100k", "skipped_images": {"train": 2}}}, "pa100k"),
+        ({"notes": {"name": "folder"}}, "set"),  # how they were read, not what they are
+        ({"notes": ["somebody else's"]}, "set"),
+        (["somebody else's"], "set"),
+    ):
+        (root / "report.json").write_text(json.dumps(report))
+        assert notes()["name"] == name
+    (root / "report.json").write_text("no JSON")
+    assert notes()["name"] == "set" and "skipped_images" not in notes()
+
+
+def test_half_downloaded_and_nothing(tmp_path):
+    root = write(tmp_path / "set", {"train": [[0, 1]]})
+    path = root / "data" / "train-00000-of-00001.parquet"
+    path.rename(path.with_name("train-00000-of-00002.parquet"))
+    with pytest.raises(FileNotFoundError, match="1 of the 2 files of 'train'"):
+        load_par_dataset("hub", root)
+    with pytest.raises(FileNotFoundError, match="holds no parquet file"):
+        load_par_dataset("hub", tmp_path)
+    with pytest.raises(FileNotFoundError, match="is neither a folder nor a repository like 'org/name'"):
+        load_par_dataset("hub", tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="root is None; 'hub' needs root='org/name'"):
+        load_par_dataset("hub")
+    with pytest.raises(TypeError, match="unexpected keyword argument 'num_train'"):
+        load_par_dataset("hub", root, num_train=3)

@@ -1,0 +1,317 @@
+"""Opening images: every mode and kind gives the right RGB pixels, or an error that names the thing."""
+
+import io
+import struct
+import subprocess
+import sys
+from pathlib import Path
+from zlib import crc32
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import vlm_par_hf
+from vlm_par_hf.images.opening import BACKGROUND, is_image_file, open_image, open_images
+
+
+def pixel(image, x=0, y=0):
+    return image.getpixel((x, y))
+
+
+def encoded(image, kind, **options):
+    stream = io.BytesIO()
+    image.save(stream, kind, **options)
+    return stream.getvalue()
+
+
+@pytest.fixture
+def noise():
+    return np.random.default_rng(0).integers(0, 256, (20, 10, 3), dtype=np.uint8)
+
+
+def test_path_bytes_dict_array_and_tensor_give_the_same_pixels(noise, tmp_path):
+    path = tmp_path / "a.png"
+    Image.fromarray(noise).save(path)
+    sources = [path, str(path), path.read_bytes(), memoryview(path.read_bytes()), noise, torch.from_numpy(noise)]
+    sources += [{"path": str(path), "bytes": None}, {"path": "elsewhere.png", "bytes": path.read_bytes()}]
+    sources += [Image.open(path), noise.astype(np.uint16) * 257, noise / 255, torch.from_numpy(noise).bfloat16() / 255]
+    for position, source in enumerate(sources):
+        image = open_image(source)
+        assert image.mode == "RGB" and image.size == (10, 20), position
+        tolerance = 1 if position == len(sources) - 1 else 0  # bfloat16 has 8 bits
+        assert np.abs(np.asarray(image).astype(int) - noise).max() <= tolerance, position
+
+
+def test_rgb_image_passes_through_and_a_second_opening_changes_nothing(noise):
+    image = Image.fromarray(noise)
+    assert open_image(image) is image
+    rotated = open_image(encoded(image, "JPEG", exif=exif(6)))
+    assert open_image(rotated) is rotated
+
+
+@pytest.mark.parametrize("array", [np.full((4, 3), 7, np.uint8), np.full((4, 3, 1), 7, np.uint8)])
+def test_gray_array(array):
+    image = open_image(array)
+    assert image.size == (3, 4) and pixel(image) == (7, 7, 7)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "CMYK", "YCbCr", "HSV"])
+def test_modes_without_transparency(mode):
+    red = Image.new("RGB", (3, 4), (255, 0, 0))
+    source = red.convert(mode)
+    expected = (76, 76, 76) if mode == "L" else source.convert("RGB").getpixel((0, 0))
+    assert pixel(open_image(source)) == expected
+    assert open_image(source).size == (3, 4)
+
+
+def test_cmyk_jpeg():
+    image = open_image(encoded(Image.new("CMYK", (16, 16), (0, 255, 255, 0)), "JPEG"))
+    red, green, blue = pixel(image)
+    assert red > 240 and green < 15 and blue < 15
+
+
+@pytest.mark.parametrize("mode, clear, solid", [("RGBA", (9, 9, 9, 0), (9, 8, 7, 255)), ("LA", (9, 0), (9, 255))])
+def test_transparency_is_composited_on_the_background(mode, clear, solid):
+    source = Image.new(mode, (2, 1), clear)
+    source.putpixel((1, 0), solid)
+    for opened in (open_image(source), open_image(encoded(source, "PNG"))):
+        assert pixel(opened) == BACKGROUND
+        assert pixel(opened, 1) == ((9, 8, 7) if mode == "RGBA" else (9, 9, 9))
+
+
+def test_half_transparency_blends():
+    assert pixel(open_image(Image.new("RGBA", (1, 1), (228, 128, 28, 128)))) == pytest.approx((178, 128, 78), abs=1)
+
+
+@pytest.mark.parametrize("mode", ["P", "RGB", "L"])
+def test_transparent_palette_entry_and_color_key(mode):
+    source = Image.new("RGB", (2, 1), (255, 255, 255))
+    source.putpixel((1, 0), (0, 0, 0))
+    source = source.convert(mode)
+    key = (255, 255, 255) if mode == "RGB" else source.getpixel((0, 0))
+    opened = open_image(encoded(source, "PNG", transparency=key))
+    assert pixel(opened) == BACKGROUND and pixel(opened, 1) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "PPM"])
+def test_sixteen_bit_gray_is_scaled_not_clipped(kind):
+    values = np.array([[0, 257, 32896, 65535]], np.uint16)
+    opened = open_image(encoded(Image.fromarray(values), kind))
+    assert np.asarray(opened)[0, :, 0].tolist() == [0, 1, 128, 255]
+    assert np.asarray(opened)[0, :, 2].tolist() == [0, 1, 128, 255]
+
+
+def test_sixteen_bit_image_in_memory():
+    values = np.array([[0, 65535]], np.uint16)
+    assert np.asarray(open_image(Image.fromarray(values)))[0, :, 0].tolist() == [0, 255]
+
+
+def test_integer_image_without_a_stated_range_is_refused():
+    with pytest.raises(ValueError, match="mode 'I' with values in .0, 200.; expected a 16-bit file"):
+        open_image(Image.fromarray(np.array([[0, 200]], np.int32)))
+
+
+def test_float_image_follows_the_array_rule():
+    assert pixel(open_image(Image.fromarray(np.ones((2, 2), np.float32)))) == (255, 255, 255)
+    with pytest.raises(ValueError, match=r"floats in \[0, 200\]"):
+        open_image(Image.fromarray(np.array([[0, 200]], np.float32)))
+
+
+def exif(orientation):
+    data = Image.Exif()
+    data[0x0112] = orientation
+    return data
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied(orientation, noise):
+    upright = Image.fromarray(noise)
+    undo = {
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_90,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_270,
+    }
+    stored = upright if orientation == 1 else upright.transpose(undo[orientation])
+    data = encoded(stored, "PNG", exif=exif(orientation))
+    for source in (data, Image.open(io.BytesIO(data))):
+        assert np.array_equal(np.asarray(open_image(source)), noise)
+
+
+def test_exif_orientation_of_a_sixteen_bit_image():
+    data = encoded(Image.fromarray(np.array([[0, 65535]], np.uint16)), "PNG", exif=exif(6))
+    assert np.asarray(open_image(data))[:, 0, 0].tolist() == [0, 255]
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+def test_damaged_exif_does_not_cost_the_picture(noise):
+    data = encoded(Image.fromarray(noise), "PNG", exif=b"Exif\x00\x00II*\x00\xff\xff\xff\xff")
+    assert np.array_equal(np.asarray(open_image(data)), noise)
+
+
+@pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP"])
+def test_first_frame_of_an_animation(kind):
+    frames = [Image.new("RGB", (8, 8), color) for color in ((255, 0, 0), (0, 0, 255))]
+    data = encoded(frames[0], kind, save_all=True, append_images=frames[1:], duration=100)
+    red, green, blue = pixel(open_image(data))
+    assert red > 230 and green < 20 and blue < 20
+
+
+def test_one_pixel():
+    assert open_image(encoded(Image.new("RGB", (1, 1), (1, 2, 3)), "PNG")).getpixel((0, 0)) == (1, 2, 3)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+@pytest.mark.parametrize("share", [0.02, 0.3, 0.9])
+def test_truncated_file_is_named(kind, share, tmp_path, noise):
+    data = encoded(Image.fromarray(np.tile(noise, (8, 8, 1))), kind)
+    path = tmp_path / "cut.img"
+    path.write_bytes(data[: int(len(data) * share)])
+    for source in (path, str(path), {"path": str(path), "bytes": None}):
+        with pytest.raises(ValueError, match=r"cut\.img.*(truncated|cannot be read)"):
+            open_image(source)
+    with pytest.raises(ValueError, match=f"image given as {len(path.read_bytes())} bytes"):
+        open_image(path.read_bytes())
+
+
+def test_truncated_lazily_opened_pil_image_is_named(tmp_path, noise):
+    path = tmp_path / "cut.jpg"
+    path.write_bytes(encoded(Image.fromarray(np.tile(noise, (8, 8, 1))), "JPEG")[:2000])
+    with pytest.raises(ValueError, match=r"cut\.jpg.*truncated"):
+        open_image(Image.open(path))
+
+
+def test_file_that_is_no_image(tmp_path):
+    (tmp_path / "notes.jpg").write_text("hello")
+    (tmp_path / "empty.jpg").touch()
+    for name in ("notes.jpg", "empty.jpg"):
+        with pytest.raises(ValueError, match=f"{name}.*cannot be read as an image"):
+            open_image(tmp_path / name)
+    with pytest.raises(ValueError, match="is a folder"):
+        open_image(tmp_path)
+    with pytest.raises(FileNotFoundError, match="absent.jpg"):
+        open_image(tmp_path / "absent.jpg")
+    with pytest.raises(ValueError, match="neither 'path' nor 'bytes'"):
+        open_image({"path": None, "bytes": None})
+
+
+@pytest.mark.parametrize(
+    "start",
+    ["<!DOCTYPE html>", "\n  <html lang='en'>", "\ufeff<!doctype HTML>", "<HTML>", "<?xml version='1.0'?><Error/>"],
+)
+def test_web_page_under_the_name_of_an_image(start, tmp_path):
+    path = tmp_path / "page.jpg"
+    path.write_text(start + "<body>404 Not Found</body>" * 40, encoding="utf-8")
+    for source in (path, path.read_bytes(), {"path": str(path), "bytes": None}):
+        name = "image given as" if isinstance(source, bytes) else "page.jpg"
+        with pytest.raises(ValueError, match=f"{name}.* is a web page, not an image .a download that failed"):
+            open_image(source)
+
+
+def test_open_images_keeps_the_order_and_names_what_it_cannot_open(noise, tmp_path, monkeypatch):
+    monkeypatch.setattr("vlm_par_hf.utils.default_threads", lambda: 3)
+    sources = []
+    for index in range(20):
+        path = tmp_path / f"{index}.png"
+        Image.fromarray(noise + np.uint8(index)).save(path)
+        sources.append((path, str(path), path.read_bytes(), Image.open(path), np.asarray(Image.open(path)))[index % 5])
+    for index, image in enumerate(open_images(sources)):
+        assert image.mode == "RGB" and np.array_equal(np.asarray(image), noise + np.uint8(index)), index
+    (tmp_path / "6.png").write_bytes(b"")
+    with pytest.raises(ValueError, match="6.png.*cannot be read as an image"):
+        open_images(sources)
+    assert open_images([]) == []
+
+
+def test_open_images_decodes_one_lazy_picture_once(noise, tmp_path, monkeypatch):
+    monkeypatch.setattr("vlm_par_hf.utils.default_threads", lambda: 4)
+    Image.fromarray(np.tile(noise, (20, 20, 1))).save(tmp_path / "a.jpg")
+    for _ in range(20):
+        images = open_images([Image.open(tmp_path / "a.jpg")] * 16)
+        assert all(image is images[0] for image in images)
+
+
+def test_what_is_an_image_file(noise):
+    for source in ("a.jpg", Path("a.jpg"), b"data", {"path": "a.jpg"}, {"path": None, "bytes": b"data"}):
+        assert is_image_file(source)
+    for source in (noise, torch.from_numpy(noise), Image.fromarray(noise), bytearray(b"data"), 3, None):
+        assert not is_image_file(source)
+
+
+def png_that_claims(width, height):
+    """A PNG file that states a size and holds no pixels: whoever decodes it fails in another way."""
+    chunks = [(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)), (b"IDAT", b""), (b"IEND", b"")]
+    parts = [
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", crc32(kind + data)) for kind, data in chunks
+    ]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+def test_decompression_bomb_is_refused_from_its_header(tmp_path):
+    path = tmp_path / "bomb.png"
+    path.write_bytes(png_that_claims(12_000, 12_000))
+    with (
+        pytest.warns(Image.DecompressionBombWarning),
+        pytest.raises(ValueError, match="12000x12000.*max_pixels=89478485"),
+    ):
+        open_image(path)
+    path.write_bytes(png_that_claims(20_000, 20_000))  # above the limit at which Pillow itself refuses
+    with pytest.raises(ValueError, match="bomb.png.*400000000 pixels"):
+        open_image(path)
+
+
+def test_max_pixels():
+    source = Image.new("RGB", (10, 10))
+    with pytest.raises(ValueError, match="10x10 = 100 pixels; expected at most max_pixels=99"):
+        open_image(source, max_pixels=99)
+    assert open_image(source, max_pixels=100).size == (10, 10)
+    assert open_image(source, max_pixels=None).size == (10, 10)
+
+
+@pytest.mark.parametrize(
+    "array, message",
+    [
+        (np.full((4, 4, 3), np.nan), "NaN or infinity"),
+        (np.full((4, 4, 3), np.inf), "NaN or infinity"),
+        (np.full((4, 4, 3), 128.0), r"floats in \[128, 128\]; expected \[0, 1\]"),
+        (np.full((4, 4, 3), -0.1), r"floats in \[-0.1"),
+        (np.zeros((4, 4, 3), np.int64), "dtype int64; expected uint8"),
+        (np.zeros((3, 20, 10), np.uint8), r"channels-first: pass image.transpose\(1, 2, 0\)"),
+        (torch.zeros(3, 20, 10), r"channels-first.*image.permute\(1, 2, 0\)"),
+        (np.zeros((20, 10, 2), np.uint8), "expected 1, 3 or 4 channels last"),
+        (np.zeros((2, 20, 10, 3), np.uint8), "expected one image"),
+        (np.zeros((0, 10, 3), np.uint8), "expected one image"),
+        (np.zeros(3, np.uint8), "expected one image"),
+    ],
+)
+def test_bad_arrays(array, message):
+    with pytest.raises(ValueError, match=message):
+        open_image(array)
+
+
+@pytest.mark.parametrize("source", [None, 3, [[1, 2]], object()])
+def test_unknown_kind(source):
+    with pytest.raises(TypeError, match=f"image is a {type(source).__name__}; expected a path"):
+        open_image(source)
+
+
+def test_array_is_not_aliased(noise):
+    image = open_image(noise)
+    before = np.asarray(image).copy()
+    noise[:] = 0
+    assert np.array_equal(np.asarray(image), before)
+
+
+def test_needs_no_torch():
+    # A bare parent stands for the package, whose own __init__ registers with transformers.
+    code = (
+        "import sys, types\nparent = sys.modules['vlm_par_hf'] = types.ModuleType('vlm_par_hf')\n"
+        "parent.__path__ = [sys.argv[1]]\nimport vlm_par_hf.images\nsys.exit('torch' in sys.modules)"
+    )
+    command = [sys.executable, "-c", code, str(Path(vlm_par_hf.__file__).parent)]
+    assert subprocess.run(command).returncode == 0

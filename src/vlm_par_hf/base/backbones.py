@@ -1,0 +1,347 @@
+"""Models over a pretrained vision-language backbone `self.vlm`: built by name, frozen, saved in full or without it."""
+
+import hashlib
+import json
+import struct
+from abc import abstractmethod
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+from safetensors.torch import load_file
+from torch import nn
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.utils import cached_file
+
+from vlm_par_hf.utils import embedded_path
+
+from .modeling import HUB_KEYS, ParPreTrainedModel, check_keys, loading_weights
+
+
+__all__ = ["BackbonePreTrainedModel", "backbone_source", "hash_weights"]
+
+
+class BackbonePreTrainedModel(ParPreTrainedModel):
+    """Building, freezing, saving and loading of a model that stands on a backbone.
+
+    Beside what `ParPreTrainedModel` asks for, a family owes
+        - the attribute `vlm`, a vision-language model with `vision_model` and `text_model`;
+        - in its `config_class` the fields `vlm_config`, `backbone_name`, `backbone_revision`, `backbone_hash`,
+          `save_backbone` and `freeze_backbone`;
+        - `_prepare_texts(processor)`, called once the model is built (with the processor) or loaded (None: the token
+          ids are in the configuration);
+        - `_part_of(name, parameter)`, `parameter_rates` and `fusion_width`, from which `parameter_groups` follows.
+    """
+
+    base_model_prefix = "vlm"  # so that the checkpoint of a plain backbone loads into `vlm`
+    supports_gradient_checkpointing = True
+
+    # Part of the model -> the keyword of `parameter_groups` that is its learning rate.
+    parameter_rates: ClassVar[dict[str, str]]
+
+    @abstractmethod
+    def _prepare_texts(self, processor: Any) -> None:
+        """Tokenizes (with a processor) and encodes the texts of the label space."""
+
+    # Freezing
+
+    def train(self, mode: bool = True) -> Self:
+        """As `torch.nn.Module.train`, but what is frozen stays frozen and in eval mode."""
+        super().train(mode)
+        self._freeze_backbone()
+        self._forget_kept()
+        return self
+
+    def _freeze_backbone(self) -> None:
+        # Loading makes new parameters that want gradients, hence again at each `train()`; `from_pretrained` ends
+        # with `eval()`, which is `train(False)`.
+        self.vlm.requires_grad_(False)
+        self.vlm.eval()
+        if not self.config.freeze_backbone:
+            self.vlm.vision_model.requires_grad_(True)
+            self.vlm.vision_model.train(self.training)
+            self._freeze_unused()
+
+    def _freeze_unused(self) -> None:
+        """Freezes what no score depends on, and frees what else is trained, where the vision tower is trained."""
+
+    # Optimisation
+
+    @property
+    @abstractmethod
+    def fusion_width(self) -> int:
+        """Over how many entries a product of the fusion runs."""
+
+    @abstractmethod
+    def _part_of(self, name: str, parameter: nn.Parameter) -> tuple[str, bool]:
+        """The part of the model that a parameter belongs to, a key of `parameter_rates`, and whether it decays."""
+
+    def parameter_groups(
+        self,
+        learning_rate: float,
+        fusion_learning_rate: float | None = None,
+        *,
+        backbone_learning_rate: float = 1e-5,
+        weight_decay: float = 0.01,
+    ) -> list[dict[str, Any]]:
+        """Every trainable parameter once, grouped for an optimizer such as AdamW.
+
+        Args:
+            learning_rate: of what is new and small: classifiers and gates (VLM-PAR), mix tokens and prompts (FOCUS).
+            fusion_learning_rate: of the cross-attention; None takes 0.128 / width. Adam moves every entry of every
+                projection by this at each step, and a product over D entries by D times as much, so a wide backbone
+                wants a smaller one: 1e-3 at the embedded backbone's 128, 1.7e-4 at 768.
+            backbone_learning_rate: of the vision tower where it is trained.
+            weight_decay: of matrices; biases, gates, tokens, prompts and LayerNorm have none.
+        """
+        if fusion_learning_rate is None:
+            fusion_learning_rate = 0.128 / self.fusion_width
+        given = {
+            "learning_rate": learning_rate,
+            "fusion_learning_rate": fusion_learning_rate,
+            "backbone_learning_rate": backbone_learning_rate,
+        }
+        groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
+        for name, parameter in self.named_parameters():
+            if parameter.requires_grad:
+                groups.setdefault(self._part_of(name, parameter), []).append(parameter)
+        return [
+            {
+                "name": part,
+                "params": parameters,
+                "lr": given[self.parameter_rates[part]],
+                "weight_decay": weight_decay if decays else 0.0,
+            }
+            for (part, decays), parameters in groups.items()
+        ]
+
+    # Saving
+
+    @property
+    def _keys_to_ignore_on_save(self) -> set[str] | None:
+        # transformers asks for it when it saves, and when Trainer loads what it saved.
+        return None if self.config.save_backbone else {f"vlm.{name}" for name in self.vlm.state_dict()}
+
+    @_keys_to_ignore_on_save.setter
+    def _keys_to_ignore_on_save(self, value: Any) -> None:
+        pass  # `post_init` assigns the class's value; ours follows the configuration
+
+    def _save_files(self, save_directory: str | Path, **kwargs: Any) -> None:
+        """With `config.save_backbone=False` the heads alone.
+
+        Raises:
+            ValueError: heads alone, but the backbone has no name to load it from, or was trained.
+        """
+        config = self.config
+        self._prepare_texts(None)  # what the model answers with is in its file, also before its first answer
+        if not config.save_backbone:
+            if config.backbone_name is None:
+                raise ValueError(
+                    "save_backbone is False, but backbone_name is None: a checkpoint of the heads alone could never "
+                    f"be loaded; build the model with {type(self).__name__}.from_backbone(name, ...) or set "
+                    "save_backbone=True"
+                )
+            if not config.freeze_backbone:
+                raise ValueError(
+                    "save_backbone is False, but freeze_backbone is False too: the trained vision tower would be "
+                    "lost; set save_backbone=True"
+                )
+            if config.backbone_hash is None:
+                config.backbone_hash = hash_weights(
+                    backbone_source(config), config.backbone_revision, token=kwargs.get("token")
+                )
+        super()._save_files(save_directory, **kwargs)
+
+    def check_pushable(self) -> None:
+        """Refuses to publish heads whose backbone nobody else can load.
+
+        Raises:
+            ValueError: heads alone over a backbone that is a folder of this machine.
+        """
+        config = self.config
+        name = config.backbone_name
+        if not config.save_backbone and name not in (None, "embedded") and Path(name).is_dir():
+            raise ValueError(
+                f"save_backbone is False and backbone_name is {name!r}, a folder of this machine: nobody else could "
+                "load the heads; set config.save_backbone=True, or push the backbone and build the model with "
+                f"{type(self).__name__}.from_backbone(repository, ...)"
+            )
+
+    @classmethod
+    def from_backbone(
+        cls,
+        name: str | Path,
+        *,
+        attributes: Any,
+        tokenizer: Any = None,
+        revision: str | None = None,
+        **kwargs: Any,
+    ) -> Self:
+        """A fresh model over a pretrained backbone, its texts tokenized and encoded.
+
+        Args:
+            name: a repository or folder of a kind that the configuration takes, or `"embedded"`.
+            attributes: `AttributeSchema` or list of dicts.
+            tokenizer: the backbone's tokenizer, or the model's processor; None loads the one of the checkpoint.
+            revision: of the repository.
+            kwargs: fields of the configuration; the others go to `from_pretrained` (`dtype`, `token`, ...).
+
+        Raises:
+            ValueError: the checkpoint is of another kind, or does not hold all weights of its configuration.
+            OSError: it does not exist, or a file is missing.
+        """
+        settings = cls._take_settings(kwargs)
+        hub = {key: kwargs[key] for key in HUB_KEYS if key in kwargs}
+        if revision is not None:
+            hub["revision"] = kwargs["revision"] = revision
+        name = str(name)
+        if name != "embedded" and Path(name).is_dir():
+            name = str(Path(name).resolve())
+        vlm_config = AutoConfig.from_pretrained(embedded_path("backbone") if name == "embedded" else name, **hub)
+        # A path of this machine has no place in a checkpoint; `backbone_name` says what the backbone is.
+        vlm_config.name_or_path = ""
+        config = cls.config_class(
+            vlm_config=vlm_config,
+            attributes=attributes,
+            **{"backbone_name": name, "backbone_revision": revision, **settings},
+        )
+        model, missing = cls._load_backbone(backbone_source(config), config, **kwargs)
+        if not isinstance(tokenizer, cls.processor_class):
+            tokenizer = cls.processor_class.from_backbone(name, tokenizer=tokenizer, **hub)
+        model._prepare_texts(tokenizer)
+        return model
+
+    @classmethod
+    def _take_settings(cls, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Takes the fields of the configuration out of the keywords."""
+        own = {one.name for one in fields(cls.config_class)} - {one.name for one in fields(PreTrainedConfig)}
+        return {key: kwargs.pop(key) for key in list(kwargs) if key in own}
+
+    @classmethod
+    def _load_backbone(cls, source: str, config: PreTrainedConfig, **kwargs: Any) -> tuple[Self, set[str]]:
+        """A model with the backbone of `source`; the names of the tensors that are still to be filled."""
+        with loading_weights(source) as report:
+            try:
+                model, info = cls._from_pretrained(source, config=config, **kwargs)
+            except RuntimeError as error:
+                raise ValueError(f"{source} does not fit its own configuration: {error} {report}") from error
+        missing = set(info["missing_keys"])
+        absent = sorted(key for key in missing if key.startswith("vlm."))
+        if absent:
+            raise ValueError(f"{source} lacks {len(absent)} tensors of the backbone, the first is {absent[0]!r}")
+        return model, missing
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | Path | None, *model_args: Any, config: Any = None, **kwargs: Any
+    ) -> Self:
+        """As `PreTrainedModel.from_pretrained`, for both saved forms.
+
+        A checkpoint of the heads alone fetches its backbone by name and checks it. Fields of the configuration given
+        as keywords override the saved ones.
+
+        Raises:
+            ValueError: the folder holds another kind of model, a tensor is missing, unknown or of another size, or the
+                backbone is not the one that the heads were trained on.
+            OSError: the checkpoint does not exist, or a file is missing.
+        """
+        name = pretrained_model_name_or_path
+        with_info = kwargs.pop("output_loading_info", False)
+        if name is None:
+            model, info = cls._from_pretrained(None, *model_args, config=config, **kwargs)
+            return (model, info) if with_info else model
+        saved = cls._read_saved_config(name, kwargs)
+        is_own = saved.get("model_type") == cls.config_class.model_type
+        if config is None:
+            cls._check_kind(name, saved)
+            hub = {key: kwargs[key] for key in HUB_KEYS if key in kwargs}
+            config = cls.config_class.from_pretrained(name, **hub, **cls._take_settings(kwargs))
+        if is_own and not saved.get("save_backbone", True):
+            model, info = cls._load_heads(name, config, **kwargs)
+        else:
+            model, info = cls._load_whole(name, *model_args, config=config, **kwargs)
+            if is_own:  # else a plain backbone, to which the heads are new
+                check_keys(name, info["missing_keys"], info["unexpected_keys"])
+        model._prepare_texts(None)
+        return (model, info) if with_info else model
+
+    @classmethod
+    def _how_to_make_one(cls) -> str:
+        return f"; to start from a backbone, call {cls.__name__}.from_backbone(name, attributes=...)"
+
+    @classmethod
+    def _load_heads(cls, name: str | Path, config: PreTrainedConfig, **kwargs: Any) -> tuple[Self, dict[str, Any]]:
+        """A checkpoint of the heads alone, over the backbone that it names."""
+        hub = {key: kwargs[key] for key in HUB_KEYS if key in kwargs}
+        source = backbone_source(config)
+        access = {key: hub[key] for key in hub.keys() - {"revision", "subfolder"}}  # those are of the heads
+        found = hash_weights(source, config.backbone_revision, **access) if config.backbone_hash else None
+        if found != config.backbone_hash:
+            raise ValueError(
+                f"backbone {config.backbone_name!r} (revision {config.backbone_revision}) has weights {found}, but "
+                f"the heads in {name} were trained on {config.backbone_hash} (backbone_hash)"
+            )
+        own_keys = ("revision", "subfolder", "state_dict", "use_safetensors", "variant")
+        options = {key: value for key, value in kwargs.items() if key not in own_keys}
+        model, missing = cls._load_backbone(source, config, revision=config.backbone_revision or "main", **options)
+        with loading_weights(name):
+            heads = load_file(cached_file(name, "model.safetensors", **hub))
+        try:
+            result = model.load_state_dict(heads, strict=False)
+        except RuntimeError as error:
+            raise ValueError(f"{name}: the heads do not fit the configuration: {error}") from error
+        check_keys(name, missing - heads.keys(), result.unexpected_keys)
+        model.config._name_or_path = model.name_or_path = str(name)
+        model.eval()
+        return model, {"missing_keys": set(), "unexpected_keys": set(), "mismatched_keys": set(), "error_msgs": []}
+
+
+def backbone_source(config: PreTrainedConfig) -> str:
+    """The folder or repository that `config.backbone_name` stands for."""
+    return str(embedded_path("backbone")) if config.backbone_name == "embedded" else config.backbone_name
+
+
+def hash_weights(source: str, revision: str | None = None, **access: Any) -> str:
+    """sha256 over the tensors of a safetensors checkpoint: names, dtypes, shapes and bytes, in the order of the names,
+    whatever the number of files and the dtype that a model would load them in.
+
+    Args:
+        source: folder or repository.
+        revision: of the repository.
+        access: how to reach it, as in `from_pretrained` (`token`, `cache_dir`, `local_files_only`, ...).
+
+    Raises:
+        ValueError: there are no safetensors weights.
+    """
+    options = {**access, "revision": revision, "_raise_exceptions_for_missing_entries": False}
+    names = ["model.safetensors"]
+    index = cached_file(source, "model.safetensors.index.json", **options)
+    # In the order in which transformers looks: one file first, then shards.
+    if index is not None and cached_file(source, names[0], **options) is None:
+        names = sorted(set(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values()))
+    tensors = []
+    for name in names:
+        path = cached_file(source, name, **options)
+        if path is None:
+            raise ValueError(
+                f"backbone {source!r} has no {name}; heads can be saved alone only over safetensors weights"
+            )
+        with open(path, "rb") as file:
+            (size,) = struct.unpack("<Q", file.read(8))
+            header = json.loads(file.read(size))
+        header.pop("__metadata__", None)
+        tensors += [(key, path, 8 + size, entry) for key, entry in header.items()]
+    digest = hashlib.sha256()
+    for key, path, offset, entry in sorted(tensors, key=lambda tensor: tensor[0]):
+        digest.update(json.dumps([key, entry["dtype"], entry["shape"]]).encode())
+        start, end = entry["data_offsets"]
+        with open(path, "rb") as file:
+            file.seek(offset + start)
+            remaining = end - start
+            while remaining:
+                chunk = file.read(min(remaining, 1 << 24))
+                if not chunk:
+                    raise ValueError(f"{path} is truncated: tensor {key!r} ends early")
+                digest.update(chunk)
+                remaining -= len(chunk)
+    return digest.hexdigest()

@@ -1,0 +1,260 @@
+"""The processor that every family shares: images of any kind and texts in, named attributes of people out."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from transformers import AutoImageProcessor, AutoTokenizer, BatchFeature, ProcessorMixin
+
+from vlm_par_hf.hub.pushing import PushToHub
+from vlm_par_hf.hub.remote_code import write_remote_code
+from vlm_par_hf.images.opening import open_images
+from vlm_par_hf.images.preprocessing import preprocess_images
+from vlm_par_hf.labels.decisions import decide, read_thresholds
+from vlm_par_hf.labels.schema import AttributeSchema
+from vlm_par_hf.utils import embedded_path
+
+from .decisions import label_probabilities
+from .outputs import ParOutput
+
+
+__all__ = ["ParProcessor"]
+
+DEFAULT_MAX_NUM_PATCHES = 128  # a 256x128 crop is exactly 16x8 patches of 16: nothing squashed, nothing padded
+IMAGE_PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
+TEXT_LENGTH = 64  # what SigLIP and SigLIP 2 were trained with
+
+
+class ParProcessor(PushToHub, ProcessorMixin):
+    """Prepares images and texts for a model of this package and names what it found; a family subclasses it.
+
+    Args:
+        image_processor: the backbone's, such as `Siglip2ImageProcessor` (NaFlex) or `SiglipImageProcessor` (fixed
+            resolution).
+        tokenizer: the backbone's. Texts are lower-cased and padded to the right here, because the tokenizers of the
+            fixed-resolution SigLIP 2 repositories do neither.
+        patch_grid: rows and columns of patches, for NaFlex only: every image is squashed to that grid, whatever its
+            aspect ratio, as a file that was exported for one grid needs it. None: each image keeps its own.
+
+    Raises:
+        ValueError: `patch_grid` is not two positive numbers, or the image processor knows no patches.
+    """
+
+    model_type: str  # of the family, in the names of the files that `AutoProcessor` reads
+    patch_grid: list[int] | None = None
+
+    def __init__(self, image_processor, tokenizer, patch_grid=None):
+        super().__init__(image_processor, tokenizer)
+        if patch_grid is not None:
+            self.fix_patch_grid(patch_grid)
+
+    def fix_patch_grid(self, patch_grid: Sequence[int]) -> None:
+        """Sets `patch_grid`, and the image processor's number of patches with it.
+
+        Raises:
+            ValueError: as for the class.
+        """
+        if len(patch_grid) != 2 or not all(isinstance(one, int) and one > 0 for one in patch_grid):
+            raise ValueError(f"patch_grid must be a number of rows and of columns of patches, got {patch_grid!r}")
+        if not hasattr(self.image_processor, "max_num_patches"):
+            raise ValueError(
+                f"patch_grid={tuple(patch_grid)}, but {type(self.image_processor).__name__} makes images of a fixed "
+                "resolution, not patches"
+            )
+        self.patch_grid = list(patch_grid)
+        self.image_processor.max_num_patches = patch_grid[0] * patch_grid[1]
+
+    @classmethod
+    def from_backbone(
+        cls, name: str | Path, *, max_num_patches: int | None = None, tokenizer: Any = None, **kwargs: Any
+    ) -> Self:
+        """The processor of a vision-language checkpoint.
+
+        Args:
+            name: a repository, a folder, or `"embedded"`.
+            max_num_patches: the patch budget of an image, for NaFlex checkpoints only; None takes 128, or the
+                checkpoint's own where that is smaller (the embedded backbone was trained with 72).
+            tokenizer: replaces the checkpoint's own.
+            kwargs: go to both `from_pretrained` calls (`revision`, `token`, `local_files_only`, ...).
+
+        Raises:
+            FileNotFoundError: a local folder lacks a file; the message names it.
+        """
+        source = embedded_path("backbone") if str(name) == "embedded" else name
+        _check_files(Path(source) / kwargs.get("subfolder", ""), needs_tokenizer=tokenizer is None)
+        image_processor = AutoImageProcessor.from_pretrained(source, backend="pil", **kwargs)
+        if tokenizer is None:
+            tokenizer = AutoTokenizer.from_pretrained(source, **kwargs)
+        if hasattr(image_processor, "max_num_patches"):
+            own = min(image_processor.max_num_patches, DEFAULT_MAX_NUM_PATCHES)
+            image_processor.max_num_patches = own if max_num_patches is None else max_num_patches
+        if getattr(image_processor, "do_center_crop", False):  # CLIP's; it would cut off head and feet
+            image_processor.do_center_crop = False
+            image_processor.size = image_processor.crop_size
+        return cls(image_processor=image_processor, tokenizer=tokenizer)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Self:
+        """As `ProcessorMixin.from_pretrained`.
+
+        Raises:
+            FileNotFoundError: a local folder lacks a file; the message names it.
+            ValueError: a file is damaged.
+        """
+        name = pretrained_model_name_or_path
+        _check_files(Path(name) / kwargs.get("subfolder", ""))
+        try:
+            return super().from_pretrained(name, **kwargs)
+        except json.JSONDecodeError as error:
+            raise ValueError(
+                f"{name}: a file of the processor is damaged, it is no JSON ({error}); downloaded or copied in part?"
+            ) from error
+
+    def _save_files(self, save_directory: str | Path, **kwargs: Any) -> list[str]:
+        # Beside the processor the file by which `AutoProcessor` finds this package.
+        self.auto_map = write_remote_code(save_directory, self.model_type, AutoProcessor=type(self).__name__)
+        return super()._save_files(save_directory, **kwargs)
+
+    def _model_of_card(self) -> None:
+        return None  # a processor knows nothing that a card must say
+
+    @property
+    def model_input_names(self) -> list[str]:
+        return list(self.image_processor.model_input_names)
+
+    def __call__(
+        self,
+        images: Any = None,
+        text: str | Sequence[str] | None = None,
+        *,
+        return_tensors: str | None = "pt",
+        max_length: int = TEXT_LENGTH,
+        **kwargs: Any,
+    ) -> BatchFeature:
+        """Prepares images, texts, or both.
+
+        Pixels are those of the image processor within 2 grey levels, made by `preprocess_images`. Files of a list are
+        decoded by several threads.
+
+        Args:
+            images: one image or a list: what `open_image` takes (PIL images, arrays, paths, ...). One image is one
+                person.
+            text: one text or a list.
+            return_tensors: `"pt"`, `"np"` or None.
+            max_length: padded length of the texts.
+            kwargs: go to the image processor (`max_num_patches` for NaFlex).
+
+        Returns:
+            `pixel_values`, float32: `(B, N, 3 * patch_size**2)` for NaFlex, with `pixel_attention_mask` int32 `(B, N)`
+            and `spatial_shapes` int64 `(B, 2)` (rows, columns); `(B, 3, height, width)` for fixed resolution.
+            `input_ids` int64 `(number of texts, max_length)` where text is given; there is no attention mask, the
+            backbone was trained without.
+
+        Raises:
+            ValueError: neither images nor text, or an empty list.
+        """
+        if images is None and text is None:
+            raise ValueError("images and text are both None, expected at least one of them")
+        data: dict[str, Any] = {}
+        if images is not None:
+            images = list(images) if isinstance(images, (list, tuple)) else [images]
+            if not images:
+                raise ValueError("images is empty, expected at least one image")
+            pictures = open_images(images)
+            if self.patch_grid is not None:
+                size = [self.image_processor.patch_size * one for one in reversed(self.patch_grid)]  # width, height
+                pictures = [one.resize(size, self.image_processor.resample) for one in pictures]
+            data.update(preprocess_images(self.image_processor, pictures, return_tensors=return_tensors, **kwargs))
+        if text is not None:
+            texts = [text] if isinstance(text, str) else list(text)
+            if not texts:
+                raise ValueError("text is empty, expected at least one text")
+            encoded = self.tokenizer(
+                [self._check_text(one).lower() for one in texts],
+                padding="max_length",
+                padding_side="right",
+                max_length=max_length,
+                truncation=True,
+                return_attention_mask=False,
+                return_tensors=return_tensors,
+            )
+            data["input_ids"] = encoded["input_ids"]
+        return BatchFeature(data)
+
+    def encode_texts(self, texts: Sequence[str], max_length: int = TEXT_LENGTH) -> list[list[int]]:
+        """Token ids of each text, lower-cased, cut at `max_length`, without padding.
+
+        Raises:
+            TypeError: a text is not text.
+        """
+        lowered = [self._check_text(text).lower() for text in texts]
+        encoded = self.tokenizer(lowered, truncation=True, max_length=max_length, return_attention_mask=False)
+        return [list(ids) for ids in encoded["input_ids"]]
+
+    @staticmethod
+    def _check_text(text: Any) -> str:
+        if not isinstance(text, str):
+            raise TypeError(f"text must be text or a list of texts, got {text!r}")
+        return text
+
+    def post_process_attributes(
+        self,
+        outputs: ParOutput | torch.Tensor,
+        schema: AttributeSchema,
+        *,
+        threshold: float | Mapping[str, float] | None = None,
+        sensitive: bool = True,
+    ) -> list[dict[str, dict[str, Any]]]:
+        """Names what the model found (VLM-PAR, equations 14 and 16).
+
+        Args:
+            outputs: what the model returned, or its logits `(B, A, C)`.
+            schema: the label space of the model, `model.config.schema`.
+            threshold: a binary attribute gets its second label where that label's probability is above the threshold:
+                None takes `attribute.threshold`, a number holds for all, a dict for the attributes that it names.
+            sensitive: False leaves out the attributes marked sensitive.
+
+        Returns:
+            Per person `{attribute name: {"label": predicted label, "score": its probability, "probabilities":
+            {label: probability}}}`.
+
+        Raises:
+            ValueError: the logits do not fit the schema, or a threshold is not between 0 and 1.
+            KeyError: `threshold` names an unknown attribute.
+        """
+        schema = schema if isinstance(schema, AttributeSchema) else AttributeSchema(schema)
+        logits = outputs if isinstance(outputs, torch.Tensor) else outputs["logits"]
+        expected = (len(schema), schema.max_labels)
+        if logits.ndim != 3 or tuple(logits.shape[1:]) != expected:
+            raise ValueError(
+                f"outputs: logits must have shape (people, {expected[0]}, {expected[1]}) for this schema of "
+                f"{len(schema)} attributes, got {tuple(logits.shape)}"
+            )
+        thresholds = read_thresholds(schema, threshold)
+        table = label_probabilities(logits.detach().cpu(), schema).numpy()
+        answers = decide(table, schema, thresholds)
+        people = []
+        for rows, chosen in zip(table.tolist(), answers.tolist()):
+            found = {}
+            for attribute, row, answer in zip(schema, rows, chosen):
+                if attribute.sensitive and not sensitive:
+                    continue
+                found[attribute.name] = {
+                    "label": attribute.labels[answer],
+                    "score": row[answer],
+                    "probabilities": dict(zip(attribute.labels, row)),
+                }
+            people.append(found)
+        return people
+
+
+def _check_files(folder: Path, *, needs_tokenizer: bool = True) -> None:
+    """Without its tokenizer.json a SigLIP 2 tokenizer loads, with an empty vocabulary and without a word."""
+    if not folder.is_dir():
+        return
+    for files in (IMAGE_PROCESSOR_FILES, TOKENIZER_FILES)[: 1 + needs_tokenizer]:
+        if not any((folder / file).is_file() for file in files):
+            raise FileNotFoundError(f"{folder} has neither {' nor '.join(files)}, expected a saved processor")

@@ -1,0 +1,179 @@
+"""`vlm-par demo`: the whole job once, on drawn pedestrians and, where they are at hand, on real ones.
+
+It uses nothing that a user cannot call: `load_par_dataset`, `train`, `evaluate`, the pipeline, `people_grid`.
+"""
+
+import argparse
+import os
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from vlm_par_hf.training.settings import TrainSettings
+
+from .options import quiet_transformers, say
+
+
+__all__ = ["add_parser", "run_demo"]
+
+_RECIPE = {"precompute_features": True, "progress": False}
+_HEADLINE = ("mA", "instance_accuracy", "instance_f1_harmonic", "plain_accuracy")
+_PEOPLE = 9
+# Below this many positives in the test an attribute's recall is an anecdote.
+_REAL_MIN_POSITIVES = 8
+
+
+def add_parser(commands) -> argparse.ArgumentParser:
+    parser = commands.add_parser(
+        "demo",
+        help="train, evaluate and predict on drawn pedestrians in a few minutes",
+        description="Train VLM-PAR heads on drawn pedestrians with the embedded backbone, evaluate, predict on "
+        "pictures. With the environment variable PAR_DATA also on the real images of $PAR_DATA/pa100k_mini.",
+    )
+    parser.add_argument("--out", default="demo_output", metavar="DIR", help="result folder (default: %(default)s)")
+    parser.add_argument("--num-train", type=int, default=6000, metavar="N", help="drawings (default: %(default)s)")
+    parser.add_argument("--epochs", type=float, default=6.0, help="passes over them (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of drawings and training (default: %(default)s)")
+    parser.add_argument("--no-real", action="store_true", help="skip pa100k_mini even where PAR_DATA is set")
+    parser.set_defaults(run=run)
+    return parser
+
+
+def run(args) -> None:
+    quiet_transformers()
+    run_demo(
+        args.out,
+        num_train=args.num_train,
+        epochs=args.epochs,
+        seed=args.seed,
+        real_root=None if args.no_real else os.environ.get("PAR_DATA"),
+        command=args.command_line,
+        say=say,
+    )
+
+
+def run_demo(
+    out: str | Path,
+    *,
+    num_train: int = 6000,
+    epochs: float = 6.0,
+    seed: int = 0,
+    backbone: str = "embedded",
+    real_root: str | os.PathLike | None = None,
+    command: Sequence[str] | None = None,
+    say: Callable[[str], None] = lambda text: None,
+) -> dict[str, dict[str, Any]]:
+    """Train, evaluate and predict; leave the results below `out` and say where they lie.
+
+    Args:
+        out: result folder. An earlier demo in it is replaced.
+        num_train: drawings to train on; a sixth as many for validation, a third as many for the test.
+        epochs: passes over the features of the drawings.
+        seed: of drawings and training.
+        backbone: as in `train`.
+        real_root: folder that may hold `pa100k_mini`; None: drawings only.
+        command: the command line to record.
+        say: receives each line of the account.
+
+    Returns:
+        The records of `evaluate` by data set: `"synthetic"` and, where it was run, `"pa100k_mini"`.
+
+    Raises:
+        ValueError: `num_train` is below 60, too few for every split.
+    """
+    from vlm_par_hf.data import load_par_dataset
+
+    if num_train < 60:
+        raise ValueError(f"num_train={num_train}: expected at least 60, a sixth of it is the validation split")
+    out = Path(out)
+    started = time.monotonic()
+    numbers = {"num_train": num_train, "num_validation": num_train // 6, "num_test": num_train // 3}
+    say(f"1/2  drawn pedestrians: {num_train:,} to train on, {num_train // 3:,} for the test")
+    data = load_par_dataset("synthetic", seed=seed, **numbers)
+    settings = TrainSettings(epochs=epochs, seed=seed, **_RECIPE)
+    records = {
+        "synthetic": _run(
+            data, out, settings, backbone=backbone, name="synthetic", title="SYNTHETIC drawings", command=command
+        )
+    }
+    _tell(records["synthetic"], out, "SYNTHETIC", say)
+    real = None if real_root is None else Path(real_root) / "pa100k_mini"
+    if real is not None and real.is_dir():
+        say("")
+        say("2/2  real images: pa100k_mini (1,600 images of PA-100K), through a backbone that has only seen drawings")
+        data = load_par_dataset("pa100k", real)
+        folder = out / "pa100k_mini"
+        records["pa100k_mini"] = _run(
+            data, folder, settings, backbone=backbone, name="pa100k_mini", title="PA-100K images (pa100k_mini)",
+            command=command, min_positives=_REAL_MIN_POSITIVES,
+        )  # fmt: skip
+        _tell(records["pa100k_mini"], folder, "REAL, backbone trained on drawings only", say)
+    else:
+        say("2/2  real images: skipped (set PAR_DATA to a folder that holds pa100k_mini)")
+    say("")
+    say(f"done in {time.monotonic() - started:.0f} s. Use the checkpoint:")
+    say("")
+    say("    import vlm_par_hf")
+    say("    from transformers import pipeline")
+    say(f'    pipeline("pedestrian-attributes", model="{out / "checkpoint"}")("person.jpg")')
+    return records
+
+
+def _run(data, out: Path, settings: TrainSettings, *, backbone, name, title, command, min_positives=None):
+    from transformers import pipeline
+
+    from vlm_par_hf.data import dataset_schema
+    from vlm_par_hf.training import evaluate, train
+    from vlm_par_hf.visualization import people_grid
+
+    checkpoint = out / "checkpoint"
+    result = train(data, checkpoint, backbone=backbone, settings=settings, overwrite=True, command=command)
+    record = evaluate(
+        result.model,
+        data,
+        processor=result.processor,
+        output_dir=out,
+        dataset_name=name,
+        min_positives=min_positives,
+        progress=False,
+        command=command,
+        seed=settings.seed,
+    )
+    curve = checkpoint / "learning_curve.png"
+    if curve.exists():
+        shutil.copyfile(curve, out / curve.name)
+    # As a user would: from the folder, not from memory. People evenly spread over the test, whatever came out.
+    count = len(data["test"])
+    people = data["test"].select([count * index // _PEOPLE for index in range(min(_PEOPLE, count))])
+    pipe = pipeline("pedestrian-attributes", model=str(checkpoint))
+    images = [row["image"] for row in people]
+    # Perceived gender and age of real passers-by belong in no picture that is shown around.
+    answers = pipe(images, batch_size=_PEOPLE, sensitive=name == "synthetic")
+    people_grid(
+        images,
+        [answer["attributes"] for answer in answers],
+        labels=[row["labels"] for row in people],
+        schema=dataset_schema(people),
+        title=f"{title}: predicted attributes of {len(images)} test images, not selected",
+    ).save(out / "people.png")
+    return record
+
+
+def _tell(record: dict[str, Any], out: Path, label: str, say: Callable[[str], None]) -> None:
+    images = record["data"]["images"]
+    say(f"     {label}, test split, {images:,} images, conventions of {record['preset']}, 95% intervals:")
+    for name in (*_HEADLINE, "mA_min_positives"):
+        if name in record["metrics"]:
+            low, high = record["intervals"][name]
+            say(f"       {name:<22} {100 * record['metrics'][name]:5.1f}   ({100 * low:.1f} to {100 * high:.1f})")
+    for name, what in (
+        ("checkpoint", "checkpoint folder"),
+        ("metrics.json", "every metric, interval and attribute"),
+        ("attributes.png", "mean recall per attribute"),
+        ("learning_curve.png", "loss and validation mA"),
+        ("people.png", "people with predicted and true attributes"),
+    ):
+        if (out / name).exists():
+            say(f"     {str(out / name):<40} {what}")

@@ -1,0 +1,79 @@
+"""`vlm-par evaluate`."""
+
+import argparse
+from pathlib import Path
+
+from .options import add_data_options, data_arguments, quiet_transformers, say
+
+
+__all__ = [
+    "add_parser",
+]
+
+
+def add_parser(commands) -> argparse.ArgumentParser:
+    parser = commands.add_parser(
+        "evaluate",
+        help="measure a checkpoint on a split",
+        description="Measure a checkpoint; writes metrics.json, attributes.csv, attributes.md and attributes.png.",
+    )
+    parser.add_argument("model", help="checkpoint folder or repository")
+    add_data_options(parser)
+    parser.add_argument("--out", metavar="DIR", help="result folder (default: MODEL/evaluation_DATASET_SPLIT)")
+    parser.add_argument("--split", choices=("train", "validation", "test"), default="test", help="default: test")
+    parser.add_argument("--preset", choices=("rethinking", "vtb", "rap"), default="rethinking", help="conventions")
+    parser.add_argument("--threshold", metavar="T", help="a number, or schema for each attribute's own")
+    parser.add_argument("--bootstrap", type=int, default=1000, metavar="N", help="resamples for intervals (0: none)")
+    parser.add_argument("--by-person", action="store_true", help="resample persons, not images")
+    parser.add_argument("--min-positives", type=int, metavar="N", help="also mA over attributes with so many samples")
+    parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="default: %(default)s")
+    parser.add_argument("--workers", type=int, default=0, metavar="N", help="data loader processes")
+    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap")
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _threshold(text: str | None):
+    if text is None or text == "schema":
+        return text
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"threshold={text!r}: expected a number or 'schema'") from None
+
+
+def run(args) -> None:
+    quiet_transformers()
+    threshold = _threshold(args.threshold)
+    folder = args.out
+    if folder is None:
+        if not Path(args.model).is_dir():
+            raise ValueError(f"model={args.model!r} is no folder: name the result folder with --out")
+        folder = Path(args.model) / f"evaluation_{args.dataset}_{args.split}"
+    data = data_arguments(args)
+    from vlm_par_hf.training import evaluate
+
+    record = evaluate(
+        args.model,
+        args.dataset,
+        split=args.split,
+        output_dir=folder,
+        preset=args.preset,
+        threshold=threshold,
+        bootstrap=args.bootstrap,
+        min_positives=args.min_positives,
+        by_person=args.by_person,
+        batch_size=args.batch_size,
+        workers=args.workers,
+        seed=args.seed,
+        command=args.command_line,
+        **data,
+    )
+    say(f"{args.dataset}, {args.split}, {record['data']['images']} images, conventions of {args.preset}")
+    if record["note"]:
+        say(record["note"])
+    for name, value in record["metrics"].items():
+        low, high = record["intervals"].get(name) or (None, None)
+        interval = "" if low is None else f"   {100 * low:.2f} to {100 * high:.2f}"
+        say(f"  {name:<24} " + ("undefined" if value is None else f"{100 * value:6.2f}{interval}"))
+    say(f"record, tables and picture: {folder}")

@@ -1,0 +1,66 @@
+"""What several commands share: options of data sets, output, quiet libraries."""
+
+import argparse
+import logging
+import os
+import sys
+
+
+__all__ = [
+    "add_data_options",
+    "data_arguments",
+    "process_index",
+    "quiet_transformers",
+    "say",
+]
+
+
+def process_index() -> int:
+    return int(os.environ.get("RANK", 0))
+
+
+def quiet_transformers() -> None:
+    """Bars about reading and writing files say nothing about the job; those of the job itself stay. Printing a SigLIP
+    configuration makes transformers warn of its own default token ids, which no checkpoint has."""
+    from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
+    from transformers.utils import logging as transformers_logging
+
+    without_bars = are_progress_bars_disabled()
+    transformers_logging.disable_progress_bar()
+    if not without_bars:
+        enable_progress_bars()  # transformers switches those of huggingface_hub off too, which ours are
+    logging.getLogger("transformers.configuration_utils").setLevel(logging.ERROR)
+
+
+def add_data_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("data")
+    group.add_argument("dataset", help="name of a data set: pa100k, folder, synthetic, ...")
+    group.add_argument("--root", metavar="DIR", help="where the data set lies")
+    group.add_argument("--schema", metavar="FILE", help="JSON file with your own attributes (data set folder)")
+    group.add_argument("--partition", type=int, default=0, help="which of the official partitions (default: 0)")
+    group.add_argument(
+        "--missing",
+        choices=("error", "skip"),
+        default="error",
+        help="what to do about missing images (default: error)",
+    )
+    group.add_argument("--data-seed", type=int, default=0, help="of random splits and drawings (default: 0)")
+    for split in ("train", "validation", "test"):
+        group.add_argument(f"--num-{split}", type=int, metavar="N", help=f"{split} drawings (data set synthetic)")
+
+
+def data_arguments(args) -> dict:
+    options = {"partition": args.partition, "missing": args.missing, "seed": args.data_seed}
+    numbers = {name: getattr(args, name) for name in ("num_train", "num_validation", "num_test")}
+    options.update({name: value for name, value in numbers.items() if value is not None})
+    schema = None
+    if args.schema:
+        from vlm_par_hf.labels.schema import AttributeSchema
+
+        schema = AttributeSchema.from_json(args.schema)
+    return {"root": args.root, "schema": schema, "dataset_options": options}
+
+
+def say(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()

@@ -1,0 +1,117 @@
+"""`vlm-par predict`."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from .options import quiet_transformers, say
+
+
+__all__ = [
+    "add_parser",
+]
+
+
+def add_parser(commands) -> argparse.ArgumentParser:
+    parser = commands.add_parser(
+        "predict",
+        help="attributes of the person in each image",
+        description="Attributes of the person in each image. One image is one person: crop people first. Prints a "
+        "table, or writes to --out: there any number of images go through in little memory, and a run that was "
+        "stopped goes on when it is started again. Images that cannot be read are named and left out (exit status 1).",
+    )
+    parser.add_argument(
+        "images", nargs="+", metavar="IMAGES", help="image files, folders, parquet files, globs in quotes"
+    )
+    parser.add_argument("--model", metavar="PATH", help="checkpoint folder or repository (default: the embedded one)")
+    parser.add_argument(
+        "--out", metavar="FILE",
+        help=".jsonl (an object per image) or .parquet (columns per attribute), with a report beside it; - for "
+        "objects on standard output",
+    )  # fmt: skip
+    parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="default: %(default)s")
+    parser.add_argument("--only-positive", action="store_true", help="leave out what a person does not have")
+    parser.add_argument("--no-sensitive", action="store_true", help="leave out perceived gender and age")
+    parser.add_argument("--draw", metavar="DIR", help="save each image with its attributes beside it here")
+    parser.add_argument("--image-column", default="image", metavar="NAME", help="of parquet files (default: image)")
+    parser.add_argument("--overwrite", action="store_true", help="replace other work in --out")
+    parser.add_argument("--device", metavar="NAME", help="cpu, cuda:0, ... (default: as transformers chooses)")
+    parser.add_argument(
+        "--dtype", choices=("auto", "bfloat16", "float32"),
+        help="of the weights; auto: bfloat16 where the device is fast with it, else float32 (default: as saved)",
+    )  # fmt: skip
+    group = parser.add_argument_group("Ray", "with --out; on the Ray that RAY_ADDRESS names, else on this machine")
+    group.add_argument("--ray", type=int, default=0, metavar="N", help="annotate with N worker processes of Ray")
+    group.add_argument("--ray-cpus", type=int, default=1, metavar="N", help="of a worker (default: %(default)s)")
+    group.add_argument("--ray-gpus", type=float, default=0, metavar="N", help="of a worker (default: %(default)s)")
+    parser.set_defaults(run=run)
+    return parser
+
+
+def run(args) -> int:
+    quiet_transformers()
+    from vlm_par_hf.annotation import annotate
+
+    options = {
+        "model": args.model,
+        "batch_size": args.batch_size,
+        "only_positive": args.only_positive,
+        "sensitive": not args.no_sensitive,
+        "device": args.device,
+        "dtype": args.dtype,
+    }
+    if args.out in (None, "-"):
+        for name in ("overwrite", "ray"):
+            if getattr(args, name):
+                raise ValueError(f"--{name} needs --out with the name of a file")
+        return _print_predictions(args, options)
+    report = annotate(
+        args.images,
+        args.out,
+        draw=args.draw,
+        image_column=args.image_column,
+        overwrite=args.overwrite,
+        ray_workers=args.ray,
+        cpus_per_worker=args.ray_cpus,
+        gpus_per_worker=args.ray_gpus,
+        **options,
+    )
+    say(f"{report['predictions']} predictions in {args.out}")
+    broken = report["broken"]
+    if broken:
+        place = Path(args.out).with_suffix(".report.json")
+        say(f"{len(broken)} images cannot be read, the first is {broken[0]['image']}; reasons: {place}")
+    return 1 if broken else 0
+
+
+def _print_predictions(args, options: dict) -> int:
+    from vlm_par_hf.annotation import Annotator, ImageList, draw_annotation
+
+    images = ImageList(args.images, image_column=args.image_column, without=[args.draw] if args.draw else [])
+    broken = 0
+    for row, answer, error in Annotator(**options).rows(images):
+        if error is not None:
+            broken += 1
+            sys.stderr.write(f"vlm-par: {row.name}: {error}\n")
+            continue
+        if args.out:
+            say(json.dumps({"image": row.name, **answer}, ensure_ascii=False))
+        else:
+            say(_table(row.name, answer["attributes"]))
+        if args.draw:
+            draw_annotation(row, answer, Path(args.draw) / images.picture_name(row))
+    if broken:
+        sys.stderr.write(f"vlm-par: {broken} of {len(images)} images cannot be read\n")
+    return 1 if broken else 0
+
+
+def _table(name: str, attributes: dict) -> str:
+    width = max((len(name) for name in attributes), default=0)
+    labels = max((len(answer["label"]) for answer in attributes.values()), default=0)
+    lines = [name]
+    lines += [
+        f"  {name:<{width}}  {answer['label']:<{labels}}  {answer['score']:6.1%}"
+        for name, answer in attributes.items()
+    ]
+    return "\n".join(lines if attributes else [*lines, "  nothing positive"])

@@ -1,0 +1,122 @@
+"""`vlm-par train`."""
+
+import argparse
+import dataclasses
+import shlex
+
+from vlm_par_hf.families import FAMILIES, trainable_families
+from vlm_par_hf.training.settings import TrainSettings
+
+from .options import add_data_options, data_arguments, process_index, quiet_transformers, say
+
+
+__all__ = [
+    "add_parser",
+]
+
+
+def add_parser(commands) -> argparse.ArgumentParser:
+    parser = commands.add_parser(
+        "train",
+        help="train a model on a data set",
+        description="Train VLM-PAR heads, or FOCUS, on a frozen backbone. The weights with the best mA on the "
+        "validation split are kept; the test split is never looked at.",
+    )
+    add_data_options(parser)
+    parser.add_argument("--out", required=True, metavar="DIR", help="checkpoint folder to write")
+    parser.add_argument(
+        "--family", choices=trainable_families(), default=trainable_families()[0],
+        help="; ".join(f"{one.model_type}: {one.purpose}" for one in FAMILIES if one.trainable)
+        + " (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--backbone", default="embedded", metavar="NAME",
+        help="SigLIP or SigLIP 2 repository or folder, for instance google/siglip2-base-patch16-naflex (default: the "
+        "small embedded one, which has only seen drawings)",
+    )  # fmt: skip
+    parser.add_argument("--model", metavar="PATH", help="go on from a checkpoint instead of a backbone")
+    parser.add_argument(
+        "--cache-features", metavar="DIR",
+        help="run the frozen backbone over the images once, keep its features in DIR and train from there; later runs "
+        "with other label spaces, heads, seeds or recipes read them",
+    )  # fmt: skip
+    parser.add_argument("--resume", action="store_true", help="continue the run in --out after an interruption")
+    parser.add_argument("--overwrite", action="store_true", help="replace the run in --out")
+    group = parser.add_argument_group("model")
+    for family in FAMILIES:
+        for option in family.train_options:
+            group.add_argument(
+                f"--{option.name.replace('_', '-')}", choices=option.choices, help=f"default: {option.choices[0]}"
+            )
+    group.add_argument("--paper", action="store_true", help="every choice of the model as the paper has it")
+    group.add_argument("--loss", metavar="KIND", help="ce, focal, ce_focal, fused, weighted_bce (default: ce_focal)")
+    group.add_argument("--train-backbone", action="store_true", help="train the vision tower too")
+    group.add_argument("--heads-only", action="store_true", help="save the heads alone; the backbone by its name")
+    group.add_argument(
+        "--max-num-patches", type=int, metavar="N", help="patches per image, NaFlex only (default: 128)"
+    )
+    settings = parser.add_argument_group("training")
+    for item in dataclasses.fields(TrainSettings):
+        flag = "--" + item.name.replace("_", "-")
+        if isinstance(item.default, bool):
+            settings.add_argument(
+                flag, action=argparse.BooleanOptionalAction, default=item.default, help=item.metadata["help"]
+            )
+        else:
+            text = item.metadata["help"] + ("" if item.default == "" else " (default: %(default)s)")
+            settings.add_argument(
+                flag, type=type(item.default), default=item.default, choices=item.metadata["choices"], help=text,
+                metavar=None if item.metadata["choices"] else type(item.default).__name__.upper(),
+            )  # fmt: skip
+    parser.set_defaults(run=run)
+    return parser
+
+
+def run(args) -> None:
+    quiet_transformers()
+    settings = TrainSettings(**{item.name: getattr(args, item.name) for item in dataclasses.fields(TrainSettings)})
+    options: dict = {}
+    for name in (option.name for family in FAMILIES for option in family.train_options):
+        if getattr(args, name):
+            options[name] = getattr(args, name)
+    if args.paper:
+        options["paper"] = True
+    if args.loss:
+        options["loss"] = {"kind": args.loss}
+    if args.train_backbone:
+        options["freeze_backbone"] = False
+    if args.heads_only:
+        options["save_backbone"] = False
+    data = data_arguments(args)
+    from vlm_par_hf.training import train
+
+    result = train(
+        args.dataset,
+        args.out,
+        family=args.family,
+        backbone=args.backbone,
+        model=args.model,
+        model_options=options,
+        max_num_patches=args.max_num_patches,
+        settings=settings,
+        cache_features=args.cache_features,
+        resume=args.resume,
+        overwrite=args.overwrite,
+        command=args.command_line,
+        **data,
+    )
+    if process_index():
+        return
+    say(f"best validation mA {100 * result.best_mA:.2f}% at step {result.best_step} of {result.steps}")
+    say(f"checkpoint: {result.output_dir}")
+    say(f"measure it: {shlex.join(['vlm-par', 'evaluate', args.out, args.dataset, *_data_flags(args)])}")
+
+
+def _data_flags(args) -> list[str]:
+    """The options of the data set that differ from their defaults: evaluation must divide it in the same way."""
+    flags = []
+    for name in ("root", "schema", "partition", "data_seed", "num_train", "num_validation", "num_test"):
+        value = getattr(args, name)
+        if value:
+            flags += [f"--{name.replace('_', '-')}", str(value)]
+    return flags if args.missing == "error" else [*flags, "--missing", args.missing]

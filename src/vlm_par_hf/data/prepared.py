@@ -1,0 +1,224 @@
+"""Data sets that are already `datasets` data sets: exports on the Hub or on disk, with the schema beside the data.
+
+What `vlm-par prepare` writes is of this form: parquet files with `image` (embedded) and `labels`, `schema.json`, and
+`report.json`, which says what the data were before.
+"""
+
+import json
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vlm_par_hf.labels.schema import UNKNOWN_LABEL, AttributeSchema, check_label_range
+from vlm_par_hf.utils import require
+
+from .carried import carried_schema
+
+
+if TYPE_CHECKING:
+    import datasets
+
+
+__all__ = ["REPORT_FILE", "SCHEMA_FILE", "load_hub_dataset", "split_of_file"]
+
+logger = logging.getLogger(__name__)
+
+SCHEMA_FILE = "schema.json"
+REPORT_FILE = "report.json"
+_SPLIT_NAMES = {"val": "validation", "valid": "validation", "dev": "validation"}
+
+
+def load_hub_dataset(
+    root: str | os.PathLike, schema: AttributeSchema | None = None, *, revision: str | None = None
+) -> tuple[AttributeSchema, dict[str, "datasets.Dataset"], dict[str, Any]]:
+    """Loads a data set with the columns `image` and `labels`.
+
+    Args:
+        root: `"org/name"` on the Hub, a folder of parquet files, or a folder that `save_to_disk` wrote.
+        schema: used where no `schema.json` travels with the data.
+        revision: branch, tag or commit on the Hub.
+
+    Returns:
+        The schema, the splits (columns `image`, `labels` int64 `(A,)`, and what else there is), and notes: the name
+        that the data had when they were prepared, else that of the repository or folder, and how they were divided.
+        Rows stay on disk; only the labels pass through memory.
+
+    Raises:
+        FileNotFoundError: no such folder or repository, no parquet file, or no schema.
+        ValueError: a file is damaged or of another data set, a column is missing, or a label is outside its
+            attribute's range; the message names the file or the split.
+        OSError: the Hub refused or went away.
+    """
+    datasets = require("datasets", "train")
+    name, folder = os.fspath(root), Path(root)
+    carried: AttributeSchema | None = None
+    report: Path | None = folder / REPORT_FILE
+    if not folder.is_dir():
+        if not _looks_like_repository(name):
+            raise FileNotFoundError(f"root {name!r} is neither a folder nor a repository like 'org/name'")
+        splits = _load_repository(name, revision)
+        path = _repository_file(name, SCHEMA_FILE, revision)
+        carried = None if path is None else AttributeSchema.from_json(path)
+        report = _repository_file(name, REPORT_FILE, revision)
+    elif (folder / "dataset_dict.json").is_file():
+        splits = dict(datasets.load_from_disk(name))
+        carried = carried_schema(splits) or _folder_schema(folder)
+    else:
+        files = _parquet_files(folder)
+        _check_parquet(files)
+        with _naming(name):
+            splits = dict(datasets.load_dataset("parquet", data_files=files))
+        carried = _folder_schema(folder)
+    found = carried or schema
+    if found is None:
+        raise FileNotFoundError(
+            f"{name} has no {SCHEMA_FILE}, so nothing says what its labels mean; expected the file that "
+            "AttributeSchema.to_json writes beside the data, or the argument schema"
+        )
+    splits = {_SPLIT_NAMES.get(split, split): dataset for split, dataset in splits.items()}
+    splits = {split: _to_our_form(dataset, found, f"{name}, {split}") for split, dataset in splits.items()}
+    own_name = name if not folder.is_dir() else folder.resolve().name
+    return found, splits, {"division": "as the data set has it", **_notes_of_report(report, own_name)}
+
+
+def split_of_file(name: str) -> str:
+    """The split of a parquet file by its name: `train-00000-of-00002.parquet` -> `train`."""
+    return Path(name).stem.split("-")[0]
+
+
+def _looks_like_repository(name: str) -> bool:
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return name.count("/") == 1
+
+
+def _load_repository(name: str, revision: str | None) -> dict[str, Any]:
+    datasets = require("datasets", "train")
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    try:
+        with _naming(name):
+            return dict(datasets.load_dataset(name, revision=revision))
+    except (datasets.exceptions.DatasetNotFoundError, RepositoryNotFoundError) as error:
+        raise FileNotFoundError(
+            f"the data set {name!r} is not on the Hub, or not for you ({error}); expected a folder or 'org/name'"
+        ) from error
+
+
+def _repository_file(name: str, file: str, revision: str | None) -> Path | None:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    try:
+        return Path(hf_hub_download(name, file, repo_type="dataset", revision=revision))
+    except EntryNotFoundError:
+        return None
+
+
+def _notes_of_report(path: Path | None, own_name: str) -> dict[str, Any]:
+    """What `prepare_dataset` knew of the data; other projects' files of that name say nothing."""
+    try:
+        notes = json.loads(path.read_text(encoding="utf-8"))["notes"] if path is not None and path.is_file() else {}
+    except (ValueError, KeyError, TypeError):
+        notes = {}
+    notes = notes if isinstance(notes, dict) else {}
+    # "folder" is how the data were read; what they are called is what their owner called the repository.
+    return {**notes, "name": own_name if notes.get("name") in (None, "folder") else notes["name"]}
+
+
+def _folder_schema(folder: Path) -> AttributeSchema | None:
+    path = folder / SCHEMA_FILE
+    return AttributeSchema.from_json(path) if path.is_file() else None
+
+
+def _parquet_files(folder: Path) -> dict[str, list[str]]:
+    """Split -> parquet files in `data/` or in the folder itself."""
+    home = folder / "data" if any(folder.glob("data/*.parquet")) else folder
+    files: dict[str, list[str]] = {}
+    for path in sorted(home.glob("*.parquet")):
+        files.setdefault(split_of_file(path.name), []).append(str(path))
+    if not files:
+        raise FileNotFoundError(
+            f"{folder} holds no parquet file (looked in data/ and in the folder itself); expected files like "
+            "data/train-00000-of-00001.parquet, or what save_to_disk writes"
+        )
+    for split, paths in files.items():
+        counts = {Path(path).stem.rpartition("-of-")[2] for path in paths if "-of-" in path}
+        if len(counts) == 1 and next(iter(counts)).isdecimal() and int(next(iter(counts))) != len(paths):
+            raise FileNotFoundError(
+                f"{home} holds {len(paths)} of the {int(next(iter(counts)))} files of {split!r}; expected all of them "
+                "(downloaded or prepared in part?)"
+            )
+    return files
+
+
+def _check_parquet(files: dict[str, list[str]]) -> None:
+    """Every file is whole, and all have the same columns; only the ends of the files are read."""
+    import pyarrow.parquet
+
+    first: tuple[str, list[str]] | None = None
+    for path in (path for paths in files.values() for path in paths):
+        try:
+            columns = pyarrow.parquet.read_schema(path).names
+        except (pyarrow.ArrowException, OSError) as error:
+            raise ValueError(f"{path} cannot be read as a parquet file (downloaded in part?): {error}") from error
+        first = first or (path, columns)
+        if sorted(columns) != sorted(first[1]):
+            raise ValueError(
+                f"{path} has the columns {columns}, but {first[0]} has {first[1]}: are these files of two data sets?"
+            )
+
+
+@contextmanager
+def _naming(name: str) -> Iterator[None]:
+    """`datasets` says what failed only in what its error was caused by."""
+    from datasets.exceptions import DatasetGenerationError
+
+    try:
+        yield
+    except DatasetGenerationError as error:
+        cause = error.__cause__ or error.__context__ or error
+        if isinstance(cause, OSError):
+            raise OSError(f"the data set {name!r} could not be loaded: {cause}") from error
+        raise ValueError(f"the files of the data set {name!r} cannot be read as one: {cause}") from error
+
+
+def _to_our_form(dataset: "datasets.Dataset", schema: AttributeSchema, where: str) -> "datasets.Dataset":
+    """Labels checked and int64 of fixed length, images decoded by our opener."""
+    import datasets
+    import pyarrow
+    import pyarrow.compute
+
+    from .image_column import PedestrianImage
+
+    for column in ("image", "labels"):
+        if column not in dataset.column_names:
+            raise ValueError(f"{where}: no column {column!r}; it has {dataset.column_names}")
+    if not isinstance(dataset.features["image"], datasets.Image):
+        raise ValueError(f"{where}: the column 'image' is {dataset.features['image']}; expected datasets.Image")
+    chunks = dataset.with_format("arrow", columns=["labels"])[:]["labels"].combine_chunks()
+    lengths = np.unique(pyarrow.compute.list_value_length(chunks).to_numpy(zero_copy_only=False))
+    if len(dataset) and lengths.tolist() != [len(schema)]:
+        raise ValueError(f"{where}: rows have {lengths.tolist()} labels; the schema has {len(schema)} attributes")
+    values = chunks.flatten()
+    if values.null_count:
+        values = values.fill_null(UNKNOWN_LABEL)
+    labels = values.to_numpy(zero_copy_only=False).reshape(-1, len(schema))
+    if labels.dtype.kind not in "iub":
+        raise ValueError(f"{where}: labels are {labels.dtype}; expected whole numbers (class index, -100 unknown)")
+    labels = labels.astype(np.int64)
+    check_label_range(labels, schema, f"{where}: labels")
+    feature = datasets.List(datasets.Value("int64"), length=len(schema))
+    column = pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(labels.ravel(), pyarrow.int64()), len(schema))
+    names = dataset.column_names
+    replaced = dataset.remove_columns("labels").add_column("labels", column, feature=feature).select_columns(names)
+    return replaced.cast_column("image", PedestrianImage())

@@ -1,0 +1,1 @@
+"""A reader per data set: from the files of its authors to records. Neither torch nor decoding."""

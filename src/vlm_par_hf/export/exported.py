@@ -1,0 +1,297 @@
+"""The model class that answers from an exported file, by ONNX Runtime or OpenVINO."""
+
+import hashlib
+import shutil
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+from transformers.utils import cached_file, can_return_tuple
+
+from vlm_par_hf.base.configuration import LabelSpaceConfig
+from vlm_par_hf.base.modeling import HUB_KEYS, ParPreTrainedModel
+from vlm_par_hf.base.outputs import ParOutput
+from vlm_par_hf.hub.remote_code import write_remote_code
+from vlm_par_hf.utils import require
+
+
+__all__ = [
+    "FORMATS",
+    "MAIN_FILE",
+    "PARITY_FILE",
+    "ExportedParConfig",
+    "ExportedParModel",
+    "hash_file",
+    "require_silent",
+    "save_config",
+]
+
+FORMATS = {"folded": ("float32", "bfloat16"), "onnx": ("float32", "int8"), "openvino": ("float32", "bfloat16", "int8")}
+MAIN_FILE = {"onnx": "model.onnx", "openvino": "model.xml"}
+PARITY_FILE = "parity.json"
+_DTYPES = {"pixel_values": torch.float32, "pixel_attention_mask": torch.int32, "spatial_shapes": torch.int64}
+
+
+@strict
+class ExportedParConfig(LabelSpaceConfig, PreTrainedConfig):
+    """Configuration of `ExportedParModel`, written by `export_model`.
+
+    Args:
+        attributes: the label space, as in every model of this package; `config.schema` is the object.
+        format: `"onnx"` or `"openvino"`.
+        precision: what it computes in: `"float32"`, `"bfloat16"` or `"int8"` (the rest of it in float32 for ONNX
+            Runtime, in bfloat16 for OpenVINO). bfloat16 is float32 on a CPU without it.
+        files: sha256 of each file of the model.
+        input_shapes: per input its shape, None for the number of images.
+        patch_grid: rows and columns of patches where they are fixed, else None.
+        source_model_type: the family that it came from.
+
+    Raises:
+        ValueError: unknown `format` or `precision`.
+    """
+
+    model_type = "par_exported"
+    keys_to_ignore_at_inference = ["image_embeds"]
+
+    attributes: Any = None
+    format: str = "onnx"
+    precision: str = "float32"
+    files: dict | None = None
+    input_shapes: dict | None = None
+    patch_grid: list | None = None
+    source_model_type: str | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        self._take_attributes(kwargs)
+        super().__post_init__(**kwargs)
+        if self.format not in MAIN_FILE:
+            raise ValueError(f"format must be one of {tuple(MAIN_FILE)}, got {self.format!r}")
+        if self.precision not in FORMATS[self.format]:
+            raise ValueError(f"precision must be one of {FORMATS[self.format]}, got {self.precision!r}")
+
+
+class ExportedParModel(ParPreTrainedModel):
+    """Answers from an exported file, with the interface of the model that was exported; made by `from_pretrained`.
+
+    It runs on the CPU, with as many threads as torch has when it is loaded (`torch.set_num_threads`), whatever device
+    it is sent to. It has no parameters, computes no loss and explains nothing.
+    """
+
+    config_class = ExportedParConfig
+    supports_training = False
+
+    def __init__(self, config: ExportedParConfig) -> None:
+        super().__init__(config)
+        self._run = None
+        self._folder: Path | None = None
+        self.post_init()
+        self.eval()
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device("cpu")
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of inputs and outputs."""
+        return torch.float32
+
+    def train(self, mode: bool = True) -> "ExportedParModel":
+        """Leaves it as it is.
+
+        Raises:
+            RuntimeError: `mode` is True.
+        """
+        if mode:
+            raise RuntimeError("an exported model is for answers only and cannot be trained: train the checkpoint")
+        return super().train(False)
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor | None = None,
+        pixel_attention_mask: torch.Tensor | None = None,
+        spatial_shapes: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> ParOutput:
+        """Scores every attribute of every person.
+
+        Args:
+            pixel_values, pixel_attention_mask, spatial_shapes: what the processor saved beside the file makes of B
+                images.
+            kwargs: `labels` are refused; the rest is not used.
+
+        Returns:
+            `ParOutput` with `logits` float32 `(B, A, C)` and, where the model has them, `image_embeds`.
+
+        Raises:
+            ValueError: an input is missing or has another shape than the file takes, or the images have another patch
+                grid than the fixed one.
+        """
+        if self._run is None:
+            raise ValueError("this model has no file to run: load it with ExportedParModel.from_pretrained(folder)")
+        if kwargs.get("labels") is not None:
+            raise ValueError("labels were given, but an exported model computes no loss")
+        given = {
+            "pixel_values": pixel_values,
+            "pixel_attention_mask": pixel_attention_mask,
+            "spatial_shapes": spatial_shapes,
+        }
+        grid = self.config.patch_grid
+        if grid is not None and spatial_shapes is not None:
+            other = (spatial_shapes.cpu() != torch.tensor(grid)).any(1).nonzero().flatten().tolist()
+            if other:
+                found = tuple(spatial_shapes[other[0]].tolist())
+                raise ValueError(
+                    f"spatial_shapes: image {other[0]} has {found} patches, expected {tuple(grid)}, the grid that was "
+                    "exported: use the processor saved beside the file"
+                )
+        arrays = {}
+        for name, shape in self.config.input_shapes.items():
+            value = given[name]
+            found = None if value is None else tuple(value.shape)
+            if found is None or len(found) != len(shape) or found[1:] != tuple(shape[1:]):
+                wanted = ", ".join("B" if size is None else str(size) for size in shape)
+                raise ValueError(f"{name} has shape {found}, expected ({wanted}) for {MAIN_FILE[self.config.format]}")
+            arrays[name] = value.detach().to("cpu", _DTYPES[name]).numpy()
+        logits, image_embeds = self._run(arrays)
+        return ParOutput(
+            logits=torch.from_numpy(logits),
+            image_embeds=None if image_embeds is None else torch.from_numpy(image_embeds),
+        )
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *model_args: Any,
+        config: Any = None,
+        num_threads: int | None = None,
+        dtype: Any = None,
+        **kwargs: Any,
+    ) -> "ExportedParModel":
+        """Opens what `export_model` wrote.
+
+        Args:
+            pretrained_model_name_or_path: folder or repository.
+            config: an `ExportedParConfig` in place of the saved one.
+            num_threads: of the runtime; None: as many as torch has now.
+            dtype: None, `"auto"` or float32, which inputs and outputs have; the precision was chosen at export.
+            kwargs: `revision`, `token`, ... as for every model; what concerns weights of torch has no meaning here.
+
+        Raises:
+            ValueError: another `dtype`, or a file that is not the one that was exported.
+            OSError: the folder, or a file in it, does not exist.
+            ImportError: the runtime is not installed.
+        """
+        name = pretrained_model_name_or_path
+        if dtype not in (None, "auto", "float32", torch.float32):
+            raise ValueError(
+                f"dtype is {dtype}, but the precision of an exported model was chosen when it was exported"
+            )
+        hub = {key: kwargs[key] for key in HUB_KEYS if kwargs.get(key) is not None}
+        if not isinstance(config, ExportedParConfig):
+            config = ExportedParConfig.from_pretrained(config or name, **hub)
+        if not config.files or not config.input_shapes:
+            raise ValueError(f"{name}: config.json names no files, expected what export_model wrote")
+        paths = {file: _checked_file(name, file, digest, hub) for file, digest in config.files.items()}
+        path = paths[MAIN_FILE[config.format]]
+        model = cls(config)
+        model.config.name_or_path = model.name_or_path = str(name)
+        model._folder = path.parent
+        threads = torch.get_num_threads() if num_threads is None else num_threads
+        open_file = _open_onnx if config.format == "onnx" else _open_openvino
+        model._run = open_file(path, config.precision, threads)
+        return model
+
+    def _save_files(self, save_directory: str | Path, **kwargs: Any) -> None:
+        """Copies the files, `parity.json` too.
+
+        Raises:
+            ValueError: the model was not loaded from a file.
+        """
+        if self._folder is None:
+            raise ValueError("this model has no file to save: load it with ExportedParModel.from_pretrained(folder)")
+        target = Path(save_directory)
+        target.mkdir(parents=True, exist_ok=True)
+        for file in (*self.config.files, PARITY_FILE):
+            source = self._folder / file
+            if source.exists() and source.resolve() != (target / file).resolve():
+                shutil.copyfile(source, target / file)
+        save_config(self.config, target)
+
+
+def save_config(config: ExportedParConfig, folder: Path) -> None:
+    config.architectures = ["ExportedParModel"]
+    config.auto_map = write_remote_code(
+        folder, config.model_type, AutoConfig="ExportedParConfig", AutoModel="ExportedParModel"
+    )
+    config.save_pretrained(folder)
+
+
+def _checked_file(name: str | Path, file: str, digest: str, hub: dict[str, Any]) -> Path:
+    path = Path(cached_file(str(name), file, **hub))
+    found = hash_file(path)
+    if found != digest:
+        raise ValueError(
+            f"{path} is not the file that was exported: its sha256 is {found}, config.json has {digest}; copy it "
+            "again, or export again"
+        )
+    return path
+
+
+def hash_file(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _open_onnx(path: Path, precision: str, threads: int):
+    runtime = require("onnxruntime", "export")
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    names = [one.name for one in session.get_outputs()]
+
+    def run(arrays: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray | None]:
+        found = dict(zip(names, session.run(names, arrays)))
+        return found["logits"], found.get("image_embeds")
+
+    return run
+
+
+def _open_openvino(path: Path, precision: str, threads: int):
+    openvino = require_silent("openvino")
+    # By default OpenVINO computes in bfloat16 wherever the CPU can, whatever the file says. Beside int8 that is
+    # wanted: the rest in float32 would cost another quarter of the time.
+    hint = "f32" if precision == "float32" else "bf16"
+    compiled = openvino.Core().compile_model(
+        str(path),
+        "CPU",
+        {"INFERENCE_PRECISION_HINT": hint, "INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"},
+    )
+
+    def run(arrays: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray | None]:
+        found = compiled.create_infer_request().infer(arrays)
+        found = {one.get_any_name(): value for one, value in found.items()}
+        return found["logits"], found.get("image_embeds")
+
+    return run
+
+
+def require_silent(package: str) -> ModuleType:
+    """openvino or nncf without `openvino_telemetry`, with which the mere import reports to Intel."""
+    missing = object()
+    there = sys.modules.get("openvino_telemetry", missing)
+    sys.modules["openvino_telemetry"] = None
+    try:
+        return require(package, "export")
+    finally:
+        if there is missing:
+            del sys.modules["openvino_telemetry"]
+        else:
+            sys.modules["openvino_telemetry"] = there

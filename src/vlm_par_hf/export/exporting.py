@@ -1,0 +1,230 @@
+"""VLM-PAR as a file for ONNX Runtime or OpenVINO, and the model class that answers from such a file.
+
+    export_model("runs/pa100k", "runs/pa100k-int8", to="openvino", precision="int8", calibration_images=crops)
+    pipe = pipeline("pedestrian-attributes", model="runs/pa100k-int8")     # as from any checkpoint
+
+What is exported is the folded model, with a free number of images per call. transformers resizes the position
+embedding of NaFlex images one image at a time, which an exporter cannot follow: it freezes the batch. Here the same
+resizing is a product with matrices that are looked up by the image's rows and columns of patches, so a file takes
+images of every aspect ratio, as the checkpoint does. With a fixed `patch_grid` the embedding is a constant, and every
+image is squashed to that grid.
+
+Beside the file lie the processor, the label space with its thresholds (`config.json`) and `parity.json`: how far the
+answers are from those of the checkpoint in float32, on which images.
+"""
+
+import copy
+import logging
+import os
+import platform
+import shutil
+import uuid
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModel, AutoProcessor, PreTrainedModel
+
+from vlm_par_hf.base.modeling import ParPreTrainedModel
+from vlm_par_hf.utils import atomic_write_json, require
+
+from .exported import (
+    FORMATS,
+    MAIN_FILE,
+    PARITY_FILE,
+    ExportedParConfig,
+    ExportedParModel,
+    hash_file,
+    require_silent,
+    save_config,
+)
+from .graph import ExportGraph, is_naflex
+from .parity import NUM_COMPARED, compare_answers, draw_people, prepare_inputs
+from .runtimes import describe_onnx, quantize_onnx, write_onnx, write_openvino
+
+
+__all__ = ["export_model"]
+
+logger = logging.getLogger(__name__)
+
+
+def export_model(
+    model: Any,
+    out: str | Path,
+    *,
+    to: str = "openvino",
+    precision: str = "float32",
+    processor: Any = None,
+    patch_grid: tuple[int, int] | None = None,
+    calibration_images: Sequence | None = None,
+    compared_images: Sequence | None = None,
+    images_from: str | None = None,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Writes the folded model as a file for a runtime, and checks it.
+
+    Args:
+        model: a checkpoint of VLM-PAR (folder, repository), or a `VlmParModel` or `FoldedVlmParModel`.
+        out: folder to write; appears whole or not at all.
+        to: `"folded"` (a checkpoint for torch), `"onnx"` or `"openvino"`.
+        precision: `"float32"`; `"bfloat16"` (folded, openvino); `"int8"` (onnx, openvino): weights of the vision tower
+            and the inputs of its matrix products. ONNX Runtime takes the range of inputs from each image, OpenVINO
+            from `calibration_images`.
+        processor: the model's; needed where `model` is no checkpoint.
+        patch_grid: rows and columns of patches, NaFlex only: every image is squashed to that grid, whatever its
+            aspect ratio. None: every image keeps its own.
+        calibration_images: what `open_image` takes; images like those to come, some 100. Needed for OpenVINO's int8.
+        compared_images: images to compare the answers on, other ones than for calibration. None: drawn pedestrians.
+        images_from: what the images are, for the record.
+        overwrite: replace what `out` holds.
+
+    Returns:
+        The record in `parity.json`: `max_abs_difference` of the logits, `changed_decisions` out of `decisions`, those
+        by attribute, the images, versions, sha256 of the files.
+
+    Raises:
+        ValueError: a value is outside its choices, calibration images are missing, a patch grid for a model of fixed
+            resolution.
+        TypeError: a model of another family.
+        FileExistsError: `out` holds something.
+        RuntimeError: a float32 file does not compute what the checkpoint computes; nothing is written.
+        ImportError: the extra `export` is not installed.
+    """
+    if to not in FORMATS:
+        raise ValueError(f"to must be one of {tuple(FORMATS)}, got {to!r}")
+    if precision not in FORMATS[to]:
+        raise ValueError(f"precision must be one of {FORMATS[to]} for {to!r}, got {precision!r}")
+    if to == "openvino" and precision == "int8" and not calibration_images:
+        raise ValueError(
+            "calibration_images is empty, but OpenVINO's int8 takes the range of every activation from images like "
+            "those to come: give some 100 (`--calibrate`)"
+        )
+    out = Path(out)
+    if out.exists() and not overwrite and (not out.is_dir() or any(out.iterdir())):
+        raise FileExistsError(f"{out} holds something already: name another folder, or overwrite it")
+    if to != "folded":
+        for package in ("onnx", "onnxscript") + (("onnxruntime",) if to == "onnx" else ()):
+            require(package, "export")
+    if to == "openvino":
+        for package in ("openvino", "nncf") if precision == "int8" else ("openvino",):
+            require_silent(package)
+    model, processor = _load(model, processor)
+    folded = model.fold()
+    if patch_grid is not None:
+        processor = copy.deepcopy(processor)  # the caller's stays as it is
+        processor.fix_patch_grid(patch_grid)
+    if compared_images is None:
+        compared_images, images_from = draw_people(NUM_COMPARED), "drawn pedestrians"
+    temporary = out.with_name(f".{out.name}.{uuid.uuid4().hex}.tmp")
+    temporary.mkdir(parents=True)
+    try:
+        if to == "folded":
+            folded.save_pretrained(temporary)
+            if precision != "float32":  # by loading, because some constants stay in float32
+                AutoModel.from_pretrained(temporary, dtype=precision).save_pretrained(temporary)
+            files = {path.name: hash_file(path) for path in sorted(temporary.glob("*.safetensors"))}
+        else:
+            config = _write_runtime_files(folded, processor, temporary, to, precision, patch_grid, calibration_images)
+            files = config.files
+        processor.save_pretrained(temporary)
+        record = {
+            "format": to,
+            "precision": precision,
+            "patch_grid": None if patch_grid is None else list(patch_grid),
+            "files": files,
+            "images": {
+                "from": images_from,
+                "compared": len(compared_images),
+                "calibration": len(calibration_images or ()),
+            },
+            **compare_answers(model, AutoModel.from_pretrained(temporary), processor, compared_images),
+            "versions": _versions(),
+        }
+        if precision == "float32" and record["max_abs_difference"] > 1e-3 * max(1.0, record["max_abs_logit"]):
+            raise RuntimeError(
+                f"the exported file is wrong: its logits are up to {record['max_abs_difference']:.3g} away from the "
+                f"checkpoint's (largest logit {record['max_abs_logit']:.3g}); nothing was written"
+            )
+        atomic_write_json(temporary / PARITY_FILE, record)
+        _replace_folder(temporary, out)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    return record
+
+
+def _load(model: Any, processor: Any) -> tuple[PreTrainedModel, Any]:
+    if isinstance(model, (str, Path)):
+        name = str(model)
+        processor = processor or AutoProcessor.from_pretrained(name)
+        model = AutoModel.from_pretrained(name, dtype=torch.float32)
+    elif processor is None:
+        raise ValueError("processor is None: a model in memory needs its processor beside it")
+    if isinstance(model, ExportedParModel):
+        raise ValueError(f"{model.name_or_path} was exported already: export the checkpoint that it came from")
+    if not isinstance(model, ParPreTrainedModel) or not model.supports_fold:
+        raise TypeError(f"model is a {type(model).__name__}, expected a VlmParModel or a FoldedVlmParModel")
+    if model.training or model.dtype != torch.float32 or model.device.type != "cpu":
+        model = copy.deepcopy(model).float().cpu().eval()  # the caller's stays as it is
+    return model, processor
+
+
+def _replace_folder(new: Path, target: Path) -> None:
+    old = None
+    if target.exists():
+        old = target.with_name(f".{target.name}.{uuid.uuid4().hex}.old")
+        os.replace(target, old)
+    os.replace(new, target)
+    if old is not None:
+        shutil.rmtree(old) if old.is_dir() else old.unlink()
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version(), "platform": platform.platform()}
+    for name in ("vlm-par-hf", "torch", "transformers", "onnx", "onnxruntime", "openvino", "nncf"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _write_runtime_files(
+    folded, processor, folder, to, precision, patch_grid, calibration_images
+) -> ExportedParConfig:
+    probe = next(prepare_inputs(processor, draw_people(2), 2))
+    num_patches = probe["pixel_values"].shape[1] if is_naflex(folded) else None
+    graph = ExportGraph(folded, num_patches, patch_grid)
+    if patch_grid is not None:
+        probe = {"pixel_values": probe["pixel_values"]}
+    with torch.no_grad():
+        output_names = ["logits", "image_embeds"][: len(graph(**probe))]
+    onnx_file = folder / MAIN_FILE["onnx"]
+    kept = write_onnx(graph, probe, output_names, onnx_file)
+    config = ExportedParConfig(
+        attributes=folded.config.schema.to_list(),
+        format=to,
+        precision=precision,
+        input_shapes={name: [None, *value.shape[1:]] for name, value in probe.items()},
+        patch_grid=None if patch_grid is None else list(patch_grid),
+        source_model_type=folded.config.model_type,
+    )
+    if to == "onnx":
+        if precision == "int8":
+            quantize_onnx(onnx_file, kept)
+        describe_onnx(onnx_file, config)
+    else:
+        batches = None
+        if precision == "int8":
+            batches = [
+                {name: inputs[name].numpy() for name in probe}
+                for inputs in prepare_inputs(processor, calibration_images, 1)
+            ]
+        write_openvino(onnx_file, folder / MAIN_FILE["openvino"], batches, kept)
+        for path in folder.glob(f"{onnx_file.name}*"):
+            path.unlink()
+    config.files = {path.name: hash_file(path) for path in sorted(folder.iterdir())}
+    save_config(config, folder)
+    return config

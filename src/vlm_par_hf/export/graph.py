@@ -1,0 +1,88 @@
+"""The computation that is exported: the folded model with NaFlex embeddings that an exporter can follow."""
+
+import copy
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+
+from vlm_par_hf.upstream import NaflexEmbeddings, naflex_embeddings
+
+
+__all__ = [
+    "ExportGraph",
+    "is_naflex",
+]
+
+
+class _AnyGrid(nn.Module):
+    """NaFlex embeddings for images of any patch grid in one batch, without a loop over images.
+
+    Resizing with antialias is linear and separable: the position embedding of row y and column x is
+    `sum_ij R_h[y, i] R_w[x, j] P[i, j]` for an image of h rows and w columns. `matrices` holds `R_n` for every n.
+    """
+
+    def __init__(self, embeddings: NaflexEmbeddings, num_patches: int) -> None:
+        super().__init__()
+        side = len(embeddings.positions)
+        self.num_patches = num_patches
+        self.patch_embedding = embeddings.patch_embedding
+        self.positions = nn.Parameter(embeddings.positions.flatten(0, 1).clone())  # (side**2, D)
+        matrices = torch.zeros(num_patches + 1, num_patches, side)
+        unit = torch.eye(side)[None, None]
+        for size in range(1, num_patches + 1):
+            matrices[size, :size] = F.interpolate(unit, (size, side), mode="bilinear", antialias=True)[0, 0]
+        self.register_buffer("matrices", matrices.flatten(0, 1))
+
+    def forward(self, pixel_values: torch.Tensor, spatial_shapes: torch.Tensor) -> torch.Tensor:
+        patch = torch.arange(self.num_patches)[None]
+        rows, columns = spatial_shapes[:, :1], spatial_shapes[:, 1:]
+        vertical = self.matrices[rows * self.num_patches + patch // columns]  # (B, N, side)
+        horizontal = self.matrices[columns * self.num_patches + patch % columns]
+        weight = (vertical[..., None] * horizontal[:, :, None]).flatten(2)
+        return self.patch_embedding(pixel_values) + weight @ self.positions
+
+
+class _FixedGrid(nn.Module):
+    """NaFlex embeddings for images that all have the same patch grid: the position embedding is a constant."""
+
+    def __init__(self, embeddings: NaflexEmbeddings, patch_grid: tuple[int, int]) -> None:
+        super().__init__()
+        self.patch_embedding = embeddings.patch_embedding
+        self.register_buffer("positions", embeddings.resized_positions(*patch_grid))
+
+    def forward(self, pixel_values: torch.Tensor, spatial_shapes: torch.Tensor) -> torch.Tensor:
+        return self.patch_embedding(pixel_values) + self.positions
+
+
+class ExportGraph(nn.Module):
+    """The computation that is exported."""
+
+    def __init__(self, model: PreTrainedModel, num_patches: int | None, patch_grid: tuple[int, int] | None) -> None:
+        super().__init__()
+        self.model = copy.deepcopy(model).float()
+        # Exported, torch's fused attention brings a guard against images without patches, a tenth of the work in int8.
+        self.model.set_attn_implementation("eager")
+        self.has_fixed_grid = patch_grid is not None
+        for parent in list(self.model.modules()):
+            for name, module in list(parent.named_children()):
+                parts = naflex_embeddings(module)
+                if parts is not None:
+                    new = _FixedGrid(parts, patch_grid) if self.has_fixed_grid else _AnyGrid(parts, num_patches)
+                    setattr(parent, name, new)
+        self.eval()
+
+    def forward(self, pixel_values, pixel_attention_mask=None, spatial_shapes=None) -> tuple[torch.Tensor, ...]:
+        inputs = {}
+        if spatial_shapes is not None:
+            inputs = {"pixel_attention_mask": pixel_attention_mask, "spatial_shapes": spatial_shapes}
+        elif self.has_fixed_grid:
+            # Not read, but the model asks for it.
+            inputs = {"spatial_shapes": pixel_values.new_zeros(pixel_values.shape[0], 2, dtype=torch.int64)}
+        outputs = self.model(pixel_values, **inputs)
+        return tuple(one for one in (outputs.logits, outputs.image_embeds) if one is not None)
+
+
+def is_naflex(model: PreTrainedModel) -> bool:
+    return any(naflex_embeddings(module) is not None for module in model.modules())

@@ -1,0 +1,111 @@
+"""How far the answers of an exported file are from those of its checkpoint, and on which images."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from huggingface_hub.utils import tqdm
+from transformers import PreTrainedModel
+
+from vlm_par_hf.base.decisions import decide, label_probabilities
+from vlm_par_hf.images.opening import open_image
+from vlm_par_hf.inference.predicting import predict_batch, predict_batches
+
+
+__all__ = [
+    "NUM_COMPARED",
+    "compare_answers",
+    "draw_people",
+    "pick_images",
+    "prepare_inputs",
+]
+
+NUM_CALIBRATION, NUM_COMPARED = 128, 256
+_IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+_BATCH = 8
+
+
+def pick_images(
+    source: str,
+    root: str | Path | None = None,
+    *,
+    num_calibration: int = NUM_CALIBRATION,
+    num_compared: int = NUM_COMPARED,
+    seed: int = 0,
+    **options: Any,
+) -> tuple[Sequence, Sequence, str]:
+    """Images for `export_model`: to calibrate with, to compare on (no image is in both), and what they are.
+
+    Args:
+        source: a folder of images, or a data set that `load_par_dataset` knows: its training images calibrate, its
+            validation images are compared.
+        root: of the data set.
+        num_calibration, num_compared: how many of each, at most; a small folder is halved.
+        seed: of the choice.
+        options: more keywords of `load_par_dataset`.
+
+    Raises:
+        ValueError: the folder holds fewer than two images.
+        OSError, ValueError: as `load_par_dataset`.
+    """
+    generator = np.random.default_rng(seed)
+    if root is None and Path(source).is_dir():
+        files = sorted(path for path in Path(source).rglob("*") if path.suffix.lower() in _IMAGE_SUFFIXES)
+        if len(files) < 2:
+            raise ValueError(f"the folder {source!r} holds {len(files)} images, expected at least 2")
+        files = [files[index] for index in generator.permutation(len(files))]
+        half = min(num_calibration, len(files) // 2)
+        return files[:half], files[half : half + num_compared], f"the folder {Path(source).name}"
+    from vlm_par_hf.data import load_par_dataset
+
+    data = load_par_dataset(source, root, **options)
+
+    def pick(split: str, number: int) -> Sequence:
+        chosen = generator.permutation(len(data[split]))[:number]
+        return data[split].select(sorted(chosen.tolist()))["image"]
+
+    train = pick("train", num_calibration)
+    return train, pick("validation", num_compared), f"{source}: train calibrates, validation is compared"
+
+
+def draw_people(number: int) -> list:
+    from vlm_par_hf.data.synthetic import Frame, SyntheticPerson, render_person
+
+    # A population of its own: nobody whom a synthetic training set holds by default.
+    people = [SyntheticPerson.sample(2**31, index) for index in range(number)]
+    return [render_person(person, Frame.sample(person, 0)) for person in people]
+
+
+def prepare_inputs(processor: Any, images: Sequence, batch_size: int) -> Iterator[dict[str, torch.Tensor]]:
+    for start in range(0, len(images), batch_size):
+        chosen = [open_image(images[index]) for index in range(start, min(start + batch_size, len(images)))]
+        yield dict(processor(images=chosen, return_tensors="pt"))
+
+
+def compare_answers(
+    model: PreTrainedModel, exported: PreTrainedModel, processor: Any, images: Sequence
+) -> dict[str, Any]:
+    """Both on the same pixels."""
+    schema = model.config.schema
+    mask = torch.from_numpy(schema.label_mask())
+    largest = difference = 0.0
+    changed = torch.zeros(len(schema), dtype=torch.int64)
+    batches = prepare_inputs(processor, images, _BATCH)
+    bar = tqdm(batches, total=-(-len(images) // _BATCH), desc="compare", leave=False)
+    for inputs, outputs in predict_batches(model, ((one, one) for one in bar)):
+        wanted, found = outputs["logits"], predict_batch(exported, inputs)["logits"]
+        largest = max(largest, float(wanted[:, mask].abs().max()))
+        difference = max(difference, float((wanted - found)[:, mask].abs().max()))
+        answers = (decide(label_probabilities(logits, schema), schema) for logits in (wanted, found))
+        changed += torch.ne(*answers).sum(0)
+    decisions = len(images) * len(schema)
+    return {
+        "max_abs_logit": largest,
+        "max_abs_difference": difference,
+        "decisions": decisions,
+        "changed_decisions": int(changed.sum()),
+        "unchanged_share": 1 - int(changed.sum()) / decisions,
+        "changed_by_attribute": {name: int(number) for name, number in zip(schema.names, changed) if number},
+    }

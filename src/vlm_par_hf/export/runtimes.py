@@ -1,0 +1,110 @@
+"""Writing the files of ONNX Runtime and OpenVINO, in float or int8."""
+
+import json
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from vlm_par_hf.utils import require
+
+from .exported import ExportedParConfig, require_silent
+from .graph import ExportGraph
+
+
+__all__ = [
+    "describe_onnx",
+    "quantize_onnx",
+    "write_onnx",
+    "write_openvino",
+]
+
+# int8 is for the products with weights in these modules. What stays in float is a few percent of the work and most of
+# the error: embeddings, pooling head, attribute heads; also the products inside attention, which double the number of
+# changed decisions.
+QUANTIZED = ".encoder."
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Exporters warn of what does not concern the result: operators of torchvision, names of axes, shapes."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+def write_onnx(graph: ExportGraph, probe: dict[str, torch.Tensor], output_names: list[str], path: Path) -> list[str]:
+    """Returns the names of the nodes that int8 leaves alone."""
+    batch = torch.export.Dim("batch", min=1, max=2**16)
+    with _quiet(), torch.no_grad():
+        program = torch.export.export(
+            graph, (), probe, dynamic_shapes={name: {0: batch} for name in probe}, strict=False
+        )
+        program = torch.onnx.export(
+            program, (), kwargs=probe, input_names=list(probe), output_names=output_names, dynamo=True, verbose=False
+        )
+    kept = []
+    for node in program.model.graph.all_nodes():
+        has_weights = any(value is not None and value.const_value is not None for value in node.inputs)
+        if not has_weights or QUANTIZED not in node.metadata_props.get("pkg.torch.onnx.name_scopes", ""):
+            kept.append(node.name)
+        node.metadata_props.clear()  # stack traces, with the paths of this machine
+    program.model.graph.metadata_props.clear()
+    program.save(path)
+    return kept
+
+
+def quantize_onnx(path: Path, kept: list[str]) -> None:
+    import onnx
+
+    quantization = require("onnxruntime.quantization", "export")
+    model = onnx.load(path)
+    del model.graph.value_info[:]  # shapes that the exporter inferred and the quantizer's own inference contradicts
+    weights = path.with_name(f"{path.name}.data")
+    with _quiet():
+        quantization.quantize_dynamic(
+            model,
+            path,
+            weight_type=quantization.QuantType.QInt8,
+            op_types_to_quantize=["MatMul", "Gemm"],
+            # The quantizer first turns each Gemm into a product of that name.
+            nodes_to_exclude=[*kept, *(f"{name}_MatMul" for name in kept)],
+            use_external_data_format=weights.exists(),
+        )
+
+
+def describe_onnx(path: Path, config: ExportedParConfig) -> None:
+    """The label space inside the file, for programs that read nothing else."""
+    import onnx
+
+    model = onnx.load(path, load_external_data=False)
+    described = {"attributes": config.attributes, "patch_grid": config.patch_grid, "precision": config.precision}
+    onnx.helper.set_model_props(model, {"vlm_par_hf": json.dumps(described)})
+    path.write_bytes(model.SerializeToString())
+
+
+def write_openvino(source: Path, target: Path, batches: list[dict[str, np.ndarray]] | None, kept: list[str]) -> None:
+    openvino = require_silent("openvino")
+    model = openvino.Core().read_model(source)  # `convert_model` would report that it was called
+    if batches is not None:
+        nncf = require_silent("nncf")
+        # It lists every operation that it leaves alone. `nncf.set_log_level` would change handlers of others too.
+        logging.getLogger("nncf").setLevel(logging.ERROR)
+        names = {operation.get_friendly_name() for operation in model.get_ops()}
+        model = nncf.quantize(
+            model,
+            nncf.Dataset(batches),
+            model_type=nncf.ModelType.TRANSFORMER,
+            subset_size=len(batches),
+            ignored_scope=nncf.IgnoredScope(names=sorted(names & set(kept)), validate=False),
+        )
+    openvino.save_model(model, target, compress_to_fp16=False)

@@ -1,0 +1,148 @@
+"""From RGB pictures to `pixel_values`: what transformers' own image processors compute, several times faster.
+
+The image processor of a checkpoint stays in charge: its settings are read at every call, and whatever is not known to
+come out the same here (another class, a subclass, a center crop, an odd argument) it computes itself. For SigLIP and
+SigLIP 2 the result is that of transformers' Pillow backend within 2 grey levels (2 / 127.5 in `pixel_values`).
+
+Where the time goes: torch resizes 8-bit pictures with vector instructions, Pillow does not; a picture that already
+has the wanted size is not resized at all; patches are cut as one strided view and written, as floats, where they
+belong in the batch. Pixels are handled one picture at a time and outside Python's lock, so that threads share a batch.
+Only bilinear resizing (SigLIP 2) is torch's: its two passes round each pixel by at most half a level, in whatever
+order they come, so two libraries are at most 2 levels apart. Bicubic (SigLIP, CLIP) overshoots and is clipped after
+each pass, so that the order of the passes, which changed between versions of Pillow, shows in the pixels: there
+Pillow resizes, and the rest is ours.
+"""
+
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from vlm_par_hf.upstream import SizeDict, naflex_image_size
+from vlm_par_hf.utils import thread_map
+
+
+__all__ = ["preprocess_images"]
+
+
+def preprocess_images(
+    image_processor: Any, images: Sequence[Image.Image], *, return_tensors: str | None = "pt", **kwargs: Any
+) -> Mapping[str, Any]:
+    """`image_processor(images, return_tensors=return_tensors, **kwargs)`, equal within 2 grey levels.
+
+    Args:
+        image_processor: an image processor of transformers. Fast are those of SigLIP, SigLIP 2 and CLIP (Pillow
+            backend) that resize to one size or a patch budget, rescale and normalise, with no arguments but
+            `max_num_patches`; everything else is left to the image processor.
+        images: decoded RGB pictures, as `open_image` gives them.
+        return_tensors: `"pt"`, `"np"` or what else the image processor takes.
+        kwargs: arguments of the image processor.
+
+    Returns:
+        For NaFlex `pixel_values` float32 `(B, N, 3 * patch_size**2)`, `pixel_attention_mask` int32 `(B, N)` and
+        `spatial_shapes` int64 `(B, 2)` (rows, columns), with N = `max_num_patches`; for fixed resolution
+        `pixel_values` float32 `(B, 3, height, width)`.
+
+    Raises:
+        ValueError: `max_num_patches` is not a whole number above 0.
+    """
+    make = _FAST.get(f"{type(image_processor).__module__}.{type(image_processor).__qualname__}")
+    steps = ("do_resize", "do_rescale", "do_normalize")
+    arrays = None
+    if make is not None and return_tensors in ("pt", "np") and all(getattr(image_processor, step) for step in steps):
+        arrays = make(image_processor, images, **kwargs)
+    if arrays is None:
+        return image_processor(images, return_tensors=return_tensors, **kwargs)
+    if return_tensors == "np":
+        return arrays
+    return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+
+def _patches(image_processor: Any, images: Sequence[Image.Image], **kwargs: Any) -> dict[str, np.ndarray] | None:
+    max_num_patches = kwargs.pop("max_num_patches", image_processor.max_num_patches)
+    if kwargs:
+        return None
+    if isinstance(max_num_patches, bool) or not isinstance(max_num_patches, int) or max_num_patches < 1:
+        raise ValueError(f"max_num_patches is {max_num_patches!r}; expected a whole number, at least 1")
+    patch_size, resample = image_processor.patch_size, image_processor.resample
+    scale, shift = _affine(image_processor)
+    sizes = [_naflex_size(image.height, image.width, patch_size, max_num_patches) for image in images]
+    shapes = np.array(sizes, dtype=np.int64) // patch_size
+    counts = shapes.prod(1)
+    values = np.empty((len(images), max_num_patches, 3 * patch_size**2), dtype=np.float32)
+    scale, shift = (one if one.size == 1 else np.tile(one, patch_size) for one in (scale, shift))
+
+    def fill(index: int) -> None:
+        rows, columns = shapes[index]
+        grid = (rows, columns, patch_size, patch_size * 3)
+        pixels = _resize(images[index], *sizes[index], resample)
+        # (rows, p, columns, p * 3) -> (rows, columns, p, p * 3): runs of p * 3 bytes move as they are.
+        pixels = pixels.reshape(rows, patch_size, columns, patch_size * 3).transpose(0, 2, 1, 3)
+        _write(values[index, : counts[index]].reshape(grid), pixels, scale, shift)
+        values[index, counts[index] :] = 0
+
+    thread_map(fill, range(len(images)))
+    mask = (np.arange(max_num_patches) < counts[:, None]).astype(np.int32)
+    return {"pixel_values": values, "pixel_attention_mask": mask, "spatial_shapes": shapes}
+
+
+def _planes(image_processor: Any, images: Sequence[Image.Image], **kwargs: Any) -> dict[str, np.ndarray] | None:
+    size = dict(image_processor.size) if isinstance(image_processor.size, (dict, SizeDict)) else {}
+    if kwargs or image_processor.do_center_crop or image_processor.do_pad or size.keys() != {"height", "width"}:
+        return None
+    height, width, resample = size["height"], size["width"], image_processor.resample
+    values = np.empty((len(images), 3, height, width), dtype=np.float32)
+    scale, shift = (one.reshape(-1, 1, 1) for one in _affine(image_processor))
+
+    def fill(index: int) -> None:
+        _write(values[index], _resize(images[index], height, width, resample).transpose(2, 0, 1), scale, shift)
+
+    thread_map(fill, range(len(images)))
+    return {"pixel_values": values}
+
+
+def _resize(image: Image.Image, height: int, width: int, resample: int) -> np.ndarray:
+    """uint8 `(height, width, 3)`."""
+    if image.size == (width, height):
+        return np.asarray(image)
+    if resample != Image.Resampling.BILINEAR:
+        return np.asarray(image.resize((width, height), resample))
+    # An array of its own, because torch warns of those that it must not write to; and strides as of a batch in
+    # channels_last, because the fast kernel looks at the stride of the batch axis, too.
+    pixels = torch.from_numpy(np.array(image))[None].permute(0, 3, 1, 2)
+    pixels = torch.nn.functional.interpolate(pixels, (height, width), mode="bilinear", antialias=True)
+    return np.ascontiguousarray(pixels[0].permute(1, 2, 0).numpy())
+
+
+def _write(out: np.ndarray, pixels: np.ndarray, scale: np.ndarray, shift: np.ndarray) -> None:
+    # NumPy, not torch: in a thread of ours torch would start a team of threads of its own.
+    out[...] = pixels
+    out *= scale
+    out += shift
+
+
+def _affine(image_processor: Any) -> tuple[np.ndarray, np.ndarray]:
+    """scale and shift with (x * rescale_factor - mean) / std = x * scale + shift; one number where channels agree."""
+    mean = np.asarray(image_processor.image_mean, dtype=np.float64)
+    std = np.asarray(image_processor.image_std, dtype=np.float64)
+    scale, shift = np.broadcast_arrays(image_processor.rescale_factor / std, -mean / std)
+    if (scale == scale.flat[0]).all() and (shift == shift.flat[0]).all():
+        scale, shift = scale.reshape(-1)[:1], shift.reshape(-1)[:1]
+    return scale.astype(np.float32), shift.astype(np.float32)
+
+
+@lru_cache(maxsize=65536)
+def _naflex_size(height: int, width: int, patch_size: int, max_num_patches: int) -> tuple[int, int]:
+    # The reference's own search, remembered: it takes longer than resizing, and crops repeat their sizes.
+    return naflex_image_size(height, width, patch_size, max_num_patches)
+
+
+# By name, because importing them all would cost every import of this package.
+_FAST = {
+    "transformers.models.siglip2.image_processing_pil_siglip2.Siglip2ImageProcessorPil": _patches,
+    "transformers.models.siglip.image_processing_pil_siglip.SiglipImageProcessorPil": _planes,
+    "transformers.models.clip.image_processing_pil_clip.CLIPImageProcessorPil": _planes,
+}

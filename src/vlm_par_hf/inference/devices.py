@@ -1,0 +1,34 @@
+"""What a device computes fast in."""
+
+from typing import Any
+
+import torch
+
+
+__all__ = [
+    "inference_dtype",
+]
+
+
+def inference_dtype(device: Any = None) -> torch.dtype:
+    """bfloat16 where the device multiplies it in hardware, about twice as fast as float32; float32 elsewhere.
+
+    For answers, not for training; the logits are float32 either way. transformers' own `dtype="auto"` is another
+    thing, the dtype that a checkpoint was saved in: pass `pipeline(..., dtype=inference_dtype())`.
+
+    Args:
+        device: `"cpu"`, `"cuda:0"`, a `torch.device`, a number as pipelines take it; None: what a pipeline would take,
+            a GPU if there is one.
+    """
+    if device is None:
+        device = 0 if torch.cuda.is_available() else "cpu"
+    if isinstance(device, int):
+        device = "cpu" if device < 0 else f"cuda:{device}"
+    kind = torch.device(device).type
+    if kind == "cuda":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        # AVX512-BF16 or AMX; without them torch computes bfloat16 on a CPU more slowly than float32.
+        checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+        fast = kind == "cpu" and any(getattr(torch.cpu, check, bool)() for check in checks)
+    return torch.bfloat16 if fast else torch.float32

@@ -1,0 +1,487 @@
+"""The label space: an ordered list of attributes, each with its question, labels and prompts.
+
+The order of an `AttributeSchema` is the order of the label columns and of the logits, everywhere. It serialises to
+plain JSON (`to_list`), and that list in `config.attributes` is the only copy that a checkpoint holds.
+"""
+
+import difflib
+import json
+import math
+import operator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vlm_par_hf.utils import atomic_write_json
+
+
+__all__ = ["REGIONS", "UNKNOWN_LABEL", "Attribute", "AttributeSchema", "check_label_range"]
+
+REGIONS = ("head", "upper", "lower", "foot", "attachment", "whole")
+SUBJECT = "a photo of a person"  # how a sentence about a picture begins
+UNKNOWN_LABEL = -100  # the label of an attribute that nobody annotated: masked in losses and metrics
+
+# First words by which "wearing a red scarf" is told from "a red scarf", and those of which "without" is the opposite.
+_CLAUSE_STARTS = {"with", "without", "in", "on", "who", "whose", "seen", "of", "from", "under", "near", "at", "not"}
+_HAVING = {"wearing", "carrying", "holding", "having", "with"}
+
+
+@dataclass(frozen=True)
+class Attribute:
+    """One attribute of a person.
+
+    Args:
+        name: unique in its schema; the name that the data set's own files use.
+        question: what VLM-PAR asks the image ("what color is the hat?").
+        labels: two or more distinct names, in the order of the class indices. A binary attribute has two, and index 1
+            is the positive one (`("no", "yes")`).
+        prompts: one sentence per label, all different ("a photo of a person wearing a hat").
+        region: where to look: one of `REGIONS`, or None.
+        group: name shared by binary attributes of which at most one is positive (age bins, views), or None.
+        mirror: what a horizontal flip of the image does. The name of another attribute that trades its label with this
+            one, or a permutation of the own labels (`(0, 1, 3, 2)`: label 2 becomes 3 and 3 becomes 2), or None.
+        sensitive: True for perceived gender and age (`AttributeSchema.without_sensitive`).
+        threshold: a binary attribute is positive where the probability of index 1 is above it; strictly between 0
+            and 1.
+
+    Raises:
+        TypeError: a field has the wrong type.
+        ValueError: a field has a value that is not allowed.
+    """
+
+    name: str
+    question: str
+    labels: tuple[str, ...] = ("no", "yes")
+    prompts: tuple[str, ...] = ()
+    _: KW_ONLY
+    region: str | None = None
+    group: str | None = None
+    mirror: str | tuple[int, ...] | None = None
+    sensitive: bool = False
+    threshold: float = 0.5
+
+    def __post_init__(self) -> None:
+        self._check_text("name", self.name)
+        self._check_text("question", self.question)
+        for field in ("labels", "prompts"):
+            value = getattr(self, field)
+            if isinstance(value, str) or not isinstance(value, Iterable):
+                raise TypeError(f"attribute {self.name!r}: {field} must be a sequence of strings, got {value!r}")
+            texts = tuple(value)
+            object.__setattr__(self, field, texts)
+            for text in texts:
+                self._check_text(field, text)
+            if len(set(texts)) != len(texts):
+                raise ValueError(f"attribute {self.name!r}: {field} must all be different, got {list(texts)}")
+        if len(self.labels) < 2:
+            raise ValueError(f"attribute {self.name!r}: labels must hold at least 2 names, got {list(self.labels)}")
+        if len(self.prompts) != len(self.labels):
+            raise ValueError(
+                f"attribute {self.name!r}: prompts must hold one sentence per label ({len(self.labels)}), "
+                f"got {len(self.prompts)}: {list(self.prompts)}"
+            )
+        if self.region is not None and self.region not in REGIONS:
+            raise ValueError(f"attribute {self.name!r}: region must be one of {REGIONS} or None, got {self.region!r}")
+        if self.group is not None:
+            self._check_text("group", self.group)
+            if not self.is_binary:
+                raise ValueError(
+                    f"attribute {self.name!r}: group {self.group!r} is for binary attributes, this one has "
+                    f"{self.num_labels} labels, which exclude each other anyway"
+                )
+        self._check_mirror()
+        if not isinstance(self.sensitive, bool):
+            raise TypeError(f"attribute {self.name!r}: sensitive must be True or False, got {self.sensitive!r}")
+        if isinstance(self.threshold, bool) or not isinstance(self.threshold, (int, float, np.number)):
+            raise TypeError(f"attribute {self.name!r}: threshold must be a number, got {self.threshold!r}")
+        object.__setattr__(self, "threshold", float(self.threshold))
+        if not 0.0 < self.threshold < 1.0 or math.isnan(self.threshold):
+            raise ValueError(
+                f"attribute {self.name!r}: threshold must lie strictly between 0 and 1, got {self.threshold!r}"
+            )
+
+    def _check_text(self, field: str, value: Any) -> None:
+        if not isinstance(value, str):
+            raise TypeError(f"attribute {self.name!r}: {field} must be text, got {value!r}")
+        if not value.strip() or value != value.strip():
+            raise ValueError(f"attribute {self.name!r}: {field} must be text without surrounding space, got {value!r}")
+
+    def _check_mirror(self) -> None:
+        if self.mirror is None:
+            return
+        if isinstance(self.mirror, str):
+            if self.mirror == self.name:
+                raise ValueError(
+                    f"attribute {self.name!r}: mirror must name another attribute or be a permutation of its labels"
+                )
+            return
+        if not isinstance(self.mirror, Iterable):
+            raise TypeError(
+                f"attribute {self.name!r}: mirror must be an attribute's name, a permutation or None, "
+                f"got {self.mirror!r}"
+            )
+        permutation = tuple(operator.index(index) for index in self.mirror)
+        object.__setattr__(self, "mirror", permutation)
+        if sorted(permutation) != list(range(self.num_labels)):
+            raise ValueError(
+                f"attribute {self.name!r}: mirror must be a permutation of 0..{self.num_labels - 1}, got {permutation}"
+            )
+        if any(permutation[permutation[index]] != index for index in permutation):
+            raise ValueError(
+                f"attribute {self.name!r}: mirror must undo itself when applied twice, as two flips do, "
+                f"got {permutation}"
+            )
+
+    @property
+    def num_labels(self) -> int:
+        return len(self.labels)
+
+    @property
+    def is_binary(self) -> bool:
+        return len(self.labels) == 2
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every field, as plain JSON types (tuples become lists)."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "Attribute":
+        """The attribute of a dict as `to_dict` writes it; fields that have a default may be left out.
+
+        Raises:
+            TypeError: `data` is no mapping, or a value has the wrong type.
+            ValueError: a key is missing or unknown, or a value is not allowed.
+        """
+        if not isinstance(data, Mapping):
+            raise TypeError(f"an attribute must be an Attribute or a dict, got {type(data).__name__}: {data!r}")
+        known = [field.name for field in fields(cls)]
+        for key in data:
+            if key not in known:
+                raise ValueError(f"attribute {data.get('name')!r}: unknown key {key!r}{_suggest(key, known)}")
+        for key in ("name", "question", "prompts"):
+            if key not in data:
+                raise ValueError(f"attribute {data.get('name')!r}: key {key!r} is missing, got {sorted(data)}")
+        return cls(**data)
+
+
+class AttributeSchema(Sequence[Attribute]):
+    """An ordered, immutable list of attributes with unique names: the columns of labels and logits.
+
+    `schema[3]` and `schema["Hat"]` give an `Attribute`, `"Hat" in schema` asks for a name, `==` compares contents.
+
+    Args:
+        attributes: `Attribute` objects, dicts as `Attribute.to_dict` writes them, or another schema.
+
+    Raises:
+        TypeError: an element is neither an `Attribute` nor a dict.
+        ValueError: no attribute at all, a name twice, or a `mirror` that names no attribute of the schema, one with
+            other labels, or one that does not name it back.
+    """
+
+    def __init__(self, attributes: Iterable[Attribute | Mapping[str, Any]]) -> None:
+        if isinstance(attributes, (str, Mapping)) or not isinstance(attributes, Iterable):
+            raise TypeError(
+                f"attributes must be a list of Attribute or dict, got {type(attributes).__name__}: {attributes!r:.80}"
+            )
+        self._attributes = tuple(
+            item if isinstance(item, Attribute) else Attribute.from_dict(item) for item in attributes
+        )
+        if not self._attributes:
+            raise ValueError("attributes must hold at least one attribute, got none")
+        self._positions: dict[str, int] = {}
+        for position, attribute in enumerate(self._attributes):
+            first = self._positions.setdefault(attribute.name, position)
+            if first != position:
+                raise ValueError(
+                    f"attribute names must be unique, {attribute.name!r} is at positions {first} and {position}"
+                )
+        for attribute in self._attributes:
+            if isinstance(attribute.mirror, str):
+                self._check_mirror_partner(attribute)
+
+    def _check_mirror_partner(self, attribute: Attribute) -> None:
+        if attribute.mirror not in self._positions:
+            raise ValueError(
+                f"attribute {attribute.name!r}: mirror {attribute.mirror!r} is no attribute of this schema"
+                f"{_suggest(attribute.mirror, self.names)}"
+            )
+        partner = self[attribute.mirror]
+        if partner.mirror != attribute.name:
+            raise ValueError(
+                f"attribute {attribute.name!r}: its mirror {partner.name!r} must name it back, but has mirror "
+                f"{partner.mirror!r}"
+            )
+        if partner.labels != attribute.labels:
+            raise ValueError(
+                f"attribute {attribute.name!r}: its mirror {partner.name!r} must have the same labels "
+                f"{list(attribute.labels)}, but has {list(partner.labels)}"
+            )
+
+    def __len__(self) -> int:
+        return len(self._attributes)
+
+    def __iter__(self) -> Iterator[Attribute]:
+        return iter(self._attributes)
+
+    def __getitem__(self, key: int | str) -> Attribute:
+        return self._attributes[self.index(key) if isinstance(key, str) else operator.index(key)]
+
+    def __contains__(self, item: object) -> bool:
+        return item in self._positions if isinstance(item, str) else item in self._attributes
+
+    def __eq__(self, other: object) -> bool:
+        return self._attributes == other._attributes if isinstance(other, AttributeSchema) else NotImplemented
+
+    __hash__ = None
+
+    def __repr__(self) -> str:
+        shown = ", ".join(self.names[:4]) + (", ..." if len(self) > 4 else "")
+        return f"AttributeSchema({len(self)} attributes: {shown})"
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(attribute.name for attribute in self)
+
+    @property
+    def num_labels(self) -> tuple[int, ...]:
+        """Number of labels of each attribute."""
+        return tuple(attribute.num_labels for attribute in self)
+
+    @property
+    def max_labels(self) -> int:
+        """The last axis of the logits."""
+        return max(self.num_labels)
+
+    @property
+    def questions(self) -> tuple[str, ...]:
+        return tuple(attribute.question for attribute in self)
+
+    @property
+    def groups(self) -> dict[str, list[int]]:
+        """Positions of the attributes of each group, groups in the order of their first member."""
+        groups: dict[str, list[int]] = {}
+        for position, attribute in enumerate(self):
+            if attribute.group is not None:
+                groups.setdefault(attribute.group, []).append(position)
+        return groups
+
+    def index(self, name: str) -> int:
+        """Position of the attribute `name`.
+
+        Raises:
+            KeyError: there is none; the message suggests similar names.
+        """
+        if name not in self._positions:
+            raise KeyError(f"no attribute {name!r} in this schema{_suggest(name, self.names)}")
+        return self._positions[name]
+
+    def label_mask(self) -> np.ndarray:
+        """Bool `(num_attributes, max_labels)`: True where the attribute has that label."""
+        return np.arange(self.max_labels)[None, :] < np.asarray(self.num_labels)[:, None]
+
+    def mirror_labels(self, labels: np.ndarray) -> np.ndarray:
+        """Labels of the horizontally flipped images.
+
+        Args:
+            labels: int `(..., num_attributes)`, class index per attribute, -100 where unknown (stays unknown).
+
+        Returns:
+            int64 `(..., num_attributes)`, a new array.
+
+        Raises:
+            ValueError: the last axis has another size, or a label is neither -100 nor a class index of its attribute.
+        """
+        labels = np.asarray(labels)
+        if labels.ndim == 0 or labels.shape[-1] != len(self):
+            raise ValueError(f"labels must have shape (..., {len(self)}), got {labels.shape}")
+        if labels.dtype.kind not in "iu":
+            raise ValueError(f"labels must be integers (class indices, -100 = unknown), got dtype {labels.dtype}")
+        labels = labels.astype(np.int64)
+        check_label_range(labels, self)
+        known = labels != UNKNOWN_LABEL
+        flipped = labels.copy()
+        for position, attribute in enumerate(self):
+            if isinstance(attribute.mirror, str):
+                flipped[..., position] = labels[..., self.index(attribute.mirror)]
+            elif attribute.mirror is not None:
+                column = labels[..., position]
+                moved = np.asarray(attribute.mirror)[np.where(known[..., position], column, 0)]
+                flipped[..., position] = np.where(known[..., position], moved, UNKNOWN_LABEL)
+        return flipped
+
+    def subset(self, names: Iterable[str]) -> "AttributeSchema":
+        """The schema of these attributes, in the order of `names`.
+
+        Raises:
+            KeyError: a name is unknown.
+            ValueError: an attribute is kept without its mirror partner: after a flip its label would be wrong.
+        """
+        if isinstance(names, str):
+            raise TypeError(f"names must be a list of attribute names, got the text {names!r}")
+        return AttributeSchema([self[name] for name in names])
+
+    def without_sensitive(self) -> "AttributeSchema":
+        """The schema without the attributes marked sensitive (perceived gender and age).
+
+        Raises:
+            ValueError: nothing remains.
+        """
+        return AttributeSchema([attribute for attribute in self if not attribute.sensitive])
+
+    def diff(self, other: "AttributeSchema", *, label_space_only: bool = False) -> list[str]:
+        """What differs, one sentence per difference; empty if the two schemas are equal.
+
+        Args:
+            other: the schema to compare with.
+            label_space_only: compare names, order and labels only. These decide whether label arrays made for one
+                schema are right for the other; wording, regions and thresholds do not.
+        """
+        other = other if isinstance(other, AttributeSchema) else AttributeSchema(other)
+        lines = [f"{name!r} is only in the first schema" for name in self.names if name not in other]
+        lines += [f"{name!r} is only in the second schema" for name in other.names if name not in self]
+        if not lines:
+            for position, (mine, theirs) in enumerate(zip(self.names, other.names)):
+                if mine != theirs:
+                    lines.append(
+                        f"the order differs from position {position}: {mine!r} in the first schema, "
+                        f"{theirs!r} in the second"
+                    )
+                    break
+        compared = ["labels"] if label_space_only else [field.name for field in fields(Attribute)]
+        for attribute in self:
+            if attribute.name in other:
+                mine, theirs = attribute.to_dict(), other[attribute.name].to_dict()
+                lines += [
+                    f"{attribute.name!r}: {field} is {mine[field]!r} in the first schema, "
+                    f"{theirs[field]!r} in the second"
+                    for field in compared
+                    if mine[field] != theirs[field]
+                ]
+        return lines
+
+    def to_list(self) -> list[dict[str, Any]]:
+        """One plain-JSON dict per attribute."""
+        return [attribute.to_dict() for attribute in self]
+
+    @classmethod
+    def from_list(cls, attributes: Iterable[Attribute | Mapping[str, Any]]) -> "AttributeSchema":
+        return cls(attributes)
+
+    @classmethod
+    def from_texts(cls, attributes: Any, *, subject: str = SUBJECT) -> "AttributeSchema":
+        """A label space from a few words each, for models that recognise an attribute by its text.
+
+        `AttributeSchema.from_texts(["wearing a red scarf", ["a backpack", "a handbag", "no bag"]])`
+
+        Args:
+            attributes: a list of: a text, which makes a binary attribute of that name ("wearing a red scarf" or "a red
+                scarf"); a list of texts, which makes one attribute with these alternatives as its labels; an
+                `Attribute` or its dict, kept as it is. Or a dict `{name: text or list of texts}`. Or a schema.
+            subject: what the sentences begin with; a text that begins so is kept as it is.
+
+        Raises:
+            TypeError, ValueError: no attribute, one twice, or something else in the list.
+        """
+        if isinstance(attributes, AttributeSchema):
+            return attributes
+        if isinstance(attributes, str) or not isinstance(attributes, Iterable):
+            raise TypeError(f"attributes must be a list of texts or attributes, or a dict, got {attributes!r:.80}")
+        if isinstance(attributes, Mapping):
+            return cls(_attribute_from_text(text, subject, name) for name, text in attributes.items())
+        return cls(_attribute_from_text(item, subject) for item in attributes)
+
+    def usual_subject(self) -> str:
+        """How most prompts begin, up to the word "person": "a photo of a person", unless the prompts say otherwise."""
+        found = [prompt.partition("person") for one in self for prompt in one.prompts]
+        starts = Counter(before + word for before, word, _ in found if word)
+        return starts.most_common(1)[0][0] if starts else SUBJECT
+
+    def to_json(self, path: str | Path) -> None:
+        """Writes the list of `to_list` to a UTF-8 file."""
+        atomic_write_json(path, self.to_list())
+
+    @classmethod
+    def from_json(cls, path: str | Path) -> "AttributeSchema":
+        """Reads a file that `to_json` wrote, or one written by hand in the same form.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: it is not JSON, or not a list of attributes; the message names the file.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise FileNotFoundError(f"schema file {path} does not exist; expected a JSON list of attributes")
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:  # JSONDecodeError and UnicodeDecodeError
+            raise ValueError(f"schema file {path} is not JSON: {error}") from error
+        if not isinstance(data, list):
+            raise ValueError(f"schema file {path} must hold a JSON list of attributes, got {type(data).__name__}")
+        try:
+            return cls(data)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"schema file {path}: {error}") from error
+
+
+def check_label_range(labels: np.ndarray, schema: AttributeSchema, where: str = "labels") -> None:
+    """Refuses labels that are neither unknown nor a class index of their attribute.
+
+    Args:
+        labels: integers `(A,)` or `(N, A)`.
+        schema: the label space.
+        where: what the message calls them.
+
+    Raises:
+        ValueError: names the first wrong one, its attribute, its row, and the labels that there are.
+    """
+    wrong = (labels != UNKNOWN_LABEL) & ((labels < 0) | (labels >= np.asarray(schema.num_labels)))
+    if not wrong.any():
+        return
+    *row, column = (int(index) for index in np.argwhere(wrong)[0])
+    attribute = schema[column]
+    place = f" of row {row[0]}" if row else ""
+    raise ValueError(
+        f"{where} holds {labels[(*row, column)]} for attribute {attribute.name!r}{place}, expected 0 to "
+        f"{attribute.num_labels - 1} ({', '.join(attribute.labels)}) or {UNKNOWN_LABEL} for unknown"
+    )
+
+
+def _attribute_from_text(item: Any, subject: str, name: str | None = None) -> "Attribute | Mapping":
+    if isinstance(item, str):
+        text = " ".join(item.split())
+        if not text:
+            raise ValueError("attributes holds an empty text, expected words such as 'wearing a red scarf'")
+        clause = _clause(text, subject)
+        first, _, rest = clause.partition(" ")
+        opposites = {"without": f"with {rest}", "not": rest, **dict.fromkeys(_HAVING, f"without {rest}")}
+        opposite = opposites.get(first) if rest else None
+        prompts = (f"{subject} {opposite or f'not {clause}'}", f"{subject} {clause}")
+        return Attribute(name or text, f"is the person {clause}?", prompts=prompts)
+    if isinstance(item, Iterable) and not isinstance(item, Mapping):
+        texts = [" ".join(text.split()) if isinstance(text, str) else text for text in item]
+        if len(texts) < 2 or not all(isinstance(text, str) and text for text in texts):
+            raise ValueError(f"alternatives must be two texts or more, got {item!r:.80}")
+        prompts = [f"{subject} {_clause(text, subject)}" for text in texts]
+        return Attribute(name or " / ".join(texts), f"which one: {', '.join(texts)}?", texts, prompts)
+    return item
+
+
+def _clause(text: str, subject: str) -> str:
+    """What follows "a person": a bare noun ("a red scarf") gets its "with"."""
+    text = text.removeprefix(subject).strip() or text
+    first = text.partition(" ")[0].lower()
+    return text if first.endswith("ing") or first in _CLAUSE_STARTS else f"with {text}"
+
+
+def _suggest(word: str, choices: Iterable[str]) -> str:
+    """A half-sentence for an error message: the nearest choices, case ignored; all of them where none is near."""
+    by_lower = {choice.lower(): choice for choice in choices}
+    near = difflib.get_close_matches(str(word).lower(), by_lower, n=3, cutoff=0.6)
+    if near:
+        return "; did you mean " + " or ".join(repr(by_lower[choice]) for choice in near) + "?"
+    return f"; it has {', '.join(by_lower.values())}"

@@ -1,0 +1,159 @@
+"""The folder of a run: its record, its checkpoints, and its result, which appears whole or not at all."""
+
+import json
+import logging
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers.trainer_callback import TrainerState
+
+from vlm_par_hf.utils import atomic_write_json
+
+from .plots import plot_learning_curve, write_history
+from .settings import TrainSettings
+
+
+__all__ = [
+    "CHECKPOINTS",
+    "TrainResult",
+    "is_finished",
+    "last_complete_checkpoint",
+    "prepare_folder",
+    "write_result",
+]
+
+logger = logging.getLogger(__name__)
+CHECKPOINTS = "checkpoints"
+RUN_RECORD = "run.json"
+SUMMARY = "training.json"
+
+
+@dataclass
+class TrainResult:
+    """What a run left behind.
+
+    Attributes:
+        output_dir: the folder that `AutoModel.from_pretrained` and `AutoProcessor.from_pretrained` load.
+        best_mA: validation mA of the kept weights, in [0, 1].
+        best_step: the optimizer step that they come from.
+        steps: optimizer steps of the whole run.
+        log_history: the Trainer's own log.
+        model: the model with the kept weights.
+        processor: its processor.
+    """
+
+    output_dir: Path
+    best_mA: float
+    best_step: int
+    steps: int
+    log_history: list[dict[str, Any]]
+    model: Any
+    processor: Any
+
+
+def last_complete_checkpoint(folder: str | Path, processes: int = 1) -> Path | None:
+    """The newest checkpoint below `folder` that was written to its end by each of `processes`, or None.
+
+    The Trainer writes a checkpoint's weights, optimizer and random states before `trainer_state.json`: a folder
+    without that file, or with half of it, is what a killed process left behind.
+    """
+    needed = ["optimizer.pt", "scheduler.pt"]
+    if processes > 1:
+        # Each process saves its own, and the first does not wait for the others.
+        needed += [f"rng_state_{rank}.pth" for rank in range(processes)]
+    found = []
+    for path in Path(folder).glob("checkpoint-*"):
+        step = path.name.removeprefix("checkpoint-")
+        if not step.isdigit():
+            continue
+        try:
+            state = json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            logger.warning("%s is incomplete and is not used", path)
+            continue
+        if all((path / name).is_file() for name in needed):
+            found.append((state["global_step"], path))
+    return max(found)[1] if found else None
+
+
+def prepare_folder(
+    output_dir: Path, record: dict[str, Any], settings: TrainSettings, *, resume: bool, overwrite: bool
+):
+    """Check the folder, write the record of the run, and return the checkpoint to go on from (or None)."""
+    run_record = output_dir / RUN_RECORD
+    checkpoints = output_dir / CHECKPOINTS
+    if overwrite:
+        shutil.rmtree(checkpoints, ignore_errors=True)
+    elif not resume and ((output_dir / "config.json").exists() or any(checkpoints.glob("checkpoint-*"))):
+        # A record alone is a run that failed before its first checkpoint: nothing to lose.
+        raise ValueError(
+            f"output_dir={str(output_dir)!r} holds an earlier run: continue it (resume=True, --resume), replace it "
+            "(overwrite=True, --overwrite) or name another folder"
+        )
+    if resume and run_record.exists():
+        earlier = json.loads(run_record.read_text(encoding="utf-8"))
+        differences = settings.differences(earlier["settings"])
+        for part in ("data", "model"):
+            differences += [
+                f"{part} {name}: {earlier[part].get(name)!r} then, {value!r} now"
+                for name, value in json.loads(json.dumps(record[part])).items()
+                if earlier[part].get(name) != value
+            ]
+        if earlier.get("processes", 1) != record["processes"]:
+            differences.append(f"processes: {earlier.get('processes', 1)} then, {record['processes']} now")
+        if differences:
+            raise ValueError(
+                f"the run in output_dir={str(output_dir)!r} cannot be continued, it differs in:\n  "
+                + "\n  ".join(differences)
+            )
+        checkpoint = last_complete_checkpoint(checkpoints, record["processes"])
+        logger.info("continuing from %s", checkpoint or "the beginning: no complete checkpoint yet")
+        return checkpoint
+    output_dir.mkdir(parents=True, exist_ok=True)
+    atomic_write_json(run_record, record)
+    return None
+
+
+def is_finished(checkpoint: Path, settings: TrainSettings) -> bool:
+    state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    stopped_early = state["stateful_callbacks"].get("TrainerControl", {}).get("args", {}).get("should_training_stop")
+    return state["global_step"] >= state["max_steps"] or bool(stopped_early)
+
+
+def write_result(result: TrainResult, state: TrainerState, metric_preset: str) -> None:
+    output_dir, best_step = result.output_dir, result.best_step
+    _save_whole(result.model, result.processor, output_dir)
+    write_history(state.log_history, output_dir)
+    try:
+        plot_learning_curve(state.log_history, output_dir / "learning_curve.png", best_step=best_step)
+    except ImportError as error:
+        logger.warning("learning_curve.png was not drawn: %s", error)
+    atomic_write_json(
+        output_dir / SUMMARY,
+        {
+            "validation_mA": result.best_mA,
+            "best_step": best_step,
+            "steps": state.global_step,
+            "epochs": state.epoch,
+            "metric_preset": metric_preset,
+        },
+    )
+
+
+def _save_whole(model, processor, output_dir: Path) -> None:
+    """Write model and processor aside, then move file by file; the configuration, which loaders read first, last."""
+    aside = output_dir / ".saving"
+    shutil.rmtree(aside, ignore_errors=True)
+    model.save_pretrained(aside)
+    processor.save_pretrained(aside)
+    for path in sorted(aside.rglob("*"), key=lambda path: (path.name == "config.json", str(path))):
+        target = output_dir / path.relative_to(aside)
+        if path.is_dir():
+            target.mkdir(parents=True, exist_ok=True)
+        else:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(path, target)
+    shutil.rmtree(aside)
