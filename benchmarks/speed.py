@@ -488,7 +488,7 @@ def measure_open(args) -> list[dict]:
     rows = []
     for batch in (1, 8):
         inputs = pixels(batch, device=args.device)
-        seen = model._look(**inputs)
+        seen = model._encode_pictures(**inputs)
         candidates = {
             "tower": partial(model.vlm.get_image_features, **inputs),
             "one": partial(model, **inputs, attributes=texts[1]),

@@ -49,7 +49,17 @@ FLOORS: dict[str, tuple[int, int]] = {
 FOR_FAMILIES = {"base", "labels", "upstream"}
 
 # Nothing here may import torch when it is itself imported: labels, readers and metrics work without it.
-TORCH_FREE = ("labels/", "utils.py", "families.py", "images/", "metrics/", "data/", "hub/", "visualization.py")
+TORCH_FREE = (
+    "labels/",
+    "utils.py",
+    "base/priors.py",
+    "families.py",
+    "images/",
+    "metrics/",
+    "data/",
+    "hub/",
+    "visualization.py",
+)
 NEEDS_TORCH = ("data/collator.py", "images/preprocessing.py")
 # Never at module level: they belong to extras. The files that must subclass a type of such a package are themselves
 # imported inside functions only, or by the package.

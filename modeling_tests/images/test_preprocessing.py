@@ -173,7 +173,7 @@ class Inverted(Siglip2ImageProcessorPil):
 def test_what_is_not_known_is_left_to_the_image_processor(make, options, monkeypatch):
     image_processor, options = make(), {"return_tensors": "np", **options}
     expected = image_processor([noise((40, 90))], **options)
-    monkeypatch.setattr(pixels, "_write", None)
+    monkeypatch.setattr(pixels, "_write_normalised", None)
     found = preprocess_images(image_processor, [noise((40, 90))], **options)
     for name, value in expected.items():
         assert np.array_equal(found[name], value), name

@@ -15,6 +15,7 @@ import pytest
 
 from vlm_par_hf.labels.schema import AttributeSchema
 from vlm_par_hf.metrics import attributes as metrics_module
+from vlm_par_hf.metrics import counting
 from vlm_par_hf.metrics.attributes import METRIC_NAMES, PRESETS, MetricPreset, ParMetrics
 from vlm_par_hf.metrics.ranking import average_precision, roc_auc
 from vlm_par_hf.metrics.retrieval import image_to_text_recall
@@ -394,7 +395,7 @@ def test_bootstrap_equals_recomputing_every_resample(grouped):
 def test_bootstrap_does_not_depend_on_its_blocks(monkeypatch):
     split = make_split(MIXED, N=40)
     whole = ParMetrics(MIXED).report(split, bootstrap=50)
-    monkeypatch.setattr(metrics_module, "BOOTSTRAP_BLOCK", 7 * 40)
+    monkeypatch.setattr(counting, "BOOTSTRAP_BLOCK", 7 * 40)
     assert ParMetrics(MIXED).report(split, bootstrap=50) == whole
     assert ParMetrics(MIXED).report(split, bootstrap=50, seed=1)["intervals"] != whole["intervals"]
 

@@ -1,10 +1,10 @@
 """Pedestrian attribute recognition as ordinary Hugging Face.
 
-Importing this package registers its model families with the Auto classes and its task with `pipeline`. Everything else
-is imported at first use.
+Importing this package registers its model families with the Auto classes and its task with `pipeline`. All other
+public names are imported when they are first used.
 """
 
-# ruff: noqa: F401  (what only type checkers read; a test holds it equal to what there is)
+# ruff: noqa: F401  (imports for type checkers only; a test compares them with `__all__`)
 import importlib
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ from vlm_par_hf.inference.pipelines import register_pipeline
 
 __version__ = "0.1.0"
 
-# Module -> public names; those of the families come from their table.
+# Module -> public names. Those of the model families come from the table in `families`.
 _MODULES = {
     "annotation": ("Annotator", "annotate"),
     "inference.devices": ("inference_dtype",),

@@ -1,4 +1,4 @@
-"""Registers the model families with transformers' Auto classes; importing `vlm_par_hf` calls it."""
+"""Registers the model families with transformers' Auto classes; `import vlm_par_hf` does this."""
 
 from transformers import AutoConfig, AutoModel, AutoProcessor
 
@@ -23,7 +23,7 @@ def get_family(name: str) -> tuple[type, type, type]:
 
 
 def register_families() -> None:
-    """Makes `AutoConfig`, `AutoModel` and `AutoProcessor` know every family. Calling it again changes nothing."""
+    """Registers every family with `AutoConfig`, `AutoModel` and `AutoProcessor`. A second call changes nothing."""
     for family in FAMILIES:
         config_class, model_class, processor_class = family.load()
         AutoConfig.register(family.model_type, config_class, exist_ok=True)

@@ -1,7 +1,7 @@
-"""The table of model families. A new family is its folder, one row here, and its tests.
+"""The table of model families. A new family needs a folder, one row here, and tests.
 
-Read by `vlm_par_hf` (public names), `auto` (registration with transformers), the command line, model cards and the
-contract tests. Classes are named by path and imported where they are needed, so the table itself needs no torch.
+The table is read by `vlm_par_hf` (public names), `auto` (registration with transformers), the command line, model
+cards and the contract tests. It holds only the names of classes, which `Family.load` imports, so it needs no torch.
 """
 
 import importlib
@@ -13,11 +13,11 @@ __all__ = ["FAMILIES", "Family", "TrainOption", "find_family", "trainable_famili
 
 @dataclass(frozen=True, kw_only=True)
 class TrainOption:
-    """A field of a family's configuration that `vlm-par train` has a flag for.
+    """A field of a family's configuration for which `vlm-par train` has a flag.
 
     Attributes:
-        name: of the field; the flag is `--name`.
-        choices: allowed values; the first one is the default of the configuration.
+        name: of the field. The flag is `--name`.
+        choices: the allowed values, first the default of the configuration.
     """
 
     name: str
@@ -26,19 +26,19 @@ class TrainOption:
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """One row: a kind of checkpoint.
+    """One row of the table: a kind of checkpoint.
 
     Attributes:
         model_type: as in `config.json`.
-        title: what model cards call it.
-        module: where its classes are, below `vlm_par_hf`.
-        config, model: names of the classes.
-        processor: name of the class; None: its checkpoints carry the processor of another family.
+        title: its name in model cards.
+        module: the module with its classes, without `vlm_par_hf.` in front.
+        config, model: names of the configuration and model classes.
+        processor: name of the processor class; None: its checkpoints carry the processor of another family.
         trainable: whether `vlm-par train --family` offers it.
-        purpose: what `--family` says of it.
-        train_options: flags of its own.
-        card_settings: fields of its configuration that a card lists.
-        card_limits: sentences for the section "Limits" of a card.
+        purpose: its description in the help of `--family`.
+        train_options: flags of `vlm-par train` for this family only.
+        card_settings: fields of its configuration that a model card lists.
+        card_limits: sentences for the section "Limits" of a model card.
     """
 
     model_type: str
@@ -55,11 +55,11 @@ class Family:
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """The public names of the family."""
+        """The public class names of the family."""
         return tuple(name for name in (self.config, self.model, self.processor) if name is not None)
 
     def load(self) -> tuple[type, type, type | None]:
-        """Configuration, model and processor class."""
+        """Imports and returns configuration, model and processor class."""
         module = importlib.import_module(f"vlm_par_hf.{self.module}")
         processor_class = None if self.processor is None else getattr(module, self.processor)
         return getattr(module, self.config), getattr(module, self.model), processor_class
@@ -124,7 +124,7 @@ FAMILIES = (
 
 
 def find_family(model_type: str) -> Family | None:
-    """The row of a `model_type`, None where there is none."""
+    """The row of a `model_type`; None if there is none."""
     return next((one for one in FAMILIES if one.model_type == model_type), None)
 
 

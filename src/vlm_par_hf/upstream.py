@@ -1,11 +1,11 @@
-"""Every use of what transformers does not promise to keep: when it moves, this is the one file to mend.
+"""All uses of undocumented parts of transformers. If one of them changes, only this file must be changed.
 
-`modeling_tests/test_upstream.py` says of each use what it relies on, and fails with its name. Extension points that
-transformers documents are used where they apply and are not listed here: the methods of `Pipeline`, `ProcessorMixin`
-and `TrainerCallback`, and the class attributes of `PreTrainedModel`.
+For each use, a test in `modeling_tests/test_upstream.py` checks what it relies on. Documented extension points of
+transformers are used directly elsewhere: the methods of `Pipeline`, `ProcessorMixin` and `TrainerCallback`, and the
+class attributes of `PreTrainedModel`.
 
-Letters: B people, N patches, K further tokens, Z texts, L places of a text, D width of a tower, E width of the space
-in which pictures and texts are compared, H heads.
+Letters: B people, N patches, K additional tokens, Z texts, L positions of a text, D width of a tower, E width of the
+space in which pictures and texts are compared, H heads.
 """
 
 import logging
@@ -55,14 +55,14 @@ __all__ = [
 
 @runtime_checkable
 class OwnParameters(Protocol):
-    """A module of this package that says itself how its parameters and buffers start."""
+    """A module of this package that initialises its own parameters and buffers."""
 
     def init_parameters(self) -> None:
-        """Sets them with the functions of `init`, which leave alone what a checkpoint has filled."""
+        """Sets the initial values with the functions of `init`, which skip tensors that a checkpoint has filled."""
 
 
 class TransformersModel(PreTrainedModel):
-    """`PreTrainedModel` for modules with parameters of their own (`OwnParameters`), its attention by any backend."""
+    """`PreTrainedModel` that initialises modules with `OwnParameters` and supports all attention backends."""
 
     main_input_name = "pixel_values"
     input_modalities = ("image",)
@@ -77,48 +77,53 @@ class TransformersModel(PreTrainedModel):
 
 
 def attention_implementation(module: PreTrainedModel) -> str:
-    """The attention backend that a model or tower computes with, such as `"sdpa"`."""
+    """The attention backend that a model or tower uses, such as `"sdpa"`."""
     return module.config._attn_implementation
 
 
 @contextmanager
 def collect_load_report() -> Iterator[list[str]]:
-    """Collects transformers' report of missing and unexpected tensors in place of printing it.
+    """Collects transformers' report of missing and unexpected tensors instead of logging it.
 
-    That our heads are not in a backbone's checkpoint is no news; where the weights do not fit, the report says why.
+    That a backbone's checkpoint lacks our heads is normal and needs no warning. If the weights do not fit, the report
+    is part of our error message.
+
+    Yields:
+        The texts of the report; empty as long as there is none.
     """
     messages: list[str] = []
 
-    def keep(record: logging.LogRecord) -> bool:
+    def collect(record: logging.LogRecord) -> bool:
         is_report = "LOAD REPORT" in record.getMessage()
         if is_report:
             messages.append(record.getMessage())
         return not is_report
 
     logger = logging.getLogger("transformers.modeling_utils")
-    logger.addFilter(keep)
+    logger.addFilter(collect)
     try:
         yield messages
     finally:
-        logger.removeFilter(keep)
+        logger.removeFilter(collect)
 
 
 # Pipelines
 
 
 def is_task_registered(task: str, pipeline_class: type) -> bool:
+    """Whether `transformers.pipeline(task)` makes a `pipeline_class`."""
     return PIPELINE_REGISTRY.supported_tasks.get(task, {}).get("impl") is pipeline_class
 
 
 def register_task(task: str, pipeline_class: type, *, model_class: type, default_model: str) -> None:
-    """Makes `transformers.pipeline(task)` know a pipeline.
+    """Registers a pipeline, so that `transformers.pipeline(task)` makes one.
 
     Args:
         task: its name.
-        pipeline_class: what answers.
-        model_class: what loads a checkpoint for it. `AutoModel`, not a class of ours: transformers looks for those of
-            a custom task in its own namespace.
-        default_model: folder or repository of the model that is used where none is named.
+        pipeline_class: its class.
+        model_class: the class that loads its checkpoints. It must be a class of transformers, such as `AutoModel`,
+            because transformers looks for its name in its own namespace.
+        default_model: folder or repository of the model that is used if none is named.
     """
     PIPELINE_REGISTRY.register_pipeline(
         task,
@@ -133,25 +138,27 @@ def register_task(task: str, pipeline_class: type, *, model_class: type, default
 
 
 def naflex_image_size(height: int, width: int, patch_size: int, max_num_patches: int) -> tuple[int, int]:
-    """Height and width that the SigLIP 2 image processor resizes an image to, whole patches within the budget."""
+    """Height and width to which the SigLIP 2 image processor resizes an image: whole patches, at most
+    `max_num_patches`."""
     from transformers.models.siglip2.image_processing_pil_siglip2 import get_image_size_for_max_num_patches
 
     return get_image_size_for_max_num_patches(height, width, patch_size, max_num_patches)
 
 
 class NaflexEmbeddings(NamedTuple):
-    """The patch embedding of SigLIP 2 in parts.
+    """The parts of the patch embedding of SigLIP 2.
 
     Attributes:
-        patch_embedding: linear, from the values of a patch to D.
-        positions: `(side, side, D)`, the table that is resized to the grid of each image.
+        patch_embedding: a linear layer from the values of a patch to D.
+        positions: `(side, side, D)`, the table of position embeddings, which is resized to the grid of each image.
     """
 
     patch_embedding: nn.Module
     positions: torch.Tensor
 
     def resized_positions(self, rows: int, columns: int) -> torch.Tensor:
-        """`(1, rows * columns, D)`, as the tower itself adds them to the patches of such an image."""
+        """Position embeddings of an image with this grid of patches, `(1, rows * columns, D)`, as the tower adds
+        them."""
         grid = torch.tensor([[rows, columns]])
         return Siglip2VisionEmbeddings.resize_positional_embeddings(self.positions, grid, max_length=rows * columns)
 
@@ -164,11 +171,11 @@ def naflex_embeddings(module: nn.Module) -> NaflexEmbeddings | None:
     return NaflexEmbeddings(module.patch_embedding, module.position_embedding.weight.detach().view(side, side, -1))
 
 
-# The insides of the towers
+# Layers of the vision and text towers
 
 
 class AttentionParts(NamedTuple):
-    """Queries `(B, H, K, D / H)`, keys and values `(B, H, N, D / H)`, and the factor of their products."""
+    """Queries `(B, H, K, D / H)`, keys and values `(B, H, N, D / H)`, and the factor of the attention scores."""
 
     queries: torch.Tensor
     keys: torch.Tensor
@@ -177,16 +184,17 @@ class AttentionParts(NamedTuple):
 
 
 class Towers(ABC):
-    """Vision and text tower of a vision-language model `vlm`, layer by layer; one object for each kind of model.
+    """Runs the vision and text tower of a vision-language model `vlm` layer by layer; one object per kind of model.
 
-    It holds no tensor: every method is handed the model.
+    It holds no tensors; every method gets the model as an argument.
 
     Attributes:
-        num_class_tokens: tokens in front of the patches, in every layer of the vision tower.
-        num_start_tokens: tokens in front of every text.
-        pools_last_place: whether a text is pooled at the last of all places, where padding stands, and not at the last
-            of its own tokens. Then padding belongs to the text and is always there.
-        has_pooling_head: whether a probe looks at the patches once more, in place of a class token.
+        num_class_tokens: number of tokens in front of the patches, in every layer of the vision tower.
+        num_start_tokens: number of tokens in front of every text.
+        pools_last_place: whether a text is pooled at its last position after padding, and not at the last of its own
+            tokens. Then every text must be padded to full length.
+        has_pooling_head: whether a learned probe attends to the patches after the last layer, instead of a class
+            token.
     """
 
     num_class_tokens = 0
@@ -199,7 +207,7 @@ class Towers(ABC):
     def embed_images(
         self, vlm: PreTrainedModel, pixel_values: torch.Tensor, spatial_shapes: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """`(B, class tokens + N, D)`: what enters the first layer."""
+        """The input of the first layer: `(B, class tokens + N, D)`."""
         vision = vlm.vision_model
         if vlm.config.model_type == "siglip2":
             return vision.embeddings(pixel_values, spatial_shapes)
@@ -208,43 +216,43 @@ class Towers(ABC):
         return self.enter(vlm, vision.embeddings(pixel_values, interpolate_pos_encoding=resizes))
 
     def enter(self, vlm: PreTrainedModel, states: torch.Tensor) -> torch.Tensor:
-        """What the tower does to embeddings before its first layer."""
+        """The step between embeddings and first layer."""
         return states
 
     def layers(self, vlm: PreTrainedModel) -> Iterator[nn.Module]:
-        """The layers of the vision tower; each is called `layer(states, attention_mask=bias)`."""
+        """Yields the layers of the vision tower; each can be called as `layer(states, attention_mask=bias)`."""
         yield from vlm.vision_model.encoder.layers
 
     def encode_images(self, vlm: PreTrainedModel, states: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-        """All layers; `bias` `(B, 1, places, places)` is added to the scores of attention."""
+        """Runs all layers; `bias` `(B, 1, positions, positions)` is added to the attention scores."""
         return vlm.vision_model.encoder(inputs_embeds=states, attention_mask=bias).last_hidden_state
 
     def leave(self, vlm: PreTrainedModel, states: torch.Tensor) -> torch.Tensor:
-        """The LayerNorm after the last layer."""
+        """Applies the LayerNorm after the last layer."""
         return vlm.vision_model.post_layernorm(states)
 
     def attend(
         self, layer: nn.Module, tokens: torch.Tensor, patches: torch.Tensor, bias: torch.Tensor
     ) -> tuple[torch.Tensor, AttentionParts]:
-        """Further tokens through one layer: they look at the patches, and neither at themselves nor at one another.
+        """Runs additional tokens through one layer. They attend to the patches only, not to themselves or each other.
 
         Args:
             layer: of the vision tower.
             tokens: `(B, K, D)`.
-            patches: `(B, N, D)`, what the layer is given.
-            bias: `(B, 1, K, N)`.
+            patches: `(B, N, D)`, the layer's input for the patches.
+            bias: `(B, 1, K, N)`, added to the attention scores.
 
         Returns:
-            The tokens after the layer, and what their attention was made of.
+            The tokens after the layer, and the parts of their attention.
         """
         attention = layer.self_attn
         shape = (*tokens.shape[:1], -1, attention.num_heads, attention.head_dim)
-        normal = layer.layer_norm1(patches)
+        normalised = layer.layer_norm1(patches)
         queries = attention.q_proj(layer.layer_norm1(tokens)).view(shape).transpose(1, 2)
-        keys = attention.k_proj(normal).view(shape).transpose(1, 2)
-        values = attention.v_proj(normal).view(shape).transpose(1, 2)
+        keys = attention.k_proj(normalised).view(shape).transpose(1, 2)
+        values = attention.v_proj(normalised).view(shape).transpose(1, 2)
         backend = ALL_ATTENTION_FUNCTIONS.get_interface(attention.config._attn_implementation, _eager_attention)
-        found, _ = backend(
+        result, _ = backend(
             attention,
             queries,
             keys,
@@ -254,38 +262,40 @@ class Towers(ABC):
             scaling=attention.scale,
             dropout=attention.dropout if attention.training else 0.0,
         )
-        tokens = tokens + attention.out_proj(found.reshape(tokens.shape))
+        tokens = tokens + attention.out_proj(result.reshape(tokens.shape))
         tokens = tokens + layer.mlp(layer.layer_norm2(tokens))
         return tokens, AttentionParts(queries, keys, values, attention.scale)
 
     @abstractmethod
     def start_of_tokens(self, vlm: PreTrainedModel, regions: torch.Tensor) -> torch.Tensor:
-        """Where further tokens of the vision tower may start: `(K, D)`, or `(D,)` for all of them.
+        """Suitable initial values of additional tokens of the vision tower: `(K, D)`, or `(D,)` for all of them.
 
         Args:
-            regions: `(K, places)`, the weight of each place of the position table for each token.
+            regions: `(K, positions)`, the weight of each position of the position table for each token.
         """
 
     @abstractmethod
     def project(self, vlm: PreTrainedModel, states: torch.Tensor) -> torch.Tensor:
-        """States after the last LayerNorm into the space of the texts, each by itself."""
+        """Projects states after the last LayerNorm into the space of the texts, each state by itself."""
 
     def unused_vision_parameters(self, vlm: PreTrainedModel, has_tokens: bool) -> list[nn.Parameter]:
-        """Parameters of a vision tower that no score depends on; `has_tokens`: whether further tokens are pooled."""
+        """Parameters of the vision tower that no score depends on; `has_tokens`: whether additional tokens are
+        pooled."""
         return []
 
     # Texts
 
     def embed_words(self, vlm: PreTrainedModel, input_ids: torch.Tensor) -> torch.Tensor:
-        """`(Z, L, width)`: token embeddings without positions."""
+        """Token embeddings without positions, `(Z, L, width)`."""
         return vlm.text_model.embeddings.token_embedding(input_ids)
 
     def word_table(self, vlm: PreTrainedModel) -> torch.Tensor:
-        """`(vocabulary, width)`."""
+        """The table of token embeddings, `(vocabulary, width)`."""
         return vlm.text_model.embeddings.token_embedding.weight
 
     def encode_words(self, vlm: PreTrainedModel, words: torch.Tensor, last: torch.Tensor) -> torch.Tensor:
-        """`(Z, E)`: token embeddings through the text tower and its projection, pooled at the place `last` `(Z,)`."""
+        """Text embeddings `(Z, E)`: runs token embeddings through the text tower, pools at the position `last` `(Z,)`
+        and projects."""
         text = vlm.text_model
         hidden = text.embeddings(inputs_embeds=words)
         hidden = text.encoder(inputs_embeds=hidden, **self._text_mask(vlm, hidden)).last_hidden_state
@@ -297,11 +307,11 @@ class Towers(ABC):
 
     @abstractmethod
     def _project_text(self, vlm: PreTrainedModel, pooled: torch.Tensor) -> torch.Tensor:
-        """Pooled states into the space of the pictures."""
+        """Projects pooled states into the space in which pictures and texts are compared."""
 
 
 class ClipTowers(Towers):
-    """CLIP: a class token, LayerNorm before the first layer, causal texts, linear projections of both."""
+    """CLIP: a class token, a LayerNorm before the first layer, a causal text tower, linear projections of both."""
 
     num_class_tokens = 1
     num_start_tokens = 1
@@ -317,7 +327,7 @@ class ClipTowers(Towers):
         return embeddings.class_embedding + embeddings.position_embedding.weight[0]
 
     def _text_mask(self, vlm: PreTrainedModel, hidden: torch.Tensor) -> dict[str, Any]:
-        # By position: the name of the last one, the cache of a text that is written, changed in 5.24.
+        # Positional arguments, because transformers 5.24 renamed the last one (the cache of text generation).
         mask = create_causal_mask(vlm.text_model.config, hidden, None, None)
         return {"attention_mask": mask, "is_causal": True}
 
@@ -326,27 +336,27 @@ class ClipTowers(Towers):
 
 
 class SiglipTowers(Towers):
-    """SigLIP and SigLIP 2: no class token, a pooling head over the patches, texts that see all their places."""
+    """SigLIP and SigLIP 2: no class token, a pooling head over the patches, a bidirectional text tower."""
 
     pools_last_place = True
     has_pooling_head = True
 
     def probe(self, vlm: PreTrainedModel) -> torch.Tensor:
-        """`(1, 1, D)`: what asks the patches for the pooled picture."""
+        """The learned query of the pooling head, `(1, 1, D)`."""
         return vlm.vision_model.head.probe
 
     def pool(
         self, vlm: PreTrainedModel, probes: torch.Tensor, patches: torch.Tensor, bias: torch.Tensor
     ) -> tuple[torch.Tensor, AttentionParts]:
-        """The pooling head for several probes, each seeing what it may see.
+        """Runs the pooling head with several probes.
 
         Args:
             probes: `(B, K, D)`.
             patches: `(B, N, D)`, after the last LayerNorm.
-            bias: `(B, 1, K, N)`.
+            bias: `(B, 1, K, N)`, added to the attention scores; it says which patches each probe attends to.
 
         Returns:
-            `(B, K, D)`, and what the attention was made of.
+            The pooled vectors `(B, K, D)`, and the parts of the attention.
         """
         head = vlm.vision_model.head
         weights, biases = head.attention.in_proj_weight.chunk(3), head.attention.in_proj_bias.chunk(3)
@@ -355,12 +365,12 @@ class SiglipTowers(Towers):
             for states, weight, offset in zip((probes, patches, patches), weights, biases)
         )
         scaling = queries.shape[-1] ** -0.5
-        found = F.scaled_dot_product_attention(queries, keys, values, attn_mask=bias, scale=scaling)
-        pooled = head.attention.out_proj(found.transpose(1, 2).flatten(2))
+        result = F.scaled_dot_product_attention(queries, keys, values, attn_mask=bias, scale=scaling)
+        pooled = head.attention.out_proj(result.transpose(1, 2).flatten(2))
         return pooled + head.mlp(head.layernorm(pooled)), AttentionParts(queries, keys, values, scaling)
 
     def project(self, vlm: PreTrainedModel, states: torch.Tensor) -> torch.Tensor:
-        # What the pooling head would answer if it saw this patch alone.
+        # The output of the pooling head if this patch were the only one: then attention returns the patch's value.
         head = vlm.vision_model.head
         weight, bias = head.attention.in_proj_weight.chunk(3)[2], head.attention.in_proj_bias.chunk(3)[2]
         pooled = head.attention.out_proj(F.linear(states, weight, bias))
@@ -370,7 +380,7 @@ class SiglipTowers(Towers):
         embeddings = vlm.vision_model.embeddings
         positions = _at_least_float32(embeddings.position_embedding.weight)
         regions = regions.to(positions.dtype)
-        # A patch of no content, at the mean position of what the token looks at.
+        # An all-zero patch, at the mean position of the patches that the token attends to.
         content = _at_least_float32(embeddings.patch_embedding.bias)
         return content + regions @ positions / regions.sum(-1, keepdim=True)
 
@@ -385,10 +395,12 @@ TOWERS: dict[str, Towers] = {"clip": ClipTowers(), "siglip": SiglipTowers(), "si
 
 
 def _at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor in float32; float64 stays float64."""
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
 def _eager_attention(module, query, key, value, attention_mask, scaling, dropout=0.0, **kwargs):
+    """Attention without a fused kernel, with the signature of transformers' attention backends."""
     weights = (query @ key.mT * scaling + attention_mask).float().softmax(-1).to(query.dtype)
     weights = F.dropout(weights, dropout, module.training)
     return (weights @ value).transpose(1, 2).contiguous(), weights

@@ -1,4 +1,4 @@
-"""Small helpers that every floor may use: embedded files, optional packages, atomic writes, threads. No torch here."""
+"""Small helpers for the whole package: embedded files, optional packages, atomic writes, threads. Needs no torch."""
 
 import importlib
 import json
@@ -13,7 +13,15 @@ from types import ModuleType
 from typing import Any
 
 
-__all__ = ["atomic_write_json", "atomic_write_text", "default_threads", "embedded_path", "require", "thread_map"]
+__all__ = [
+    "atomic_write_json",
+    "atomic_write_text",
+    "default_threads",
+    "embedded_path",
+    "format_percent",
+    "require",
+    "thread_map",
+]
 
 EMBEDDED_KINDS = ("backbone", "heads")
 
@@ -40,8 +48,8 @@ def require(module: str, extra: str) -> ModuleType:
         extra: the extra of this package that installs it, `"train"` or `"demo"`.
 
     Raises:
-        ImportError: it is not installed; the message holds the command that installs it. An error from inside an
-            installed package passes through unchanged.
+        ImportError: it is not installed; the message holds the command that installs it. An error inside an installed
+            package is raised unchanged.
     """
     try:
         return importlib.import_module(module)
@@ -55,10 +63,11 @@ def require(module: str, extra: str) -> ModuleType:
 
 
 def atomic_write_text(path: str | Path, text: str) -> None:
-    """Writes UTF-8 text so that a reader, or a crash, never meets half a file. The folder is made when missing."""
+    """Writes UTF-8 text as a whole: neither a reader nor a crash can see half a file. Creates the folder if
+    missing."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # In the same folder, because os.replace is atomic within one file system only.
+    # In the same folder, because os.replace is atomic only within one file system.
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         with temporary.open("x", encoding="utf-8", newline="\n") as file:
@@ -74,11 +83,11 @@ def atomic_write_text(path: str | Path, text: str) -> None:
 def atomic_write_json(path: str | Path, data: Any) -> None:
     """Writes standard JSON (indent 2, UTF-8, a final newline) with `atomic_write_text`.
 
-    Numpy scalars and arrays and anything else with `tolist()` become numbers and lists, tuples become lists, paths
-    become text. Not-a-number and infinity become null: the JSON standard has neither, and other programs refuse them.
+    NumPy scalars and arrays, and anything else with `tolist()`, become numbers and lists; tuples become lists; paths
+    become text. NaN and infinity become null, because the JSON standard has neither and other programs refuse them.
 
     Raises:
-        TypeError: something in `data` has no JSON form.
+        TypeError: a value in `data` has no JSON form.
     """
     text = json.dumps(_to_plain(data), indent=2, ensure_ascii=False, allow_nan=False)
     atomic_write_text(path, text + "\n")
@@ -97,10 +106,10 @@ def _to_plain(data: Any) -> Any:
 
 
 def default_threads() -> int:
-    """Threads that read images: the cores that this process may use, at most 8.
+    """The number of threads for reading images: the cores that this process may use, at most 8.
 
-    `OMP_NUM_THREADS` lowers it, as it does torch's own. In a child of `multiprocessing`, such as a worker of a
-    `DataLoader`, it is 1: there the processes are what runs side by side.
+    `OMP_NUM_THREADS` can lower it, as it lowers the number of torch's threads. In a child process of
+    `multiprocessing`, such as a worker of a `DataLoader`, it is 1, because several processes run in parallel already.
     """
     if multiprocessing.parent_process() is not None:
         return 1
@@ -110,19 +119,19 @@ def default_threads() -> int:
 
 
 def thread_map(function: Callable[[Any], Any], items: Sequence, threads: int | None = None) -> list:
-    """`[function(item) for item in items]`, by several threads where there are items enough.
+    """`[function(item) for item in items]`, computed by several threads if there are enough items.
 
-    It pays where `function` spends its time outside Python's lock, as decoding and resizing do.
+    It is faster only if `function` spends its time outside Python's global lock, as decoding and resizing do.
 
     Args:
         function: called once per item, from any thread.
-        items: by index; read from any thread.
-        threads: None takes `default_threads()`.
+        items: read by index, from any thread.
+        threads: their number; None: `default_threads()`.
 
     Raises:
-        Exception: what `function` raised first in the order of the items. Later items may have been done, too.
+        Exception: the first error of `function`, in the order of the items. Later items may have been computed too.
     """
-    # Starting a thread takes as long as some items do.
+    # At least 4 items per thread: starting a thread takes as long as a few items.
     threads = min(default_threads() if threads is None else threads, len(items) // 4)
     if threads <= 1:
         return [function(item) for item in items]
@@ -141,3 +150,8 @@ def thread_map(function: Callable[[Any], Any], items: Sequence, threads: int | N
     if failures:
         raise min(failures, key=lambda failure: failure[0])[1]
     return results
+
+
+def format_percent(share: float | None) -> str:
+    """A share in 0 to 1 as percent with two decimals, "12.34" for 0.1234; empty text for None, NaN and infinity."""
+    return "" if share is None or not math.isfinite(share) else f"{100 * share:.2f}"

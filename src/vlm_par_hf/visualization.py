@@ -1,8 +1,8 @@
 """Pictures: patch relevance over a crop, boxes with labels, and a grid of people with their attributes.
 
-Everything is drawn by Pillow and its bundled typeface, so that a picture needs no display, no font file and no
-plotting package. Right and wrong are told apart by a mark (tick or cross), by words and by tint: a reader who does not
-see the colours loses nothing.
+Everything is drawn by Pillow with its bundled font, so no display, no font file and no plotting package is needed.
+Right and wrong answers differ by a mark (tick or cross) and by words, not only by colour, so the pictures can be read
+without seeing colours.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,12 +18,12 @@ from vlm_par_hf.labels.schema import AttributeSchema
 
 __all__ = ["draw_boxes", "explanation_grid", "is_positive_answer", "overlay_relevance", "people_grid"]
 
-# Dark violet to light yellow, rising in lightness, so that it reads in grey as well.
+# Dark violet to light yellow, with increasing lightness, so that it can be read in grey too.
 _HEAT_ANCHORS = np.array(
     [[20, 11, 53], [87, 16, 110], [159, 42, 99], [212, 72, 66], [245, 125, 21], [250, 193, 39], [252, 255, 164]],
     dtype=np.float64,
 )
-# Eight colours that stay apart for the common forms of colour blindness.
+# Eight colours that can be told apart with the common forms of colour blindness.
 _BOX_COLOURS = (
     (0, 114, 178),
     (230, 159, 0),
@@ -42,8 +42,8 @@ _RIGHT, _WRONG, _WRONG_TINT = (0, 121, 88), (190, 62, 8), (253, 237, 227)
 def overlay_relevance(image: Image.Image, relevance: np.ndarray, *, opacity: float = 0.7) -> Image.Image:
     """Lay a relevance map over a picture.
 
-    The map is scaled to its own range (least relevant patch: the picture shows through; most relevant: light
-    yellow), so colours must not be compared between pictures. A constant map leaves the picture as it is.
+    The map is scaled to its own range (the least relevant patch is not tinted, the most relevant one is light yellow),
+    so colours must not be compared between pictures. A constant map leaves the picture as it is.
 
     Args:
         image (`PIL.Image.Image`): the picture; shown in RGB at its own size.
@@ -65,7 +65,7 @@ def overlay_relevance(image: Image.Image, relevance: np.ndarray, *, opacity: flo
         raise ValueError(f"opacity is {opacity}, expected a number in [0, 1]")
     image = image.convert("RGB")
     low, high = relevance.min(), relevance.max()
-    # Attention that is uniform up to rounding must not be blown up into a pattern.
+    # Do not scale up rounding errors: attention that is uniform up to rounding would become a pattern.
     if high - low <= 1e-6 * max(abs(high), abs(low)):
         return image
     heat = ((relevance - low) / (high - low)).astype(np.float32)
@@ -108,7 +108,7 @@ def draw_boxes(
     draw = ImageDraw.Draw(image)
     for index, (x0, y0, x1, y1) in enumerate(boxes):
         draw.rectangle((x0, y0, max(x0, x1 - 1), max(y0, y1 - 1)), outline=_colour_of(index), width=stroke)
-    # Tags come after all boxes: a neighbour's outline must not run through words.
+    # Tags are drawn after all boxes, so that no outline crosses the words of a tag.
     for index, (x0, y0, _, _) in enumerate(boxes):
         lines = labels[index] if labels is not None else ()
         lines = [lines] if isinstance(lines, str) else list(lines)
@@ -118,7 +118,7 @@ def draw_boxes(
         left, top, right, bottom = draw.multiline_textbbox((0, 0), text, font=font, spacing=2)
         pad = max(2, font_size // 4)
         width, height = right - left + 2 * pad, bottom - top + 2 * pad
-        # Above the box where there is room, else inside its upper edge; never past the border of the picture.
+        # Above the box if there is room, else inside its upper edge; never outside the picture.
         x = max(0, min(x0, image.width - width))
         y = y0 - height if y0 >= height else max(0, min(y0, image.height - height))
         colour = _colour_of(index)
@@ -143,11 +143,11 @@ def people_grid(
     picture_height: int | None = None,
     font_size: int = 15,
 ) -> Image.Image:
-    """People in a grid, each beside the attributes predicted for them and, where known, the true ones.
+    """People in a grid, each with the attributes predicted for them and, if known, the true ones.
 
-    Listed are the attributes that say something (see `is_positive_answer`) and every wrong answer; right answers
-    "no" are counted in a last line. A right answer carries a tick, a wrong one a cross, a tint and the true label in
-    words, an answer whose truth is unknown a dash.
+    All positive answers (see `is_positive_answer`) and all wrong answers are listed; the remaining answers "no" are
+    only counted in a last line. A right answer is marked by a tick; a wrong one by a cross, a tint and the true label
+    in words; an answer whose true label is unknown by a dash.
 
     Args:
         images (sequence of `PIL.Image.Image`): one person each; scaled to fit, aspect ratio kept.
@@ -155,7 +155,7 @@ def people_grid(
             `post_process_attributes` returns them, or the pipeline's `{"attributes": {...}}`.
         labels (int array of shape `(len(images), A)`, *optional*): class index per attribute, -100 for unknown.
         schema (`AttributeSchema`, *optional*): needed with `labels`.
-        columns (`int`, *optional*): people per row; about square by default.
+        columns (`int`, *optional*): people per row; by default so that the picture is slightly wider than high.
         names (sequence of `str`, *optional*): a heading per person; "person 1", ... by default.
         title, note (`str`, *optional*): a heading and a line under it.
         max_lines (`int`): attributes listed per person at most, wrong answers first.
@@ -183,7 +183,7 @@ def people_grid(
         if labels.shape != (len(images), len(schema)):
             raise ValueError(f"labels has shape {labels.shape}, expected ({len(images)}, {len(schema)})")
     if columns is None:
-        # Cards are about as wide as high; a screen is wider than high.
+        # A card is about as wide as high, but a screen is wider than high.
         columns = max(1, round((1.3 * len(images)) ** 0.5))
     columns = min(columns, len(images))
     names = names or [f"person {index + 1}" for index in range(len(images))]
@@ -212,15 +212,15 @@ def people_grid(
     rows = -(-len(images) // columns)
     header = line_height if labels is not None else 0
     size = (gap + columns * (card_width + gap), rows * (card_height + gap))
-    sheet, draw, y = _sheet(size, title, note, header, font_size)
-    header = sheet.height - size[1]
+    page, draw, y = _new_page(size, title, note, header, font_size)
+    header = page.height - size[1]
     if labels is not None:
         x = gap * 2
         legend = {"right": "right", "wrong": "wrong, with the true answer"}
         if (labels < 0).any():
             legend["unknown"] = "truth unknown"
         for kind, words in legend.items():
-            sheet.paste(*_mark_at(kind, mark, (x, y + 1)))
+            page.paste(*_mark_at(kind, mark, (x, y + 1)))
             draw.text((x + mark + font_size // 2, y), words, font=font, fill=_FAINT)
             x += mark + font_size * 2 + round(font.getlength(words))
 
@@ -230,8 +230,8 @@ def people_grid(
         draw.rounded_rectangle(
             (left, top, left + card_width, top + card_height), radius=font_size // 2, fill=_CARD, outline=_LINE
         )
-        picture = _fit(image, picture_width, picture_height)
-        sheet.paste(picture, (left + gap + (picture_width - picture.width) // 2, top + gap))
+        picture = _scale_to_fit(image, picture_width, picture_height)
+        page.paste(picture, (left + gap + (picture_width - picture.width) // 2, top + gap))
         x, y = left + 2 * gap + picture_width, top + gap
         draw.text((x, y), str(name), font=font, fill=_INK, stroke_width=0.4, stroke_fill=_INK)
         draw.text((left + card_width - gap, y + 1), summary, font=small, fill=_FAINT, anchor="ra")
@@ -242,7 +242,7 @@ def people_grid(
                     (x - gap // 3, y - 3, left + card_width - gap + gap // 3, y + line_height - 4), fill=_WRONG_TINT
                 )
             if kind is not None:
-                sheet.paste(*_mark_at(kind, mark, (x, y + 1)))
+                page.paste(*_mark_at(kind, mark, (x, y + 1)))
             indent = 0 if kind is None else mark + font_size // 2
             draw.text((x + indent, y), attribute, font=font, fill=_INK)
             colour = _WRONG if kind == "wrong" else _FAINT
@@ -250,7 +250,7 @@ def people_grid(
             y += line_height
         if footer:
             draw.text((x, y + 1), footer, font=small, fill=_FAINT)
-    return sheet
+    return page
 
 
 def explanation_grid(
@@ -292,7 +292,7 @@ def explanation_grid(
         row = [(image, names[index] if names else f"person {index + 1}", "")]
         for name, overlay in result["overlays"].items():
             answer = result["attributes"].get(name)
-            row.append((overlay, name, f"{answer['label']}  {_percent(answer['score'])}" if answer else ""))
+            row.append((overlay, name, f"{answer['label']}  {_format_probability(answer['score'])}" if answer else ""))
         rows.append(row)
     font, small = ImageFont.load_default(font_size), ImageFont.load_default(font_size - 2)
     gap, line_height = font_size, round(font_size * 1.5)
@@ -301,40 +301,49 @@ def explanation_grid(
     cell_width = round(max(min(1.0, widest) * picture_height, words)) + gap
     cell_height = picture_height + 2 * line_height + 2 * gap
     size = (2 * gap + max(len(row) for row in rows) * cell_width, len(rows) * cell_height)
-    sheet, draw, _ = _sheet(size, title, note, 0, font_size)
-    top = sheet.height - size[1]
+    page, draw, _ = _new_page(size, title, note, 0, font_size)
+    top = page.height - size[1]
     for row in rows:
         for column, (image, name, answer) in enumerate(row):
             left = gap + column * cell_width
-            picture = _fit(image, cell_width - gap, picture_height)
-            sheet.paste(picture, (left, top + picture_height - picture.height))
+            picture = _scale_to_fit(image, cell_width - gap, picture_height)
+            page.paste(picture, (left, top + picture_height - picture.height))
             draw.text((left, top + picture_height + gap // 3), name, font=font, fill=_INK)
             draw.text((left, top + picture_height + gap // 3 + line_height), answer, font=small, fill=_FAINT)
         top += cell_height
-    return sheet
+    return page
 
 
-def _sheet(
+def _new_page(
     size: tuple[int, int], title: str | None, note: str | None, legend_height: int, font_size: int
 ) -> tuple[Image.Image, ImageDraw.ImageDraw, int]:
-    """A page with heading and note; room of `legend_height` from the returned y on, and of `size` at the bottom."""
+    """A new page with heading and note.
+
+    Args:
+        size: width and height of the space left free at the bottom.
+        title, note, font_size: as in `people_grid`.
+        legend_height: of the space left free for a legend under the note; 0 for none.
+
+    Returns:
+        The page, an object to draw on it, and the y at which the legend begins.
+    """
     heading, font = ImageFont.load_default(font_size + 9), ImageFont.load_default(font_size)
     title_height, note_height = round(font_size * 2.4) * bool(title), round(font_size * 1.5) * bool(note)
     header = title_height + note_height + legend_height
     header += 2 * font_size if header else font_size
     widths = [heading.getlength(title or ""), font.getlength(note or "")]
-    sheet = Image.new("RGB", (max(size[0], round(max(widths)) + 4 * font_size), header + size[1]), _PAPER)
-    draw = ImageDraw.Draw(sheet)
+    page = Image.new("RGB", (max(size[0], round(max(widths)) + 4 * font_size), header + size[1]), _PAPER)
+    draw = ImageDraw.Draw(page)
     y = font_size
     if title:
         draw.text((font_size * 2, y), title, font=heading, fill=_INK)
     if note:
         draw.text((font_size * 2, y + title_height), note, font=font, fill=_FAINT)
-    return sheet, draw, y + title_height + note_height
+    return page, draw, y + title_height + note_height
 
 
-def _percent(score: float) -> str:
-    """Nobody writes 100% or 0% for a probability that is neither."""
+def _format_probability(score: float) -> str:
+    """A probability in whole percent, from 1% to 99%: after rounding, 0% or 100% would look certain."""
     return f"{min(99, max(1, round(100 * score)))}%"
 
 
@@ -342,8 +351,8 @@ def _colour_of(index: int) -> tuple[int, int, int]:
     return _BOX_COLOURS[index % len(_BOX_COLOURS)]
 
 
-def _fit(image: Image.Image, width: int, height: int) -> Image.Image:
-    """The picture in RGB, as large as it goes into `width` x `height`."""
+def _scale_to_fit(image: Image.Image, width: int, height: int) -> Image.Image:
+    """The picture in RGB, scaled to the largest size that fits into `width` x `height`."""
     scale = min(width / image.width, height / image.height)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     return image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
@@ -354,9 +363,14 @@ def _footer_widths(cards: list, font) -> list[float]:
 
 
 def _card_lines(prediction, truth, schema, max_lines: int) -> tuple[list[tuple[str | None, str, str]], str, str]:
-    """`(mark, attribute, answer)` per line, the line under them, and the line beside the person's name."""
+    """The texts of one person's card.
+
+    Returns:
+        `(mark, attribute, answer)` for each line (mark None without `truth`), the last line, and the summary that is
+        printed beside the person's name.
+    """
     prediction = prediction.get("attributes", prediction)
-    lines, quiet, right, known = [], 0, 0, 0
+    lines, num_negative, right, known = [], 0, 0, 0
     for name, answer in prediction.items():
         attribute = schema[name] if schema is not None else None
         label, kind, wanted = answer["label"], None, ""
@@ -367,22 +381,25 @@ def _card_lines(prediction, truth, schema, max_lines: int) -> tuple[list[tuple[s
             known += kind != "unknown"
             right += kind == "right"
         if kind != "wrong" and not is_positive_answer(label, attribute):
-            quiet += 1
+            num_negative += 1
             continue
-        share = _percent(answer["score"])
+        share = _format_probability(answer["score"])
         lines.append((kind, name, f"{label} (true: {wanted})" if wanted else f"{label}  {share}"))
     kept = sorted(range(len(lines)), key=lambda index: (lines[index][0] != "wrong", index))[:max_lines]
     hidden = len(lines) - len(kept)
     footer = [f"{hidden} more not shown"] if hidden else []
-    if quiet:
-        footer.append(f"{quiet} more answered no" if truth is None else f"{quiet} more answered no, none wrong")
+    if num_negative:
+        footer.append(
+            f"{num_negative} more answered no" if truth is None else f"{num_negative} more answered no, none wrong"
+        )
     summary = f"{right} of {known} right" if known else ""
     return [lines[index] for index in sorted(kept)], "; ".join(footer), summary
 
 
 @lru_cache(maxsize=64)
 def _mark(kind: str, size: int) -> Image.Image:
-    """A tick, a cross or a dash on a transparent square; drawn large and reduced, as lines are not antialiased."""
+    """A tick, a cross or a dash on a transparent square. Drawn large and scaled down, because Pillow draws lines
+    without antialiasing."""
     scale = 8
     side = size * scale
     mark = Image.new("L", (side, side), 0)
@@ -402,6 +419,6 @@ def _mark(kind: str, size: int) -> Image.Image:
 
 
 def _mark_at(kind: str, size: int, where: tuple[int, int]) -> tuple[Image.Image, tuple[int, int], Image.Image]:
-    """Arguments of `Image.paste`."""
+    """The arguments with which `Image.paste` draws a mark at `where`."""
     mark = _mark(kind, size)
     return mark.convert("RGB"), where, mark.getchannel("A")

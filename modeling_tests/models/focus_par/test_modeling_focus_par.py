@@ -50,7 +50,7 @@ def test_scores_equal_the_equations(kind, config):
     for compute in ("mine", "reference"):
         texts = model._own_texts()
         if compute == "mine":
-            seen = model._look(**inputs)
+            seen = model._encode_pictures(**inputs)
             tokens, (scores, attention) = seen.tokens, model._score(texts, seen)
             maps = attention.mean(1)
         else:
@@ -70,9 +70,9 @@ def test_one_sequence_and_tokens_alone_are_the_same(kind, frozen):
     """What runs without gradients or with a trained tower, and what trains the tokens of a frozen one."""
     model = trained_model(kind, freeze_backbone=frozen).double()
     inputs = {name: x.double() if x.is_floating_point() else x for name, x in inputs_for(kind).items()}
-    alone = model._look(**inputs, output_maps=True)
+    alone = model._encode_pictures(**inputs, output_maps=True)
     with torch.set_grad_enabled(not frozen):
-        together = model._look(**inputs)
+        together = model._encode_pictures(**inputs)
     for mine, theirs in zip(alone[:4], together):
         torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-10)
     tokens, _, image_embeds, patch_mask, maps = alone
@@ -132,7 +132,7 @@ def test_a_fresh_global_token_answers_the_pooled_picture():
     model, inputs = tiny_focus_model("naflex"), inputs_for("naflex")
     with torch.no_grad():
         model.probe_share.zero_()
-        tokens = model._look(**inputs).tokens
+        tokens = model._encode_pictures(**inputs).tokens
         pooled = model.vlm.get_image_features(**inputs).pooler_output
     cosine = torch.cosine_similarity(tokens, pooled[:, None], dim=-1)
     torch.testing.assert_close(cosine[:, :3], torch.ones(3, 3))
@@ -239,7 +239,7 @@ def test_vectors_in_the_place_of_padding_change_nothing_at_first(kind):
         expected = model.vlm.get_text_features(ids).pooler_output
         torch.testing.assert_close(model.encode_attributes(model.schema, processor).embeds, expected)
         model.prompts.mul_(-2.0)
-        model._forget_kept()
+        model._clear_kept()
         assert (model.encode_attributes(model.schema, processor).embeds - expected).abs().max() > 1e-3
 
 
@@ -254,7 +254,7 @@ def test_a_region_without_vectors_of_its_own_has_their_mean():
     assert (embeds[0] - embeds[2]).abs().max() > 1e-4
     with torch.no_grad():
         model.prompts.copy_(model.prompts.mean(0).expand_as(model.prompts))
-    model._forget_kept()
+    model._clear_kept()
     torch.testing.assert_close(model.encode_attributes([head], processor).embeds, embeds[0], rtol=1e-4, atol=1e-5)
 
 

@@ -391,7 +391,7 @@ def test_folded_text_is_never_stale():
             return model(**inputs).logits
 
     def fresh_logits():
-        model._forget_kept()
+        model._clear_kept()
         return logits()
 
     first = logits()

@@ -1,1 +1,1 @@
-"""What every model family stands on: the model that a family inherits, backbones, losses, outputs, numerics."""
+"""What all model families share: base classes, configuration, processor, losses, decisions, outputs, numerics."""

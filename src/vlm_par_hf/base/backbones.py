@@ -1,4 +1,4 @@
-"""Models over a pretrained vision-language backbone `self.vlm`: built by name, frozen, saved in full or without it."""
+"""Build, freeze, save and load models over a backbone: full checkpoints and checkpoints of the heads alone."""
 
 import hashlib
 import json
@@ -22,18 +22,18 @@ __all__ = ["BackbonePreTrainedModel", "backbone_source", "hash_weights"]
 
 
 class BackbonePreTrainedModel(ParPreTrainedModel):
-    """Building, freezing, saving and loading of a model that stands on a backbone.
+    """Base of the models over a pretrained vision-language backbone.
 
-    Beside what `ParPreTrainedModel` asks for, a family owes
+    In addition to what `ParPreTrainedModel` asks for, a family must provide
         - the attribute `vlm`, a vision-language model with `vision_model` and `text_model`;
         - in its `config_class` the fields `vlm_config`, `backbone_name`, `backbone_revision`, `backbone_hash`,
           `save_backbone` and `freeze_backbone`;
-        - `_prepare_texts(processor)`, called once the model is built (with the processor) or loaded (None: the token
-          ids are in the configuration);
+        - `_prepare_texts(processor)`, called after the model was built (with the processor) and after it was loaded
+          (with None: the token ids are in the configuration);
         - `_part_of(name, parameter)`, `parameter_rates` and `fusion_width`, from which `parameter_groups` follows.
     """
 
-    base_model_prefix = "vlm"  # so that the checkpoint of a plain backbone loads into `vlm`
+    base_model_prefix = "vlm"  # so that the checkpoint of a backbone without heads loads into `vlm`
     supports_gradient_checkpointing = True
 
     # Part of the model -> the keyword of `parameter_groups` that is its learning rate.
@@ -41,20 +41,20 @@ class BackbonePreTrainedModel(ParPreTrainedModel):
 
     @abstractmethod
     def _prepare_texts(self, processor: Any) -> None:
-        """Tokenizes (with a processor) and encodes the texts of the label space."""
+        """Encodes the texts of the label space; tokenizes them first if a processor is given."""
 
     # Freezing
 
     def train(self, mode: bool = True) -> Self:
-        """As `torch.nn.Module.train`, but what is frozen stays frozen and in eval mode."""
+        """As `torch.nn.Module.train`, but frozen parts of the backbone stay frozen and in eval mode."""
         super().train(mode)
         self._freeze_backbone()
-        self._forget_kept()
+        self._clear_kept()
         return self
 
     def _freeze_backbone(self) -> None:
-        # Loading makes new parameters that want gradients, hence again at each `train()`; `from_pretrained` ends
-        # with `eval()`, which is `train(False)`.
+        # Called from `train()` as well, because loading replaces the parameters by new ones that require gradients:
+        # `from_pretrained` ends with `eval()`, which is `train(False)`.
         self.vlm.requires_grad_(False)
         self.vlm.eval()
         if not self.config.freeze_backbone:
@@ -63,18 +63,20 @@ class BackbonePreTrainedModel(ParPreTrainedModel):
             self._freeze_unused()
 
     def _freeze_unused(self) -> None:
-        """Freezes what no score depends on, and frees what else is trained, where the vision tower is trained."""
+        """Called if the vision tower is trained: freezes its parameters that no score depends on, and unfreezes what
+        else must be trained with it."""
 
     # Optimisation
 
     @property
     @abstractmethod
     def fusion_width(self) -> int:
-        """Over how many entries a product of the fusion runs."""
+        """Number of terms in an inner product of the fusion; the default of `fusion_learning_rate` depends on it."""
 
     @abstractmethod
     def _part_of(self, name: str, parameter: nn.Parameter) -> tuple[str, bool]:
-        """The part of the model that a parameter belongs to, a key of `parameter_rates`, and whether it decays."""
+        """The part of the model that a parameter belongs to (a key of `parameter_rates`), and whether weight decay
+        applies to it."""
 
     def parameter_groups(
         self,
@@ -84,19 +86,20 @@ class BackbonePreTrainedModel(ParPreTrainedModel):
         backbone_learning_rate: float = 1e-5,
         weight_decay: float = 0.01,
     ) -> list[dict[str, Any]]:
-        """Every trainable parameter once, grouped for an optimizer such as AdamW.
+        """Every trainable parameter exactly once, grouped for an optimizer such as AdamW.
 
         Args:
-            learning_rate: of what is new and small: classifiers and gates (VLM-PAR), mix tokens and prompts (FOCUS).
-            fusion_learning_rate: of the cross-attention; None takes 0.128 / width. Adam moves every entry of every
-                projection by this at each step, and a product over D entries by D times as much, so a wide backbone
-                wants a smaller one: 1e-3 at the embedded backbone's 128, 1.7e-4 at 768.
-            backbone_learning_rate: of the vision tower where it is trained.
+            learning_rate: of small new parts: classifiers and gates (VLM-PAR), mix tokens and prompts (FOCUS).
+            fusion_learning_rate: of the cross-attention; None takes 0.128 / width. Adam moves every entry of a
+                projection by about this much at each step, so an inner product over D entries moves by about D times
+                as much. A wide backbone therefore needs a smaller rate: 1e-3 for the embedded backbone (width 128),
+                1.7e-4 for width 768.
+            backbone_learning_rate: of the vision tower, if it is trained.
             weight_decay: of matrices; biases, gates, tokens, prompts and LayerNorm have none.
         """
         if fusion_learning_rate is None:
             fusion_learning_rate = 0.128 / self.fusion_width
-        given = {
+        rates = {
             "learning_rate": learning_rate,
             "fusion_learning_rate": fusion_learning_rate,
             "backbone_learning_rate": backbone_learning_rate,
@@ -109,7 +112,7 @@ class BackbonePreTrainedModel(ParPreTrainedModel):
             {
                 "name": part,
                 "params": parameters,
-                "lr": given[self.parameter_rates[part]],
+                "lr": rates[self.parameter_rates[part]],
                 "weight_decay": weight_decay if decays else 0.0,
             }
             for (part, decays), parameters in groups.items()
@@ -119,21 +122,22 @@ class BackbonePreTrainedModel(ParPreTrainedModel):
 
     @property
     def _keys_to_ignore_on_save(self) -> set[str] | None:
-        # transformers asks for it when it saves, and when Trainer loads what it saved.
+        # transformers reads this when it saves, and when Trainer loads its own checkpoint again.
         return None if self.config.save_backbone else {f"vlm.{name}" for name in self.vlm.state_dict()}
 
     @_keys_to_ignore_on_save.setter
     def _keys_to_ignore_on_save(self, value: Any) -> None:
-        pass  # `post_init` assigns the class's value; ours follows the configuration
+        pass  # `post_init` assigns the class's value, but the value here depends on the configuration
 
     def _save_files(self, save_directory: str | Path, **kwargs: Any) -> None:
-        """With `config.save_backbone=False` the heads alone.
+        """Saves the model; with `config.save_backbone=False` without the backbone's weights.
 
         Raises:
             ValueError: heads alone, but the backbone has no name to load it from, or was trained.
         """
         config = self.config
-        self._prepare_texts(None)  # what the model answers with is in its file, also before its first answer
+        # Encode the texts now if no forward pass has done so: their states are buffers of the checkpoint.
+        self._prepare_texts(None)
         if not config.save_backbone:
             if config.backbone_name is None:
                 raise ValueError(
@@ -153,10 +157,10 @@ class BackbonePreTrainedModel(ParPreTrainedModel):
         super()._save_files(save_directory, **kwargs)
 
     def check_pushable(self) -> None:
-        """Refuses to publish heads whose backbone nobody else can load.
+        """Refuses to publish heads whose backbone exists on this machine only.
 
         Raises:
-            ValueError: heads alone over a backbone that is a folder of this machine.
+            ValueError: `save_backbone` is False and `backbone_name` is a local folder.
         """
         config = self.config
         name = config.backbone_name
@@ -177,14 +181,14 @@ class BackbonePreTrainedModel(ParPreTrainedModel):
         revision: str | None = None,
         **kwargs: Any,
     ) -> Self:
-        """A fresh model over a pretrained backbone, its texts tokenized and encoded.
+        """A fresh model over a pretrained backbone, with its texts tokenized and encoded.
 
         Args:
-            name: a repository or folder of a kind that the configuration takes, or `"embedded"`.
+            name: a repository or folder with a backbone of a supported model type, or `"embedded"`.
             attributes: `AttributeSchema` or list of dicts.
             tokenizer: the backbone's tokenizer, or the model's processor; None loads the one of the checkpoint.
             revision: of the repository.
-            kwargs: fields of the configuration; the others go to `from_pretrained` (`dtype`, `token`, ...).
+            kwargs: fields of the configuration; all others go to `from_pretrained` (`dtype`, `token`, ...).
 
         Raises:
             ValueError: the checkpoint is of another kind, or does not hold all weights of its configuration.
@@ -198,7 +202,7 @@ class BackbonePreTrainedModel(ParPreTrainedModel):
         if name != "embedded" and Path(name).is_dir():
             name = str(Path(name).resolve())
         vlm_config = AutoConfig.from_pretrained(embedded_path("backbone") if name == "embedded" else name, **hub)
-        # A path of this machine has no place in a checkpoint; `backbone_name` says what the backbone is.
+        # Keep local paths out of saved checkpoints; `backbone_name` says which backbone it is.
         vlm_config.name_or_path = ""
         config = cls.config_class(
             vlm_config=vlm_config,
@@ -213,13 +217,20 @@ class BackbonePreTrainedModel(ParPreTrainedModel):
 
     @classmethod
     def _take_settings(cls, kwargs: dict[str, Any]) -> dict[str, Any]:
-        """Takes the fields of the configuration out of the keywords."""
+        """Removes the fields of the configuration from `kwargs` and returns them."""
         own = {one.name for one in fields(cls.config_class)} - {one.name for one in fields(PreTrainedConfig)}
         return {key: kwargs.pop(key) for key in list(kwargs) if key in own}
 
     @classmethod
     def _load_backbone(cls, source: str, config: PreTrainedConfig, **kwargs: Any) -> tuple[Self, set[str]]:
-        """A model with the backbone of `source`; the names of the tensors that are still to be filled."""
+        """Loads the backbone of `source` into a new model.
+
+        Returns:
+            The model, and the names of its tensors that the backbone's checkpoint does not hold.
+
+        Raises:
+            ValueError: the checkpoint does not hold all tensors of its backbone, or a file of weights is damaged.
+        """
         with loading_weights(source) as report:
             try:
                 model, info = cls._from_pretrained(source, config=config, **kwargs)
@@ -235,10 +246,10 @@ class BackbonePreTrainedModel(ParPreTrainedModel):
     def from_pretrained(
         cls, pretrained_model_name_or_path: str | Path | None, *model_args: Any, config: Any = None, **kwargs: Any
     ) -> Self:
-        """As `PreTrainedModel.from_pretrained`, for both saved forms.
+        """As `PreTrainedModel.from_pretrained`, for full checkpoints and for checkpoints of the heads alone.
 
-        A checkpoint of the heads alone fetches its backbone by name and checks it. Fields of the configuration given
-        as keywords override the saved ones.
+        For the heads alone, the backbone is loaded by its name, and its weights must equal those that the heads were
+        trained on. Fields of the configuration that are given as keywords override the saved ones.
 
         Raises:
             ValueError: the folder holds another kind of model, a tensor is missing, unknown or of another size, or the
@@ -260,29 +271,38 @@ class BackbonePreTrainedModel(ParPreTrainedModel):
             model, info = cls._load_heads(name, config, **kwargs)
         else:
             model, info = cls._load_whole(name, *model_args, config=config, **kwargs)
-            if is_own:  # else a plain backbone, to which the heads are new
+            if is_own:  # the checkpoint of a backbone has no heads, so missing tensors are no error there
                 check_keys(name, info["missing_keys"], info["unexpected_keys"])
         model._prepare_texts(None)
         return (model, info) if with_info else model
 
     @classmethod
-    def _how_to_make_one(cls) -> str:
+    def _creation_hint(cls) -> str:
         return f"; to start from a backbone, call {cls.__name__}.from_backbone(name, attributes=...)"
 
     @classmethod
     def _load_heads(cls, name: str | Path, config: PreTrainedConfig, **kwargs: Any) -> tuple[Self, dict[str, Any]]:
-        """A checkpoint of the heads alone, over the backbone that it names."""
+        """Loads a checkpoint of the heads alone and the backbone that it names.
+
+        Returns:
+            The model, and loading info in the form of transformers.
+
+        Raises:
+            ValueError: the backbone has other weights than the heads were trained on, or the heads do not fit.
+        """
         hub = {key: kwargs[key] for key in HUB_KEYS if key in kwargs}
         source = backbone_source(config)
-        access = {key: hub[key] for key in hub.keys() - {"revision", "subfolder"}}  # those are of the heads
+        access = {
+            key: hub[key] for key in hub.keys() - {"revision", "subfolder"}
+        }  # these two are of the heads' repository
         found = hash_weights(source, config.backbone_revision, **access) if config.backbone_hash else None
         if found != config.backbone_hash:
             raise ValueError(
                 f"backbone {config.backbone_name!r} (revision {config.backbone_revision}) has weights {found}, but "
                 f"the heads in {name} were trained on {config.backbone_hash} (backbone_hash)"
             )
-        own_keys = ("revision", "subfolder", "state_dict", "use_safetensors", "variant")
-        options = {key: value for key, value in kwargs.items() if key not in own_keys}
+        heads_only = ("revision", "subfolder", "state_dict", "use_safetensors", "variant")
+        options = {key: value for key, value in kwargs.items() if key not in heads_only}
         model, missing = cls._load_backbone(source, config, revision=config.backbone_revision or "main", **options)
         with loading_weights(name):
             heads = load_file(cached_file(name, "model.safetensors", **hub))
@@ -297,13 +317,14 @@ class BackbonePreTrainedModel(ParPreTrainedModel):
 
 
 def backbone_source(config: PreTrainedConfig) -> str:
-    """The folder or repository that `config.backbone_name` stands for."""
+    """The folder or repository to load the backbone `config.backbone_name` from."""
     return str(embedded_path("backbone")) if config.backbone_name == "embedded" else config.backbone_name
 
 
 def hash_weights(source: str, revision: str | None = None, **access: Any) -> str:
-    """sha256 over the tensors of a safetensors checkpoint: names, dtypes, shapes and bytes, in the order of the names,
-    whatever the number of files and the dtype that a model would load them in.
+    """sha256 over the tensors of a safetensors checkpoint: names, dtypes, shapes and bytes, in the order of the names.
+
+    The hash does not depend on how the tensors are divided into files, nor on the dtype that a model loads them in.
 
     Args:
         source: folder or repository.
@@ -311,12 +332,12 @@ def hash_weights(source: str, revision: str | None = None, **access: Any) -> str
         access: how to reach it, as in `from_pretrained` (`token`, `cache_dir`, `local_files_only`, ...).
 
     Raises:
-        ValueError: there are no safetensors weights.
+        ValueError: there are no safetensors weights, or a file is truncated.
     """
     options = {**access, "revision": revision, "_raise_exceptions_for_missing_entries": False}
     names = ["model.safetensors"]
     index = cached_file(source, "model.safetensors.index.json", **options)
-    # In the order in which transformers looks: one file first, then shards.
+    # As transformers does: prefer one single file over shards.
     if index is not None and cached_file(source, names[0], **options) is None:
         names = sorted(set(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values()))
     tensors = []

@@ -13,21 +13,26 @@ __all__ = ["BackboneConfig", "LabelSpaceConfig"]
 
 
 class LabelSpaceConfig:
-    """The label space of a configuration; before `PreTrainedConfig` among the bases.
+    """Gives a configuration its label space.
 
-    The inheriting class has a field `attributes`, and calls `_take_attributes` before `super().__post_init__`.
+    The inheriting class must name this class before `PreTrainedConfig` among its bases, have a field `attributes`, and
+    call `_take_attributes` before `super().__post_init__`.
     """
 
     attributes: Any
 
     def _take_attributes(self, kwargs: dict[str, Any]) -> AttributeSchema | None:
-        """Makes `attributes` plain JSON and derives transformers' names of the labels from it.
+        """Turns `attributes` into plain JSON and sets `id2label` and `label2id` from it.
 
         Args:
-            kwargs: of `__post_init__`; what would contradict the label space is taken out.
+            kwargs: of `__post_init__`. `num_labels`, `id2label` and `label2id` are removed from it: they could
+                contradict the label space.
 
         Returns:
-            The label space, None where the configuration names none.
+            The label space; None if `attributes` is None.
+
+        Raises:
+            ValueError, TypeError: as for `AttributeSchema`.
         """
         if self.attributes is None:
             return None
@@ -41,7 +46,7 @@ class LabelSpaceConfig:
 
     @property
     def schema(self) -> AttributeSchema:
-        """The label space as an object; a new one at each call.
+        """The label space as an object, built anew at each access.
 
         Raises:
             ValueError: the configuration has no attributes.

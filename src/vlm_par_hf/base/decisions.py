@@ -1,6 +1,7 @@
-"""From scores to answers in torch, and decisions that are fitted on validation.
+"""From scores to answers in torch, and gains and offsets of the scores that are fitted on the validation split.
 
-The rule is that of `vlm_par_hf.labels.decisions`, which metrics and processor use; the tests hold the two together.
+`decide` follows the same rule as `vlm_par_hf.labels.decisions.decide`, which metrics and processor use; a test
+compares the two.
 """
 
 from typing import Any
@@ -11,14 +12,15 @@ from torch.nn import functional as F
 
 from vlm_par_hf.labels.schema import UNKNOWN_LABEL, AttributeSchema
 
-from .losses import compute_class_weights, compute_priors
+from .priors import compute_class_weights, compute_priors
 
 
 __all__ = ["decide", "fit_decisions", "label_probabilities", "transfer_decisions"]
 
 
 def label_probabilities(logits: torch.Tensor, schema: AttributeSchema) -> torch.Tensor:
-    """float32 `(B, A, C)` from logits of that shape; 0 past an attribute's own labels, whatever stands there."""
+    """Softmax over each attribute's own labels: float32 `(B, A, C)`, exactly 0 past them, from logits of that
+    shape."""
     mask = torch.from_numpy(schema.label_mask()).to(logits.device)
     return logits.float().masked_fill(~mask, -torch.inf).softmax(-1)
 
@@ -40,13 +42,23 @@ def decide(probabilities: torch.Tensor, schema: AttributeSchema) -> torch.Tensor
 def fit_decisions(
     logits: Any, labels: Any, schema: AttributeSchema, *, weighting: str | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Gain of each attribute and offset of each of its labels that make similarities decide, for any model's logits.
+    """Fits a gain per attribute and an offset per label, so that `gain * logits + offset` decides well.
 
-    Args and errors as in `FocusParModel.fit_decisions`.
+    Any model's logits will do. Minimises, for each attribute, the cross-entropy of its known labels plus a small
+    penalty that keeps the gain near 1 and the offsets near 0.
+
+    Args:
+        logits: `(N, A, C)`, what the model answered on the validation split.
+        labels: integer `(N, A)`, -100 = unknown.
+        schema: the label space.
+        weighting: class weights as in `ParLoss`, from the priors of these labels; None: none.
 
     Returns:
-        float64 gain `(A,)`, above 0, and offset `(Z,)`, labels of all attributes in a row; 1 and 0 for an attribute of
-        which the data know one label only.
+        float64 gain `(A,)`, above 0, and float64 offset `(Z,)`, the labels of all attributes one after another. An
+        attribute with fewer than two different known labels has gain 1 and offsets 0.
+
+    Raises:
+        ValueError: the arrays do not fit the label space.
     """
     logits = torch.as_tensor(np.asarray(logits)).double()
     labels = np.asarray(labels)
@@ -75,40 +87,42 @@ def fit_decisions(
 def transfer_decisions(
     gain: torch.Tensor, offset: torch.Tensor, schema: AttributeSchema, asked: AttributeSchema
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Decisions for a label space of which only some attributes were fitted.
+    """Gains and offsets for a label space of which only some attributes were fitted.
 
-    An attribute with the labels and prompts of a fitted one has its decisions. Any other has the mean gain; a binary
-    one also the usual threshold, the median over the fitted binary attributes: how much more like "yes" than like "no"
-    a picture must be. Backbones like to say "no", and what is fitted for some attributes is true of others, too.
+    An attribute with the same labels and prompts as a fitted one takes that one's gain and offsets. Every other
+    attribute takes the geometric mean of the fitted gains, and if it is binary also the median threshold of the fitted
+    binary attributes: by how much the similarity with "yes" must exceed that with "no". Backbones tend to prefer "no",
+    for fitted and new attributes alike, so a threshold of 0 would answer "yes" too rarely.
 
     Args:
         gain: `(A,)`, above 0, and offset `(Z,)`: of the attributes of `schema`, as from `fit_decisions`.
-        schema: what was fitted.
-        asked: what is asked.
+        schema: the label space that was fitted.
+        asked: the label space that gains and offsets are wanted for.
 
     Returns:
-        gain and offset of the attributes of `asked`.
+        gain and offset of the attributes of `asked`, shapes as above.
     """
     fitted = {(one.labels, one.prompts): a for a, one in enumerate(schema)}
     offsets = offset.split(schema.num_labels)
-    usual = gain.log().mean().exp()
+    mean_gain = gain.log().mean().exp()
     thresholds = [(offsets[a][0] - offsets[a][1]) / gain[a] for a, one in enumerate(schema) if one.is_binary]
     threshold = torch.stack(thresholds).quantile(0.5) if thresholds else gain.new_zeros(())
-    gains, moved = [], []
+    gains, asked_offsets = [], []
     for one in asked:
         a = fitted.get((one.labels, one.prompts))
-        gains.append(usual if a is None else gain[a])
+        gains.append(mean_gain if a is None else gain[a])
         if a is not None:
-            moved.append(offsets[a])
+            asked_offsets.append(offsets[a])
         elif one.is_binary:
-            moved.append(usual * torch.stack([threshold, -threshold]) / 2)
+            asked_offsets.append(mean_gain * torch.stack([threshold, -threshold]) / 2)
         else:
-            moved.append(gain.new_zeros(one.num_labels))
-    return torch.stack(gains), torch.cat(moved)
+            asked_offsets.append(gain.new_zeros(one.num_labels))
+    return torch.stack(gains), torch.cat(asked_offsets)
 
 
 def _fit_affine(logits, truth, weight):
-    """Gain above 0 and offsets of one attribute, float64, by L-BFGS."""
+    """Gain above 0, a scalar, and offsets `(K,)` of one attribute, float64, by L-BFGS."""
+    # log(gain), then the offsets in units of the logits' standard deviation.
     parameters = torch.zeros(1 + logits.shape[1], dtype=torch.float64, requires_grad=True)
     scale = logits.std().clamp_min(1e-6)
     cell_weight = torch.ones_like(logits[:, 0]) if weight is None else weight[truth]

@@ -1,4 +1,4 @@
-"""Values computed from parameters and buffers, kept for as long as these stay what they were."""
+"""A cache for values that are computed from parameters and buffers, valid until one of these changes."""
 
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -11,11 +11,11 @@ __all__ = ["Kept"]
 
 
 class Kept:
-    """A small store that empties itself when one of the tensors that its values come from has changed.
+    """A cache that empties itself when one of the tensors that its values were computed from has changed.
 
-    Change is what torch counts (`tensor._version`: operations in place, `copy_`, an optimizer's step) and another
-    tensor in the place of one. What is not counted must be told with `clear`: `model.to(...)` exchanges the data under
-    a parameter, and so does `parameter.data.copy_(...)`.
+    A change is noticed if torch counts it in `tensor._version` (operations in place, `copy_`, a step of an optimizer),
+    or if a tensor was replaced by another object. Other changes are not noticed and need a call of `clear`:
+    `model.to(...)` and `parameter.data.copy_(...)` exchange a parameter's data without counting.
     """
 
     def __init__(self) -> None:
@@ -24,9 +24,10 @@ class Kept:
         self._versions: tuple[int, ...] = ()
 
     def of(self, sources: Sequence[torch.Tensor]) -> OrderedDict[Any, Any]:
-        """The values that were computed from exactly these tensors, to be read and added to.
+        """The values computed from exactly these tensors: a dict to read from and to add to.
 
-        Tensors that were made in inference mode count no changes: for those it is an empty dict that nobody keeps.
+        Tensors that were made in inference mode do not count their changes. For those the result is a new empty dict
+        at each call, so nothing is cached.
         """
         if any(source.is_inference() for source in sources):
             self.clear()
@@ -39,6 +40,6 @@ class Kept:
         return self.values
 
     def clear(self) -> None:
-        """Forgets everything."""
+        """Removes all values."""
         self.values = OrderedDict()
         self._sources, self._versions = (), ()

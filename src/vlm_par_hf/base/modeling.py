@@ -1,4 +1,4 @@
-"""The model that every family inherits: what a family owes, what it may offer, and what all of them do alike."""
+"""The base class of every model: what a family must provide, what it may provide, and what all families share."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -26,27 +26,27 @@ HUB_KEYS = ("cache_dir", "force_download", "local_files_only", "token", "revisio
 class ParPreTrainedModel(PushToHub, TransformersModel):
     """Base of every model of this package.
 
-    A family owes
-        - `config_class`, whose `schema` is the label space, and `processor_class` (None: what it is loaded from has a
+    A family must provide
+        - `config_class`, whose `schema` is the label space, and `processor_class` (None: its checkpoints carry the
           processor of another family);
         - `forward(pixel_values, ..., labels=None, **kwargs) -> ParOutput`, logits float32 `(B, A, C)` whatever the
           dtype of the model.
 
-    A family may offer more, and says so by a class attribute; the pipeline, the trainer and the commands ask for these
-    and for nothing else:
+    A family may provide more, and announces it by a class attribute. Pipeline, trainer and commands read only these
+    attributes to find out what a model can do:
 
     | attribute | what the model then has |
     |---|---|
     | `supports_training` | parameters to train: `parameter_groups`, `forward(labels=)` with gradients |
     | `supports_features` | `get_image_features(**inputs)` -> patch_embeds, image_embeds, patch_mask; `forward` and
-      `explain` take these in place of pixels, and `vision_tower` is what computes them |
+      `explain` take these in place of pixels, and `vision_tower` is the module that computes them |
     | `supports_explain` | `explain(attribute=None, **inputs)` -> float32 `(B, A, N)`, the relevance of each patch |
     | `supports_attributes` | attributes named at call time: `encode_attributes(attributes, processor)`, whose result
       `forward` and `explain` take as `attributes=`; `set_attributes(attributes, processor)` |
-    | `supports_fold` | `fold()` -> the same answers without what only training needs |
-    | `supports_decisions` | `fit_decisions(logits, labels)`, fitted on validation |
-    | `supports_pooled_statistics` | `fit_pooled_statistics(batches)`, fitted on training images |
-    | `starts_from_priors` | `init_bias_from_priors(priors)`, which a fresh model wants |
+    | `supports_fold` | `fold()` -> a model with the same answers that holds only what inference needs |
+    | `supports_decisions` | `fit_decisions(logits, labels)`, to be called with the validation split |
+    | `supports_pooled_statistics` | `fit_pooled_statistics(batches)`, to be called with training images |
+    | `starts_from_priors` | `init_bias_from_priors(priors)`, to be called on a fresh model before training |
     """
 
     processor_class: ClassVar[type | None] = None
@@ -67,20 +67,20 @@ class ParPreTrainedModel(PushToHub, TransformersModel):
 
     @property
     def starts_from_priors(self) -> bool:
-        """Whether a fresh model has no opinion of its own, and should start from how often each label occurs."""
+        """Whether a fresh model gives all labels the same score, so that it should start from the labels' priors."""
         return False
 
     # Loss
 
     def _build_loss(self) -> nn.Module:
-        """The loss of `config.loss`; a family with a loss of its own overrides it."""
+        """The loss with the settings of `config.loss`; a family with another loss class overrides it."""
         return ParLoss(self.schema, **self.config.loss)
 
     @property
     def loss_module(self) -> nn.Module:
-        """The loss, built once for a configuration and a label space; in the mode of the model."""
+        """The loss, in training mode if the model is. Built again only when `config.loss` or the schema changed."""
         settings = (self.config.loss, self.schema)
-        # In a tuple, so that it is no submodule: it belongs to the training, not to the checkpoint.
+        # In a tuple, so that torch does not register it as a submodule: it must not enter the checkpoint.
         if self._built_loss is None or self._built_loss[0] != settings:
             self._built_loss = ((dict(self.config.loss), self.schema), self._build_loss())
         return self._built_loss[1].train(self.training)
@@ -90,7 +90,10 @@ class ParPreTrainedModel(PushToHub, TransformersModel):
     def _check_pixels(
         self, backbone_type: str, pixel_values: torch.Tensor, spatial_shapes: torch.Tensor | None
     ) -> bool:
-        """Refuses pixels that are not of the form that the backbone takes; returns whether that form is NaFlex.
+        """Checks that the inputs have the form that the backbone takes.
+
+        Returns:
+            Whether that form is NaFlex.
 
         Raises:
             ValueError: the wrong number of dimensions, or NaFlex without `spatial_shapes`.
@@ -113,7 +116,7 @@ class ParPreTrainedModel(PushToHub, TransformersModel):
         pixel_attention_mask: torch.Tensor | None,
         spatial_shapes: torch.Tensor | None,
     ) -> Any:
-        """The whole vision tower, without gradients where it is frozen."""
+        """The outputs of the vision tower; computed without gradients if it is frozen."""
         if naflex:
             inputs = {"pixel_attention_mask": pixel_attention_mask, "spatial_shapes": spatial_shapes}
         else:
@@ -124,7 +127,7 @@ class ParPreTrainedModel(PushToHub, TransformersModel):
 
     @staticmethod
     def _patch_mask(patches: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-        """Which patches count, bool `(B, N)`; None: all."""
+        """Which patches count, bool `(B, N)`: those of `mask`, or all if it is None."""
         if mask is not None:
             return mask.bool()
         return torch.ones(patches.shape[:2], dtype=torch.bool, device=patches.device)
@@ -133,23 +136,23 @@ class ParPreTrainedModel(PushToHub, TransformersModel):
     def _choose_attributes(
         relevance: torch.Tensor, schema: Any, attribute: str | int | Sequence[str | int] | None
     ) -> torch.Tensor:
-        """The rows of `(B, A, N)` that `explain` was asked for."""
+        """Selects the rows of `relevance` `(B, A, N)` that `explain` was asked for."""
         if attribute is None:
             return relevance
         chosen = [attribute] if isinstance(attribute, (str, int)) else list(attribute)
         return relevance[:, [schema.index(one) if isinstance(one, str) else one for one in chosen]]
 
-    # What is kept while the parameters stay as they are
+    # Values that are cached until a parameter changes
 
-    def _forget_kept(self) -> None:
+    def _clear_kept(self) -> None:
         self._kept.clear()
 
     def _apply(self, fn, recurse=True):
-        self._forget_kept()  # `.to()` exchanges the data under a parameter without counting a version
+        self._clear_kept()  # `.to()` exchanges a parameter's data, which `Kept` does not notice
         return super()._apply(fn, recurse)
 
     def load_state_dict(self, state_dict, strict=True, assign=False):
-        self._forget_kept()
+        self._clear_kept()
         return super().load_state_dict(state_dict, strict, assign)
 
     # Saving and loading
@@ -181,14 +184,18 @@ class ParPreTrainedModel(PushToHub, TransformersModel):
 
     @classmethod
     def _check_kind(cls, name: str | Path, saved: dict[str, Any]) -> None:
-        """Refuses the saved configuration of another kind of model."""
+        """Refuses a saved configuration whose model type is not that of this class.
+
+        Raises:
+            ValueError: names both model types.
+        """
         found, expected = saved.get("model_type"), cls.config_class.model_type
         if found != expected:
-            raise ValueError(f"{name} holds a {found!r} model, expected {expected!r}{cls._how_to_make_one()}")
+            raise ValueError(f"{name} holds a {found!r} model, expected {expected!r}{cls._creation_hint()}")
 
     @classmethod
-    def _how_to_make_one(cls) -> str:
-        """What the message says that refuses a checkpoint of another kind."""
+    def _creation_hint(cls) -> str:
+        """End of the message of `_check_kind`: how to make a checkpoint of this class. Starts with punctuation."""
         return ""
 
     @classmethod
@@ -200,28 +207,31 @@ class ParPreTrainedModel(PushToHub, TransformersModel):
 
     @classmethod
     def _load_whole(cls, name: str | Path | None, *model_args: Any, **kwargs: Any) -> tuple[Self, dict[str, Any]]:
-        """A model and transformers' account of its tensors.
+        """Loads a full checkpoint; returns the model and transformers' loading info.
 
         Raises:
-            ValueError: the weights do not fit the configuration, or a file of them is damaged.
+            ValueError: the weights do not fit the configuration, or a file of weights is damaged.
         """
         with loading_weights(name) as report:
             try:
                 return cls._from_pretrained(name, *model_args, **kwargs)
             except RuntimeError as error:
                 if not report:
-                    raise  # not about the weights
+                    raise  # no load report, so the error is not about the weights
                 raise ValueError(f"{name}: the weights do not fit the configuration: {error} {report}") from error
 
     @classmethod
     def _from_pretrained(cls, name: str | Path | None, *model_args: Any, **kwargs: Any) -> tuple[Self, dict[str, Any]]:
-        """That of transformers, whatever a family makes of it."""
+        """transformers' own `from_pretrained`, which does not call our override; returns model and loading info."""
         return super().from_pretrained(name, *model_args, output_loading_info=True, **kwargs)
 
 
 @contextmanager
 def loading_weights(source: str | Path | None) -> Iterator[list[str]]:
-    """Collects the load report, and names the checkpoint where a file of weights is damaged.
+    """Collects transformers' load report instead of printing it, and explains an error about a damaged file.
+
+    Yields:
+        The texts of the report; empty as long as there is none.
 
     Raises:
         ValueError: a file of weights in `source` is damaged.
@@ -236,10 +246,10 @@ def loading_weights(source: str | Path | None) -> Iterator[list[str]]:
 
 
 def check_keys(name: Any, missing: Iterable[str], unexpected: Iterable[str]) -> None:
-    """Refuses the checkpoint `name` where tensors are missing or unknown.
+    """Refuses the checkpoint `name` if tensors are missing or unknown.
 
     Raises:
-        ValueError: names the first ones.
+        ValueError: the message names the first three.
     """
     for problem, keys in (("lacks", sorted(missing)), ("has unknown", sorted(unexpected))):
         if keys:

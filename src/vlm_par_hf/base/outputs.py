@@ -1,4 +1,4 @@
-"""What every model family of this package returns."""
+"""The output of every model of this package."""
 
 from dataclasses import dataclass
 
@@ -17,13 +17,14 @@ class ParOutput(ModelOutput):
     T question tokens.
 
     Args:
-        loss: float32 scalar, where `labels` were given.
+        loss: float32 scalar; None if no `labels` were given.
         logits: float32 `(B, A, C)`; entries past an attribute's own number of labels hold -1e4, so a softmax over the
             last axis gives them probability 0.
         image_embeds: `(B, D)`, the tower's pooled output, not normalised.
-        attentions: where asked for: `(B, A, H, N)` when the question looks at the patches, `(B, A, H, N, T)` when the
-            patches look at the question's tokens, `(B, A, C, H, K)` when each label's text looks at K mix tokens.
-        hidden_states: a family's own intermediate states, where it returns any.
+        attentions: None unless asked for. `(B, A, H, N)` when the question looks at the patches, `(B, A, H, N, T)`
+            when the patches look at the question's tokens, `(B, A, C, H, K)` when each label's text looks at K mix
+            tokens.
+        hidden_states: intermediate states of a family that returns some; None otherwise.
     """
 
     loss: torch.Tensor | None = None

@@ -1,4 +1,4 @@
-"""The processor that every family shares: images of any kind and texts in, named attributes of people out."""
+"""The processor of every family: prepares images and texts, and turns logits into named attributes of people."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -22,28 +22,29 @@ from .outputs import ParOutput
 
 __all__ = ["ParProcessor"]
 
-DEFAULT_MAX_NUM_PATCHES = 128  # a 256x128 crop is exactly 16x8 patches of 16: nothing squashed, nothing padded
+DEFAULT_MAX_NUM_PATCHES = 128  # a 256x128 crop is exactly 16x8 patches of 16 pixels, without distortion or padding
 IMAGE_PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
 TEXT_LENGTH = 64  # what SigLIP and SigLIP 2 were trained with
 
 
 class ParProcessor(PushToHub, ProcessorMixin):
-    """Prepares images and texts for a model of this package and names what it found; a family subclasses it.
+    """Prepares images and texts for a model of this package and names the model's answers; a family subclasses it.
 
     Args:
         image_processor: the backbone's, such as `Siglip2ImageProcessor` (NaFlex) or `SiglipImageProcessor` (fixed
             resolution).
         tokenizer: the backbone's. Texts are lower-cased and padded to the right here, because the tokenizers of the
             fixed-resolution SigLIP 2 repositories do neither.
-        patch_grid: rows and columns of patches, for NaFlex only: every image is squashed to that grid, whatever its
-            aspect ratio, as a file that was exported for one grid needs it. None: each image keeps its own.
+        patch_grid: rows and columns of patches, for NaFlex only: every image is resized to that grid, whatever its
+            aspect ratio. An exported model that was made for one grid needs that. None: each image keeps its aspect
+            ratio.
 
     Raises:
-        ValueError: `patch_grid` is not two positive numbers, or the image processor knows no patches.
+        ValueError: `patch_grid` is not two positive numbers, or the image processor makes no patches.
     """
 
-    model_type: str  # of the family, in the names of the files that `AutoProcessor` reads
+    model_type: str  # of the family; part of the file names that `AutoProcessor` reads
     patch_grid: list[int] | None = None
 
     def __init__(self, image_processor, tokenizer, patch_grid=None):
@@ -91,7 +92,7 @@ class ParProcessor(PushToHub, ProcessorMixin):
         if hasattr(image_processor, "max_num_patches"):
             own = min(image_processor.max_num_patches, DEFAULT_MAX_NUM_PATCHES)
             image_processor.max_num_patches = own if max_num_patches is None else max_num_patches
-        if getattr(image_processor, "do_center_crop", False):  # CLIP's; it would cut off head and feet
+        if getattr(image_processor, "do_center_crop", False):  # as CLIP's does; it would cut off head and feet
             image_processor.do_center_crop = False
             image_processor.size = image_processor.crop_size
         return cls(image_processor=image_processor, tokenizer=tokenizer)
@@ -114,12 +115,12 @@ class ParProcessor(PushToHub, ProcessorMixin):
             ) from error
 
     def _save_files(self, save_directory: str | Path, **kwargs: Any) -> list[str]:
-        # Beside the processor the file by which `AutoProcessor` finds this package.
+        # Also write the small file by which `AutoProcessor` finds this package.
         self.auto_map = write_remote_code(save_directory, self.model_type, AutoProcessor=type(self).__name__)
         return super()._save_files(save_directory, **kwargs)
 
     def _model_of_card(self) -> None:
-        return None  # a processor knows nothing that a card must say
+        return None  # a processor alone gets no model card
 
     @property
     def model_input_names(self) -> list[str]:
@@ -136,12 +137,12 @@ class ParProcessor(PushToHub, ProcessorMixin):
     ) -> BatchFeature:
         """Prepares images, texts, or both.
 
-        Pixels are those of the image processor within 2 grey levels, made by `preprocess_images`. Files of a list are
-        decoded by several threads.
+        The pixels equal those of the image processor within 2 grey levels (see `preprocess_images`). A list of files
+        is decoded by several threads.
 
         Args:
-            images: one image or a list: what `open_image` takes (PIL images, arrays, paths, ...). One image is one
-                person.
+            images: one image or a list, of the kinds that `open_image` takes (PIL images, arrays, paths, ...). Each
+                image shows one person.
             text: one text or a list.
             return_tensors: `"pt"`, `"np"` or None.
             max_length: padded length of the texts.
@@ -150,8 +151,8 @@ class ParProcessor(PushToHub, ProcessorMixin):
         Returns:
             `pixel_values`, float32: `(B, N, 3 * patch_size**2)` for NaFlex, with `pixel_attention_mask` int32 `(B, N)`
             and `spatial_shapes` int64 `(B, 2)` (rows, columns); `(B, 3, height, width)` for fixed resolution.
-            `input_ids` int64 `(number of texts, max_length)` where text is given; there is no attention mask, the
-            backbone was trained without.
+            `input_ids` int64 `(number of texts, max_length)` if text is given. There is no attention mask, because the
+            backbones were trained without one.
 
         Raises:
             ValueError: neither images nor text, or an empty list.
@@ -185,7 +186,7 @@ class ParProcessor(PushToHub, ProcessorMixin):
         return BatchFeature(data)
 
     def encode_texts(self, texts: Sequence[str], max_length: int = TEXT_LENGTH) -> list[list[int]]:
-        """Token ids of each text, lower-cased, cut at `max_length`, without padding.
+        """Token ids of each text; lower-cased, at most `max_length` tokens, without padding.
 
         Raises:
             TypeError: a text is not text.
@@ -208,13 +209,13 @@ class ParProcessor(PushToHub, ProcessorMixin):
         threshold: float | Mapping[str, float] | None = None,
         sensitive: bool = True,
     ) -> list[dict[str, dict[str, Any]]]:
-        """Names what the model found (VLM-PAR, equations 14 and 16).
+        """Turns logits into one named answer per attribute and person (VLM-PAR, equations 14 and 16).
 
         Args:
             outputs: what the model returned, or its logits `(B, A, C)`.
             schema: the label space of the model, `model.config.schema`.
-            threshold: a binary attribute gets its second label where that label's probability is above the threshold:
-                None takes `attribute.threshold`, a number holds for all, a dict for the attributes that it names.
+            threshold: a binary attribute gets its second label if that label's probability is above the threshold.
+                None: `attribute.threshold`; a number: the same for all; a dict: for the attributes that it names.
             sensitive: False leaves out the attributes marked sensitive.
 
         Returns:
@@ -252,9 +253,16 @@ class ParProcessor(PushToHub, ProcessorMixin):
 
 
 def _check_files(folder: Path, *, needs_tokenizer: bool = True) -> None:
-    """Without its tokenizer.json a SigLIP 2 tokenizer loads, with an empty vocabulary and without a word."""
+    """Checks that a local folder has the files of an image processor and, unless told otherwise, of a tokenizer.
+
+    Without this check, transformers loads a SigLIP 2 tokenizer whose tokenizer.json is missing with an empty
+    vocabulary and reports no error.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+    """
     if not folder.is_dir():
-        return
+        return  # a repository
     for files in (IMAGE_PROCESSOR_FILES, TOKENIZER_FILES)[: 1 + needs_tokenizer]:
         if not any((folder / file).is_file() for file in files):
             raise FileNotFoundError(f"{folder} has neither {' nor '.join(files)}, expected a saved processor")

@@ -1,1 +1,1 @@
-"""Sharing: pushing to the Hub, model cards, and the files by which transformers finds this package."""
+"""Publishing on the Hub: pushing, model cards, and the small files by which transformers finds this package."""

@@ -1,4 +1,4 @@
-"""Pushing models, processors, pipelines and data sets to the Hub: one commit, whole or not at all, with a card."""
+"""Pushing models, processors, pipelines and data sets to the Hub, each in one commit and with a card."""
 
 import filecmp
 import json
@@ -28,20 +28,21 @@ _HUB_OPTIONS = ("repo_id", "commit_message", "commit_description", "private", "t
 
 
 class PushToHub:
-    """`save_pretrained` and `push_to_hub` of models, processors and pipelines; before the transformers class among the
-    bases.
+    """`save_pretrained` and `push_to_hub` of models, processors and pipelines.
 
-    transformers' own push leaves out files in folders, reads the card of `main` whatever the revision, and where there
-    is none pushes a form full of "[More Information Needed]".
+    The inheriting class must name this class before the transformers class among its bases. transformers' own push
+    leaves out files in subfolders, always reads the card of `main`, and if there is none pushes a template full of
+    "[More Information Needed]".
     """
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> Any:
-        """As that of transformers, into a folder that `from_pretrained` loads.
+        """As `save_pretrained` of transformers; writes a folder that `from_pretrained` can load.
 
         Args:
-            save_directory: the folder; made if missing.
-            kwargs: of transformers' `save_pretrained`. With `push_to_hub=True` the folder's content is also pushed, to
-                the repository of the folder's name or of `repo_id`; the keywords of `push_to_hub` are taken, too.
+            save_directory: the folder; created if missing.
+            kwargs: of transformers' `save_pretrained`. With `push_to_hub=True` the content is also pushed, to the
+                repository `repo_id` or else to one with the name of the folder; then keywords of `push_to_hub` may be
+                given too.
         """
         hub_options = take_hub_options(save_directory, kwargs)
         result = self._save_files(save_directory, **kwargs)
@@ -50,14 +51,14 @@ class PushToHub:
         return result
 
     def _save_files(self, save_directory: str | Path, **kwargs: Any) -> Any:
-        """What `save_pretrained` writes; classes add their files here."""
+        """Writes the files of `save_pretrained`; subclasses override it to write further files."""
         return super().save_pretrained(save_directory, **kwargs)
 
     def check_pushable(self) -> None:
-        """Refuses what nobody else could load; a class that knows such a case overrides it.
+        """Raises an error if nobody else could load what would be pushed. Does nothing here; subclasses override it.
 
         Raises:
-            ValueError: names the reason and a way out.
+            ValueError: says why, and what to do.
         """
 
     def push_to_hub(
@@ -74,10 +75,11 @@ class PushToHub:
         tags: str | list[str] | None = None,
         metrics: Any = None,
     ):
-        """Pushes in one commit; makes the repository, and the branch `revision`, when missing.
+        """Pushes in one commit; creates the repository and the branch `revision` if missing.
 
-        A repository without `README.md` gets a model card (a processor alone writes none): the one that lies in the
-        folder that the model was loaded from, or a new one from the records there, if the weights are the same.
+        A repository without `README.md` gets a model card (except when a processor is pushed). If the weights are
+        still those of the folder that the model was loaded from, its card is the one in that folder, or a new one made
+        from the records there. Otherwise it is a new card without those records.
 
         Args:
             repo_id: `"organisation/name"`.
@@ -88,15 +90,15 @@ class PushToHub:
             create_pr: open a pull request instead.
             max_shard_size: largest file of weights.
             tags: further tags of a new model card.
-            metrics: evaluation record or records (`metrics.json`), for a new card; replaces a card that is there.
+            metrics: evaluation record or records (`metrics.json`) for a new card, which replaces an existing one.
 
         Returns:
             `huggingface_hub.CommitInfo`, a string with the address of the commit.
 
         Raises:
-            ValueError: the checkpoint could not be loaded by anybody else.
-            OSError: the Hub refused or went away; the message names the repository and what to do. Nothing was
-                committed.
+            ValueError: nobody else could load the checkpoint.
+            OSError: the Hub refused, or the connection broke; the message names the repository and what to do. Nothing
+                was committed.
         """
         model = self._model_of_card()
         if model is not None:
@@ -104,7 +106,7 @@ class PushToHub:
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary)
             self.save_pretrained(folder, max_shard_size=max_shard_size)
-            _forget_folders(folder / "config.json")
+            _remove_local_backbone(folder / "config.json")
             all_tags = [
                 *(getattr(model, "model_tags", None) or ()),
                 *([tags] if isinstance(tags, str) else tags or ()),
@@ -128,17 +130,18 @@ class PushToHub:
             )
 
     def _model_of_card(self) -> Any:
-        """The model that the card is about; None: there is nothing to say in a card."""
+        """The model that the card describes; None: no card is written."""
         return self
 
 
 def take_hub_options(save_directory: str | Path, kwargs: dict[str, Any]) -> dict[str, Any] | None:
-    """Takes the keywords of `save_pretrained(folder, push_to_hub=True, ...)` that `push_to_hub` understands.
+    """Removes the keywords of `push_to_hub` from those of `save_pretrained(folder, push_to_hub=True, ...)`.
 
-    transformers would push only what changed during its own part of saving, without the files that `auto_map` names.
+    They must not reach transformers: it would push only the files that it saved itself, without those that `auto_map`
+    names.
 
     Returns:
-        Keywords of `push_to_hub`, or None when nothing is to be pushed.
+        Keywords of `push_to_hub`; None if `push_to_hub` was not asked for.
     """
     if not kwargs.pop("push_to_hub", False):
         return None
@@ -162,43 +165,44 @@ def push_folder(
     write_card: Callable[[], None] | None = None,
     replace_card: bool = False,
 ):
-    """Pushes every file of a folder in one commit: a reader of the repository never meets half a checkpoint.
+    """Pushes every file of a folder in one commit, so that the repository never holds half a checkpoint.
 
     Args:
         folder, repo_id, commit_message, commit_description, private, token, revision, create_pr: as in `push_to_hub`.
         repo_type: `"model"` or `"dataset"`.
         ignore_patterns: of files to leave out, such as `".work/*"`.
-        replaced_folder: `"data"`: what the repository has there and `folder` has not is deleted in the same commit.
-        write_card: called to write `README.md` into the folder, where the repository has none.
-        replace_card: call it even where there is one.
+        replaced_folder: a folder in the repository, such as `"data"`: its files that `folder` does not have are
+            deleted in the same commit.
+        write_card: called if the repository has no `README.md`, to write one into `folder`.
+        replace_card: call it even if the repository has one.
 
     Raises:
-        OSError: as `push_to_hub`.
+        OSError: as for `push_to_hub`.
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
     from huggingface_hub.utils import filter_repo_objects
 
     api = HfApi(library_name="vlm-par-hf", token=token)
-    with _naming("creating", repo_id):
+    with _explain_hub_errors("creating", repo_id):
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True, repo_type=repo_type).repo_id
     if revision is not None and not revision.startswith("refs/pr/"):
-        with _naming(f"creating the branch {revision!r} of", repo_id):
+        with _explain_hub_errors(f"creating the branch {revision!r} of", repo_id):
             api.create_branch(repo_id, branch=revision, exist_ok=True, repo_type=repo_type)
     if write_card is not None:
-        with _naming("reading", repo_id):
+        with _explain_hub_errors("reading", repo_id):
             has_card = api.file_exists(repo_id, CARD, revision=revision, repo_type=repo_type)
         if replace_card or not has_card:
             write_card()
-    found = sorted(path.relative_to(folder).as_posix() for path in Path(folder).rglob("*") if path.is_file())
-    names = list(filter_repo_objects(found, ignore_patterns=list(ignore_patterns)))
+    files = sorted(path.relative_to(folder).as_posix() for path in Path(folder).rglob("*") if path.is_file())
+    names = list(filter_repo_objects(files, ignore_patterns=list(ignore_patterns)))
     operations = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=Path(folder) / name) for name in names]
     if replaced_folder is not None:
-        with _naming("reading", repo_id):
+        with _explain_hub_errors("reading", repo_id):
             present = api.list_repo_files(repo_id, revision=revision, repo_type=repo_type)
         stale = {name for name in present if name.startswith(f"{replaced_folder}/")} - set(names)
         operations += [CommitOperationDelete(path_in_repo=name) for name in sorted(stale)]
-    with _naming("uploading to", repo_id):
-        # One commit; `upload_folder` may split a large folder into several.
+    with _explain_hub_errors("uploading to", repo_id):
+        # Not `upload_folder`: it may split a large folder into several commits.
         return api.create_commit(
             repo_id,
             operations,
@@ -211,14 +215,22 @@ def push_folder(
 
 
 @contextmanager
-def _naming(doing: str, repo_id: str) -> Iterator[None]:
-    """Says in an error of the Hub what was going on and what to do about it."""
+def _explain_hub_errors(doing: str, repo_id: str) -> Iterator[None]:
+    """Adds to an error of the Hub what was being done and what the user can do.
+
+    Args:
+        doing: the action, such as "reading"; the message continues with the repository.
+        repo_id: the repository.
+
+    Raises:
+        OSError: as for `push_to_hub`.
+    """
     from huggingface_hub.errors import HfHubHTTPError, HTTPError
 
     try:
         yield
     except (HfHubHTTPError, HTTPError, RuntimeError) as error:
-        # The Hub's library wraps what happens to a large file into a RuntimeError.
+        # The Hub's library wraps errors during the upload of a large file into a RuntimeError.
         cause = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ else error
         if isinstance(cause, HfHubHTTPError):
             status = cause.response.status_code
@@ -231,15 +243,19 @@ def _naming(doing: str, repo_id: str) -> Iterator[None]:
         ) from error
 
 
-def _forget_folders(path: Path) -> None:
-    """The folder of this machine that a whole checkpoint's backbone came from is nobody else's business."""
+def _remove_local_backbone(path: Path) -> None:
+    """Removes this machine's path of the backbone from a `config.json` before it is pushed.
+
+    A full checkpoint does not need the path, because it holds the backbone's weights.
+    """
     config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     if Path(config.get("backbone_name") or "").is_absolute():
         atomic_write_json(path, {**config, "backbone_name": None})
 
 
 def _write_card(folder: Path, source_name: str, repo_id: str, tags: list[str], metrics: Any) -> None:
-    """What lies beside the weights on disk speaks for them only while they are the same."""
+    """Writes the card of `folder`. Reuses card and records of the source folder only if its weights equal those
+    pushed."""
     source = Path(source_name) if source_name else None
     is_source = source is not None and source.is_dir() and _same_weights(source, folder)
     if is_source and metrics is None and (source / CARD).is_file():
@@ -253,6 +269,7 @@ def _write_card(folder: Path, source_name: str, repo_id: str, tags: list[str], m
 
 
 def _same_weights(first: Path, second: Path) -> bool:
+    """Whether two folders hold the same safetensors files, and at least one."""
     names = sorted(path.name for path in first.glob("*.safetensors"))
     if not names or names != sorted(path.name for path in second.glob("*.safetensors")):
         return False

@@ -1,8 +1,8 @@
-"""Small files that a checkpoint folder carries so that `AutoModel` finds this package.
+"""Small Python files in a checkpoint folder by which `AutoModel` finds this package.
 
-transformers has no plug-ins: a folder of a model type that it does not know is refused, or worse, `AutoProcessor`
-returns the bare tokenizer, unless this package was imported before. With these files and the `auto_map` that names
-them, the refusal says what to do, and `trust_remote_code=True` imports this package.
+transformers has no plug-ins. If this package was not imported, it refuses a checkpoint whose model type it does not
+know, and `AutoProcessor` even returns only the tokenizer, without an error. With these files, and the `auto_map` that
+names them, the error message says what to do, and `trust_remote_code=True` imports this package.
 """
 
 from pathlib import Path
@@ -19,8 +19,8 @@ def write_remote_code(folder: str | Path, family: str, **classes: str) -> dict[s
     """Writes one file per class, which imports it from this package.
 
     Args:
-        folder: of the checkpoint; made when missing.
-        family: `"vlm_par"`; ends the names of the files.
+        folder: of the checkpoint; created if missing.
+        family: the end of the file names, such as `"vlm_par"`.
         classes: the public class of this package for each Auto class (`AutoModel="VlmParModel"`).
 
     Returns:

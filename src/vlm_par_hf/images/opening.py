@@ -1,7 +1,8 @@
-"""Opening one image from whatever users hold, as a plain 8-bit RGB picture or with an error that names it.
+"""Opens images of any kind (files, bytes, arrays, tensors, PIL images) as 8-bit RGB pictures.
 
-Everything that takes images (readers, collator, processors, pipelines) opens them here, so that a 16-bit, transparent
-or EXIF-rotated picture gives the same pixels on every road to a model. Needs Pillow and NumPy only.
+Readers, collator, processors and pipelines all open their images here, so that a 16-bit, transparent or EXIF-rotated
+picture gives the same pixels whichever way it reaches a model. Every error names the image. Needs Pillow and NumPy
+only.
 """
 
 import io
@@ -17,9 +18,10 @@ from vlm_par_hf.utils import thread_map
 
 __all__ = ["BACKGROUND", "MAX_PIXELS", "describe_image_source", "is_image_file", "open_image", "open_images"]
 
-# What lies behind transparent pixels: mid grey, which is zero after the (x - 0.5) / 0.5 normalisation of SigLIP.
+# The colour behind transparent pixels: mid grey, which is zero after the (x - 0.5) / 0.5 normalisation of SigLIP.
 BACKGROUND = (128, 128, 128)
-# Pillow's own warning threshold: a 9-megapixel street frame passes ten times over, a decompression bomb does not.
+# The size at which Pillow starts to warn: about ten times a 9-megapixel street frame, but far below a decompression
+# bomb.
 MAX_PIXELS = 89_478_485
 
 _EXIF_ORIENTATION = 0x0112
@@ -44,17 +46,17 @@ def open_image(source: Any, *, max_pixels: int | None = MAX_PIXELS) -> Image.Ima
             - an array or CPU/GPU tensor `(H, W)`, `(H, W, 1)`, `(H, W, 3)` or `(H, W, 4)`: uint8 in [0, 255], uint16
               in [0, 65535], bool, or floating point in [0, 1];
             - a dict `{"path": ..., "bytes": ...}`, the undecoded form of `datasets.Image`.
-        max_pixels: largest width x height that is decoded, checked on the file's header. None lifts our limit; the
-            one that Pillow sets for the whole process (`PIL.Image.MAX_IMAGE_PIXELS`) stays.
+        max_pixels: largest width x height that is decoded; checked before decoding. None: only the limit that Pillow
+            sets for the whole process (`PIL.Image.MAX_IMAGE_PIXELS`) applies.
 
-    EXIF rotation is applied; transparency is composited on `BACKGROUND`; 16-bit grey values are scaled, not clipped;
-    of an animation the first frame is taken (of an open PIL animation, its current frame).
+    EXIF rotation is applied; transparent pixels are blended with `BACKGROUND`; 16-bit grey values are scaled, not
+    clipped; an animation gives its first frame (an open PIL animation its current frame).
 
     Raises:
         FileNotFoundError: the path does not exist.
-        ValueError: the file is no image (a web page saved under an image's name is called one), is truncated or too
-            large; the array has NaN, a wrong shape or a wrong range. The message names the file.
-        TypeError: the source is of no known kind.
+        ValueError: the file is no image, truncated or too large; the array holds NaN or has a wrong shape or range.
+            The message names the file, and says so if it is a web page that was saved under the name of an image.
+        TypeError: the source is of another kind.
     """
     if isinstance(source, Image.Image):
         return _to_rgb(source, describe_image_source(source), max_pixels)
@@ -81,7 +83,7 @@ def open_images(sources: Sequence[Any]) -> list[Image.Image]:
     Raises:
         As `open_image`.
     """
-    # What is in memory stays in this thread: two entries may be one object, and Pillow decodes that for one at a time.
+    # In-memory images are opened here: two entries may be one object, which Pillow cannot decode in two threads.
     return thread_map(
         lambda source: open_image(source) if is_image_file(source) else source,
         [source if is_image_file(source) else open_image(source) for source in sources],
@@ -89,14 +91,15 @@ def open_images(sources: Sequence[Any]) -> list[Image.Image]:
 
 
 def is_image_file(source: Any) -> bool:
-    """Whether a source is a path or the bytes of a file: it cannot change, so it may be decoded later or elsewhere."""
+    """Whether a source is a path or the bytes of a file. These do not change, so that a worker can decode them
+    later."""
     if isinstance(source, Mapping):
         return all(value is None or is_image_file(value) for value in (source.get("path"), source.get("bytes")))
     return isinstance(source, (str, os.PathLike, bytes))
 
 
 def describe_image_source(source: Any) -> str:
-    """A short name of an image source for error messages: the path where there is one, else kind and size."""
+    """A short name of an image source for error messages: the path if there is one, else its kind and size."""
     if isinstance(source, str | os.PathLike):
         return os.fspath(source)
     if isinstance(source, Image.Image):
@@ -132,14 +135,14 @@ def _open_stream(stream: Any, name: str, max_pixels: int | None) -> Image.Image:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ValueError(f"image {name!r} is too large to decode: {error}") from error
     except Exception as error:  # Pillow's parsers raise OSError, SyntaxError, struct.error, ... on damaged headers
-        reason = _what_it_is(stream) or f"cannot be read as an image: {error}"
+        reason = _recognise_non_image(stream) or f"cannot be read as an image: {error}"
         raise ValueError(f"image {name!r} {reason}") from error
     with image:
         return _to_rgb(image, name, max_pixels)
 
 
-def _what_it_is(stream: Any) -> str | None:
-    """What a file that is no image often is."""
+def _recognise_non_image(stream: Any) -> str | None:
+    """End of an error message for common kinds of files that are no images; None for all others."""
     stream.seek(0)
     start = stream.read(512)
     if not start:
@@ -160,7 +163,7 @@ def _to_rgb(image: Image.Image, name: str, max_pixels: int | None) -> Image.Imag
         )
     try:
         image.load()
-    except Exception as error:  # as above: truncated and damaged data raise whatever the decoder met first
+    except Exception as error:  # truncated and damaged data raise many kinds of errors, as above
         raise ValueError(f"image {name!r} is truncated or damaged: {error}") from error
     transpose = _TRANSPOSE_OF_ORIENTATION.get(_orientation(image))
     if image.mode == "RGB" and "transparency" not in image.info:
@@ -169,14 +172,14 @@ def _to_rgb(image: Image.Image, name: str, max_pixels: int | None) -> Image.Imag
         rgb = _convert_mode(image, name)
     if transpose is not None:
         rgb = rgb.transpose(transpose)
-        rgb.info = {}  # else the orientation travels along and the next reader rotates once more
+        rgb.info = {}  # it holds the EXIF orientation: the next reader would rotate the picture again
     return rgb
 
 
 def _orientation(image: Image.Image) -> int:
     try:
         return image.getexif().get(_EXIF_ORIENTATION, 1)
-    except Exception:  # damaged metadata is no reason to refuse good pixels
+    except Exception:  # damaged metadata: the pixels are still usable
         return 1
 
 
@@ -189,9 +192,9 @@ def _convert_mode(image: Image.Image, name: str) -> Image.Image:
         return _from_array(np.asarray(image), name)
     try:
         if image.mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in image.info:
-            front = image.convert("RGBA")
-            back = Image.new("RGBA", front.size, (*BACKGROUND, 255))
-            rgb = Image.alpha_composite(back, front).convert("RGB")
+            rgba = image.convert("RGBA")
+            background = Image.new("RGBA", rgba.size, (*BACKGROUND, 255))
+            rgb = Image.alpha_composite(background, rgba).convert("RGB")
             rgb.info = {key: value for key, value in image.info.items() if key != "transparency"}
             return rgb
         return image.convert("RGB")
@@ -200,8 +203,9 @@ def _convert_mode(image: Image.Image, name: str) -> Image.Image:
 
 
 def _sixteen_bit_values(image: Image.Image, name: str) -> np.ndarray:
-    # Files that Pillow opens as 32-bit integers (16-bit PGM, some PNG) hold 16-bit values. One made in memory has no
-    # stated range, and guessing it from the values would show dark pictures as black ones or the other way round.
+    # Files that Pillow opens as 32-bit integers (16-bit PGM, some PNG) hold 16-bit values. An image made in memory
+    # does not say its range. A guess from its values could turn a dark picture into a bright one or the other way
+    # round.
     values = np.asarray(image)
     if image.format is None or values.min() < 0 or values.max() > 65535:
         raise ValueError(

@@ -1,16 +1,17 @@
-"""From RGB pictures to `pixel_values`: what transformers' own image processors compute, several times faster.
+"""From RGB pictures to `pixel_values`: computes what transformers' own image processors do, several times faster.
 
-The image processor of a checkpoint stays in charge: its settings are read at every call, and whatever is not known to
-come out the same here (another class, a subclass, a center crop, an odd argument) it computes itself. For SigLIP and
-SigLIP 2 the result is that of transformers' Pillow backend within 2 grey levels (2 / 127.5 in `pixel_values`).
+The settings of the checkpoint's image processor are read at every call. Cases for which this module might give another
+result (another class, a subclass, a center crop, other arguments) are left to the image processor itself. For SigLIP
+and SigLIP 2 the result equals that of transformers' Pillow backend within 2 grey levels (2 / 127.5 in `pixel_values`).
 
-Where the time goes: torch resizes 8-bit pictures with vector instructions, Pillow does not; a picture that already
-has the wanted size is not resized at all; patches are cut as one strided view and written, as floats, where they
-belong in the batch. Pixels are handled one picture at a time and outside Python's lock, so that threads share a batch.
-Only bilinear resizing (SigLIP 2) is torch's: its two passes round each pixel by at most half a level, in whatever
-order they come, so two libraries are at most 2 levels apart. Bicubic (SigLIP, CLIP) overshoots and is clipped after
-each pass, so that the order of the passes, which changed between versions of Pillow, shows in the pixels: there
-Pillow resizes, and the rest is ours.
+Why it is faster: torch resizes 8-bit pictures with vector instructions, Pillow does not. A picture that already has
+the right size is not resized. Patches are cut as one strided view and written as floats directly into the batch. Each
+picture is computed by one thread outside Python's global lock, so several threads can work on a batch.
+
+torch does only bilinear resizing (SigLIP 2). Its two passes, over rows and over columns, round each pixel by at most
+half a level in either order, so two libraries differ by at most 2 levels. Bicubic resizing (SigLIP, CLIP) overshoots
+and is clipped after each pass, so the pixels depend on the order of the passes, and that changed between versions of
+Pillow. Therefore bicubic resizing is done by Pillow, and only the other steps here.
 """
 
 from collections.abc import Mapping, Sequence
@@ -35,11 +36,11 @@ def preprocess_images(
 
     Args:
         image_processor: an image processor of transformers. Fast are those of SigLIP, SigLIP 2 and CLIP (Pillow
-            backend) that resize to one size or a patch budget, rescale and normalise, with no arguments but
-            `max_num_patches`; everything else is left to the image processor.
+            backend) if they resize (to one size or to a number of patches), rescale and normalise, and no argument but
+            `max_num_patches` is given. All other cases are computed by the image processor.
         images: decoded RGB pictures, as `open_image` gives them.
-        return_tensors: `"pt"`, `"np"` or what else the image processor takes.
-        kwargs: arguments of the image processor.
+        return_tensors: `"pt"`, `"np"` or another value that the image processor takes.
+        kwargs: further arguments of the image processor.
 
     Returns:
         For NaFlex `pixel_values` float32 `(B, N, 3 * patch_size**2)`, `pixel_attention_mask` int32 `(B, N)` and
@@ -49,11 +50,15 @@ def preprocess_images(
     Raises:
         ValueError: `max_num_patches` is not a whole number above 0.
     """
-    make = _FAST.get(f"{type(image_processor).__module__}.{type(image_processor).__qualname__}")
+    compute = _FAST.get(f"{type(image_processor).__module__}.{type(image_processor).__qualname__}")
     steps = ("do_resize", "do_rescale", "do_normalize")
     arrays = None
-    if make is not None and return_tensors in ("pt", "np") and all(getattr(image_processor, step) for step in steps):
-        arrays = make(image_processor, images, **kwargs)
+    if (
+        compute is not None
+        and return_tensors in ("pt", "np")
+        and all(getattr(image_processor, step) for step in steps)
+    ):
+        arrays = compute(image_processor, images, **kwargs)
     if arrays is None:
         return image_processor(images, return_tensors=return_tensors, **kwargs)
     if return_tensors == "np":
@@ -61,14 +66,15 @@ def preprocess_images(
     return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
-def _patches(image_processor: Any, images: Sequence[Image.Image], **kwargs: Any) -> dict[str, np.ndarray] | None:
+def _naflex_arrays(image_processor: Any, images: Sequence[Image.Image], **kwargs: Any) -> dict[str, np.ndarray] | None:
+    """The arrays of a NaFlex image processor; None where it must compute them itself."""
     max_num_patches = kwargs.pop("max_num_patches", image_processor.max_num_patches)
     if kwargs:
         return None
     if isinstance(max_num_patches, bool) or not isinstance(max_num_patches, int) or max_num_patches < 1:
         raise ValueError(f"max_num_patches is {max_num_patches!r}; expected a whole number, at least 1")
     patch_size, resample = image_processor.patch_size, image_processor.resample
-    scale, shift = _affine(image_processor)
+    scale, shift = _scale_and_shift(image_processor)
     sizes = [_naflex_size(image.height, image.width, patch_size, max_num_patches) for image in images]
     shapes = np.array(sizes, dtype=np.int64) // patch_size
     counts = shapes.prod(1)
@@ -79,9 +85,9 @@ def _patches(image_processor: Any, images: Sequence[Image.Image], **kwargs: Any)
         rows, columns = shapes[index]
         grid = (rows, columns, patch_size, patch_size * 3)
         pixels = _resize(images[index], *sizes[index], resample)
-        # (rows, p, columns, p * 3) -> (rows, columns, p, p * 3): runs of p * 3 bytes move as they are.
+        # (rows, p, columns, p * 3) -> (rows, columns, p, p * 3): a row of a patch is p * 3 bytes that stay together.
         pixels = pixels.reshape(rows, patch_size, columns, patch_size * 3).transpose(0, 2, 1, 3)
-        _write(values[index, : counts[index]].reshape(grid), pixels, scale, shift)
+        _write_normalised(values[index, : counts[index]].reshape(grid), pixels, scale, shift)
         values[index, counts[index] :] = 0
 
     thread_map(fill, range(len(images)))
@@ -89,43 +95,52 @@ def _patches(image_processor: Any, images: Sequence[Image.Image], **kwargs: Any)
     return {"pixel_values": values, "pixel_attention_mask": mask, "spatial_shapes": shapes}
 
 
-def _planes(image_processor: Any, images: Sequence[Image.Image], **kwargs: Any) -> dict[str, np.ndarray] | None:
+def _fixed_size_arrays(
+    image_processor: Any, images: Sequence[Image.Image], **kwargs: Any
+) -> dict[str, np.ndarray] | None:
+    """The array of an image processor with a fixed resolution; None where it must compute it itself."""
     size = dict(image_processor.size) if isinstance(image_processor.size, (dict, SizeDict)) else {}
     if kwargs or image_processor.do_center_crop or image_processor.do_pad or size.keys() != {"height", "width"}:
         return None
     height, width, resample = size["height"], size["width"], image_processor.resample
     values = np.empty((len(images), 3, height, width), dtype=np.float32)
-    scale, shift = (one.reshape(-1, 1, 1) for one in _affine(image_processor))
+    scale, shift = (one.reshape(-1, 1, 1) for one in _scale_and_shift(image_processor))
 
     def fill(index: int) -> None:
-        _write(values[index], _resize(images[index], height, width, resample).transpose(2, 0, 1), scale, shift)
+        _write_normalised(
+            values[index], _resize(images[index], height, width, resample).transpose(2, 0, 1), scale, shift
+        )
 
     thread_map(fill, range(len(images)))
     return {"pixel_values": values}
 
 
 def _resize(image: Image.Image, height: int, width: int, resample: int) -> np.ndarray:
-    """uint8 `(height, width, 3)`."""
+    """The picture resized: uint8 `(height, width, 3)`."""
     if image.size == (width, height):
         return np.asarray(image)
     if resample != Image.Resampling.BILINEAR:
         return np.asarray(image.resize((width, height), resample))
-    # An array of its own, because torch warns of those that it must not write to; and strides as of a batch in
-    # channels_last, because the fast kernel looks at the stride of the batch axis, too.
+    # Copy the array, because torch warns of arrays that are read-only. Give it the strides of a batch in channels_last
+    # format, because torch takes its fast kernel only then; the stride of the batch axis matters too.
     pixels = torch.from_numpy(np.array(image))[None].permute(0, 3, 1, 2)
     pixels = torch.nn.functional.interpolate(pixels, (height, width), mode="bilinear", antialias=True)
     return np.ascontiguousarray(pixels[0].permute(1, 2, 0).numpy())
 
 
-def _write(out: np.ndarray, pixels: np.ndarray, scale: np.ndarray, shift: np.ndarray) -> None:
-    # NumPy, not torch: in a thread of ours torch would start a team of threads of its own.
+def _write_normalised(out: np.ndarray, pixels: np.ndarray, scale: np.ndarray, shift: np.ndarray) -> None:
+    # NumPy, not torch: called in one of our threads, torch would start further threads of its own.
     out[...] = pixels
     out *= scale
     out += shift
 
 
-def _affine(image_processor: Any) -> tuple[np.ndarray, np.ndarray]:
-    """scale and shift with (x * rescale_factor - mean) / std = x * scale + shift; one number where channels agree."""
+def _scale_and_shift(image_processor: Any) -> tuple[np.ndarray, np.ndarray]:
+    """scale and shift such that (x * rescale_factor - mean) / std = x * scale + shift.
+
+    Returns:
+        float32 `(3,)` each, or `(1,)` if all channels have the same values.
+    """
     mean = np.asarray(image_processor.image_mean, dtype=np.float64)
     std = np.asarray(image_processor.image_std, dtype=np.float64)
     scale, shift = np.broadcast_arrays(image_processor.rescale_factor / std, -mean / std)
@@ -136,13 +151,14 @@ def _affine(image_processor: Any) -> tuple[np.ndarray, np.ndarray]:
 
 @lru_cache(maxsize=65536)
 def _naflex_size(height: int, width: int, patch_size: int, max_num_patches: int) -> tuple[int, int]:
-    # The reference's own search, remembered: it takes longer than resizing, and crops repeat their sizes.
+    # transformers finds the size by a search that takes longer than resizing. Cached, because crops repeat their
+    # sizes.
     return naflex_image_size(height, width, patch_size, max_num_patches)
 
 
-# By name, because importing them all would cost every import of this package.
+# By name, because importing these classes would slow down every import of this package.
 _FAST = {
-    "transformers.models.siglip2.image_processing_pil_siglip2.Siglip2ImageProcessorPil": _patches,
-    "transformers.models.siglip.image_processing_pil_siglip.SiglipImageProcessorPil": _planes,
-    "transformers.models.clip.image_processing_pil_clip.CLIPImageProcessorPil": _planes,
+    "transformers.models.siglip2.image_processing_pil_siglip2.Siglip2ImageProcessorPil": _naflex_arrays,
+    "transformers.models.siglip.image_processing_pil_siglip.SiglipImageProcessorPil": _fixed_size_arrays,
+    "transformers.models.clip.image_processing_pil_clip.CLIPImageProcessorPil": _fixed_size_arrays,
 }

@@ -1,8 +1,8 @@
-"""The rule from probabilities to answers, the only one: metrics, processor and exported models follow it.
+"""The rule from probabilities to answers, which metrics, processor and exported models follow.
 
-A binary attribute is answered with its second label where that label's probability is above the attribute's threshold
-(strictly); an attribute with more labels is answered with the most probable one. The same in torch is
-`vlm_par_hf.base.decisions.decide`.
+The answer to a binary attribute is its second label if that label's probability is strictly above the attribute's
+threshold, else its first label. The answer to an attribute with more labels is the most probable one.
+`vlm_par_hf.base.decisions.decide` is the same rule for torch tensors.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,9 +21,9 @@ def decide(
     """The class index of each answer.
 
     Args:
-        probabilities: `(..., A, C)`, C the largest number of labels, 0 past an attribute's own.
+        probabilities: `(..., A, C)`, C the largest number of labels; 0 past an attribute's own labels.
         schema: the label space.
-        thresholds: `(A,)`, read for binary attributes; None: those of the schema.
+        thresholds: `(A,)`, used for binary attributes only; None: those of the schema.
 
     Returns:
         int64 `(..., A)`.
@@ -44,8 +44,8 @@ def read_thresholds(
 
     Args:
         schema: the label space.
-        threshold: None or `"schema"`: each attribute's own; a number for all; A numbers; or a dict for the attributes
-            that it names, the others keep their own.
+        threshold: None or `"schema"`: each attribute's own threshold; a number: the same for all; A numbers: one each;
+            a dict: for the attributes that it names, while all others keep their own.
 
     Raises:
         ValueError: a threshold outside [0, 1], another text, or another number of them.
@@ -79,9 +79,8 @@ def is_positive_answer(label: str, attribute: Attribute | None = None) -> bool:
 
     Args:
         label: the predicted label.
-        attribute: with it, a binary attribute is positive when its second label was chosen.
-
-    A categorical attribute always says something, unless the chosen label is "no" or "none".
+        attribute: if it is given and binary, its second label is the positive answer. Otherwise every label but "no"
+            and "none" is positive.
     """
     if attribute is not None and attribute.is_binary:
         return label == attribute.labels[1]

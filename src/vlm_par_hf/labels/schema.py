@@ -1,7 +1,7 @@
 """The label space: an ordered list of attributes, each with its question, labels and prompts.
 
-The order of an `AttributeSchema` is the order of the label columns and of the logits, everywhere. It serialises to
-plain JSON (`to_list`), and that list in `config.attributes` is the only copy that a checkpoint holds.
+The order of an `AttributeSchema` is the order of the label columns and of the logits everywhere in this package. It
+serialises to plain JSON (`to_list`), and that list in `config.attributes` is the only copy in a checkpoint.
 """
 
 import difflib
@@ -18,16 +18,13 @@ import numpy as np
 
 from vlm_par_hf.utils import atomic_write_json
 
+from .texts import SUBJECT, attribute_fields
+
 
 __all__ = ["REGIONS", "UNKNOWN_LABEL", "Attribute", "AttributeSchema", "check_label_range"]
 
 REGIONS = ("head", "upper", "lower", "foot", "attachment", "whole")
-SUBJECT = "a photo of a person"  # how a sentence about a picture begins
-UNKNOWN_LABEL = -100  # the label of an attribute that nobody annotated: masked in losses and metrics
-
-# First words by which "wearing a red scarf" is told from "a red scarf", and those of which "without" is the opposite.
-_CLAUSE_STARTS = {"with", "without", "in", "on", "who", "whose", "seen", "of", "from", "under", "near", "at", "not"}
-_HAVING = {"wearing", "carrying", "holding", "having", "with"}
+UNKNOWN_LABEL = -100  # label of an attribute without annotation: masked in losses and metrics
 
 
 @dataclass(frozen=True)
@@ -35,18 +32,18 @@ class Attribute:
     """One attribute of a person.
 
     Args:
-        name: unique in its schema; the name that the data set's own files use.
+        name: unique in its schema; the same name as in the files of the data set.
         question: what VLM-PAR asks the image ("what color is the hat?").
         labels: two or more distinct names, in the order of the class indices. A binary attribute has two, and index 1
             is the positive one (`("no", "yes")`).
         prompts: one sentence per label, all different ("a photo of a person wearing a hat").
-        region: where to look: one of `REGIONS`, or None.
+        region: the part of the body where the attribute is visible: one of `REGIONS`, or None.
         group: name shared by binary attributes of which at most one is positive (age bins, views), or None.
-        mirror: what a horizontal flip of the image does. The name of another attribute that trades its label with this
-            one, or a permutation of the own labels (`(0, 1, 3, 2)`: label 2 becomes 3 and 3 becomes 2), or None.
+        mirror: how a horizontal flip of the image changes the label. The name of another attribute with which this one
+            exchanges labels, or a permutation of its own labels (`(0, 1, 3, 2)`: label 2 becomes 3 and 3 becomes 2),
+            or None for no change.
         sensitive: True for perceived gender and age (`AttributeSchema.without_sensitive`).
-        threshold: a binary attribute is positive where the probability of index 1 is above it; strictly between 0
-            and 1.
+        threshold: a binary attribute is positive if the probability of index 1 is above it; strictly between 0 and 1.
 
     Raises:
         TypeError: a field has the wrong type.
@@ -151,7 +148,7 @@ class Attribute:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Attribute":
-        """The attribute of a dict as `to_dict` writes it; fields that have a default may be left out.
+        """The attribute described by a dict as `to_dict` returns it; fields with a default may be left out.
 
         Raises:
             TypeError: `data` is no mapping, or a value has the wrong type.
@@ -172,15 +169,15 @@ class Attribute:
 class AttributeSchema(Sequence[Attribute]):
     """An ordered, immutable list of attributes with unique names: the columns of labels and logits.
 
-    `schema[3]` and `schema["Hat"]` give an `Attribute`, `"Hat" in schema` asks for a name, `==` compares contents.
+    `schema[3]` and `schema["Hat"]` give an `Attribute`, `"Hat" in schema` looks up a name, `==` compares all fields.
 
     Args:
-        attributes: `Attribute` objects, dicts as `Attribute.to_dict` writes them, or another schema.
+        attributes: `Attribute` objects, dicts as `Attribute.to_dict` returns them, or another schema.
 
     Raises:
         TypeError: an element is neither an `Attribute` nor a dict.
-        ValueError: no attribute at all, a name twice, or a `mirror` that names no attribute of the schema, one with
-            other labels, or one that does not name it back.
+        ValueError: no attribute at all, a name twice, or a `mirror` that names no attribute of the schema, an
+            attribute with other labels, or one whose own `mirror` is not this attribute.
     """
 
     def __init__(self, attributes: Iterable[Attribute | Mapping[str, Any]]) -> None:
@@ -254,7 +251,7 @@ class AttributeSchema(Sequence[Attribute]):
 
     @property
     def max_labels(self) -> int:
-        """The last axis of the logits."""
+        """The largest number of labels: the size of the last axis of the logits."""
         return max(self.num_labels)
 
     @property
@@ -274,21 +271,22 @@ class AttributeSchema(Sequence[Attribute]):
         """Position of the attribute `name`.
 
         Raises:
-            KeyError: there is none; the message suggests similar names.
+            KeyError: there is no such attribute; the message suggests similar names.
         """
         if name not in self._positions:
             raise KeyError(f"no attribute {name!r} in this schema{_suggest(name, self.names)}")
         return self._positions[name]
 
     def label_mask(self) -> np.ndarray:
-        """Bool `(num_attributes, max_labels)`: True where the attribute has that label."""
+        """Bool `(num_attributes, max_labels)`: True for labels that the attribute has."""
         return np.arange(self.max_labels)[None, :] < np.asarray(self.num_labels)[:, None]
 
     def mirror_labels(self, labels: np.ndarray) -> np.ndarray:
         """Labels of the horizontally flipped images.
 
         Args:
-            labels: int `(..., num_attributes)`, class index per attribute, -100 where unknown (stays unknown).
+            labels: int `(..., num_attributes)`, class index per attribute, -100 = unknown; unknown labels stay
+                unknown.
 
         Returns:
             int64 `(..., num_attributes)`, a new array.
@@ -318,8 +316,9 @@ class AttributeSchema(Sequence[Attribute]):
         """The schema of these attributes, in the order of `names`.
 
         Raises:
+            TypeError: `names` is one text.
             KeyError: a name is unknown.
-            ValueError: an attribute is kept without its mirror partner: after a flip its label would be wrong.
+            ValueError: an attribute is kept, but not its mirror partner: its label would be wrong after a flip.
         """
         if isinstance(names, str):
             raise TypeError(f"names must be a list of attribute names, got the text {names!r}")
@@ -329,17 +328,17 @@ class AttributeSchema(Sequence[Attribute]):
         """The schema without the attributes marked sensitive (perceived gender and age).
 
         Raises:
-            ValueError: nothing remains.
+            ValueError: no attribute remains.
         """
         return AttributeSchema([attribute for attribute in self if not attribute.sensitive])
 
     def diff(self, other: "AttributeSchema", *, label_space_only: bool = False) -> list[str]:
-        """What differs, one sentence per difference; empty if the two schemas are equal.
+        """The differences from another schema, one sentence each; empty if the two are equal.
 
         Args:
             other: the schema to compare with.
-            label_space_only: compare names, order and labels only. These decide whether label arrays made for one
-                schema are right for the other; wording, regions and thresholds do not.
+            label_space_only: compare only names, order and labels. If these are equal, label arrays made for one
+                schema are correct for the other, whatever the wording, regions and thresholds.
         """
         other = other if isinstance(other, AttributeSchema) else AttributeSchema(other)
         lines = [f"{name!r} is only in the first schema" for name in self.names if name not in other]
@@ -374,31 +373,34 @@ class AttributeSchema(Sequence[Attribute]):
 
     @classmethod
     def from_texts(cls, attributes: Any, *, subject: str = SUBJECT) -> "AttributeSchema":
-        """A label space from a few words each, for models that recognise an attribute by its text.
+        """A label space in which each attribute is given by a few words, for models that recognise attributes by
+        texts.
 
         `AttributeSchema.from_texts(["wearing a red scarf", ["a backpack", "a handbag", "no bag"]])`
 
         Args:
-            attributes: a list of: a text, which makes a binary attribute of that name ("wearing a red scarf" or "a red
-                scarf"); a list of texts, which makes one attribute with these alternatives as its labels; an
-                `Attribute` or its dict, kept as it is. Or a dict `{name: text or list of texts}`. Or a schema.
-            subject: what the sentences begin with; a text that begins so is kept as it is.
+            attributes: a list, a dict `{name: text or list of texts}`, or a schema, which is returned as it is. An
+                element of a list is a text, which makes a binary attribute of that name ("wearing a red scarf" or "a
+                red scarf"); a list of texts, which makes one attribute with these alternatives as its labels; or an
+                `Attribute` or its dict, which is used as it is.
+            subject: the beginning of the sentences; it is not repeated if a text begins with it already.
 
         Raises:
-            TypeError, ValueError: no attribute, one twice, or something else in the list.
+            TypeError, ValueError: no attribute, an attribute twice, or an element of another kind.
         """
         if isinstance(attributes, AttributeSchema):
             return attributes
         if isinstance(attributes, str) or not isinstance(attributes, Iterable):
             raise TypeError(f"attributes must be a list of texts or attributes, or a dict, got {attributes!r:.80}")
         if isinstance(attributes, Mapping):
-            return cls(_attribute_from_text(text, subject, name) for name, text in attributes.items())
-        return cls(_attribute_from_text(item, subject) for item in attributes)
+            return cls(attribute_fields(text, subject, name) for name, text in attributes.items())
+        return cls(attribute_fields(item, subject) for item in attributes)
 
     def usual_subject(self) -> str:
-        """How most prompts begin, up to the word "person": "a photo of a person", unless the prompts say otherwise."""
-        found = [prompt.partition("person") for one in self for prompt in one.prompts]
-        starts = Counter(before + word for before, word, _ in found if word)
+        """The most frequent beginning of the prompts, up to and including the word "person"; "a photo of a person" if
+        no prompt contains that word."""
+        parts = [prompt.partition("person") for one in self for prompt in one.prompts]
+        starts = Counter(before + word for before, word, _ in parts if word)
         return starts.most_common(1)[0][0] if starts else SUBJECT
 
     def to_json(self, path: str | Path) -> None:
@@ -429,15 +431,15 @@ class AttributeSchema(Sequence[Attribute]):
 
 
 def check_label_range(labels: np.ndarray, schema: AttributeSchema, where: str = "labels") -> None:
-    """Refuses labels that are neither unknown nor a class index of their attribute.
+    """Checks that every label is -100 (unknown) or a class index of its attribute.
 
     Args:
-        labels: integers `(A,)` or `(N, A)`.
+        labels: integers `(A,)` or `(N, A)`; more leading axes are allowed.
         schema: the label space.
-        where: what the message calls them.
+        where: name of the labels in the error message.
 
     Raises:
-        ValueError: names the first wrong one, its attribute, its row, and the labels that there are.
+        ValueError: names the first wrong label, its attribute and row, and the labels that the attribute has.
     """
     wrong = (labels != UNKNOWN_LABEL) & ((labels < 0) | (labels >= np.asarray(schema.num_labels)))
     if not wrong.any():
@@ -451,35 +453,8 @@ def check_label_range(labels: np.ndarray, schema: AttributeSchema, where: str = 
     )
 
 
-def _attribute_from_text(item: Any, subject: str, name: str | None = None) -> "Attribute | Mapping":
-    if isinstance(item, str):
-        text = " ".join(item.split())
-        if not text:
-            raise ValueError("attributes holds an empty text, expected words such as 'wearing a red scarf'")
-        clause = _clause(text, subject)
-        first, _, rest = clause.partition(" ")
-        opposites = {"without": f"with {rest}", "not": rest, **dict.fromkeys(_HAVING, f"without {rest}")}
-        opposite = opposites.get(first) if rest else None
-        prompts = (f"{subject} {opposite or f'not {clause}'}", f"{subject} {clause}")
-        return Attribute(name or text, f"is the person {clause}?", prompts=prompts)
-    if isinstance(item, Iterable) and not isinstance(item, Mapping):
-        texts = [" ".join(text.split()) if isinstance(text, str) else text for text in item]
-        if len(texts) < 2 or not all(isinstance(text, str) and text for text in texts):
-            raise ValueError(f"alternatives must be two texts or more, got {item!r:.80}")
-        prompts = [f"{subject} {_clause(text, subject)}" for text in texts]
-        return Attribute(name or " / ".join(texts), f"which one: {', '.join(texts)}?", texts, prompts)
-    return item
-
-
-def _clause(text: str, subject: str) -> str:
-    """What follows "a person": a bare noun ("a red scarf") gets its "with"."""
-    text = text.removeprefix(subject).strip() or text
-    first = text.partition(" ")[0].lower()
-    return text if first.endswith("ing") or first in _CLAUSE_STARTS else f"with {text}"
-
-
 def _suggest(word: str, choices: Iterable[str]) -> str:
-    """A half-sentence for an error message: the nearest choices, case ignored; all of them where none is near."""
+    """End of an error message: the choices most similar to `word`, ignoring case; all choices if none is similar."""
     by_lower = {choice.lower(): choice for choice in choices}
     near = difflib.get_close_matches(str(word).lower(), by_lower, n=3, cutoff=0.6)
     if near:

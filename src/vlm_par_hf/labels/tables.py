@@ -2,8 +2,8 @@
 
 Every attribute carries a question, one prompt per label, the region where it is seen, the group of binary attributes
 that exclude each other, and whether it is sensitive (perceived gender and age). Binary labels are `("no", "yes")`
-unless a table says otherwise. Names keep the spelling of the files; questions say what is meant ("UpperStride" asks
-for stripes).
+unless a table says otherwise. Names keep the spelling of the files, even where it is wrong; questions say what is
+meant ("UpperStride" asks for stripes).
 """
 
 import difflib
@@ -38,8 +38,8 @@ def get_schema(name: str) -> AttributeSchema:
               misspells one, `Femal`, which is `Female` here.
             - `"upar40"`: the 40 binary attributes of UPAR, in the order of its CSV files. Several colors of one
               garment may be positive, and so may no age at all.
-            - `"synthetic"`: the drawn pedestrians of this package, binary and categorical. Results on it stand
-              for drawings only.
+            - `"synthetic"`: the drawn pedestrians of this package, binary and categorical. Results on it say
+              nothing about photographs.
 
     Raises:
         ValueError: no such table; the message lists them.
@@ -129,7 +129,7 @@ def _binary_colors(prefix: str, region: str, colors: tuple[str, ...]) -> tuple[A
 
 
 # Over all 100,000 images exactly one age, one view and one sleeve length is positive, and at most one of each other
-# group. Nothing says left or right, so a flip changes no label.
+# group. No attribute mentions left or right, so a flip changes no label.
 _PA100K = (
     _gender("Female", male=0, question="is the person a woman?"),
     *_exclusive(
@@ -543,7 +543,7 @@ _UPAR40 = (
     _wear("Accessory-Hat", "head", "a hat"),
 )
 
-# What is missing is unknown, not a class: a person without a hat has no hat color (-100).
+# What does not exist is unknown (-100), not a class of its own: a person without a hat has no hat color.
 _DRAWN = (
     _wear("Hat", "head", "a hat"),
     _color_choice("HatColor", "head", "hat", ("black", "white", "red", "blue"), "wearing a {} hat"),

@@ -1,6 +1,7 @@
 """Metrics of pedestrian attribute recognition, each published convention under its own name. NumPy only."""
 
-from .attributes import PRESETS, MetricPreset, ParMetrics
+from .attributes import ParMetrics
+from .presets import PRESETS, MetricPreset
 from .ranking import average_precision, roc_auc
 from .retrieval import image_to_text_recall
 

@@ -1,4 +1,4 @@
-"""How well scores rank people, whatever the threshold. NumPy only."""
+"""Metrics of how well scores rank people; they need no threshold. NumPy only."""
 
 from collections.abc import Iterable
 
@@ -20,7 +20,7 @@ def roc_auc(scores: np.ndarray, positives: np.ndarray) -> float | None:
         positives: bool `(N,)`.
 
     Returns:
-        The area, or None when there is no positive or no negative.
+        The area; None if there is no positive or no negative.
     """
     positives = np.asarray(positives, dtype=bool)
     P = int(positives.sum())
@@ -35,19 +35,19 @@ def roc_auc(scores: np.ndarray, positives: np.ndarray) -> float | None:
 def average_precision(scores: np.ndarray, positives: np.ndarray) -> float | None:
     """Average precision: sum over distinct scores, from the top, of (gain in recall) * precision. No interpolation.
 
-    Arguments as in `roc_auc`; None when there is no positive.
+    Arguments as in `roc_auc`; None if there is no positive.
     """
     positives = np.asarray(positives, dtype=bool)
     if not positives.any():
         return None
     distinct, tie = np.unique(scores, return_inverse=True)
     true = np.bincount(tie, weights=positives, minlength=len(distinct))[::-1]
-    everything = np.bincount(tie, minlength=len(distinct))[::-1]
-    precision = np.cumsum(true) / np.cumsum(everything)
+    total = np.bincount(tie, minlength=len(distinct))[::-1]
+    precision = np.cumsum(true) / np.cumsum(total)
     return float((true * precision).sum() / true.sum())
 
 
 def mean_defined(values: Iterable[float | None]) -> float | None:
-    """Mean of the values that are not None; None where there is none."""
+    """Mean of the values that are not None; None if there are no such values."""
     defined = [value for value in values if value is not None]
     return float(np.mean(defined)) if defined else None

@@ -1,4 +1,4 @@
-"""Recall of the open protocol: is a right text among the first k? NumPy only."""
+"""Recall at k of texts for pictures (the open protocol of POAR and FOCUS). NumPy only."""
 
 from collections.abc import Mapping, Sequence
 
@@ -22,28 +22,31 @@ def image_to_text_recall(
     groups: Mapping[str, Sequence[tuple[str, str]]] | None = None,
     k: Sequence[int] = (1, 2),
 ) -> dict:
-    """Recall@k of the open protocol (POAR, FOCUS): each picture ranks the texts of a group, is a right one among the
-    first k?
+    """Recall@k of the open protocol (POAR, FOCUS): for each picture the texts of a group are ranked by their scores,
+    and it counts whether a right text is among the first k.
 
-    Two conventions, by name: `i2t_recall_at_1_group_mean` is the published one, the mean over pictures, then over
-    groups, in which a text that is nearly always right carries its group. `i2t_recall_at_1_label_mean` takes the mean
-    over the right texts first (each text's own recall, over the pictures that it is right for), so that always naming
-    the most frequent text earns no more than guessing; groups of k texts or fewer, in which nobody can fail, are left
-    out of it. Chance of recall at 1 is then the mean of 1 / size of the groups.
+    There are two conventions:
+
+    - `i2t_recall_at_<k>_group_mean`, the published one: the mean over pictures, then over groups. A text that is right
+      for nearly all pictures dominates its group.
+    - `i2t_recall_at_<k>_label_mean`: for each text the recall over the pictures for which it is right, then the mean
+      over the texts of a group, then over groups. A model that always ranks the most frequent text first is not better
+      than guessing here. Groups with k texts or fewer are left out, because their recall is always 1. Guessing gives
+      at k = 1 the mean of 1 / size of the groups.
 
     Args:
         scores: `(N, A, C)`, similarity of each label's text, comparable within a group.
-        labels: integer `(N, A)`, -100 = unknown: its texts are neither right nor wrong and take no part.
+        labels: integer `(N, A)`, -100 = unknown: the texts of that attribute are ignored for this picture.
         schema: the label space.
-        groups: name -> the texts that compete, `(attribute, label)` pairs; several may be right for a picture, and
-            pictures without a right one take no part. None: the labels of each attribute are a group, complements
-            such as "no" included.
+        groups: name of a group -> the texts that compete in it, as `(attribute, label)` pairs. Several may be right
+            for a picture; pictures without a right one are left out. None: the labels of each attribute are a group,
+            including complements such as "no".
         k: the ranks to report.
 
     Returns:
         `{"i2t_recall_at_<k>_group_mean": ..., "i2t_recall_at_<k>_label_mean": ..., "groups": {name: {"texts": size,
-        "images": pictures that took part, "recall_at_<k>": ..., "label_recall_at_<k>": ...}}}`, None where undefined.
-        A text that ties with a wrong one counts as behind it.
+        "images": number of pictures counted, "recall_at_<k>": ..., "label_recall_at_<k>": ...}}}`, None where
+        undefined. A right text with the same score as a wrong one is ranked behind it.
 
     Raises:
         ValueError: wrong shapes, an empty group, or k below 1.
@@ -71,15 +74,17 @@ def image_to_text_recall(
             columns.append((schema.index(attribute), one.labels.index(label)))
         a, c = np.array(columns).T
         right, known = labels[:, a] == c, labels[:, a] != UNKNOWN_LABEL  # (N, texts)
-        found = scores[:, a, c]
-        best = np.where(right, found, -np.inf).max(1)
-        ahead = ((found >= best[:, None]) & known & ~right).sum(1)  # wrong texts before the best right one
+        group_scores = scores[:, a, c]
+        best = np.where(right, group_scores, -np.inf).max(1)
+        ahead = ((group_scores >= best[:, None]) & known & ~right).sum(
+            1
+        )  # wrong texts ranked before the best right one
         counted = right.any(1)
         row = {"texts": len(columns), "images": int(counted.sum())}
         for rank in k:
             row[f"recall_at_{rank}"] = float((ahead < rank)[counted].mean()) if counted.any() else None
-            # Each right text on its own: how many wrong ones stand before it.
-            hit = ((found[:, None] >= found[..., None]) & (known & ~right)[:, None]).sum(-1) < rank
+            # For each text on its own: are fewer than `rank` wrong texts ranked before it?
+            hit = ((group_scores[:, None] >= group_scores[..., None]) & (known & ~right)[:, None]).sum(-1) < rank
             recalls = [hit[right[:, t], t].mean() for t in range(len(columns)) if right[:, t].any()]
             row[f"label_recall_at_{rank}"] = float(np.mean(recalls)) if recalls and len(columns) > rank else None
         table[name] = row

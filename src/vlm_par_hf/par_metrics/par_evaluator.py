@@ -1,4 +1,4 @@
-"""`evaluate`'s evaluator for the task of this package: a model, a split and its metrics in one call.
+"""An evaluator in the form of the `evaluate` library: measures a model on a split in one call.
 
 from vlm_par_hf.par_metrics.par_evaluator import ParEvaluator
 
@@ -19,11 +19,11 @@ __all__ = ["ParEvaluator"]
 
 
 class ParEvaluator(evaluate.Evaluator):
-    """`evaluate.evaluator("pedestrian-attributes")`, were it possible to register one.
+    """The evaluator for the task "pedestrian-attributes"; `evaluate` has no way to register it under that name.
 
-    `evaluate.evaluator("image-classification")` takes one label per image and refuses our pipeline. What this leaves
-    out is in `vlm_par_hf.training.evaluate`: intervals, the table per attribute, a record of the run, and a check that
-    data and model mean the same attributes.
+    `evaluate.evaluator("image-classification")` takes one label per image and refuses our pipeline.
+    `vlm_par_hf.training.evaluate` does more: intervals, a table per attribute, a record of the run, and a check that
+    data and model have the same attributes.
 
     Args:
         batch_size: images per forward pass.
@@ -42,17 +42,18 @@ class ParEvaluator(evaluate.Evaluator):
         Args:
             model_or_pipeline: checkpoint folder or repository, or a pipeline of this task; None: the embedded model.
             data: split (`datasets.Dataset`), or the name of a data set on the Hub.
-            metric: the metric of `PATH`, loaded with `inputs="probabilities"`; None: that, with the model's schema.
-            input_column: pictures, one person each.
-            label_column: int64 `(A,)` per row, class index per attribute, -100 = unknown.
+            metric: the metric of `PATH`, loaded with `inputs="probabilities"`; None: it is loaded with the model's
+                schema.
+            input_column: column of pictures, one person each.
+            label_column: column of int64 `(A,)` per row, class index per attribute, -100 = unknown.
             kwargs: `subset`, `split` and `device` of `evaluate.Evaluator.compute`.
 
         Returns:
             The metrics, `total_time_in_seconds`, `samples_per_second` and `latency_in_seconds`.
 
         Raises:
-            ValueError: no such column; a pipeline for another task; `metric` reads logits; labels of another number of
-                attributes; `strategy="bootstrap"`.
+            ValueError: there is no such column, the pipeline is for another task, `metric` expects logits, the labels
+                have another number of attributes, or `strategy="bootstrap"`.
         """
         if kwargs.get("strategy", "simple") != "simple":
             raise ValueError(
@@ -68,7 +69,7 @@ class ParEvaluator(evaluate.Evaluator):
         )
 
     def prepare_pipeline(self, model_or_pipeline, tokenizer=None, feature_extractor=None, device=None) -> Pipeline:
-        # Not the inherited one: it asks transformers for TensorFlow classes, which version 5 has no more.
+        # The inherited method uses TensorFlow classes of transformers, which version 5 does not have.
         pipe = model_or_pipeline
         if not isinstance(pipe, Pipeline):
             pipe = pipeline(self.task, **({} if pipe is None else {"model": pipe}), device=device)
@@ -87,10 +88,10 @@ class ParEvaluator(evaluate.Evaluator):
         return super().prepare_metric(metric)
 
     def predictions_processor(self, predictions: Sequence[Mapping[str, Any]], label_mapping) -> dict[str, np.ndarray]:
-        """Probabilities `(N, A, C)` of the pipeline's answers; 0 past an attribute's own labels."""
-        found = np.zeros((len(predictions), len(self._schema), self._schema.max_labels))
+        """Probabilities `(N, A, C)` from the pipeline's answers; 0 past an attribute's own labels."""
+        table = np.zeros((len(predictions), len(self._schema), self._schema.max_labels))
         for row, answer in enumerate(predictions):
             for column, attribute in enumerate(self._schema):
                 probabilities = answer["attributes"][attribute.name]["probabilities"]
-                found[row, column, : attribute.num_labels] = [probabilities[label] for label in attribute.labels]
-        return {"predictions": found}
+                table[row, column, : attribute.num_labels] = [probabilities[label] for label in attribute.labels]
+        return {"predictions": table}

@@ -1,4 +1,4 @@
-"""`ParMetrics` behind the interface of `evaluate.Metric`. `evaluate` copies this file and imports the copy.
+"""`ParMetrics` with the interface of `evaluate.Metric`. `evaluate` copies this file and imports the copy.
 
 import evaluate
 from vlm_par_hf.par_metrics import PATH
@@ -29,17 +29,18 @@ Returns:
 """
 
 
-# Not `from evaluate import Metric`: the first metric class in this file's namespace is the one that gets loaded.
+# Not `from evaluate import Metric`: `evaluate.load` takes the first metric class that it finds in this file's
+# namespace.
 class ParMetric(evaluate.Metric):
     """The same numbers as `ParMetrics(schema, preset, threshold, inputs=inputs)((predictions, references))`.
 
     Args:
         schema: `AttributeSchema`, a list of dicts, or the name of a schema of this package (`"pa100k"`).
         preset, threshold, inputs: as for `ParMetrics`.
-        kwargs: what `evaluate.Metric` takes.
+        args, kwargs: as for `evaluate.Metric`.
 
     Raises:
-        ValueError: no schema; the others are those of `ParMetrics`.
+        ValueError: no schema, or as for `ParMetrics`.
     """
 
     def __init__(self, *args, schema=None, preset="rethinking", threshold=None, inputs="logits", **kwargs):
@@ -75,7 +76,7 @@ class ParMetric(evaluate.Metric):
 
 
 def _numpy(array):
-    """Float64 or int64, which float32 and bfloat16 enter without loss."""
+    """An array of a tensor or list; float tensors become float64, which holds float32 and bfloat16 values exactly."""
     if array is None:
         return None
     if hasattr(array, "detach"):

@@ -1,4 +1,4 @@
-"""FOCUS: attributes named by their text, seen or unseen in training."""
+"""FOCUS: attributes are named by texts, and need not have occurred in training."""
 
 from .configuration_focus_par import FocusParConfig
 from .modeling_focus_par import FocusParModel, FocusParPreTrainedModel

@@ -27,32 +27,34 @@ class FocusParConfig(BackboneConfig):
     Args:
         vlm_config: configuration of the backbone, an object or its dict: `clip` (the paper's), `siglip` (SigLIP and
             the fixed-resolution SigLIP 2 checkpoints) or `siglip2` (NaFlex). None: CLIP ViT-B/16.
-        attributes: the label space, an `AttributeSchema` or a list of dicts; kept as plain JSON. `config.schema` is
+        attributes: the label space, an `AttributeSchema` or a list of dicts; stored as plain JSON. `config.schema` is
             the object. The order of the attributes is the order of the logits.
-        num_global_tokens: mix tokens that look at all patches (8 in the paper).
-        num_local_tokens: mix tokens of which each looks at one region of the picture (4 in the paper); the i-th looks
-            at region i modulo `num_regions`. Without any mix token the texts look at the patches.
-        num_regions: r, contiguous parts of equal size that the patches are divided into, from top to bottom (4).
-        num_prompt_tokens: m, learnable vectors in front of a text (4); 0 for none.
-        prompt_init: `"words"`: they take the place of the first words that all texts share ("a photo of a"; CLIP) or
-            of padding (SigLIP) and start as these, so that a fresh model reads texts as its backbone does;
-            `"random"`: they start as noise in front of the whole text (the paper).
-        prompt_start_ids: the tokens of these words; filled when the texts are first tokenized.
-        prompt_regions: the regions that have learnable vectors of their own. None: those of `attributes`. The text of
-            an attribute of another region, or of none, has the mean of all of them.
-        text_template: what is said of a label, with the fields `{region}`, `{category}` (the attribute's name in
-            words), `{label}` and `{prompt}` (the label's sentence in the schema).
-        text_subject: how a text begins that is made of a few words, as in "a photo of a person wearing a scarf". None:
-            as the prompts of `attributes` mostly do.
+        num_global_tokens: number of mix tokens that attend to all patches (8 in the paper).
+        num_local_tokens: number of mix tokens that attend to one region of the picture each (4 in the paper): token i
+            to region i modulo `num_regions`. Without any mix token the texts attend to the patches.
+        num_regions: r, the number of contiguous regions of equal size that the patches are divided into, from top to
+            bottom (4).
+        num_prompt_tokens: m, the number of learnable vectors in front of a text (4); 0 for none.
+        prompt_init: `"words"`: the learnable vectors replace the first words that all texts share ("a photo of a";
+            CLIP) or padding (SigLIP) and start as the embeddings of these, so that a fresh model encodes texts as its
+            backbone does. `"random"`: they start at random and stand in front of the whole text (the paper).
+        prompt_start_ids: the tokens of these words; set when the texts are first tokenized.
+        prompt_regions: the regions that have learnable vectors of their own. None: those of `attributes`. An attribute
+            of another region, or of none, uses the mean over all regions.
+        text_template: the text of a label, with the fields `{region}`, `{category}` (the attribute's name in words),
+            `{label}` and `{prompt}` (the label's sentence in the schema).
+        text_subject: the beginning of sentences that are made from a few words: "a photo of a person" in "a photo of a
+            person wearing a scarf". None: the most frequent beginning among the prompts of `attributes`.
         num_attention_heads: of the cross-attention from texts to mix tokens (8); divides the width of the texts.
-        attention_dropout: on its probabilities, in training.
-        freeze_backbone: True keeps the backbone's tensors and its eval mode even under `model.train()`; False trains
-            the vision tower, as the paper does. The text tower and the backbone's scale stay frozen.
+        attention_dropout: dropout on its attention probabilities, in training.
+        freeze_backbone: True freezes the backbone and keeps it in eval mode even under `model.train()`; False trains
+            the vision tower, as the paper does. The text tower and the backbone's logit scale stay frozen in both
+            cases.
         backbone_name, backbone_revision, backbone_hash, save_backbone: as in `VlmParConfig`.
-        loss: settings of `FocusLoss`: the weights `sim`, `racl`, `v2t`, `t2v` of the four losses (1; 0 for none), ...
-        label_input_ids: token ids of the text of each label of each attribute, without padding; filled when the texts
-            are tokenized.
-        text_pad_token_id: the id that pads texts; filled at the same time.
+        loss: keyword settings of `FocusLoss`, such as the weights `sim`, `racl`, `v2t`, `t2v` of the four losses.
+        label_input_ids: token ids of the text of each label of each attribute, without padding; set when the texts are
+            tokenized.
+        text_pad_token_id: the id that pads texts; set at the same time.
 
     Raises:
         ValueError: a value is not allowed; names the argument.
@@ -110,14 +112,14 @@ class FocusParConfig(BackboneConfig):
 
     @property
     def text_width(self) -> int:
-        """Width of the space that pictures and texts are compared in."""
+        """Width of the space in which pictures and texts are compared."""
         if self.vlm_config.model_type == "clip":
             return self.vlm_config.projection_dim
         return self.vlm_config.text_config.projection_size
 
     @classmethod
     def paper(cls, **kwargs: Any) -> "FocusParConfig":
-        """Every choice as the paper has it; keywords override.
+        """Every choice as in the paper; keywords override.
 
         8 global and 4 local mix tokens, 4 regions, 4 learnable vectors before "a {region} feature of {category} is
         {label}", 8 heads, the vision tower trained, all four losses with weight 1.

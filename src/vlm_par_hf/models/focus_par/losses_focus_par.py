@@ -11,24 +11,25 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from vlm_par_hf.base.losses import check_labels_on_cpu, compute_class_weights
+from vlm_par_hf.base.losses import check_labels_on_cpu
 from vlm_par_hf.base.numerics import wide
+from vlm_par_hf.base.priors import compute_class_weights
 from vlm_par_hf.labels.schema import UNKNOWN_LABEL, AttributeSchema
 
 
 __all__ = ["FocusLoss", "check_loss_settings", "many_to_many_loss", "region_loss", "similarity_loss"]
 
-LOWEST = -1e30  # in place of minus infinity, whose gradient is not a number
+LOWEST = -1e30  # instead of minus infinity, which makes gradients NaN
 CANDIDATES = ("attribute", "all")
 WEIGHTS = ("sim", "racl", "v2t", "t2v")
-EPSILON = 1e-6
+EPSILON = 1e-6  # keeps logarithms finite
 
 
 def similarity_loss(tokens: torch.Tensor) -> torch.Tensor:
-    """L_sim (FOCUS, equation 4): the mix tokens of a picture shall not resemble each other.
+    """L_sim (FOCUS, equation 4): keeps the mix tokens of a picture different from each other.
 
-    Binary cross-entropy between their cosines and the unit matrix. A cosine below 0 counts as 0: the target of two
-    tokens is to have nothing in common, not to be opposite.
+    Binary cross-entropy between their cosines and the unit matrix. A cosine below 0 counts as 0, because the target
+    for two tokens is to be orthogonal, not opposite.
 
     Args:
         tokens: `(B, K, E)`.
@@ -41,7 +42,8 @@ def similarity_loss(tokens: torch.Tensor) -> torch.Tensor:
 
 
 def region_loss(maps: torch.Tensor, regions: torch.Tensor) -> torch.Tensor:
-    """L_racl (FOCUS, equations 6 and 7): texts of one region look at the same mix tokens, others at others.
+    """L_racl (FOCUS, equations 6 and 7): texts of the same region attend to the same mix tokens, texts of different
+    regions to different ones.
 
     Binary cross-entropy between the cosines of the attention maps and the block matrix of "same region", per picture.
 
@@ -58,8 +60,9 @@ def region_loss(maps: torch.Tensor, regions: torch.Tensor) -> torch.Tensor:
 
 
 def _block_cross_entropy(similarity, target, counted=None):
-    chance = similarity.clamp(EPSILON, 1 - EPSILON)
-    cells = -torch.where(target, chance.log(), (1 - chance).log())
+    """Mean binary cross-entropy of `similarity` `(B, X, X)` with bool `target` `(X, X)`, over the pairs `counted`."""
+    probability = similarity.clamp(EPSILON, 1 - EPSILON)
+    cells = -torch.where(target, probability.log(), (1 - probability).log())
     if counted is None:
         return cells.mean()
     cells = torch.where(counted, cells, 0)
@@ -73,7 +76,7 @@ def many_to_many_loss(
     group: torch.Tensor | None = None,
     weight: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """One direction of the many-to-many contrastive loss (POAR, which FOCUS follows): each row picks its columns.
+    """One direction of the many-to-many contrastive loss (POAR, which FOCUS follows): from rows to columns.
 
     Each positive of a row competes with the row's negatives and not with its other positives:
     `-log(exp(l_p) / (exp(l_p) + sum over negatives n of exp(l_n)))`, mean over the positives of the row, then over the
@@ -81,9 +84,9 @@ def many_to_many_loss(
 
     Args:
         logits: `(rows, columns)`.
-        positive, negative: bool `(rows, columns)`; what is neither is unknown and takes no part.
-        group: int `(columns,)`, from 0 and below `columns`: only negatives of the positive's own group compete with
-            it. None: all.
+        positive, negative: bool `(rows, columns)`; a cell that is neither is unknown and ignored.
+        group: int `(columns,)`, from 0 to `columns` - 1: a positive competes only with the negatives of its own group.
+            None: with all.
         weight: `(rows, columns)`, factor of each positive; the means count positives, not weights.
 
     Returns:
@@ -94,10 +97,10 @@ def many_to_many_loss(
     if group is None:
         against = scores.logsumexp(-1, keepdim=True)
     else:
-        # Each group's sum by its own maximum, so that none vanishes beside another's.
-        top = torch.full_like(scores, LOWEST).scatter_reduce(1, group.expand_as(scores), scores.detach(), "amax")
-        total = torch.zeros_like(scores).index_add(1, group, (scores - top[:, group]).exp())
-        against = (top + total.clamp_min(EPSILON).log())[:, group]
+        # logsumexp per group, each with its own maximum: with one maximum for all, small groups would underflow to 0.
+        highest = torch.full_like(scores, LOWEST).scatter_reduce(1, group.expand_as(scores), scores.detach(), "amax")
+        total = torch.zeros_like(scores).index_add(1, group, (scores - highest[:, group]).exp())
+        against = (highest + total.clamp_min(EPSILON).log())[:, group]
     cells = F.softplus(against - logits)
     if weight is not None:
         cells = cells * weight
@@ -107,10 +110,10 @@ def many_to_many_loss(
 
 
 def check_loss_settings(settings: Mapping[str, Any]) -> None:
-    """Refuses settings that `FocusLoss` does not take.
+    """Checks the names and values of settings of `FocusLoss`.
 
     Raises:
-        ValueError: names the setting.
+        ValueError: an unknown setting, a weight that is no number of 0 or more, or an unknown `candidates`.
     """
     known = [name for name in inspect.signature(FocusLoss).parameters if name != "schema"]
     for name in settings:
@@ -130,9 +133,12 @@ class FocusLoss(nn.Module):
     Args:
         schema: `AttributeSchema`.
         sim, racl, v2t, t2v: weights of the four losses, 0 for none.
-        candidates: which texts compete for a picture in L_v2t: those of the same `"attribute"` (the answers to one
-            question, as POAR's groups do), or `"all"`.
-        weighting, priors, max_class_weight: as in `ParLoss`: a factor per label, for its positives in L_v2t.
+        candidates: which texts compete with each other in L_v2t: those of the same `"attribute"` (the answers to one
+            question, as in POAR), or `"all"`.
+        weighting, priors, max_class_weight: as in `ParLoss`; they give each label a factor for its positives in L_v2t.
+
+    Raises:
+        ValueError: as in `check_loss_settings`, or `weighting` without `priors`.
     """
 
     def __init__(
@@ -159,7 +165,7 @@ class FocusLoss(nn.Module):
         if weighting is not None:
             weights = compute_class_weights(priors, weighting, max_class_weight=max_class_weight)
         names = list(dict.fromkeys(one.region for one in schema if one.region))
-        # Plain tensors on the CPU, not buffers: nothing of a loss enters a checkpoint.
+        # Plain tensors on the CPU, not buffers: a loss must not add anything to a checkpoint.
         with torch.inference_mode(False):
             self.attribute = torch.tensor([a for a, one in enumerate(schema) for _ in one.labels])
             self.label = torch.tensor([k for one in schema for k in range(one.num_labels)])
@@ -174,9 +180,9 @@ class FocusLoss(nn.Module):
         """Loss of a batch.
 
         Args:
-            scores: `(B, Z)`, scaled cosine of each text with what it found.
+            scores: `(B, Z)`, scaled cosine of each text and the result of its attention.
             maps: `(B, Z, K)`, attention of each text over the mix tokens.
-            tokens: `(B, K, E)`, the mix tokens; None: there are none, and L_sim is 0.
+            tokens: `(B, K, E)`, the mix tokens; None if the model has none: then L_sim is 0.
             labels: integer `(B, A)`, class index per attribute, -100 = unknown.
 
         Returns:
@@ -190,9 +196,9 @@ class FocusLoss(nn.Module):
             raise ValueError(f"labels has shape {tuple(labels.shape)}, expected {expected}: one column per attribute")
         check_labels_on_cpu(labels, self.schema)
         device = scores.device
-        given = labels.to(device)[:, self.attribute.to(device)]  # (B, Z)
-        known = given != UNKNOWN_LABEL
-        positive = given == self.label.to(device)
+        true_label = labels.to(device)[:, self.attribute.to(device)]  # (B, Z)
+        known = true_label != UNKNOWN_LABEL
+        positive = true_label == self.label.to(device)
         negative = known & ~positive
         loss = wide(scores).new_zeros(())
         if self.sim and tokens is not None:

@@ -1,7 +1,7 @@
 """Multi-granularity mix tokens of FOCUS: learnable tokens beside the patches of a vision tower (equations 2 and 3).
 
-Global tokens look at all patches, local ones at one region. Patches never look at mix tokens, so the tower's own
-stream is what it always was, and the tokens run beside it through the same layers.
+Global tokens attend to all patches, local tokens to one region. Patches do not attend to mix tokens, so the patches
+are computed exactly as in the backbone alone, and the tokens pass through the same layers in addition.
 
 Letters: B people, N patches, K mix tokens, D vision width, E width of the space in which pictures and texts are
 compared.
@@ -24,14 +24,15 @@ __all__ = ["PictureTokens", "look_at_pictures", "patch_regions", "patches_as_tok
 
 
 class PictureTokens(NamedTuple):
-    """What the texts look at.
+    """The tokens of pictures that the texts attend to.
 
     Attributes:
-        tokens: `(B, K, E)`, mix tokens or, where there are none, the patches.
-        token_mask: bool `(B, K)`, False for padding; None: all count.
+        tokens: `(B, K, E)`, the mix tokens, or the patches in a model without mix tokens.
+        token_mask: bool `(B, K)`, False for padding; None: there is no padding.
         image_embeds: `(B, D)`, the tower's own pooled output.
-        patch_mask: bool `(B, N)`.
-        maps: float32 `(B, K, N)`, where each token looked, mean over layers and heads; None: not asked for.
+        patch_mask: bool `(B, N)`, False for padding.
+        maps: float32 `(B, K, N)`, attention of each token over the patches, mean over layers and heads; None if not
+            asked for.
     """
 
     tokens: torch.Tensor
@@ -42,10 +43,14 @@ class PictureTokens(NamedTuple):
 
 
 def patch_regions(config: FocusParConfig, mask: torch.Tensor) -> torch.Tensor:
-    """Which patches each mix token looks at, bool `(B, K, N)`, from which patches count, bool `(B, N)`.
+    """Which patches each mix token attends to: bool `(B, K, N)`. Global tokens come first.
 
-    Region i of r holds patches floor(i n / r) to ceil((i + 1) n / r) of the n patches of a picture, as adaptive
-    pooling divides: no region is empty, and where r does not divide n, neighbours share a patch.
+    Region i of r holds patches floor(i n / r) up to, not including, ceil((i + 1) n / r) of the n patches of a picture,
+    as in adaptive pooling: no region is empty, and where r does not divide n, neighbouring regions share a patch.
+
+    Args:
+        config: of the model.
+        mask: bool `(B, N)`, False for padding.
     """
     count = mask.sum(-1)[:, None, None]
     place = mask.cumsum(-1)[:, None] - 1
@@ -69,71 +74,73 @@ def look_at_pictures(
     *,
     output_maps: bool,
 ) -> PictureTokens:
-    """The vision tower with mix tokens beside it.
+    """Runs the vision tower together with the mix tokens.
 
     Args:
-        vlm: the backbone, and `towers` its insides.
+        vlm: the backbone.
+        towers: the layers of its kind of model, from `TOWERS`.
         config: of the model.
         mix_tokens: `(K, D)`.
-        probe_share: `(K,)`, how much of a mix token is added to the probe of the pooling head; None: the tower has no
-            such head.
+        probe_share: `(K,)`, the factor with which each mix token is added to the probe of the pooling head; None if
+            the tower has no pooling head.
         pixel_values, pixel_attention_mask, spatial_shapes: as in `FocusParModel.forward`; the mask for NaFlex only.
-        output_maps: whether to say where each token looked.
+        output_maps: whether to return the attention of each token over the patches.
     """
-    learns = torch.is_grad_enabled()
-    tower_learns = learns and not config.freeze_backbone
-    with torch.set_grad_enabled(tower_learns):
+    has_gradients = torch.is_grad_enabled()
+    trains_tower = has_gradients and not config.freeze_backbone
+    with torch.set_grad_enabled(trains_tower):
         hidden = towers.embed_images(vlm, pixel_values, spatial_shapes)
     tokens = towers.enter(vlm, mix_tokens.to(hidden.dtype).expand(len(hidden), -1, -1))
-    length, K, skipped = hidden.shape[1], tokens.shape[1], towers.num_class_tokens
+    length, K, num_class_tokens = hidden.shape[1], tokens.shape[1], towers.num_class_tokens
     if pixel_attention_mask is not None:
         patch_mask = pixel_attention_mask.bool()
     else:
-        patch_mask = torch.ones(hidden[:, skipped:].shape[:2], dtype=torch.bool, device=hidden.device)
-    # Patches see the class token, mix tokens do not.
-    seen_by_patches = F.pad(patch_mask, (skipped, 0), value=True)[:, None]
-    seen_by_tokens = F.pad(patch_regions(config, patch_mask), (skipped, 0))
-    looks: list[torch.Tensor] = []
-    if output_maps or learns and not tower_learns:
+        patch_mask = torch.ones(hidden[:, num_class_tokens:].shape[:2], dtype=torch.bool, device=hidden.device)
+    # Patches attend to the class token, mix tokens do not.
+    patches_attend_to = F.pad(patch_mask, (num_class_tokens, 0), value=True)[:, None]
+    tokens_attend_to = F.pad(patch_regions(config, patch_mask), (num_class_tokens, 0))
+    attention_maps: list[torch.Tensor] = []
+    if output_maps or has_gradients and not trains_tower:
         # Frozen tower: run the tokens separately, so that backward skips the patch stream.
-        patch_bias = None if pixel_attention_mask is None else _attention_bias(seen_by_patches, hidden.dtype)
-        token_bias = _attention_bias(seen_by_tokens, hidden.dtype)
+        patch_bias = None if pixel_attention_mask is None else _attention_bias(patches_attend_to, hidden.dtype)
+        token_bias = _attention_bias(tokens_attend_to, hidden.dtype)
         for layer in towers.layers(vlm):
             tokens, parts = towers.attend(layer, tokens, hidden, token_bias)
             if output_maps:
-                looks.append(_attention_map(parts, token_bias))
-            with torch.set_grad_enabled(tower_learns):
+                attention_maps.append(_attention_map(parts, token_bias))
+            with torch.set_grad_enabled(trains_tower):
                 hidden = layer(hidden, attention_mask=patch_bias)
     else:
-        seen = F.pad(torch.cat([seen_by_patches.expand(-1, length, -1), seen_by_tokens], 1), (0, K))
-        bias = _attention_bias(seen, hidden.dtype)
+        allowed = F.pad(torch.cat([patches_attend_to.expand(-1, length, -1), tokens_attend_to], 1), (0, K))
+        bias = _attention_bias(allowed, hidden.dtype)
         hidden, tokens = towers.encode_images(vlm, torch.cat([hidden, tokens], 1), bias).split([length, K], 1)
     tokens = towers.leave(vlm, tokens)
     if towers.has_pooling_head:
-        # The probe itself asks for the pooled picture, probes mixed with tokens for what the tokens stand for.
+        # The first query is the probe itself, which gives the backbone's pooled output; then one query per mix token.
         probe = towers.probe(vlm)
         mixed = probe + probe_share[:, None].to(tokens.dtype) * tokens
         probes = torch.cat([probe.expand(len(tokens), -1, -1), mixed], 1)
-        bias = _attention_bias(torch.cat([seen_by_patches, seen_by_tokens], 1), hidden.dtype)
+        bias = _attention_bias(torch.cat([patches_attend_to, tokens_attend_to], 1), hidden.dtype)
         pooled, parts = towers.pool(vlm, probes, towers.leave(vlm, hidden), bias)
         image_embeds, tokens = pooled[:, 0], pooled[:, 1:]
         if output_maps:
-            looks.append(_attention_map(parts, bias)[:, 1:])
+            attention_maps.append(_attention_map(parts, bias)[:, 1:])
     else:
         image_embeds = towers.project(vlm, towers.leave(vlm, hidden[:, 0]))
         tokens = towers.project(vlm, tokens)
-    maps = torch.stack(looks).mean(0)[..., skipped:] if output_maps else None
-    image_embeds = image_embeds if tower_learns else image_embeds.detach()
+    maps = torch.stack(attention_maps).mean(0)[..., num_class_tokens:] if output_maps else None
+    image_embeds = image_embeds if trains_tower else image_embeds.detach()
     return PictureTokens(unit_rms(tokens), None, image_embeds, patch_mask, maps)
 
 
 def patches_as_tokens(
     vlm: PreTrainedModel, towers: Towers, states: torch.Tensor, image_embeds: torch.Tensor, patch_mask: torch.Tensor
 ) -> PictureTokens:
-    """What the texts look at in a model without mix tokens: the patches themselves.
+    """In a model without mix tokens, the tokens that the texts attend to are the patches.
 
     Args:
-        vlm: the backbone, and `towers` its insides.
+        vlm: the backbone.
+        towers: the layers of its kind of model, from `TOWERS`.
         states: `(B, N, D)`, patches after the tower's last LayerNorm.
         image_embeds: `(B, D)`.
         patch_mask: bool `(B, N)`.
@@ -143,11 +150,11 @@ def patches_as_tokens(
     return PictureTokens(tokens, patch_mask, image_embeds, patch_mask, maps)
 
 
-def _attention_bias(seen: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """What is added to attention scores `(B, 1, queries, keys)`, from bool `(B, queries, keys)`."""
-    return torch.zeros_like(seen, dtype=dtype).masked_fill(~seen, torch.finfo(dtype).min)[:, None]
+def _attention_bias(allowed: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Bias for attention scores, `(B, 1, queries, keys)`: 0 where `allowed`, bool `(B, queries, keys)`, is True."""
+    return torch.zeros_like(allowed, dtype=dtype).masked_fill(~allowed, torch.finfo(dtype).min)[:, None]
 
 
 def _attention_map(parts: AttentionParts, bias: torch.Tensor) -> torch.Tensor:
-    """Where each query looked, float32 `(B, queries, keys)`, mean over the heads."""
+    """Attention of each query over the keys, float32 `(B, queries, keys)`, mean over the heads."""
     return (wide(parts.queries @ parts.keys.mT) * parts.scaling + wide(bias)).softmax(-1).mean(1)

@@ -1,25 +1,29 @@
 """FOCUS: fine-grained optimisation with semantic guided understanding for PAR (An et al., 2025).
 
-An attribute is recognised from its text: each label's text looks at mix tokens of the picture, and is compared with
-what it found there. So a model answers for attributes that it was never trained on.
+An attribute is recognised by its text: the text of each label attends to mix tokens of the picture and is compared
+with the result. So a model also answers for attributes that it was not trained on.
 
-- Multi-Granularity Mix Tokens: learnable tokens beside the patches in every layer of the vision tower; global ones
-  look at all patches, local ones at one region (equations 2 and 3). Patches never look at mix tokens, so the tower's
-  own stream is what it always was, and the tokens run beside it through the same layers.
+- Multi-Granularity Mix Tokens: learnable tokens that pass through every layer of the vision tower together with the
+  patches; global tokens attend to all patches, local tokens to one region (equations 2 and 3). Patches do not attend
+  to mix tokens, so the patches are computed exactly as in the backbone alone.
 - Learnable prompts: vectors in front of a label's text, one set per region, passed through the frozen text tower.
-- Attribute-guided Visual Feature Extraction: texts ask, mix tokens answer (equation 5), without a residual: it would
-  show the text to itself.
+- Attribute-guided Visual Feature Extraction: cross-attention with texts as queries and mix tokens as keys and values
+  (equation 5), without a residual connection: with it, a text would be compared with itself.
 
-Where the paper is silent: a patch's region is decided by its place in reading order (equal parts, from top to bottom).
-SigLIP has no class token to start from and no projection of single tokens, but a head in which a probe looks at the
-patches once more: there, the mix tokens ask in the probe's place, each seeing what it may see. So with CLIP and SigLIP
-alike a fresh global token answers what the backbone's own pooled picture does. Texts and mix tokens are normalised to
-RMS 1 before the projections; the cosine that follows ignores length.
-Learnable vectors in front of a text push its words to other positions. So they take the place of something and start
-as it: with CLIP, of the first words that all texts have in common ("a photo of a"); with SigLIP, whose tower knows
-order by positions alone, of padding. A fresh model then reads texts as its backbone does (`prompt_init="words"`).
-Decisions: each attribute has a gain and its labels have offsets, fitted on validation (`fit_decisions`), because
-similarities are not calibrated.
+Our choices where the paper is silent:
+
+- The region of a patch follows from its position in reading order: equal parts, from top to bottom.
+- SigLIP has no class token from which mix tokens could start, and no projection for single tokens. It has a pooling
+  head in which a learned probe attends to the patches once more. There each mix token, added to the probe, is a query
+  of its own and attends to its own patches. So with CLIP and with SigLIP the result of a fresh global token is
+  approximately the backbone's own pooled output.
+- Texts and mix tokens are normalised to RMS 1 before the projections; the cosine that follows ignores length.
+- Learnable vectors in front of a text move its words to other positions. So they replace something and start as its
+  embeddings: with CLIP the first words that all texts share ("a photo of a"); with SigLIP, whose text tower knows the
+  order of words by positions only, padding. A fresh model then encodes texts as its backbone does
+  (`prompt_init="words"`).
+- Similarities are not calibrated, so each attribute has a gain and each label an offset, fitted on validation
+  (`fit_decisions`).
 
 Letters: B people, N patches, K mix tokens, A attributes, C labels, Z texts (all labels of all attributes), H heads,
 D vision width, E width of the space in which pictures and texts are compared.
@@ -52,9 +56,11 @@ from .texts_focus_par import AttributeGuidedExtraction, AttributeTexts, TextRead
 
 __all__ = ["FocusParModel", "FocusParPreTrainedModel"]
 
-KEPT_SCHEMAS = 16  # encoded label spaces that a model remembers
-OWN_TEXTS = ""  # the key of the model's own label space among them; no JSON text is empty
-# How much of a mix token is added to SigLIP's probe at first: little, so that it starts as the pooled picture does.
+KEPT_SCHEMAS = 16  # number of encoded label spaces in the cache
+# Cache key of the model's own label space; the others have their JSON text as key, which is never empty.
+OWN_TEXTS = ""
+# Initial factor of a mix token when it is added to SigLIP's probe. Small, so that the result starts near the
+# backbone's own pooled output.
 PROBE_SHARE = 0.1
 FEATURES = ("patch_embeds", "image_embeds", "patch_mask")
 
@@ -64,15 +70,16 @@ class FocusParPreTrainedModel(BackbonePreTrainedModel):
 
     config_class = FocusParConfig
     processor_class = FocusParProcessor
-    # The contrast is over the pictures of a batch: Trainer shall average over accumulated batches, not count labels.
+    # The contrastive losses compare the pictures of one batch, so they are no sum over labels: with gradient
+    # accumulation Trainer must average the losses of the batches.
     accepts_loss_kwargs = False
 
 
 class FocusParModel(FocusParPreTrainedModel):
     """FOCUS over a CLIP, SigLIP or SigLIP 2 backbone. The logits are float32 whatever the dtype of the model.
 
-    The mix tokens live inside the vision tower, so nothing of a picture can be computed once and trained from: there
-    is no `get_image_features`, and training takes pictures.
+    The mix tokens are trained inside the vision tower, so features of pictures cannot be computed once and reused:
+    there is no `get_image_features`, and training needs pictures.
 
     Args:
         config: its `attributes` must be set.
@@ -112,7 +119,7 @@ class FocusParModel(FocusParPreTrainedModel):
         self._freeze_backbone()
 
     def init_parameters(self) -> None:
-        """Starting values of what no module of its own holds; `reset_tokens` knows better ones."""
+        """Initial values of the parameters that belong to no submodule; `reset_tokens` sets better ones."""
         init.normal_(self.mix_tokens, std=0.02)
         init.normal_(self.prompts, std=0.02)
         if self._probe_share is not None:
@@ -122,35 +129,35 @@ class FocusParModel(FocusParPreTrainedModel):
 
     @property
     def _probe_share(self) -> nn.Parameter | None:
-        return getattr(self, "probe_share", None)  # CLIP has no probe, and without mix tokens nothing shares it
+        return getattr(self, "probe_share", None)  # absent with CLIP, which has no probe, and without mix tokens
 
     # Building and freezing
 
     @classmethod
     def from_backbone(cls, name: str | Path, **kwargs: Any) -> "FocusParModel":
-        """As for every family; mix tokens and prompts start where `reset_tokens` puts them."""
+        """As `BackbonePreTrainedModel.from_backbone`; then `reset_tokens` sets mix tokens and prompts."""
         model = super().from_backbone(name, **kwargs)
         model.reset_tokens()
         return model
 
     @torch.no_grad()
     def reset_tokens(self) -> None:
-        """Starts mix tokens and prompts where the backbone's own tokens are, plus noise from torch's generator.
+        """Sets mix tokens and prompts to values taken from the backbone; mix tokens get random noise in addition.
 
-        CLIP: at the class token. SigLIP, which has none: at a patch of no content, at the mean position of what the
-        token looks at. Prompts: at what they take the place of (`config.prompt_init`), or at random.
+        Mix tokens. CLIP: the class token. SigLIP, which has none: an empty patch at the mean position of the patches
+        that the token attends to. Prompts: the embeddings of what they replace (`config.prompt_init`), or random ones.
         """
         places = self.vlm.vision_model.embeddings.position_embedding.weight
         regions = patch_regions(self.config, places.new_ones(1, len(places)).bool())[0]
         start = self.towers.start_of_tokens(self.vlm, regions).expand_as(self.mix_tokens)
         self.mix_tokens.copy_(start + 0.02 * torch.randn_like(start))
         self.prompts.copy_(self.texts.start_of_prompts(self.vlm, self.prompts))
-        self._forget_kept()
+        self._clear_kept()
 
     def _freeze_backbone(self) -> None:
         super()._freeze_backbone()
         for parameter in (self.mix_tokens, self.prompts):
-            parameter.requires_grad_(parameter.numel() > 0)  # an empty one would be a parameter without gradient
+            parameter.requires_grad_(parameter.numel() > 0)  # an empty tensor would never get a gradient
 
     def _freeze_unused(self) -> None:
         if not self.towers.has_pooling_head:
@@ -178,7 +185,7 @@ class FocusParModel(FocusParPreTrainedModel):
         self.config.label_input_ids = self.texts.tokenize(self.schema, processor)
         self.config.text_pad_token_id = int(processor.tokenizer.pad_token_id or 0)
         self._own_table = None
-        self._forget_kept()
+        self._clear_kept()
 
     def label_texts(self, schema: AttributeSchema) -> list[list[str]]:
         """The text of each label of each attribute, by `config.text_template`."""
@@ -186,12 +193,12 @@ class FocusParModel(FocusParPreTrainedModel):
 
     @property
     def max_text_tokens(self) -> int:
-        """What the text tower holds beside the learnable vectors."""
+        """The largest number of tokens of a text, so that text and learnable vectors fit into the text tower."""
         return self.texts.max_tokens
 
     def _own_texts(self) -> AttributeTexts:
-        """The texts of the model's own label space: with gradients for the prompts where these are asked for, kept
-        otherwise."""
+        """The encoded texts of the model's own label space. Computed at each call if the prompts need gradients;
+        cached otherwise."""
         if self.config.label_input_ids is None:
             raise ValueError(
                 "the texts were never tokenized (label_input_ids is None): build the model with from_backbone, or "
@@ -218,21 +225,21 @@ class FocusParModel(FocusParPreTrainedModel):
         return texts
 
     def _kept_texts(self) -> dict[str, AttributeTexts]:
-        """Encoded label spaces, by their JSON text, for as long as prompts and queries stay what they are."""
+        """The cache of encoded label spaces, by their JSON text; emptied when prompts or query projection change."""
         return self._kept.of((self.prompts, self.extraction.query))
 
     @torch.no_grad()
     def encode_attributes(self, attributes: Any, processor: FocusParProcessor | None = None) -> AttributeTexts:
-        """The texts of any label space, for `forward(attributes=...)`; the last few are remembered.
+        """Encodes the texts of any label space, for `forward(attributes=...)`. The last 16 results are cached.
 
         Args:
             attributes: what `AttributeSchema.from_texts` takes: `["wearing a red scarf", ["a backpack", "no bag"]]`,
                 attributes, or a schema.
-            processor: the model's processor; None: the one that it was built with, or of the folder or repository that
-                it was loaded from.
+            processor: the model's processor; None: the one that the model was built with, or that of the folder or
+                repository that it was loaded from.
 
         Raises:
-            ValueError, TypeError: no attribute, one twice, a text that the text tower cannot hold, or no processor.
+            ValueError, TypeError: no attribute, an attribute twice, a text that is too long, or no processor.
         """
         schema = AttributeSchema.from_texts(attributes, subject=self.config.text_subject)
         kept, key = self._kept_texts(), json.dumps(schema.to_list())
@@ -247,21 +254,22 @@ class FocusParModel(FocusParPreTrainedModel):
         gain, offset = self._decisions_for(schema)
         texts = AttributeTexts(schema, embeds, queries, table.slots, table.attribute, gain, offset)
         kept[key] = texts
-        named = [one for one in kept if one != OWN_TEXTS]
-        for one in named[: max(0, len(named) - KEPT_SCHEMAS)]:
+        other_keys = [one for one in kept if one != OWN_TEXTS]
+        for one in other_keys[: max(0, len(other_keys) - KEPT_SCHEMAS)]:  # the oldest ones
             del kept[one]
         return texts
 
     def set_attributes(self, attributes: Any, processor: FocusParProcessor | None = None) -> None:
-        """Makes this the model's label space: what it answers, and what is saved.
+        """Makes `attributes` the label space of the model, which it answers for and which is saved with it.
 
-        Attributes that it was trained on keep their fitted decisions; others have the usual (`transfer_decisions`).
+        Attributes that the model was trained on keep their fitted gains and offsets; others take those of
+        `transfer_decisions`.
 
         Args and errors as in `encode_attributes`.
         """
         schema = AttributeSchema.from_texts(attributes, subject=self.config.text_subject)
         processor = processor or self._own_processor()
-        self.texts.tokenize(schema, processor)  # refuses what does not fit before anything is changed
+        self.texts.tokenize(schema, processor)  # raises for a text that is too long, before anything is changed
         gain, offset = self._decisions_for(schema)
         self.decision_gain, self.decision_offset = gain.to(self.decision_gain), offset.to(self.decision_offset)
         self.schema = schema
@@ -269,11 +277,16 @@ class FocusParModel(FocusParPreTrainedModel):
         self.config.id2label = dict(enumerate(schema.names))
         self.config.label2id = {name: position for position, name in enumerate(schema.names)}
         self._store_tokens(processor)
-        # Weights and priors of the loss were those of the other label space.
+        # Weighting and priors of the loss belong to the old label space.
         dropped = ("weighting", "priors")
         self.config.loss = {name: value for name, value in self.config.loss.items() if name not in dropped}
 
     def _own_processor(self) -> FocusParProcessor:
+        """The processor that the model was built with, or else that of its checkpoint or of its backbone.
+
+        Raises:
+            ValueError: none of these exists.
+        """
         if self._processor is None:
             name = self.name_or_path
             try:
@@ -297,8 +310,8 @@ class FocusParModel(FocusParPreTrainedModel):
     def fit_decisions(self, logits: Any, labels: Any, *, weighting: str | None = "auto") -> None:
         """Fits each attribute's gain and its labels' offsets on validation: logit = gain * similarity + offset.
 
-        Minimises, for each attribute, the cross-entropy of its known labels plus a small pull towards what is there
-        already. An attribute of which the data know one label only is left as it is.
+        Minimises, for each attribute, the cross-entropy of its known labels plus a small penalty on changes of gain
+        and offsets. An attribute with fewer than two different known labels is left as it is.
 
         Args:
             logits: `(S, A, C)`, what the model answered on validation pictures.
@@ -316,11 +329,11 @@ class FocusParModel(FocusParPreTrainedModel):
         before = self.decision_offset.cpu().double() * gain.repeat_interleave(counts)
         self.decision_offset.copy_(before + offset)
         self.decision_gain.mul_(gain.to(self.decision_gain))
-        self._forget_kept()
+        self._clear_kept()
 
     # Pictures
 
-    def _look(
+    def _encode_pictures(
         self,
         pixel_values: torch.Tensor | None,
         pixel_attention_mask: torch.Tensor | None = None,
@@ -328,7 +341,7 @@ class FocusParModel(FocusParPreTrainedModel):
         *,
         output_maps: bool = False,
     ) -> PictureTokens:
-        """What the texts look at: the mix tokens of each picture, its patches in a model without any."""
+        """The tokens that the texts attend to: the mix tokens of each picture, or its patches if there are none."""
         if pixel_values is None:
             raise ValueError("pixel_values is None, expected pictures: this model has no other input")
         vlm, towers = self.vlm, self.towers
@@ -367,16 +380,16 @@ class FocusParModel(FocusParPreTrainedModel):
             spatial_shapes: int64 `(B, 2)`, rows and columns of patches (NaFlex).
             labels: int64 `(B, A)`, class index per attribute, -100 = unknown; gives the loss.
             attributes: another label space for this call, from `encode_attributes`.
-            output_attentions: whether to return where the texts looked.
-            kwargs: not used.
+            output_attentions: whether to return the attention of the texts.
+            kwargs: ignored.
 
         Returns:
             `ParOutput`; `attentions` float32 `(B, A, C, H, K)`, of each label's text over the mix tokens, 0 past an
             attribute's own labels.
 
         Raises:
-            ValueError: wrong or missing inputs; features in place of pixels; texts that were never tokenized; `labels`
-                together with `attributes`.
+            ValueError: wrong or missing inputs, features in place of pixels, `labels` together with `attributes`, or
+                texts that were never tokenized.
         """
         if any(kwargs.get(name) is not None for name in FEATURES):
             given = ", ".join(name for name in FEATURES if name in kwargs)
@@ -386,34 +399,34 @@ class FocusParModel(FocusParPreTrainedModel):
             )
         if labels is not None and attributes is not None:
             raise ValueError("labels and attributes were both given: the loss is that of the model's own label space")
-        seen = self._look(pixel_values, pixel_attention_mask, spatial_shapes)
+        pictures = self._encode_pictures(pixel_values, pixel_attention_mask, spatial_shapes)
         texts = self._own_texts() if attributes is None else self._on_device(attributes)
-        scores, attention = self._score(texts, seen)
+        scores, attention = self._score(texts, pictures)
         loss = None
         if labels is not None:
-            tokens = seen.tokens if len(self.mix_tokens) else None
+            tokens = pictures.tokens if len(self.mix_tokens) else None
             loss = self.loss_module(scores, attention.mean(1), tokens, labels)
         if output_attentions is None:
             output_attentions = self.config.output_attentions
         return ParOutput(
             loss=loss,
             logits=self._calibrated_logits(texts, scores),
-            image_embeds=seen.image_embeds,
+            image_embeds=pictures.image_embeds,
             attentions=texts.by_label(attention.permute(0, 2, 1, 3), 0.0) if output_attentions else None,
         )
 
     def _on_device(self, texts: AttributeTexts) -> AttributeTexts:
         return texts if texts.embeds.device == self.device else texts.to(self.device)
 
-    def _score(self, texts: AttributeTexts, seen: PictureTokens) -> tuple[torch.Tensor, torch.Tensor]:
-        """Scaled cosine of each text with what it found, float32 `(B, Z)`, and the attention `(B, H, Z, K)`."""
-        cosine, attention = self.extraction(texts.queries, texts.embeds, seen.tokens, seen.token_mask)
+    def _score(self, texts: AttributeTexts, pictures: PictureTokens) -> tuple[torch.Tensor, torch.Tensor]:
+        """Scaled cosine of each text and its attention result, float32 `(B, Z)`, and the attention `(B, H, Z, K)`."""
+        cosine, attention = self.extraction(texts.queries, texts.embeds, pictures.tokens, pictures.token_mask)
         with no_autocast(cosine):
             return cosine * wide(self.vlm.logit_scale).exp(), attention
 
     @staticmethod
     def _calibrated_logits(texts: AttributeTexts, scores: torch.Tensor) -> torch.Tensor:
-        """`(B, A, C)`: gain and offset of the fitted decisions make similarities comparable between labels."""
+        """Logits `(B, A, C)`: the fitted gains and offsets make similarities comparable between labels."""
         return texts.by_label(scores * texts.gain[texts.attribute] + texts.offset, NO_LABEL_LOGIT)
 
     def _build_loss(self) -> FocusLoss:
@@ -428,10 +441,11 @@ class FocusParModel(FocusParPreTrainedModel):
         attributes: AttributeTexts | None = None,
         **inputs: Any,
     ) -> torch.Tensor:
-        """Where the answers come from: how much each patch was looked at.
+        """How relevant each patch was for the answers.
 
         The attention of the text over the mix tokens (mean over heads), times that of the mix tokens over the patches
-        (mean over layers and heads). The text is that of "yes" for a binary attribute, of the predicted label else.
+        (mean over layers and heads). The text is that of "yes" for a binary attribute, else that of the predicted
+        label.
 
         Args:
             attribute: a name or position, or several; None takes all.
@@ -445,15 +459,15 @@ class FocusParModel(FocusParPreTrainedModel):
             KeyError: unknown attribute.
         """
         names = ("pixel_values", "pixel_attention_mask", "spatial_shapes")
-        seen = self._look(**{name: inputs.get(name) for name in names}, output_maps=True)
+        pictures = self._encode_pictures(**{name: inputs.get(name) for name in names}, output_maps=True)
         texts = self._own_texts() if attributes is None else self._on_device(attributes)
-        scores, attention = self._score(texts, seen)
-        where = texts.by_label(attention.mean(1) @ wide(seen.maps), 0.0)  # (B, A, C, N)
+        scores, attention = self._score(texts, pictures)
+        maps = texts.by_label(attention.mean(1) @ wide(pictures.maps), 0.0)  # (B, A, C, N)
         answer = self._calibrated_logits(texts, scores).argmax(-1)
         binary = torch.tensor([one.is_binary for one in texts.schema], device=answer.device)
         answer = torch.where(binary, 1, answer)
-        relevance = where.take_along_dim(answer[:, :, None, None], 2)[:, :, 0]
-        relevance = torch.where(seen.patch_mask[:, None], relevance, 0)
+        relevance = maps.take_along_dim(answer[:, :, None, None], 2)[:, :, 0]
+        relevance = torch.where(pictures.patch_mask[:, None], relevance, 0)
         return self._choose_attributes(relevance, texts.schema, attribute)
 
     # Optimisation

@@ -7,6 +7,6 @@ __all__ = ["FocusParProcessor"]
 
 
 class FocusParProcessor(ParProcessor):
-    """Prepares images and texts for `FocusParModel` and names what it found: as `ParProcessor`."""
+    """Prepares images and texts for `FocusParModel` and names its answers, as `ParProcessor` describes."""
 
     model_type = "focus_par"

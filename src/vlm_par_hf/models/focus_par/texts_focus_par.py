@@ -1,4 +1,4 @@
-"""The texts of FOCUS: from a label space to one embedding per label, and what each asks the mix tokens.
+"""The texts of FOCUS: one embedding per label of a label space, and the cross-attention from texts to mix tokens.
 
 Letters: B people, K tokens of a picture, A attributes, C labels, Z texts (all labels of all attributes), H heads,
 E width of the space in which pictures and texts are compared.
@@ -23,20 +23,20 @@ from .processing_focus_par import FocusParProcessor
 
 __all__ = ["AttributeGuidedExtraction", "AttributeTexts", "TextReader", "TextTable", "unit_rms"]
 
-SMALLEST_SQUARE = 1e-12  # of the length of what a text finds
-TEXTS_AT_ONCE = 64
+SMALLEST_SQUARE = 1e-12  # lower bound for the squared length of an attention result, which is divided by
+TEXTS_AT_ONCE = 64  # in one pass of the text tower
 
 
 @dataclass(eq=False)
 class AttributeTexts:
-    """A label space ready for `FocusParModel.forward(attributes=...)`, from `encode_attributes`.
+    """An encoded label space for `FocusParModel.forward(attributes=...)`, made by `encode_attributes`.
 
     Args:
         schema: the label space.
-        embeds: `(Z, E)`, the text of each label.
-        queries: `(H, Z, E / H)`, what it asks the mix tokens for.
-        slots: int64 `(Z,)`, where its logit stands in a row of `A * C`.
-        attribute: int64 `(Z,)`, position of its attribute.
+        embeds: `(Z, E)`, the embedding of each label's text.
+        queries: `(H, Z, E / H)`, its queries in the cross-attention to the mix tokens.
+        slots: int64 `(Z,)`, the position of its logit in a flat row of A * C.
+        attribute: int64 `(Z,)`, the position of its attribute.
         gain: float32 `(A,)` and offset float32 `(Z,)`: logit = gain * similarity + offset.
     """
 
@@ -53,11 +53,11 @@ class AttributeTexts:
         return replace(self, **moved)
 
     def by_label(self, values: torch.Tensor, fill: float) -> torch.Tensor:
-        """From one column per text `(B, Z, ...)` to attributes and labels `(B, A, C, ...)`.
+        """Rearranges one column per text `(B, Z, ...)` into attributes and labels `(B, A, C, ...)`.
 
         Args:
-            values: of the texts.
-            fill: what stands past an attribute's own labels.
+            values: `(B, Z, ...)`.
+            fill: the value past an attribute's own labels.
         """
         A, C = len(self.schema), self.schema.max_labels
         table = values.new_full((len(values), A * C, *values.shape[2:]), fill)
@@ -65,17 +65,17 @@ class AttributeTexts:
 
 
 def unit_rms(tensor: torch.Tensor) -> torch.Tensor:
-    """Vectors of root mean square 1; float32 inside."""
+    """Scales vectors to root mean square 1; computed in float32, returned in the dtype of `tensor`."""
     return (F.normalize(wide(tensor), dim=-1) * tensor.shape[-1] ** 0.5).to(tensor.dtype)
 
 
 class TextTable(NamedTuple):
-    """The constants of a label space, on one device.
+    """A tokenized label space, as tensors on one device.
 
     Attributes:
         tokens: int64 `(Z, L)`, token ids of each text, padded.
-        last: int64 `(Z,)`, the place at which a text is pooled, learnable vectors counted.
-        shares: float32 `(Z, regions)`, how the learnable vectors of a text are mixed.
+        last: int64 `(Z,)`, the position at which a text is pooled; positions count the learnable vectors too.
+        shares: float32 `(Z, regions)`, the weight of each region's learnable vectors in those of a text.
         slots, attribute: as in `AttributeTexts`.
     """
 
@@ -87,10 +87,10 @@ class TextTable(NamedTuple):
 
 
 class TextReader:
-    """Label spaces to texts, token ids and embeddings. Holds the configuration and no tensor.
+    """Turns label spaces into texts, token ids and embeddings. It holds no tensors.
 
     Args:
-        config: of the model; what it says of texts is read when it is needed.
+        config: of the model. Its fields are read at each call, because tokenizing changes some of them.
     """
 
     def __init__(self, config: FocusParConfig) -> None:
@@ -99,12 +99,12 @@ class TextReader:
 
     @property
     def max_tokens(self) -> int:
-        """What the text tower holds beside the learnable vectors."""
+        """The largest number of tokens of a text, so that text and learnable vectors fit into the text tower."""
         return self.config.vlm_config.text_config.max_position_embeddings - self.config.num_prompt_tokens
 
     @property
     def replaces_padding(self) -> bool:
-        """Whether the learnable vectors take the place of padding, before the last place, where SigLIP pools."""
+        """Whether the learnable vectors replace padding just before the last position, where SigLIP pools."""
         return self.config.prompt_init == "words" and self.towers.pools_last_place
 
     def label_texts(self, schema: AttributeSchema) -> list[list[str]]:
@@ -123,7 +123,7 @@ class TextReader:
         ]
 
     def find_shared_start(self, schema: AttributeSchema, processor: FocusParProcessor) -> list[int]:
-        """The first tokens that all texts share, as many as there are learnable vectors to take their place."""
+        """The first tokens that all texts share, at most as many as there are learnable vectors to replace them."""
         if self.replaces_padding:
             return []
         texts = [text for one in self.label_texts(schema) for text in one]
@@ -134,12 +134,12 @@ class TextReader:
         """Token ids of the text of each label of each attribute, without padding and without the shared start.
 
         Raises:
-            ValueError: a text is longer than the text tower holds beside the learnable vectors.
+            ValueError: a text has more than `max_tokens` tokens.
         """
         limit = self.max_tokens
         ids = []
         for attribute, texts in zip(schema, self.label_texts(schema)):
-            # One token more than fits shows that a text is too long.
+            # Allow one token more than fits, so that a text that is too long is noticed and not cut.
             found = processor.encode_texts(texts, limit + 1 + len(self.config.prompt_start_ids or ()))
             ids.append([self._without_start(one) for one in found])
             for text, one in zip(texts, ids[-1]):
@@ -151,7 +151,8 @@ class TextReader:
         return ids
 
     def _without_start(self, ids: list[int]) -> list[int]:
-        """The tokens of a text without the first words, where these are those that the learnable vectors are for."""
+        """The tokens of a text without the shared first words, which the learnable vectors replace. A text that begins
+        otherwise is returned as it is."""
         words = self.config.prompt_start_ids or []
         start = self.towers.num_start_tokens
         if ids[start : start + len(words)] != words:
@@ -159,9 +160,10 @@ class TextReader:
         return ids[:start] + ids[start + len(words) :]
 
     def build_table(self, schema: AttributeSchema, ids: list[list[list[int]]], device: torch.device) -> TextTable:
-        """Constants of a label space, from its token ids as `tokenize` returns them."""
+        """The tensors of a label space, from its token ids as `tokenize` returns them."""
         flat = [one for attribute in ids for one in attribute]
-        # Where a text is pooled at its own last token, what follows is not seen: no more padding than needed.
+        # A text that is pooled at its own last token does not depend on what follows (CLIP's text tower is causal), so
+        # padding to the longest text is enough.
         pools_last_place = self.towers.pools_last_place
         length = self.max_tokens if pools_last_place else max(len(one) for one in flat)
         padding = self.config.text_pad_token_id
@@ -178,7 +180,7 @@ class TextReader:
         return TextTable(*(one.to(device) for one in table))
 
     def _region_shares(self, schema: AttributeSchema) -> torch.Tensor:
-        """`(Z, regions)`: the learnable vectors of the attribute's region; of an unseen region the mean of all."""
+        """`(Z, regions)`: 1 for the attribute's own region; equal shares if its region has no learnable vectors."""
         regions = self.config.prompt_regions
         rows = [
             [float(one.region == region) for region in regions]
@@ -192,13 +194,14 @@ class TextReader:
     def encode(
         self, vlm: PreTrainedModel, prompts: torch.Tensor, table: TextTable, *, in_parts: bool = True
     ) -> torch.Tensor:
-        """`(Z, E)`: texts with their learnable vectors, through the frozen text tower.
+        """Embeddings `(Z, E)` of texts with their learnable vectors, from the frozen text tower.
 
         Args:
             vlm: the backbone.
             prompts: `(regions, m, width)`, the learnable vectors.
             table: of the label space.
-            in_parts: some texts at a time, for memory; not where gradients are kept for all of them anyway.
+            in_parts: encode some texts at a time to save memory. This saves nothing when gradients are needed, because
+                then the states of all texts are stored anyway.
         """
         tensors = (table.tokens, table.last, table.shares)
         if not in_parts:
@@ -210,26 +213,28 @@ class TextReader:
         words = self.towers.embed_words(vlm, tokens)
         if self.config.num_prompt_tokens:
             vectors = torch.einsum("zr,rmw->zmw", shares.to(prompts.dtype), prompts).to(words.dtype)
-            # In front of the text, after its start token; or before the last place.
+            # After the start token, in front of the text; or, in place of padding, before the last position.
             start = words.shape[1] - 1 if self.replaces_padding else self.towers.num_start_tokens
             words = torch.cat([words[:, :start], vectors, words[:, start:]], 1)
         return self.towers.encode_words(vlm, words, last)
 
     def start_of_prompts(self, vlm: PreTrainedModel, prompts: torch.Tensor) -> torch.Tensor:
-        """Where the learnable vectors begin: at what they take the place of (`config.prompt_init`), or at random."""
+        """Initial values of the learnable vectors: the embeddings of what they replace (`config.prompt_init`), or
+        random ones."""
         vocabulary = self.towers.word_table(vlm)
         if self.config.prompt_start_ids is None:
             return torch.randn_like(prompts) * vocabulary.float().std()
         if self.replaces_padding:
             return vocabulary[self.config.text_pad_token_id].expand_as(prompts)
-        # Where fewer words are shared: before them the token that ends a text, which says nothing.
+        # If fewer words are shared than there are vectors, the first vectors start as the token that ends a text,
+        # which has no meaning of its own.
         missing = self.config.num_prompt_tokens - len(self.config.prompt_start_ids)
         ends = self.config.label_input_ids[0][0][-1:] * missing
         return vocabulary[[*ends, *self.config.prompt_start_ids]].expand_as(prompts)
 
 
 def _split_words(name: str) -> str:
-    """`"UpperColor"` and `"upper_color"` as "upper color"."""
+    """The words of an attribute's name: "upper color" for `"UpperColor"` and for `"upper_color"`."""
     spaced = "".join(
         f" {char}" if char.isupper() and before.islower() else char for before, char in zip(" " + name, name)
     )
@@ -239,7 +244,8 @@ def _split_words(name: str) -> str:
 class AttributeGuidedExtraction(nn.Module):
     """Cross-attention from texts to the tokens of a picture (FOCUS, equation 5), without biases and residual.
 
-    Value and output start as identities: what a text finds is at first a mean of the tokens themselves.
+    Value and output projections start as identities, so at first the result for a text is a weighted mean of the
+    tokens.
     """
 
     def __init__(self, width: int, num_heads: int, dropout: float) -> None:
@@ -256,27 +262,27 @@ class AttributeGuidedExtraction(nn.Module):
             init.copy_(projection, torch.eye(len(projection)))
 
     def ask(self, texts: torch.Tensor) -> torch.Tensor:
-        """Queries `(H, Z, E / H)` of texts `(Z, E)`: the same for every picture."""
+        """Queries `(H, Z, E / H)` of texts `(Z, E)`. They do not depend on the picture."""
         queries = unit_rms(texts).to(self.query.dtype) @ self.query
         return queries.unflatten(-1, (self.num_heads, -1)).transpose(0, 1)
 
     def forward(
         self, queries: torch.Tensor, texts: torch.Tensor, tokens: torch.Tensor, mask: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """How much what each text finds is like the text.
+        """Compares each text with the result of its attention to the tokens of each picture.
 
-        What a text finds is a sum of H * K vectors, those of each head and token, weighted by its attention. With few
-        tokens these are fewer than the space has dimensions, so products and lengths are taken from theirs and the
-        vectors of `(B, Z, E)` are never made: hundreds of texts cost little.
+        The attention result of a text is a sum of H * K vectors, one per head and token, weighted by the attention. If
+        H * K <= E, the cosine is computed from inner products of these vectors, and the results `(B, Z, E)` themselves
+        are never computed. So hundreds of texts need little time and memory.
 
         Args:
             queries: `(H, Z, E / H)`, from `ask`.
             texts: `(Z, E)`.
             tokens: `(B, K, E)`.
-            mask: bool `(B, K)`, False for tokens that are padding; None: there are none.
+            mask: bool `(B, K)`, False for tokens that are padding; None: there is no padding.
 
         Returns:
-            Cosine of each text and what it found, float32 `(B, Z)`, and the attention, float32 `(B, H, Z, K)`.
+            Cosine of each text and its attention result, float32 `(B, Z)`, and the attention, float32 `(B, H, Z, K)`.
         """
         B, K, E = tokens.shape
         H = self.num_heads
@@ -291,8 +297,8 @@ class AttributeGuidedExtraction(nn.Module):
         with no_autocast(tokens):
             unit, values = F.normalize(wide(texts), dim=-1), values.to(self.output.dtype)
             if H * K > E:
-                found = (weights.to(values.dtype) @ values).transpose(1, 2).flatten(2) @ self.output
-                return torch.einsum("bze,ze->bz", F.normalize(wide(found), dim=-1), unit), attention
+                result = (weights.to(values.dtype) @ values).transpose(1, 2).flatten(2) @ self.output
+                return torch.einsum("bze,ze->bz", F.normalize(wide(result), dim=-1), unit), attention
             parts = wide(values @ self.output.view(H, E // H, E)).flatten(1, 2)  # (B, H * K, E)
             weights = weights.transpose(1, 2).flatten(2)  # (B, Z, H * K)
             product = (weights * (unit @ parts.mT)).sum(-1)

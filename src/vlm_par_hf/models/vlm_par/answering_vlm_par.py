@@ -1,4 +1,4 @@
-"""From images to answers: what the trainable and the folded VLM-PAR share.
+"""The forward pass of VLM-PAR, shared by the trainable and the folded model.
 
 Letters: B people, N patches, A attributes, C labels, D vision width.
 """
@@ -23,9 +23,10 @@ IMAGE_INPUTS = ("pixel_values", "pixel_attention_mask", "spatial_shapes", "patch
 
 
 class VlmParForward:
-    """The forward pass of VLM-PAR; before a `ParPreTrainedModel` among the bases.
+    """The forward pass of VLM-PAR.
 
-    The inheriting model must provide `attribute_heads` and the two methods below.
+    The inheriting model must name this class before a `ParPreTrainedModel` among its bases, and provide
+    `attribute_heads` and the two abstract members below.
     """
 
     supports_features = True
@@ -38,7 +39,7 @@ class VlmParForward:
 
     @abstractmethod
     def _constants(self) -> dict[str, torch.Tensor]:
-        """The constants of `attribute_heads.apply_constants`."""
+        """The constants that `attribute_heads.apply_constants` takes."""
 
     def get_image_features(
         self,
@@ -46,7 +47,7 @@ class VlmParForward:
         pixel_attention_mask: torch.Tensor | None = None,
         spatial_shapes: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
-        """What the heads see of the images; without gradients where the backbone is frozen.
+        """The features of the images that the heads work on; computed without gradients if the backbone is frozen.
 
         Args:
             pixel_values: `(B, N, 3 * patch_size**2)` for NaFlex, `(B, 3, height, width)` for fixed resolution.
@@ -54,7 +55,7 @@ class VlmParForward:
             spatial_shapes: int64 `(B, 2)`, rows and columns of patches (NaFlex).
 
         Returns:
-            patch_embeds `(B, N, D)` after the tower's last LayerNorm, image_embeds `(B, D)` not normalised (None where
+            patch_embeds `(B, N, D)` after the tower's last LayerNorm, image_embeds `(B, D)` not normalised (None if
             the tower has no pooling head), patch_mask bool `(B, N)`.
 
         Raises:
@@ -71,6 +72,7 @@ class VlmParForward:
     def _image_inputs(
         self, pixel_values, pixel_attention_mask, spatial_shapes, patch_embeds, image_embeds, patch_mask
     ):
+        """patch_embeds, image_embeds and patch_mask, given as such or computed from pixels."""
         if (pixel_values is None) == (patch_embeds is None):
             raise ValueError(
                 "expected either pixel_values or patch_embeds, got " + ("neither" if patch_embeds is None else "both")
@@ -101,16 +103,16 @@ class VlmParForward:
             pixel_values, pixel_attention_mask, spatial_shapes: as in `get_image_features`.
             labels: int64 `(B, A)`, class index per attribute, -100 = unknown; gives the loss.
             patch_embeds, image_embeds, patch_mask: in place of pixels, what `get_image_features` returned, in any
-                floating dtype: frozen features are computed once and trained from.
+                floating dtype. So the features of a frozen backbone can be computed once and used in every epoch.
             output_attentions: whether to return the attention of the fusion block.
-            kwargs: `num_items_in_batch` goes to the loss; the rest is not used.
+            kwargs: `num_items_in_batch` goes to the loss; all others are ignored.
 
         Returns:
             `ParOutput`.
 
         Raises:
-            ValueError: pixels and features are both given or both missing, or a part of them is missing; the questions
-                were never tokenized.
+            ValueError: pixels and features are both given or both missing, one of their tensors is missing, or the
+                questions were never tokenized.
         """
         constants = self._constants()
         patch_embeds, image_embeds, patch_mask = self._image_inputs(
@@ -118,13 +120,13 @@ class VlmParForward:
         )
         if output_attentions is None:
             output_attentions = self.config.output_attentions
-        found = self.attribute_heads.apply_constants(
+        output = self.attribute_heads.apply_constants(
             constants, patch_embeds, patch_mask, image_embeds, output_attentions=bool(output_attentions)
         )
         loss = None
         if labels is not None:
-            loss = self.compute_loss(found.logits, labels, kwargs.get("num_items_in_batch"))
-        return ParOutput(loss=loss, logits=found.logits, image_embeds=image_embeds, attentions=found.attentions)
+            loss = self.compute_loss(output.logits, labels, kwargs.get("num_items_in_batch"))
+        return ParOutput(loss=loss, logits=output.logits, image_embeds=image_embeds, attentions=output.attentions)
 
     def compute_loss(
         self, logits: torch.Tensor, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None
@@ -137,20 +139,20 @@ class VlmParForward:
         """What each patch adds to the stage-2 logits of each label; inputs as in `forward`.
 
         Returns:
-            float32 `(B, A, N, C)`, 0 at padding. With the variances of LayerNorm taken as given, the sum over N is the
+            float32 `(B, A, N, C)`, 0 at padding. With the variances of LayerNorm held fixed, the sum over N is the
             stage-2 logit minus a constant per label.
         """
-        found, patch_mask = self._answer_heads(inputs, output_evidence=True)
+        output, patch_mask = self._answer_heads(inputs, output_evidence=True)
         mask = patch_mask[:, None, :, None] & self.attribute_heads.label_mask[:, None]
-        return torch.where(mask, found.evidence, 0)
+        return torch.where(mask, output.evidence, 0)
 
     @torch.no_grad()
     def explain(self, *, attribute: str | int | Sequence[str | int] | None = None, **inputs: Any) -> torch.Tensor:
-        """Where the answers come from: a relevance per patch.
+        """How relevant each patch was for the answers.
 
         text_to_image: the attention, averaged over heads (sums to 1 over the patches). image_to_text, whose attention
-        is over words, and none: the evidence of the patch for the predicted label, minus the mean evidence for the
-        other labels (`patch_evidence`), negative where it speaks against.
+        is over words, and none: the evidence of the patch for the predicted label minus the mean evidence for the
+        other labels (`patch_evidence`); negative if the patch favours the others.
 
         Args:
             attribute: a name or position, or several; None takes all.
@@ -164,19 +166,19 @@ class VlmParForward:
         """
         heads = self.attribute_heads
         if heads.fusion == "text_to_image":
-            found, patch_mask = self._answer_heads(inputs, output_attentions=True)
-            relevance = found.attentions.mean(2)
+            output, patch_mask = self._answer_heads(inputs, output_attentions=True)
+            relevance = output.attentions.mean(2)
         else:
-            found, patch_mask = self._answer_heads(inputs, output_evidence=True)
-            chosen = F.one_hot(found.logits.argmax(-1), found.logits.shape[-1]).bool()  # the predicted label
-            rest = (heads.label_mask & ~chosen)[:, :, None]
-            speaks_for = (found.evidence * chosen[:, :, None]).sum(-1)
-            relevance = speaks_for - (found.evidence * rest).sum(-1) / rest.sum(-1)
+            output, patch_mask = self._answer_heads(inputs, output_evidence=True)
+            predicted = F.one_hot(output.logits.argmax(-1), output.logits.shape[-1]).bool()
+            others = (heads.label_mask & ~predicted)[:, :, None]
+            evidence_for = (output.evidence * predicted[:, :, None]).sum(-1)
+            relevance = evidence_for - (output.evidence * others).sum(-1) / others.sum(-1)
         relevance = torch.where(patch_mask[:, None], relevance, 0)
         return self._choose_attributes(relevance, self.schema, attribute)
 
     def _answer_heads(self, inputs: Mapping[str, Any], **options: bool) -> tuple[HeadsOutput, torch.Tensor]:
-        """What the heads answer, with more than the logits where `options` ask for it, and the mask of the patches."""
+        """The heads' output and the mask of the patches; `options` are keywords of `apply_constants`."""
         constants = self._constants()
         patch_embeds, image_embeds, patch_mask = self._image_inputs(
             **{name: inputs.get(name) for name in IMAGE_INPUTS}

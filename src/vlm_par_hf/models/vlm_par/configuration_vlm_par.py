@@ -24,10 +24,10 @@ class VlmParConfig(BackboneConfig):
     Args:
         vlm_config: configuration of the backbone, an object or its dict: `siglip2` (NaFlex checkpoints) or `siglip`
             (SigLIP and the fixed-resolution SigLIP 2 checkpoints). None: the base NaFlex one.
-        attributes: the label space, an `AttributeSchema` or a list of dicts; kept as plain JSON. `config.schema` is
+        attributes: the label space, an `AttributeSchema` or a list of dicts; stored as plain JSON. `config.schema` is
             the object. The order of the attributes is the order of the logits.
         alignment: stage 1. `"logit"` adds the backbone's own zero-shot score of each label's prompt, times a learned
-            gate per attribute that starts at 1; `"none"` leaves stage 2 alone.
+            gate per attribute that starts at 1; `"none"` adds nothing to the logits of stage 2.
         fusion: stage 2. `"text_to_image"`: the question looks at the patches. `"image_to_text"`: the patches look at
             the question's tokens (VLM-PAR, equations 9-12). `"none"`: no question, the mean of the normalised patches
             (the paper's ablation).
@@ -36,18 +36,19 @@ class VlmParConfig(BackboneConfig):
         num_fusion_heads: attention heads of the fusion block (8 in the paper); divides the vision tower's width.
         attention_dropout: dropout on the attention probabilities of the fusion block, in training.
         layer_norm_eps: of the fusion block's LayerNorm.
-        freeze_backbone: True keeps the backbone's tensors and its eval mode even under `model.train()`; False trains
-            the vision tower. The text tower and the backbone's scale stay frozen: the text is constant.
+        freeze_backbone: True freezes the backbone and keeps it in eval mode even under `model.train()`; False trains
+            the vision tower. The text tower and the backbone's logit scale stay frozen in both cases, because the text
+            is encoded only once.
         backbone_name: where the backbone came from: a repository, a folder, or `"embedded"`. Needed to save the heads
             alone.
         backbone_revision: its revision, None for the default one.
-        backbone_hash: sha256 over the tensors of its weight files; filled when heads are saved alone, checked when
+        backbone_hash: sha256 over the tensors of its weight files; set when the heads are saved alone, checked when
             they are loaded.
         save_backbone: False makes `save_pretrained` write the heads alone.
         loss: keyword settings of `ParLoss`.
-        question_input_ids: token ids of each attribute's question, without padding; filled by `encode_questions`.
+        question_input_ids: token ids of each attribute's question, without padding; set by `encode_questions`.
         prompt_input_ids: the same for each label's prompt of each attribute.
-        text_pad_token_id: the id that pads texts; filled by `encode_questions`.
+        text_pad_token_id: the id that pads texts; set by `encode_questions`.
 
     Raises:
         ValueError: a value is outside its choices, the backbone type is not supported, or the heads do not divide the
@@ -80,11 +81,12 @@ class VlmParConfig(BackboneConfig):
 
     @classmethod
     def paper(cls, **kwargs: Any) -> "VlmParConfig":
-        """Every choice as the paper has it; keywords override.
+        """Every choice as in the paper; keywords override.
 
-        Patches ask and the question's tokens answer (equations 9-12), 8 heads, nothing of stage 1 reaches the logits
-        (equations 9-16 never use the cosine), smoothed cross-entropy plus focal loss averaged over attributes
-        (equation 15). The paper does not say the dropout, smoothing or focal strength; these are ours.
+        Patches are the queries and the question's tokens keys and values (equations 9-12); 8 heads; stage 1 adds
+        nothing to the logits (equations 9-16 never use the cosine); smoothed cross-entropy plus focal loss, averaged
+        over attributes (equation 15). The paper does not state dropout, label smoothing and focal gamma; the values
+        here are our choice.
         """
         choices = {
             "alignment": "none",
@@ -106,14 +108,14 @@ class VlmParConfig(BackboneConfig):
 
 @strict
 class FoldedVlmParConfig(LabelSpaceConfig, PreTrainedConfig):
-    """Configuration of `FoldedVlmParModel`; `VlmParModel.fold` makes it.
+    """Configuration of `FoldedVlmParModel`; written by `VlmParModel.fold`.
 
     Args:
         vision_config: configuration of the vision tower, an object or its dict: `siglip2_vision_model` or
-            `siglip_vision_model`. None: the base NaFlex one. With `vision_use_head=False` there is no pooled output;
-            only `alignment="none"` goes without.
-        question_lengths: number of tokens of each attribute's question; read by image_to_text.
-        backbone_name, backbone_revision: where the vision tower came from, for the record.
+            `siglip_vision_model`. None: the base NaFlex one. With `vision_use_head=False` there is no pooled output,
+            which is allowed with `alignment="none"` only.
+        question_lengths: number of tokens of each attribute's question; used with image_to_text only.
+        backbone_name, backbone_revision: where the vision tower came from; for information only.
         attributes, alignment, fusion, num_fusion_heads, layer_norm_eps, loss: as in `VlmParConfig`.
 
     Raises:
@@ -124,7 +126,7 @@ class FoldedVlmParConfig(LabelSpaceConfig, PreTrainedConfig):
     model_type = "vlm_par_folded"
     sub_configs_defaults = {"vision_config": SubConfigSpec(config_class=AutoConfig, model_type="siglip2_vision_model")}
     keys_to_ignore_at_inference = VlmParConfig.keys_to_ignore_at_inference
-    freeze_backbone = True  # no field: nothing of a folded model can be trained
+    freeze_backbone = True  # a constant, not a field: a folded model cannot be trained
 
     vision_config: PreTrainedConfig | dict | None = None
     attributes: Any = None
@@ -157,6 +159,7 @@ class FoldedVlmParConfig(LabelSpaceConfig, PreTrainedConfig):
 
 
 def _check_fusion(config: PreTrainedConfig, width: int) -> None:
+    """Checks `alignment`, `fusion` and `num_fusion_heads`; `width` is that of the vision tower."""
     for name, choices in (("alignment", ALIGNMENTS), ("fusion", FUSIONS)):
         if getattr(config, name) not in choices:
             raise ValueError(f"{name} must be one of {choices}, got {getattr(config, name)!r}")

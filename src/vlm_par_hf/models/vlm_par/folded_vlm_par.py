@@ -1,7 +1,7 @@
-"""VLM-PAR for answers only: the vision tower and what parameters and text fold into (`VlmParModel.fold`).
+"""VLM-PAR for inference only: the vision tower, and the heads with the text multiplied in (`VlmParModel.fold`).
 
-There is no text tower, and of the heads only the constants of `heads_vlm_par`. The answers are those of the model that
-it was folded from: both compute them with the same code.
+There is no text tower, and the heads are reduced to the constants of `heads_vlm_par`. The answers equal those of the
+model that was folded, because both compute them with the same code.
 """
 
 import copy
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
 
 __all__ = ["FoldedVlmParModel", "fold_vlm_par"]
 
-# Small, and LayerNorm and logits need them: float32 in a half-precision checkpoint too.
+# Kept in float32 in a half-precision checkpoint too: they are small, and LayerNorm and logits need the precision.
 FLOAT32_CONSTANTS = ("direction", "gram", "label_bias", "prompts")
 
 
 class FoldedVlmParModel(VlmParForward, ParPreTrainedModel):
-    """What `VlmParModel.fold` returns; answers as that model does and cannot be trained.
+    """The result of `VlmParModel.fold`: gives the answers of that model and cannot be trained.
 
-    `labels` give the loss that an evaluation measures. Without alignment the vision tower has no pooling head, so
+    `labels` may be given to measure the loss. Without alignment the vision tower has no pooling head, and
     `image_embeds` is None.
 
     Args:
@@ -66,7 +66,7 @@ class FoldedVlmParModel(VlmParForward, ParPreTrainedModel):
         self.eval()
 
     def fold(self) -> "FoldedVlmParModel":
-        """A copy: there is nothing left to fold."""
+        """A copy, because the model is folded already."""
         return copy.deepcopy(self)
 
     @property
@@ -77,7 +77,7 @@ class FoldedVlmParModel(VlmParForward, ParPreTrainedModel):
         return self.attribute_heads.constants()
 
     def train(self, mode: bool = True) -> "FoldedVlmParModel":
-        """Leaves it as it is: in eval mode and without gradients.
+        """Accepts only `mode=False`; the model stays in eval mode and without gradients.
 
         Raises:
             RuntimeError: `mode` is True.
@@ -86,22 +86,23 @@ class FoldedVlmParModel(VlmParForward, ParPreTrainedModel):
             raise RuntimeError(
                 "a folded model is for answers only and cannot be trained: train the VlmParModel and fold it again"
             )
-        # Loading makes new parameters that want gradients; `from_pretrained` ends with `eval()`, which is this.
+        # Loading replaces the parameters by new ones that require gradients; `from_pretrained` ends with `eval()`,
+        # which calls this method.
         self.requires_grad_(False)
         return super().train(False)
 
     @classmethod
-    def _how_to_make_one(cls) -> str:
+    def _creation_hint(cls) -> str:
         return ": VlmParModel.fold() makes one"
 
 
 @torch.no_grad()
 def fold_vlm_par(model: "VlmParModel") -> FoldedVlmParModel:
     """See `VlmParModel.fold`."""
-    constants = model._constants()  # raises where the questions were never tokenized
+    constants = model._constants()  # raises a ValueError if the questions were never tokenized
     config, tower = model.config, model.vision_tower
     vision_config = copy.deepcopy(tower.config)
-    vision_config.vision_use_head = config.alignment == "logit"  # nothing else reads the pooled output
+    vision_config.vision_use_head = config.alignment == "logit"  # only the alignment reads the pooled output
     folded_config = FoldedVlmParConfig(
         vision_config=vision_config,
         attributes=config.attributes,
@@ -119,7 +120,7 @@ def fold_vlm_par(model: "VlmParModel") -> FoldedVlmParModel:
         state = {name: tensor for name, tensor in state.items() if not name.startswith("vision_model.head.")}
     state.update({f"attribute_heads.{name}": tensor for name, tensor in constants.items()})
     shows_progress = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()  # nothing is read from a disk here
+    logging.disable_progress_bar()  # the tensors are in memory, so loading takes no time
     try:
         folded = FoldedVlmParModel.from_pretrained(
             None,

@@ -1,10 +1,12 @@
 """The heads of VLM-PAR: fusion block and classifier of every attribute (equations 9-13).
 
-The text is constant, so all of equation 9 that touches it is a product of parameters and constants. `AttributeHeads`
-holds the parameters and folds them with the text into few constants; `FoldedHeads` holds nothing but those constants.
-Both answer through the same `apply_constants`, so a folded model cannot differ from the one that it was folded from.
+The text is constant, so every product of equation 9 that contains the text consists of parameters and constants only.
+`AttributeHeads` holds the parameters and computes these products, called constants below; `FoldedHeads` holds only the
+constants. Both compute the logits in the same method, `apply_constants`, so a folded model cannot differ from the
+model that it was made from.
 
-With constant text, exactly:
+The algebra, without approximation. F are the patches, K and V keys and values of the question's tokens, alpha the
+attention probabilities, q the query of the question:
 
 - image to text: scores = F M with `M = W_Q K^T / sqrt(E)` (D x HT), and the fused patches are `F + alpha U` with
   `U = V W_O` (HT x D). Mean and variance of LayerNorm follow from inner products with the centred U and its Gram
@@ -12,8 +14,8 @@ With constant text, exactly:
   no tensor of (patches x width) per attribute.
 - text to image: scores = F k with `k = W_K q / sqrt(E)` per head (D), one pooled patch vector per head, then W_V and
   W_O.
-- the affine part of LayerNorm, the standardisation of the pooled vector and the classifier are one matrix (D x C) and
-  one constant per label; gate and scale of stage 1 go into the prompts.
+- The affine part of LayerNorm, the standardisation of the pooled vector and the classifier are one matrix (D x C) and
+  one constant per label; gate and scale of stage 1 are multiplied into the prompts.
 
 Letters: B people, N patches, A attributes, C labels, H heads, T question tokens, D vision width, E = D / H.
 """
@@ -25,25 +27,24 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from vlm_par_hf.base.numerics import NO_LABEL_LOGIT, no_autocast
-from vlm_par_hf.base.numerics import wide as _wide  # several locals are called `wide`
+from vlm_par_hf.base.numerics import NO_LABEL_LOGIT, no_autocast, wide
 from vlm_par_hf.upstream import init
 
 
 __all__ = ["AttributeHeads", "FoldedHeads", "HeadsOutput"]
 
-CHUNK_ELEMENTS = 1 << 22  # attention probabilities that image_to_text works on at a time, for memory
+CHUNK_ELEMENTS = 1 << 22  # at most so many attention probabilities of image_to_text are in memory at a time
 
 
 class HeadsOutput(NamedTuple):
-    """What the heads answer.
+    """The output of the heads.
 
     Args:
         logits: float32 `(B, A, C)`, both stages; -1e4 past an attribute's own labels.
         pooled: float32 `(B, A, D)`, the mean over patches of LayerNorm without its affine part.
-        attentions: where asked for, float32 as in `ParOutput`; None without fusion.
-        evidence: where asked for, float32 `(B, A, N, C)`: what each patch adds to the stage-2 logits. With the
-            variances of LayerNorm taken as given, those are its sum over N plus a constant per label.
+        attentions: None unless asked for; float32 as in `ParOutput`. Always None without fusion.
+        evidence: None unless asked for; float32 `(B, A, N, C)`, what each patch adds to the stage-2 logits. With the
+            variances of LayerNorm held fixed, the stage-2 logits are its sum over N plus a constant per label.
     """
 
     logits: torch.Tensor
@@ -53,16 +54,18 @@ class HeadsOutput(NamedTuple):
 
 
 class _Heads(nn.Module):
-    """The computation from patches and constants to logits.
+    """Computes logits from patches and constants.
 
     Constants, by name:
 
     - `direction` `(A, D, C)` and `label_bias` `(A, C)`: the classifier of the pooled vector.
-    - `prompts` `(A, C, D)`, with alignment: unit vectors times gate and scale; `label_bias` holds the rest.
+    - `prompts` `(A, C, D)`, with alignment only: unit vectors times gate and scale. Gate times the backbone's bias is
+      part of `label_bias`.
     - text_to_image: `keys` `(A * H, D)`, `value` `(A * H, D, E)`, `output` `(A, D, D)`.
     - image_to_text: `keys` and `answers` `(rows, D)`, that is M and the centred U, and `gram` (flat), the Gram matrix
-      of each attribute's answers. Questions differ in length and nothing is padded: the attributes stand in the order
-      of their lengths (`_packed`), and a row is one attribute, head and token, the token running fastest.
+      of each attribute's answers. Questions differ in length, and no padding is stored: the attributes are sorted by
+      the length of their question (`_packed_order`). Each row belongs to one attribute, head and token; the token
+      index runs fastest.
     """
 
     def __init__(
@@ -93,13 +96,13 @@ class _Heads(nn.Module):
     def init_label_mask(self) -> None:
         init.copy_(self.label_mask, self._label_mask())
 
-    def _packed(self) -> list[int]:
-        """The attributes in the order in which image_to_text packs them: by the length of the question."""
+    def _packed_order(self) -> list[int]:
+        """The attributes in the order in which image_to_text stores them: by the length of the question."""
         return sorted(range(len(self.num_labels)), key=self.question_lengths.__getitem__)
 
-    def _buckets(self) -> list[tuple[int, int]]:
-        """(T, number of attributes) of the runs of equal length in the packed order."""
-        lengths = [self.question_lengths[attribute] for attribute in self._packed()]
+    def _lengths_and_counts(self) -> list[tuple[int, int]]:
+        """(T, number of attributes with a question of T tokens), in increasing T."""
+        lengths = [self.question_lengths[attribute] for attribute in self._packed_order()]
         return [(T, lengths.count(T)) for T in sorted(set(lengths))]
 
     def apply_constants(
@@ -116,32 +119,33 @@ class _Heads(nn.Module):
 
         Args:
             constants: as above.
-            patch_embeds: `(B, N, D)`; what lies under the mask is never read.
+            patch_embeds: `(B, N, D)`; values at padding are ignored.
             patch_mask: bool `(B, N)`.
             image_embeds: `(B, D)`; with `alignment="logit"` only.
-            output_attentions, output_evidence: whether to return them; they cost memory.
+            output_attentions, output_evidence: whether to return them; they need additional memory.
         """
         patches = torch.where(patch_mask[..., None], patch_embeds, 0)
         count = patch_mask.sum(1).clamp_min(1)
         pool = getattr(self, f"_pool_{self.fusion}")
         pooled, attentions, evidence = pool(constants, patches, patch_mask, count, output_attentions, output_evidence)
         with no_autocast(patches):
-            logits = torch.einsum("bad,adc->bac", pooled, _wide(constants["direction"])) + _wide(
-                constants["label_bias"]
-            )
+            logits = torch.einsum("bad,adc->bac", pooled, wide(constants["direction"])) + wide(constants["label_bias"])
             if self.alignment == "logit":
-                image = F.normalize(_wide(image_embeds), dim=-1)
-                logits = logits + torch.einsum("be,ace->bac", image, _wide(constants["prompts"]))
+                image = F.normalize(wide(image_embeds), dim=-1)
+                logits = logits + torch.einsum("be,ace->bac", image, wide(constants["prompts"]))
         return HeadsOutput(torch.where(self.label_mask, logits, NO_LABEL_LOGIT), pooled, attentions, evidence)
 
+    # Each `_pool_<fusion>` returns pooled, attentions and evidence of `HeadsOutput`; `count` `(B,)` is the number of
+    # patches of each person. `apply_constants` picks the method by its name.
+
     def _pool_none(self, constants, patches, patch_mask, count, output_attentions, output_evidence):
-        patches = _wide(patches)
+        patches = wide(patches)
         weight = torch.where(patch_mask, self._inverse_std(_energy(patches)) / count[:, None], 0)
         with no_autocast(patches):
             pooled = _centre(torch.einsum("bn,bnd->bd", weight, patches))[:, None]
             evidence = None
             if output_evidence:
-                own = torch.einsum("bnd,adc->banc", _centre(patches), _wide(constants["direction"]))
+                own = torch.einsum("bnd,adc->banc", _centre(patches), wide(constants["direction"]))
                 evidence = own * weight[:, None, :, None]
         return pooled.expand(-1, len(self.num_labels), -1), None, evidence
 
@@ -150,26 +154,26 @@ class _Heads(nn.Module):
         patches = patches.to(keys.dtype)
         B, N, D = patches.shape
         A, H, E = len(self.num_labels), self.num_heads, D // self.num_heads
-        scores = _wide(keys @ patches.mT)  # (B, A * H, N)
+        scores = wide(keys @ patches.mT)  # (B, A * H, N)
         lowest = torch.finfo(scores.dtype).min
         probabilities = scores.masked_fill(~patch_mask[:, None], lowest).softmax(-1)
         dropped = F.dropout(probabilities, self.dropout, self.training)
         attended = dropped.to(patches.dtype) @ patches  # (B, A * H, D)
         heads = torch.bmm(attended.transpose(0, 1), value)  # (A * H, B, E)
         heads = heads.view(A, H, B, E).transpose(1, 2).reshape(A, B, D)
-        answer = _wide(torch.bmm(heads, output)).transpose(0, 1)
-        mean = _wide(patches).sum(1) / count[:, None]
+        answer = wide(torch.bmm(heads, output)).transpose(0, 1)
+        mean = wide(patches).sum(1) / count[:, None]
         fused = _centre(answer + mean[:, None])
         inverse_std = self._inverse_std(fused.square().sum(-1))  # (B, A)
         evidence = None
         if output_evidence:
             with no_autocast(patches):
-                direction = _centre(_wide(constants["direction"]), 1)
+                direction = _centre(wide(constants["direction"]), 1)
                 weight = inverse_std / count[:, None]
-                own = torch.einsum("bnd,adc->banc", _wide(patches), direction) * weight[..., None, None]
-                back = torch.einsum("ade,aec->adc", _wide(output), direction).view(A, H, E, -1)
-                back = torch.einsum("ahde,ahec->ahdc", _wide(value).view(A, H, D, E), back)
-                seen = torch.einsum("bnd,ahdc->bahnc", _wide(patches), back)
+                own = torch.einsum("bnd,adc->banc", wide(patches), direction) * weight[..., None, None]
+                back = torch.einsum("ade,aec->adc", wide(output), direction).view(A, H, E, -1)
+                back = torch.einsum("ahde,ahec->ahdc", wide(value).view(A, H, D, E), back)
+                seen = torch.einsum("bnd,ahdc->bahnc", wide(patches), back)
                 seen = (seen * dropped.view(B, A, H, N, 1)).sum(2) * inverse_std[..., None, None]
                 evidence = own + seen
         attentions = probabilities.view(B, A, H, N) if output_attentions else None
@@ -179,8 +183,8 @@ class _Heads(nn.Module):
         keys, answers = constants["keys"], constants["answers"]
         patches = patches.to(keys.dtype)
         B, N, _ = patches.shape
-        wide = _wide(patches)
-        energy = _energy(wide).flatten()
+        wide_patches = wide(patches)
+        energy = _energy(wide_patches).flatten()
         share = (patch_mask.to(energy.dtype) / count[:, None]).flatten()
         dtype = _product_dtype(patches)
         flat, keys, answers = patches.flatten(0, 1).to(dtype), keys.to(dtype), answers.to(dtype)
@@ -189,38 +193,40 @@ class _Heads(nn.Module):
         packed = []
         with no_autocast(patches):
             for own_keys, own_answers, gram in self._chunks(keys, answers, constants["gram"], B * N):
-                weight, mixture, probabilities = _mix(
+                weight, mixture, probabilities = _fuse_image_to_text(
                     flat, energy, share, own_keys, own_answers, gram, self.num_heads, B, self.eps, dropout
                 )
-                parts = [weight.unflatten(1, (B, N)), mixture.mT @ _wide(own_answers)]
+                parts = [weight.unflatten(1, (B, N)), mixture.mT @ wide(own_answers)]
                 if wants_all:
                     parts += [probabilities.view(len(weight), self.num_heads, -1, B, N), own_answers]
                 packed += zip(*(part.unbind(0) for part in parts))
-            order = self._packed()
-            weight, spoken, *rest = zip(*(packed[order.index(attribute)] for attribute in range(len(order))))
+            order = self._packed_order()
+            weight, answer_sums, *details = zip(*(packed[order.index(attribute)] for attribute in range(len(order))))
             weight = torch.stack(weight, 1)  # (B, A, N)
-            pooled = _centre(weight @ wide) + torch.stack(spoken, 1)
+            pooled = _centre(weight @ wide_patches) + torch.stack(answer_sums, 1)
             attentions = evidence = None
             if output_attentions:
                 T = max(self.question_lengths)
-                padded = [F.pad(one, (0, 0, 0, 0, 0, T - one.shape[1])) for one in rest[0]]  # (H, T, B, N)
+                padded = [F.pad(one, (0, 0, 0, 0, 0, T - one.shape[1])) for one in details[0]]  # (H, T, B, N)
                 attentions = torch.stack(padded).permute(3, 0, 1, 4, 2)
             if output_evidence:
-                direction = _wide(constants["direction"])
-                own = torch.einsum("bnd,adc->banc", _centre(wide), direction)
+                direction = wide(constants["direction"])
+                own = torch.einsum("bnd,adc->banc", _centre(wide_patches), direction)
                 words = [
-                    torch.einsum("ibn,ic->bnc", probabilities.flatten(0, 1), _wide(own_answers) @ towards)
-                    for probabilities, own_answers, towards in zip(*rest, direction)
+                    torch.einsum("ibn,ic->bnc", probabilities.flatten(0, 1), wide(own_answers) @ towards)
+                    for probabilities, own_answers, towards in zip(*details, direction)
                 ]
                 evidence = (own + torch.stack(words, 1)) * weight[..., None]
         return pooled, attentions, evidence
 
     def _chunks(self, keys, answers, gram, patches: int) -> Iterator[tuple[torch.Tensor, ...]]:
-        """keys and answers `(k, HT, D)` and gram `(k, HT, HT)` of some attributes of equal length at a time."""
+        """Yields keys and answers `(k, HT, D)` and gram `(k, HT, HT)` of k attributes with questions of equal
+        length."""
         row = place = 0
-        for T, attributes in self._buckets():
+        for T, attributes in self._lengths_and_counts():
             HT = self.num_heads * T
-            # A compiler fuses by itself, and neither it nor an exporter must learn the number of patches.
+            # All attributes at once under a compiler, which fuses operations by itself. A chunk size that depends on
+            # the number of patches would also fix that number in the compiled or exported graph.
             is_traced = torch.compiler.is_compiling() or isinstance(patches, torch.SymInt)
             size = attributes if is_traced else max(1, CHUNK_ELEMENTS // (HT * patches))
             while attributes:
@@ -234,11 +240,13 @@ class _Heads(nn.Module):
         return torch.rsqrt(square_sum / self.width + self.eps)
 
 
-def _mix(patches, energy, share, keys, answers, gram, num_heads, people, eps, dropout):
-    """What each patch weighs and which answers it hears, for k attributes whose questions are equally long.
+def _fuse_image_to_text(patches, energy, share, keys, answers, gram, num_heads, people, eps, dropout):
+    """LayerNorm weight of each patch and attention-weighted sums per person, for k attributes with equally long
+    questions.
 
-    Patches run fastest in every tensor: softmax over the words and sums over them are then vectorised over patches.
-    The backward pass keeps two tensors of (words x patches): the probabilities and their factor in the variance.
+    Patches are the last axis of every tensor, so that softmax and sums over words are vectorised over patches. For the
+    backward pass, two tensors of size (words x patches) are stored: the probabilities and their factor in the
+    variance.
 
     Args:
         patches: `(BN, D)`.
@@ -254,25 +262,25 @@ def _mix(patches, energy, share, keys, answers, gram, num_heads, people, eps, dr
         patches of each person; the probabilities `(k, HT, BN)` before dropout.
     """
     k, HT, D = keys.shape
-    scores = _wide(keys @ patches.mT).view(k, num_heads, -1, patches.shape[0])
+    scores = wide(keys @ patches.mT).view(k, num_heads, -1, patches.shape[0])
     probabilities = scores.softmax(2).view(k, HT, -1)
-    heard = F.dropout(probabilities, dropout) if dropout else probabilities
+    dropped = F.dropout(probabilities, dropout) if dropout else probabilities
     # The answers are centred, so patches and centred patches have the same product with them.
-    cross = _wide(answers @ patches.mT).baddbmm_(_wide(gram), heard, alpha=0.5)
-    total = energy + 2 * (heard * cross).sum(1)
-    # Rounding can make a vanishing square negative.
+    cross = wide(answers @ patches.mT).baddbmm_(wide(gram), dropped, alpha=0.5)
+    total = energy + 2 * (dropped * cross).sum(1)
+    # Clamp: rounding can make a sum of squares near 0 negative.
     weight = torch.rsqrt(total.clamp_min(0) / D + eps) * share
-    mixture = (heard * weight[:, None]).view(k, HT, people, -1).sum(-1)
+    mixture = (dropped * weight[:, None]).view(k, HT, people, -1).sum(-1)
     return weight, mixture, probabilities
 
 
 class AttributeHeads(_Heads):
-    """The parameters, stacked along the attributes.
+    """The parameters of all heads, stacked along the attributes.
 
-    A fresh block is a no-op on the mean patch. text_to_image: `query` is 0, so attention is uniform, and `value` and
-    `output` are identities, so the block answers the mean patch, which LayerNorm cannot tell from the residual alone.
-    image_to_text: `output` is 0. The classifier is 0 as well. After one step of the classifier, gradients reach
-    `query` (text_to_image) or `output` (image_to_text), after the next step everything else.
+    A fresh fusion block does not change the result. text_to_image: `query` is 0, so attention is uniform, and `value`
+    and `output` are identities, so the block adds the mean patch to the mean patch; LayerNorm removes the factor 2.
+    image_to_text: `output` is 0. The classifier is 0 as well. Gradients reach `query` (text_to_image) or `output`
+    (image_to_text) after the first step of the classifier, and all other parameters after the next step.
 
     Args:
         num_labels: number of labels of each attribute.
@@ -300,7 +308,7 @@ class AttributeHeads(_Heads):
         self.register_buffer("pooled_std", torch.ones(width))
 
     def init_parameters(self) -> None:
-        """Initial values; respects what a checkpoint has filled already."""
+        """Sets the initial values; leaves parameters alone that a checkpoint has filled."""
         if self.fusion == "text_to_image":
             init.zeros_(self.query)
             self._init_projection(self.key)
@@ -322,11 +330,11 @@ class AttributeHeads(_Heads):
 
     @staticmethod
     def _init_projection(projection: torch.Tensor) -> None:
-        # Xavier for each attribute's own (inputs, outputs) matrix; the stacking axis is no fan.
+        # Xavier for the (inputs, outputs) matrix of each attribute; the first axis only stacks them.
         bound = (6.0 / (projection.shape[1] + projection.shape[2])) ** 0.5
         init.uniform_(projection, -bound, bound)
 
-    def fold(
+    def compute_constants(
         self,
         states: torch.Tensor | None = None,
         mask: torch.Tensor | None = None,
@@ -339,33 +347,33 @@ class AttributeHeads(_Heads):
         Args:
             states: `(A, T, text_width)` states of the questions; not without fusion.
             mask: bool `(A, T)`, True for tokens that count: the first `question_lengths` of each attribute.
-            prompts: `(A, C, D)` embeddings of the labels' prompts, 0 past an attribute's own; with alignment only, as
-                are the next two.
-            scale, bias: the backbone's, of its cosines; the scale is a logarithm.
+            prompts: `(A, C, D)` embeddings of the labels' prompts, 0 past an attribute's own labels; with alignment
+                only.
+            scale, bias: of the backbone's logits: exp(scale) * cosine + bias; with alignment only.
 
         Returns:
-            Constants by name; those that LayerNorm and logits need are float32 at least, the others have the dtype of
-            the parameters.
+            Constants by name. `direction`, `label_bias`, `prompts` and `gram` are float32 (float64 stays float64); the
+            others have the dtype of the parameters.
         """
         with no_autocast(self.norm_weight):
-            classifier = _wide(self.classifier_weight)
-            std = _wide(self.pooled_std)
+            classifier = wide(self.classifier_weight)
+            std = wide(self.pooled_std)
             constants = {
-                "direction": (_wide(self.norm_weight) / std)[..., None] * classifier,
-                "label_bias": _wide(self.classifier_bias)
-                + torch.einsum("ad,adc->ac", (_wide(self.norm_bias) - _wide(self.pooled_mean)) / std, classifier),
+                "direction": (wide(self.norm_weight) / std)[..., None] * classifier,
+                "label_bias": wide(self.classifier_bias)
+                + torch.einsum("ad,adc->ac", (wide(self.norm_bias) - wide(self.pooled_mean)) / std, classifier),
             }
             if self.alignment == "logit":
-                gate = _wide(self.gate)[:, None]
-                constants["prompts"] = F.normalize(_wide(prompts), dim=-1) * (gate * _wide(scale).exp())[..., None]
-                constants["label_bias"] = constants["label_bias"] + gate * _wide(bias)
+                gate = wide(self.gate)[:, None]
+                constants["prompts"] = F.normalize(wide(prompts), dim=-1) * (gate * wide(scale).exp())[..., None]
+                constants["label_bias"] = constants["label_bias"] + gate * wide(bias)
             if self.fusion == "text_to_image":
-                constants.update(self._fold_text_to_image(states, mask))
+                constants.update(self._text_to_image_constants(states, mask))
             elif self.fusion == "image_to_text":
-                constants.update(self._fold_image_to_text(states))
+                constants.update(self._image_to_text_constants(states))
         return constants
 
-    def _fold_text_to_image(self, states, mask):
+    def _text_to_image_constants(self, states, mask):
         A, H, D, E = len(self.num_labels), self.num_heads, self.width, self.width // self.num_heads
         states = states.to(self.query.dtype)
         weight = mask.to(states.dtype) / mask.sum(1, keepdim=True)
@@ -375,7 +383,7 @@ class AttributeHeads(_Heads):
         value = self.value.view(A, D, H, E).transpose(1, 2).reshape(A * H, D, E)
         return {"keys": keys.flatten(0, 1), "value": value, "output": self.output}
 
-    def _fold_image_to_text(self, states):
+    def _image_to_text_constants(self, states):
         states = states.to(self.query.dtype)
         A, T, _ = states.shape
         H, D, E = self.num_heads, self.width, self.width // self.num_heads
@@ -387,8 +395,8 @@ class AttributeHeads(_Heads):
         packed = {}
         for name, rows in (("keys", keys), ("answers", answers)):
             rows = rows.unbind(0)
-            packed[name] = [rows[one][:, : self.question_lengths[one]].flatten(0, 1) for one in self._packed()]
-        gram = [_wide(rows) @ _wide(rows).mT for rows in packed["answers"]]
+            packed[name] = [rows[one][:, : self.question_lengths[one]].flatten(0, 1) for one in self._packed_order()]
+        gram = [wide(rows) @ wide(rows).mT for rows in packed["answers"]]
         return {
             **{name: torch.cat(rows) for name, rows in packed.items()},
             "gram": torch.cat([x.flatten() for x in gram]),
@@ -396,10 +404,10 @@ class AttributeHeads(_Heads):
 
 
 class FoldedHeads(_Heads):
-    """The constants alone, as buffers: for answers only, nothing here can be trained.
+    """Heads that hold only the constants, as buffers. They cannot be trained.
 
     Args:
-        question_lengths: tokens of each attribute's question; read by image_to_text only.
+        question_lengths: number of tokens of each attribute's question; used with image_to_text only.
         num_labels, width, fusion, alignment, num_heads, eps: as in `AttributeHeads`.
     """
 
@@ -421,13 +429,13 @@ class FoldedHeads(_Heads):
             self.register_buffer(name, torch.empty(shape))
 
     def init_parameters(self) -> None:
-        """Zeros where no checkpoint fills them."""
+        """Zeros, unless a checkpoint has filled the buffers."""
         self.init_label_mask()
         for name in self.names:
             init.zeros_(getattr(self, name))
 
     def constants(self) -> dict[str, torch.Tensor]:
-        """Those of `apply_constants`."""
+        """The constants that `apply_constants` takes."""
         return {name: getattr(self, name) for name in self.names}
 
 
@@ -437,11 +445,11 @@ def _centre(tensor: torch.Tensor, dim: int = -1) -> torch.Tensor:
 
 def _energy(patches: torch.Tensor) -> torch.Tensor:
     """Squared length of each centred patch."""
-    return _centre(patches).square().sum(-1)  # several times faster than `var` on a CPU
+    return _centre(patches).square().sum(-1)  # on a CPU several times faster than `torch.var`
 
 
 def _product_dtype(tensor: torch.Tensor) -> torch.dtype:
-    """What autocast would multiply it in."""
+    """The dtype in which a matrix product with this tensor runs under the current autocast setting."""
     device = tensor.device.type
     casts = device != "meta" and torch.is_autocast_enabled(device) and tensor.dtype != torch.float64
     return torch.get_autocast_dtype(device) if casts else tensor.dtype

@@ -2,15 +2,15 @@
 
 A frozen SigLIP or SigLIP 2 backbone, one cross-attention block and one linear classifier per attribute.
 
-What differs from the paper: real checkpoints are bidirectional, pre-LN and have no CLS token (equations 2-7 say
-otherwise), so only the new fusion block is post-LN (equation 12). The paper does not say how the patches become one
-vector before equation 13: here their mean. The question may look at the patches instead of the other way round
-(`fusion="text_to_image"`, the default), and the backbone's zero-shot score may enter the logits
-(`alignment="logit"`, the default); `VlmParConfig.paper()` has every choice as the paper does.
+What differs from the paper: real checkpoints have a bidirectional text tower, pre-LN layers and no CLS token, unlike
+equations 2-7, so only the new fusion block is post-LN (equation 12). The paper does not say how the patches become one
+vector before equation 13; here it is their mean. By default the question attends to the patches and not the other way
+round (`fusion="text_to_image"`), and the backbone's zero-shot score is added to the logits (`alignment="logit"`).
+`VlmParConfig.paper()` makes every choice as in the paper.
 
-The text is constant, so the projections of equation 9 fold into it exactly, and equations 9-13 run without a
-(patches x width) tensor per attribute; `heads_vlm_par` has the algebra, `VlmParModel.fold` the model without a text
-tower that follows.
+The text is constant, so it can be multiplied into the projections of equation 9 in advance, without approximation, and
+equations 9-13 need no (patches x width) tensor per attribute. `heads_vlm_par` explains the algebra; `VlmParModel.fold`
+makes a model that stores only these products and has no text tower.
 
 Letters: B people, N patches, A attributes, C labels, H heads, T question tokens, D vision width.
 """
@@ -47,7 +47,7 @@ class VlmParPreTrainedModel(VlmParForward, BackbonePreTrainedModel):
 class VlmParModel(VlmParPreTrainedModel):
     """VLM-PAR over a SigLIP or SigLIP 2 backbone.
 
-    A fresh model with `alignment="logit"` is exactly the zero-shot classifier of its backbone. The logits are float32
+    A fresh model with `alignment="logit"` gives exactly the zero-shot scores of its backbone. The logits are float32
     whatever the dtype of the model.
 
     Args:
@@ -89,7 +89,7 @@ class VlmParModel(VlmParPreTrainedModel):
         self._freeze_backbone()
 
     def init_parameters(self) -> None:
-        """Buffers that `encode_questions` has not filled; `attribute_heads` sees to its own."""
+        """Zeros in the buffers that `encode_questions` fills. `attribute_heads` initialises its own parameters."""
         for name in ("question_states", "question_mask", "prompt_embeds"):
             if hasattr(self, name):
                 init.zeros_(getattr(self, name))
@@ -97,10 +97,12 @@ class VlmParModel(VlmParPreTrainedModel):
     # Text
 
     def _question_lengths(self) -> tuple[int, ...]:
-        """T of each attribute, from the configuration alone: a checkpoint is loaded into buffers of this size."""
+        """T of each attribute, from the configuration alone: the buffers need this size before a checkpoint is
+        loaded."""
         return tuple(len(self._kept_positions(len(one))) for one in self.config.question_input_ids or ())
 
     def _kept_positions(self, length: int) -> list[int]:
+        """The positions of a text of `length` tokens whose states are used, by `config.question_tokens`."""
         last = self.config.vlm_config.text_config.max_position_embeddings - 1
         if self.config.question_tokens == "all":
             return list(range(last + 1))
@@ -108,11 +110,11 @@ class VlmParModel(VlmParPreTrainedModel):
 
     @torch.no_grad()
     def encode_questions(self, processor: VlmParProcessor | None = None) -> None:
-        """Runs the text tower once over every question and prompt and keeps the results in persistent buffers.
+        """Runs the text tower once over every question and prompt and stores the results in persistent buffers.
 
         Args:
-            processor: tokenizes the questions and prompts of `config.schema`; the ids go into the configuration. None
-                takes the ids that the configuration has.
+            processor: tokenizes the questions and prompts of `config.schema`; the ids are stored in the configuration.
+                None uses the ids that are there already.
 
         Raises:
             ValueError: no processor and no ids.
@@ -147,11 +149,11 @@ class VlmParModel(VlmParPreTrainedModel):
             prompt_embeds[self.attribute_heads.label_mask] = pooled
             self.prompt_embeds = prompt_embeds
         self._text_ready = True
-        self._forget_kept()
+        self._clear_kept()
 
     def _encode_text(self, ids: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
-        """States `(texts, length, width)` and pooled `(texts, projection)`, as the backbone was trained: padded to the
-        right, no mask."""
+        """States `(texts, length, width)` and pooled vectors `(texts, projection)` of token ids. Padded to the right
+        and without a mask, as the backbone was trained."""
         length = self.config.vlm_config.text_config.max_position_embeddings
         padding = self.config.text_pad_token_id
         padded = torch.tensor([(one + [padding] * length)[:length] for one in ids], device=self.vlm.logit_scale.device)
@@ -163,6 +165,8 @@ class VlmParModel(VlmParPreTrainedModel):
         return torch.cat([one.last_hidden_state for one in outputs]), torch.cat([one.pooler_output for one in outputs])
 
     def _ensure_text(self) -> None:
+        """Encodes the texts if no checkpoint has filled the buffers. Raises a ValueError if they were never
+        tokenized."""
         if self._text_ready:
             return
         buffers = [getattr(self, name) for name in ("question_mask", "prompt_embeds") if hasattr(self, name)]
@@ -176,18 +180,19 @@ class VlmParModel(VlmParPreTrainedModel):
         return self.vlm.vision_model
 
     def _constants(self) -> dict[str, torch.Tensor]:
-        """Parameters and text folded: anew wherever gradients or a compiler need the computation, kept otherwise."""
+        """The constants that the heads compute from parameters and text. Computed at each call if gradients are
+        enabled or a compiler traces; cached otherwise."""
         self._ensure_text()
         if torch.compiler.is_compiling() or torch.is_grad_enabled():
-            return self._fold()
+            return self._compute_constants()
         heads = self.attribute_heads
-        kept = self._kept.of((*heads.parameters(), *heads.buffers(), *self._text().values()))
+        kept = self._kept.of((*heads.parameters(), *heads.buffers(), *self._text_tensors().values()))
         if "constants" not in kept:
-            kept["constants"] = self._fold()
+            kept["constants"] = self._compute_constants()
         return kept["constants"]
 
-    def _text(self) -> dict[str, torch.Tensor]:
-        """What the heads fold of the text, as arguments of `AttributeHeads.fold`."""
+    def _text_tensors(self) -> dict[str, torch.Tensor]:
+        """The encoded texts, as arguments of `AttributeHeads.compute_constants`."""
         text = {}
         if self.config.fusion != "none":
             text.update(states=self.question_states, mask=self.question_mask)
@@ -195,14 +200,14 @@ class VlmParModel(VlmParPreTrainedModel):
             text.update(prompts=self.prompt_embeds, scale=self.vlm.logit_scale, bias=self.vlm.logit_bias)
         return text
 
-    def _fold(self) -> dict[str, torch.Tensor]:
-        return self.attribute_heads.fold(**self._text())
+    def _compute_constants(self) -> dict[str, torch.Tensor]:
+        return self.attribute_heads.compute_constants(**self._text_tensors())
 
     def fold(self) -> FoldedVlmParModel:
-        """The same answers without what only training needs: a new model of the vision tower and a few constants.
+        """A new model for inference that gives the same answers and consists of the vision tower and a few constants.
 
-        This one stays as it is. The result is saved and loaded like any model, by `AutoModel` too, answers in the
-        pipeline and cannot be trained. It has no text tower; without alignment its tower has no pooling head.
+        This model is not changed. The new one can be saved, loaded (by `AutoModel` too) and used in the pipeline like
+        any model, but not trained. It has no text tower, and without alignment its vision tower has no pooling head.
 
         Raises:
             ValueError: the questions were never tokenized.
@@ -214,7 +219,7 @@ class VlmParModel(VlmParPreTrainedModel):
         return super().load_state_dict(state_dict, strict, assign)
 
     def _freeze_unused(self) -> None:
-        if self.config.alignment == "none":  # nothing reads the pooled output
+        if self.config.alignment == "none":  # only the alignment reads the pooled output
             self.vlm.vision_model.head.requires_grad_(False)
 
     def get_input_embeddings(self) -> nn.Module:
@@ -224,10 +229,10 @@ class VlmParModel(VlmParPreTrainedModel):
 
     @torch.no_grad()
     def fit_pooled_statistics(self, batches: Iterable[Mapping[str, Any]]) -> None:
-        """Standardises the pooled vector before the classifier by the statistics of these images.
+        """Sets the mean and standard deviation by which the pooled vector is standardised before the classifier.
 
-        An affine map that decides how fast the classifier learns and nothing else: the classifier is rewritten, so the
-        logits stay as they are.
+        The classifier's weights are changed accordingly, so the logits stay the same. The standardisation only changes
+        how fast the classifier learns.
 
         Args:
             batches: keyword arguments of `forward`, pixels or features; training images.
@@ -250,7 +255,7 @@ class VlmParModel(VlmParPreTrainedModel):
             raise ValueError(f"batches must hold at least 2 images, got {count // len(self.schema)}")
         mean = total / count
         std = (square / count - mean.square()).clamp_min(0).sqrt()
-        # A feature that hardly varies would be blown up to the size of the others.
+        # Lower bound: do not scale up a feature that hardly varies.
         std = std.clamp_min((1e-3 * std.mean()).clamp_min(1e-6))
         shift = (mean - heads.pooled_mean.double()) / heads.pooled_std.double()
         weight = heads.classifier_weight.double()
@@ -265,11 +270,11 @@ class VlmParModel(VlmParPreTrainedModel):
 
     @torch.no_grad()
     def init_bias_from_priors(self, priors: Sequence | torch.Tensor) -> None:
-        """Starts every attribute's classifier bias at the log of how often each label occurs.
+        """Sets every attribute's classifier bias to the logarithm of each label's share in the training split.
 
         Args:
             priors: per attribute the share of each label, `(A, C)` or a list of lists of its own number of labels; for
-                a binary attribute the share of its second label alone will do.
+                a binary attribute the share of its second label alone is enough.
 
         Raises:
             ValueError: wrong number of attributes or labels, or a share outside 0..1.
@@ -304,4 +309,4 @@ class VlmParModel(VlmParPreTrainedModel):
         if processor is not None:
             self.encode_questions(processor)
         elif self.config.question_input_ids is not None:
-            self._ensure_text()  # now, so that the first forward does not
+            self._ensure_text()  # encode the texts now, not in the first forward pass

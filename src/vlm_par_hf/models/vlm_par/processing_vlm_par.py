@@ -7,6 +7,6 @@ __all__ = ["VlmParProcessor"]
 
 
 class VlmParProcessor(ParProcessor):
-    """Prepares images and texts for `VlmParModel` and names what it found: as `ParProcessor`."""
+    """Prepares images and texts for `VlmParModel` and names its answers, as `ParProcessor` describes."""
 
     model_type = "vlm_par"

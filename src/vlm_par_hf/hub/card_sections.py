@@ -1,0 +1,223 @@
+"""The sections of a model card as Markdown texts, from a configuration, a training record and evaluation records."""
+
+import json
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import PurePath
+from typing import Any
+
+from vlm_par_hf.families import find_family
+from vlm_par_hf.labels.schema import AttributeSchema
+from vlm_par_hf.utils import format_percent
+
+from .records import DATASETS, METRICS, convention_text, dataset_title, is_partial, is_repository, is_synthetic
+
+
+__all__ = [
+    "attributes_section",
+    "head_section",
+    "intended_use_section",
+    "limits_section",
+    "results_section",
+    "training_section",
+    "use_section",
+]
+
+
+def _cell(text: Any) -> str:
+    """The text in a form that does not break a Markdown table."""
+    return str(text).replace("|", "\\|").replace("\n", " ")
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(_cell(cell) for cell in line) + " |" for line in lines)
+
+
+def head_section(title, config, schema, training, records) -> str:
+    family = find_family(config["model_type"])
+    family_title = config["model_type"] if family is None else family.title
+    trained_on = (training.get("data") or {}).get("name")
+    has_drawings = trained_on == "synthetic" or any(is_synthetic(record) for record in records)
+    backbone = config.get("backbone_name")
+    lines = [
+        f"# {title}",
+        "",
+        f"{family_title}: {len(schema)} attributes of a person from one image of that person, as a transformers "
+        "model.",
+    ]
+    if is_repository(backbone):
+        lines += ["", f"Backbone: `{backbone}`."]
+    elif backbone == "embedded":
+        lines += ["", "Backbone: the one embedded in the package, which has only seen drawn pedestrians."]
+    if has_drawings:
+        lines += [
+            "",
+            "> **SYNTHETIC.** Trained or measured on drawings of pedestrians. No number from drawings says anything "
+            "about photographs, and none is comparable with published results.",
+        ]
+    return "\n".join(lines)
+
+
+def use_section(name: str | None) -> str:
+    return f"""## Use
+
+```
+pip install vlm-par-hf
+```
+```python
+import vlm_par_hf  # registers the model with transformers; without it, loading asks for trust_remote_code
+from transformers import pipeline
+
+pipe = pipeline("pedestrian-attributes", model="{name or "organisation/name"}")
+pipe("crop.jpg")["attributes"]
+```"""
+
+
+def results_section(records) -> str:
+    lines = ["## Results"]
+    if not records:
+        lines += [
+            "",
+            "No results: no evaluation record came with this checkpoint, so nothing is claimed about it.",
+        ]
+    for record in records:
+        data = record["data"]
+        intervals = record.get("intervals") or {}
+        level = f"{100 * record.get('confidence', 0.95):g}% interval"
+        note = record.get("note") or ""
+        if is_partial(record) and not data.get("skipped_images"):
+            note = f"{note} {data['images']:,} images are not the official {data['split']} split.".strip()
+        rows = []
+        for metric, value in record["metrics"].items():
+            interval = intervals.get(metric)
+            interval_text = f"{format_percent(interval[0])} to {format_percent(interval[1])}" if interval else ""
+            rows.append([f"`{metric}`", format_percent(value) or "undefined", interval_text, METRICS.get(metric, "")])
+        lines += [
+            "",
+            f"### {dataset_title(record)}, {data['split']}: {data['images']:,} images",
+            "",
+            f"{convention_text(record)[0].upper()}{convention_text(record)[1:]}. Percent."
+            + (f" Intervals: bootstrap over {record.get('resampled', 'images')}." if intervals else " No intervals.")
+            + (f" {data['unknown_labels']:,} unknown labels are left out." if data.get("unknown_labels") else ""),
+            *(["", f"**{note}**"] if note else []),
+            "",
+            _table(["metric", "value", level, "what it is"], rows),
+            "",
+            "<details><summary>Per attribute</summary>",
+            "",
+            _table(
+                ["attribute", "mean recall", "rarest label", "known"],
+                [
+                    [
+                        row["name"],
+                        format_percent(row.get("mA")),
+                        min((label["support"] for label in row["labels"].values()), default=0),
+                        row["known"],
+                    ]
+                    for row in record["attributes"]
+                ],
+            ),
+            "",
+            "</details>",
+        ]
+        if record.get("command"):
+            lines += ["", f"Measured by `{_without_local_paths(record['command'])}` with {_versions(record)}."]
+    return "\n".join(lines)
+
+
+def training_section(config, training) -> str:
+    lines = ["## Training"]
+    data, settings, result = training.get("data"), training.get("settings"), training.get("result")
+    if not data and not settings:
+        lines += ["", "How this checkpoint was trained is not recorded."]
+    if data:
+        count = "".join(
+            f", {data[key]:,} {word} images"
+            for key, word in (("train_images", "training"), ("validation_images", "validation"))
+            if isinstance(data.get(key), int)
+        )
+        lines += ["", f"Data: {DATASETS.get(data['name'], data['name'])}{count}."]
+    if result and isinstance(result.get("validation_mA"), (int, float)):
+        lines += [
+            "",
+            "The weights are those with the best mA on the validation split "
+            f"({format_percent(result['validation_mA'])}%, step {result['best_step']} of {result['steps']}); "
+            "the test split took no part.",
+        ]
+    loss = {key: value for key, value in (config.get("loss") or {}).items() if key != "priors"}
+    family = find_family(config["model_type"])
+    choices = {key: config[key] for key in (() if family is None else family.card_settings) if key in config}
+    rows = {**choices, **({"loss": json.dumps(loss)} if loss else {}), **(settings or {})}
+    if rows:
+        lines += ["", _table(["setting", "value"], [[f"`{key}`", f"`{value}`"] for key, value in rows.items()])]
+    if training.get("command"):
+        lines += ["", f"Trained by `{_without_local_paths(training['command'])}` with {_versions(training)}."]
+    return "\n".join(lines)
+
+
+def _versions(record: Mapping[str, Any]) -> str:
+    shown = {key: value for key, value in (record.get("versions") or {}).items() if key != "platform"}
+    return ", ".join(f"{key} {value}" for key, value in shown.items()) or "versions that were not recorded"
+
+
+def _without_local_paths(command: str) -> str:
+    """A command line in which absolute paths are replaced by their last part, so that no local folder is published."""
+    try:
+        words = shlex.split(command)
+    except ValueError:
+        words = command.split()
+    return shlex.join(PurePath(word).name if PurePath(word).is_absolute() else word for word in words)
+
+
+def attributes_section(schema: AttributeSchema) -> str:
+    rows = [
+        [one.name, one.question, ", ".join(one.labels), one.region or "", "yes" if one.sensitive else ""]
+        for one in schema
+    ]
+    return "## Attributes\n\n" + _table(["name", "question", "labels", "region", "sensitive"], rows)
+
+
+def intended_use_section(schema: AttributeSchema) -> str:
+    names = [f"`{one.name}`" for one in schema if one.sensitive]
+    text = """## Intended use
+
+Describing what a person in a crop visibly wears and carries: research on attribute recognition, sorting and searching
+footage that may lawfully be processed, pre-annotation that a human checks.
+
+## Not for
+
+- Identifying a person, or following one person without a legal basis.
+- Decisions about people (police work, access, employment, credit, insurance, care), alone or as the main ground.
+- Covert or indiscriminate observation of public places.
+- Anything that is not visible: ethnicity, origin, belief, health, mood, intent, character.
+
+Appearance is weak evidence and the answers are often wrong; a wrong answer about a person harms that person."""
+    if names:
+        text += f"""
+
+## Perceived gender and age
+
+{", ".join(names)}: what annotators thought that they saw in a picture. It is neither identity nor a fact about the
+person, it follows the annotators' stereotypes, and errors are not spread evenly over people. Leave these attributes
+out unless they are needed: `pipe(image, sensitive=False)`, or `schema.without_sensitive()` before training."""
+    return text
+
+
+def limits_section(config, records) -> str:
+    lines = [
+        "## Limits",
+        "",
+        "- One image is one person: crop people first, or pass boxes or a detector.",
+        "- The data decide what the answers mean. Other cameras, seasons, clothes and places lower the quality by an "
+        "amount that was not measured here.",
+        "- Scores are not calibrated unless a threshold of the schema says otherwise.",
+        "- An interval says how far a number would move with other test images, not with other training runs.",
+    ]
+    if records:
+        lines.append("- Numbers of another convention are not comparable, even under the same name.")
+    family = find_family(config["model_type"])
+    lines += [f"- {sentence}" for sentence in (() if family is None else family.card_limits)]
+    if config.get("save_backbone") is False:
+        lines.append("- The heads alone: the backbone is fetched by its name and refused if its weights differ.")
+    return "\n".join(lines)
