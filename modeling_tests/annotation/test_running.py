@@ -23,7 +23,7 @@ from modeling_tests.tiny import randomize, tiny_model, tiny_processor, tiny_sche
 from vlm_par_hf.annotation import Annotator, ImageList, annotate
 from vlm_par_hf.annotation import annotator as annotator_module
 from vlm_par_hf.annotation.on_ray import ReadForRay
-from vlm_par_hf.annotation.results import only_one
+from vlm_par_hf.annotation.results import lock_parts
 from vlm_par_hf.models.vlm_par import VlmParModel
 
 
@@ -514,7 +514,7 @@ def test_a_finished_output_is_left_alone(folder, model, tmp_path, caplog):
 
 def test_two_processes_do_not_write_one_output(folder, model, tmp_path):
     out, partial = tmp_path / "out.jsonl", tmp_path / "out.jsonl.partial"
-    with only_one(partial, out):
+    with lock_parts(partial, out):
         with pytest.raises(ValueError, match=r"out='.*out.jsonl': another process is writing it"):
             run(folder, out, model)
         assert partial.exists()
