@@ -82,8 +82,8 @@ class Annotator:
                 "path"}`, arrays or PIL images.
 
         Returns:
-            The other columns; `"prediction"`: JSON text `{"attributes": {...}}` as the pipeline answers, or None for an
-            image that cannot be read; and `"error"`: the reason, or None for the others.
+            The other columns; `"prediction"`: JSON text `{"attributes": {...}}` as the pipeline answers, None for an
+            image that cannot be read; and `"error"`: the reason, None for the others.
         """
         images = list(batch["image"])
         chunks = (images[start : start + self.batch_size] for start in range(0, len(images), self.batch_size))

@@ -213,7 +213,7 @@ class Pictures:
             try:
                 (box,) = check_boxes([box], picture.image.size)
             except ValueError as error:
-                # A detector that rounds to whole pixels may give an empty box for a far person: not the user's mistake.
+                # A detector that rounds to whole pixels may give an empty box for a far person: no error of the user.
                 logger.info("A detection was left out: %s", error)
                 continue
             picture.boxes.append(box)
