@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.write("vlm-par: interrupted\n")
         return 130
     except BrokenPipeError:
-        # The reader of our output (head, less) has ended, which is no error. Python must not flush into the closed pipe.
+        # The reader of our output (head, less) has ended: no error. Python must not flush into the closed pipe.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except _USER_ERRORS as error:
