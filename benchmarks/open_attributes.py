@@ -51,9 +51,9 @@ from vlm_par_hf import (
     get_schema,
     load_par_dataset,
 )
+from vlm_par_hf.base.decisions import fit_decisions, transfer_decisions
 from vlm_par_hf.base.losses import compute_priors
 from vlm_par_hf.metrics.retrieval import image_to_text_recall
-from vlm_par_hf.models.focus_par import fit_decisions, transfer_decisions
 from vlm_par_hf.utils import atomic_write_json
 
 

@@ -482,18 +482,18 @@ def measure_open(args) -> list[dict]:
     model = model.to(args.device).eval()
     texts = {count: texts_of(model, count) for count in (1, 100, 300, 1000)}
 
-    def answer(tokens, asked):
-        return model._decide(asked, model._score(asked, tokens, None)[0])
+    def answer(seen, asked):
+        return model._calibrated_logits(asked, model._score(asked, seen)[0])
 
     rows = []
     for batch in (1, 8):
         inputs = pixels(batch, device=args.device)
-        tokens = model._see(**inputs)[0]
+        seen = model._look(**inputs)
         candidates = {
             "tower": partial(model.vlm.get_image_features, **inputs),
             "one": partial(model, **inputs, attributes=texts[1]),
             "many": partial(model, **inputs, attributes=texts[300]),
-            **{count: partial(answer, tokens, asked) for count, asked in texts.items()},
+            **{count: partial(answer, seen, asked) for count, asked in texts.items()},
         }
         times = race(candidates, args.rounds)
         beside = f"batch {batch} / bare vision tower"

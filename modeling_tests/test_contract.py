@@ -16,7 +16,11 @@ from modeling_tests.tiny import (
     tiny_model,
     tiny_processor,
 )
+from vlm_par_hf.base.backbones import BackbonePreTrainedModel
+from vlm_par_hf.base.modeling import ParPreTrainedModel
+from vlm_par_hf.families import FAMILIES, trainable_families
 from vlm_par_hf.models.vlm_par import VlmParModel
+from vlm_par_hf.upstream import attention_implementation
 
 
 @dataclass(frozen=True)
@@ -85,6 +89,42 @@ def trainable_row(request):
     return ROWS[request.param]
 
 
+@pytest.fixture(params=[name for name, one in ALL_ROWS.items() if one.pads])
+def padding_row(request):
+    return ALL_ROWS[request.param]
+
+
+# What a model offers by each attribute of `ParPreTrainedModel`.
+OFFERED = {
+    "supports_training": ["parameter_groups"],
+    "supports_features": ["get_image_features", "vision_tower"],
+    "supports_explain": ["explain"],
+    "supports_attributes": ["encode_attributes", "set_attributes"],
+    "supports_fold": ["fold"],
+    "supports_decisions": ["fit_decisions"],
+    "supports_pooled_statistics": ["fit_pooled_statistics"],
+}
+
+
+def test_every_family_has_rows():
+    kinds = {name.partition("-")[0] for name in ALL_ROWS}
+    # Exported models need a runtime's file; `export/` tests them.
+    assert kinds == {family.model_type for family in FAMILIES} - {"par_exported"}
+    assert {name.partition("-")[0] for name in ROWS} == set(trainable_families())
+
+
+@pytest.mark.parametrize("name", ["vlm_par-naflex", "vlm_par_folded-naflex", "focus_par-kway"])
+def test_a_model_has_what_it_says_and_nothing_else(name):
+    model = ALL_ROWS[name].model()
+    assert isinstance(model, ParPreTrainedModel)
+    for attribute, members in OFFERED.items():
+        for member in members:
+            assert hasattr(type(model), member) == getattr(model, attribute), (attribute, member)
+    flags = {one for one in vars(ParPreTrainedModel) if one.startswith("supports_")}
+    assert flags == set(OFFERED)
+    assert not model.starts_from_priors or hasattr(model, "init_bias_from_priors")
+
+
 def labels_for(model, batch=3):
     return torch.stack([torch.arange(batch) % one.num_labels for one in model.config.schema], 1)
 
@@ -148,10 +188,8 @@ def test_rows_of_a_batch_are_independent(row):
             torch.testing.assert_close(alone[0], together[index], rtol=1e-5, atol=1e-5)
 
 
-def test_padding_changes_nothing(row):
-    if not row.pads:
-        return
-    model, inputs = row.model(), row.inputs()
+def test_padding_changes_nothing(padding_row):
+    model, inputs = padding_row.model(), padding_row.inputs()
     with torch.no_grad():
         expected = model(**inputs).logits
         B, _, width = inputs["pixel_values"].shape
@@ -190,8 +228,8 @@ def test_sdpa_equals_eager(row, tmp_path):
     logits = {}
     for implementation in ("sdpa", "eager"):
         loaded = AutoModel.from_pretrained(tmp_path, attn_implementation=implementation)
-        tower = loaded.vlm.vision_model if hasattr(loaded, "vlm") else loaded.vision_model
-        assert tower.config._attn_implementation == implementation
+        tower = loaded.vlm.vision_model if isinstance(loaded, BackbonePreTrainedModel) else loaded.vision_tower
+        assert attention_implementation(tower) == implementation
         with torch.no_grad():
             logits[implementation] = loaded(**inputs).logits
     torch.testing.assert_close(logits["sdpa"], logits["eager"], rtol=1e-5, atol=1e-5)

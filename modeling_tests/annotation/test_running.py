@@ -27,7 +27,7 @@ from vlm_par_hf.annotation.results import lock_parts
 from vlm_par_hf.models.vlm_par import VlmParModel
 
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def save_image(path: Path, number: int, size=(12, 24)) -> None:

@@ -39,7 +39,7 @@ def pictures(number, seed=0):
 def _each_model_is_traced_once():
     """Tracing takes seconds even for a tiny model; ONNX and OpenVINO, float32 and int8 all start from its result."""
     kept = {}
-    write = export._write_onnx
+    write = export.write_onnx
 
     def write_once(graph, probe, output_names, path):
         weights = tuple(float(one.double().sum()) for one in graph.state_dict().values())
@@ -52,7 +52,7 @@ def _each_model_is_traced_once():
         return names
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(export, "_write_onnx", write_once)
+        patch.setattr(export, "write_onnx", write_once)
         yield
 
 
@@ -337,7 +337,8 @@ def test_without_the_extra_the_error_says_what_to_install(exported, tmp_path, mo
     def refuse(module, extra):
         raise ImportError(f'{module} is needed here and is not installed: pip install "vlm-par-hf[{extra}]"')
 
-    monkeypatch.setattr("vlm_par_hf.export.require", refuse)
+    for module in ("exporting", "exported"):
+        monkeypatch.setattr(f"vlm_par_hf.export.{module}.require", refuse)
     for to in ("onnx", "openvino"):
         with pytest.raises(ImportError, match=r'onnx is needed here.*pip install "vlm-par-hf\[export\]"'):
             export_model(model, tmp_path / "out", to=to, processor=tiny_processor())

@@ -36,7 +36,7 @@ def run(part: str, folder: Path, hub: HubServer, **environment: str) -> dict:
     """Runs a part of `hub_client.py` in a process with an empty cache."""
     result = subprocess.run(
         [sys.executable, "-m", "modeling_tests.hub_client", part, str(folder)],
-        cwd=Path(__file__).parent.parent,
+        cwd=Path(__file__).parents[2],
         env={**os.environ, **hub.environment(folder / f"home_{part}"), "OMP_NUM_THREADS": "1", **environment},
         capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=900,
     )  # fmt: skip

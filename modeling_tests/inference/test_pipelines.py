@@ -19,7 +19,8 @@ from transformers.pipelines import PIPELINE_REGISTRY
 from transformers.pipelines.pt_utils import KeyDataset
 
 import vlm_par_hf
-from vlm_par_hf.inference import pipelines
+from vlm_par_hf.inference import pictures, pipelines
+from vlm_par_hf.inference.boxes import check_detector_label
 from vlm_par_hf.inference.pictures import TASK
 from vlm_par_hf.inference.pipelines import PedestrianAttributesPipeline
 from vlm_par_hf.inference.predicting import collate_inputs
@@ -475,13 +476,13 @@ class TestStreams:
         pipe = make_pipe()
         crop().save(tmp_path / "crop.png")
         opened = []
-        open_picture = pipelines._open_picture
+        open_picture = pictures.open_picture
 
         def noted(source, timeout):
             opened.append(threading.current_thread().name)
             return open_picture(source, timeout)
 
-        monkeypatch.setattr(pipelines, "_open_picture", noted)
+        monkeypatch.setattr(pictures, "open_picture", noted)
         forward, answered = pipe.model.forward, []
 
         def waiting(pixel_values, **inputs):
@@ -744,4 +745,4 @@ def test_collate_fills_shorter_patch_axes():
 
 
 def test_detectors_without_labels_are_trusted():
-    pipelines._check_detector_label(SimpleNamespace(model=None), "person")
+    check_detector_label(SimpleNamespace(model=None), "person")

@@ -580,7 +580,7 @@ def test_bad_preset_fields_are_named(field):
 
 def test_needs_no_torch():
     # Loaded without the package's own __init__, which is the door of everything.
-    source = Path(metrics_module.__file__).parent
+    source = Path(metrics_module.__file__).parents[1]
     code = f"""
 import sys, types
 package = types.ModuleType("vlm_par_hf"); package.__path__ = [{str(source)!r}]; sys.modules["vlm_par_hf"] = package

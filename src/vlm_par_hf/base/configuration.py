@@ -1,12 +1,15 @@
-"""What the configurations of all families share: the label space, as plain JSON and as an object."""
+"""What the configurations of all families share: the label space, and for most of them a backbone."""
 
-from collections.abc import Sequence
-from typing import Any
+import copy
+from typing import Any, ClassVar
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
 
 from vlm_par_hf.labels.schema import AttributeSchema
 
 
-__all__ = ["LabelSpaceConfig", "check_backbone_type"]
+__all__ = ["BackboneConfig", "LabelSpaceConfig"]
 
 
 class LabelSpaceConfig:
@@ -50,19 +53,58 @@ class LabelSpaceConfig:
         return AttributeSchema(self.attributes)
 
 
-def check_backbone_type(vlm_config: Any, allowed: Sequence[str]) -> None:
-    """Refuses the configuration of a backbone, an object or its dict, of another kind than those `allowed`.
+@strict
+class BackboneConfig(LabelSpaceConfig, PreTrainedConfig):
+    """Fields of a model over a vision-language backbone, and the checks that every such family makes.
+
+    A family adds its own fields and says what they mean; it sets `backbone_types`, `default_backbone` and
+    `sub_configs_defaults`, and checks its own values in `_check_values`.
 
     Raises:
-        ValueError: names the kind.
+        ValueError: the backbone type is not supported, or its vision tower has no pooling head; names the argument.
+        TypeError: `attributes` is not a list of attributes.
     """
-    if isinstance(vlm_config, dict):
-        model_type = vlm_config.get("model_type")
-    else:
-        model_type = getattr(vlm_config, "model_type", None)
-    if model_type not in allowed:
-        names = " or ".join([", ".join(allowed[:-1]), allowed[-1]])
-        raise ValueError(
-            f"vlm_config must be the configuration of a {names} checkpoint (a dict needs its model_type), got "
-            f"model_type {model_type!r}"
-        )
+
+    keys_to_ignore_at_inference = ["image_embeds", "attentions", "hidden_states"]
+    backbone_types: ClassVar[tuple[str, ...]] = ()
+    default_backbone: ClassVar[dict[str, Any]] = {}
+
+    # In this order: refusing a dict would print the object, and transformers would warn of its own defaults.
+    vlm_config: PreTrainedConfig | dict | None = None
+    attributes: Any = None
+    attention_dropout: float | int = 0.0
+    freeze_backbone: bool = True
+    backbone_name: str | None = None
+    backbone_revision: str | None = None
+    backbone_hash: str | None = None
+    save_backbone: bool = True
+    loss: dict | None = None
+    text_pad_token_id: int = 0
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        if self.vlm_config is None:
+            self.vlm_config = copy.deepcopy(self.default_backbone)
+        self._check_backbone_type()
+        self._take_attributes(kwargs)
+        self.loss = dict(self.loss or {})
+        super().__post_init__(**kwargs)
+        if not getattr(self.vlm_config.vision_config, "vision_use_head", True):
+            raise ValueError("vlm_config: the vision tower must have its pooling head (vision_use_head), got False")
+        if not 0.0 <= self.attention_dropout < 1.0:
+            raise ValueError(f"attention_dropout must lie in [0, 1), got {self.attention_dropout}")
+        # Not `validate_architecture`: what that raises is wrapped in an error that is no ValueError.
+        self._check_values()
+
+    def _check_values(self) -> None:
+        """Refuses values of the family's own fields; the backbone is a configuration object by now."""
+
+    def _check_backbone_type(self) -> None:
+        backbone = self.vlm_config
+        is_dict = isinstance(backbone, dict)
+        model_type = backbone.get("model_type") if is_dict else getattr(backbone, "model_type", None)
+        if model_type not in self.backbone_types:
+            names = " or ".join([", ".join(self.backbone_types[:-1]), self.backbone_types[-1]])
+            raise ValueError(
+                f"vlm_config must be the configuration of a {names} checkpoint (a dict needs its model_type), got "
+                f"model_type {model_type!r}"
+            )

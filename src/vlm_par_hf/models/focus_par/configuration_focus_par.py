@@ -1,13 +1,13 @@
 """Configuration of FOCUS."""
 
-import copy
 import string
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import AutoConfig
 
-from vlm_par_hf.base.configuration import LabelSpaceConfig, check_backbone_type
+from vlm_par_hf.base.configuration import BackboneConfig
+from vlm_par_hf.labels.schema import AttributeSchema
 from vlm_par_hf.upstream import SubConfigSpec
 
 from .losses_focus_par import check_loss_settings
@@ -15,16 +15,13 @@ from .losses_focus_par import check_loss_settings
 
 __all__ = ["FocusParConfig"]
 
-BACKBONE_TYPES = ("clip", "siglip", "siglip2")
 PAPER_TEMPLATE = "a {region} feature of {category} is {label}"
 PROMPT_INITS = ("words", "random")
 TEMPLATE_FIELDS = ("region", "category", "label", "prompt")
-# The size of openai/clip-vit-base-patch16, which the paper uses.
-DEFAULT_BACKBONE = {"model_type": "clip", "vision_config": {"patch_size": 16}}
 
 
 @strict
-class FocusParConfig(LabelSpaceConfig, PreTrainedConfig):
+class FocusParConfig(BackboneConfig):
     """Configuration of `FocusParModel`.
 
     Args:
@@ -65,10 +62,10 @@ class FocusParConfig(LabelSpaceConfig, PreTrainedConfig):
     model_type = "focus_par"
     # `backbone_config` and `text_config` are names that transformers treats specially.
     sub_configs_defaults = {"vlm_config": SubConfigSpec(config_class=AutoConfig, model_type="clip")}
-    keys_to_ignore_at_inference = ["image_embeds", "attentions", "hidden_states"]
+    backbone_types = ("clip", "siglip", "siglip2")
+    # The size of openai/clip-vit-base-patch16, which the paper uses.
+    default_backbone = {"model_type": "clip", "vision_config": {"patch_size": 16}}
 
-    vlm_config: PreTrainedConfig | dict | None = None
-    attributes: Any = None
     num_global_tokens: int = 8
     num_local_tokens: int = 4
     num_regions: int = 4
@@ -79,33 +76,18 @@ class FocusParConfig(LabelSpaceConfig, PreTrainedConfig):
     text_template: str = "{prompt}"
     text_subject: str | None = None
     num_attention_heads: int = 8
-    attention_dropout: float | int = 0.0
-    freeze_backbone: bool = True
-    backbone_name: str | None = None
-    backbone_revision: str | None = None
-    backbone_hash: str | None = None
-    save_backbone: bool = True
-    loss: dict | None = None
     label_input_ids: list | None = None
-    text_pad_token_id: int = 0
 
-    def __post_init__(self, **kwargs: Any) -> None:
-        if self.vlm_config is None:
-            self.vlm_config = copy.deepcopy(DEFAULT_BACKBONE)
-        check_backbone_type(self.vlm_config, BACKBONE_TYPES)
-        schema = self._take_attributes(kwargs)
-        if schema is not None:
-            if self.prompt_regions is None:
-                # Where no attribute has a region, all texts share one set of vectors.
-                self.prompt_regions = list(dict.fromkeys(one.region for one in schema if one.region)) or ["whole"]
-            if self.text_subject is None:
-                self.text_subject = schema.usual_subject()
-        self.loss = dict(self.loss or {})
-        super().__post_init__(**kwargs)
-        self._check_values()
+    def _take_attributes(self, kwargs: dict[str, Any]) -> AttributeSchema | None:
+        schema = super()._take_attributes(kwargs)
+        if schema is not None and self.prompt_regions is None:
+            # Where no attribute has a region, all texts share one set of vectors.
+            self.prompt_regions = list(dict.fromkeys(one.region for one in schema if one.region)) or ["whole"]
+        if schema is not None and self.text_subject is None:
+            self.text_subject = schema.usual_subject()
+        return schema
 
     def _check_values(self) -> None:
-        # Not `validate_architecture`: what that raises is wrapped in an error that is no ValueError.
         for name in ("num_global_tokens", "num_local_tokens", "num_prompt_tokens"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
@@ -118,10 +100,6 @@ class FocusParConfig(LabelSpaceConfig, PreTrainedConfig):
                 f"num_attention_heads must divide the width of the texts {self.text_width}, "
                 f"got {self.num_attention_heads}"
             )
-        if not 0.0 <= self.attention_dropout < 1.0:
-            raise ValueError(f"attention_dropout must lie in [0, 1), got {self.attention_dropout}")
-        if not getattr(self.vlm_config.vision_config, "vision_use_head", True):
-            raise ValueError("vlm_config: the vision tower must have its pooling head (vision_use_head), got False")
         fields = [field for _, field, _, _ in string.Formatter().parse(self.text_template) if field is not None]
         if not set(fields) <= set(TEMPLATE_FIELDS) or not {"label", "prompt"} & set(fields):
             raise ValueError(

@@ -1,31 +1,24 @@
 """Configuration of VLM-PAR."""
 
-import copy
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 
-from vlm_par_hf.base.configuration import LabelSpaceConfig, check_backbone_type
+from vlm_par_hf.base.configuration import BackboneConfig, LabelSpaceConfig
 from vlm_par_hf.upstream import SubConfigSpec
 
 
 __all__ = ["FoldedVlmParConfig", "VlmParConfig"]
 
 ALIGNMENTS = ("logit", "none")
-BACKBONE_TYPES = ("siglip", "siglip2")
 FUSIONS = ("text_to_image", "image_to_text", "none")
 QUESTION_TOKENS = ("content", "all")
 VISION_TYPES = ("siglip2_vision_model", "siglip_vision_model")
-# The size of google/siglip2-base-patch16-naflex; the library's own default text tower has another tokenizer's ids.
-DEFAULT_BACKBONE = {
-    "model_type": "siglip2",
-    "text_config": {"vocab_size": 256000, "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2},
-}
 
 
 @strict
-class VlmParConfig(LabelSpaceConfig, PreTrainedConfig):
+class VlmParConfig(BackboneConfig):
     """Configuration of `VlmParModel`.
 
     Args:
@@ -65,45 +58,25 @@ class VlmParConfig(LabelSpaceConfig, PreTrainedConfig):
     model_type = "vlm_par"
     # `backbone_config` and `text_config` are names that transformers treats specially.
     sub_configs_defaults = {"vlm_config": SubConfigSpec(config_class=AutoConfig, model_type="siglip2")}
-    keys_to_ignore_at_inference = ["image_embeds", "attentions", "hidden_states"]
+    backbone_types = ("siglip", "siglip2")
+    # The size of google/siglip2-base-patch16-naflex; the library's own default text tower has another tokenizer's ids.
+    default_backbone = {
+        "model_type": "siglip2",
+        "text_config": {"vocab_size": 256000, "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2},
+    }
 
-    # In this order: refusing a dict would print the object, and transformers would warn of its own defaults.
-    vlm_config: PreTrainedConfig | dict | None = None
-    attributes: Any = None
     alignment: str = "logit"
     fusion: str = "text_to_image"
     question_tokens: str = "content"
     num_fusion_heads: int = 8
-    attention_dropout: float | int = 0.0
     layer_norm_eps: float = 1e-6
-    freeze_backbone: bool = True
-    backbone_name: str | None = None
-    backbone_revision: str | None = None
-    backbone_hash: str | None = None
-    save_backbone: bool = True
-    loss: dict | None = None
     question_input_ids: list | None = None
     prompt_input_ids: list | None = None
-    text_pad_token_id: int = 0
-
-    def __post_init__(self, **kwargs: Any) -> None:
-        if self.vlm_config is None:
-            self.vlm_config = copy.deepcopy(DEFAULT_BACKBONE)
-        check_backbone_type(self.vlm_config, BACKBONE_TYPES)
-        self._take_attributes(kwargs)
-        self.loss = dict(self.loss or {})
-        super().__post_init__(**kwargs)
-        self._check_values()
 
     def _check_values(self) -> None:
-        # Not `validate_architecture`: what that raises is wrapped in an error that is no ValueError.
         if self.question_tokens not in QUESTION_TOKENS:
             raise ValueError(f"question_tokens must be one of {QUESTION_TOKENS}, got {self.question_tokens!r}")
         _check_fusion(self, self.vlm_config.vision_config.hidden_size)
-        if not 0.0 <= self.attention_dropout < 1.0:
-            raise ValueError(f"attention_dropout must lie in [0, 1), got {self.attention_dropout}")
-        if not getattr(self.vlm_config.vision_config, "vision_use_head", True):
-            raise ValueError("vlm_config: the vision tower must have its pooling head (vision_use_head), got False")
 
     @classmethod
     def paper(cls, **kwargs: Any) -> "VlmParConfig":
