@@ -3,6 +3,7 @@
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -91,6 +92,17 @@ def test_a_batch_is_cast_and_comes_back_as_float32(model):
     assert seen["pixel_values"].dtype == torch.bfloat16
     assert seen["spatial_shapes"].dtype == torch.int64 and seen["pixel_attention_mask"].dtype == torch.int32
     assert inputs["pixel_values"].dtype == torch.float32, "the caller's inputs are as they were"
+
+
+def test_logits_of_another_dtype_become_float32():
+    class Half(torch.nn.Linear):
+        device, dtype = torch.device("cpu"), torch.bfloat16
+
+        def forward(self, pixel_values):
+            return SimpleNamespace(logits=pixel_values)
+
+    found = predict_batch(Half(1, 1), {"pixel_values": torch.ones(2, 3, 2)})
+    assert found["logits"].dtype == torch.float32
 
 
 def test_the_tower_runs_once_for_answers_and_relevance(model, monkeypatch):
