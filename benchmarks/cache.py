@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader
 
 from vlm_par_hf import VlmParModel, VlmParProcessor, dataset_schema, get_schema, load_par_dataset
 from vlm_par_hf.data import AugmentedDataset, ParCollator
-from vlm_par_hf.features.store import FeatureView
+from vlm_par_hf.features import FeatureView
 from vlm_par_hf.training import FeatureDataset, FeatureStore, compute_features
 from vlm_par_hf.utils import atomic_write_json
 

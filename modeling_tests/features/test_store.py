@@ -26,9 +26,9 @@ from torch.utils.data import DataLoader
 
 from modeling_tests.bands import build_data
 from modeling_tests.tiny import tiny_model, tiny_processor, tiny_schema
-from modeling_tests.training.test_trainer import Interrupt, assert_same_weights, heads, run
+from modeling_tests.training_runs import Interrupt, assert_same_weights, heads, run
 from vlm_par_hf.data import ParCollator
-from vlm_par_hf.features.store import FeatureView
+from vlm_par_hf.features import FeatureView
 from vlm_par_hf.labels.schema import AttributeSchema
 from vlm_par_hf.training import FeatureDataset, FeatureStore, compute_features, feature_views
 

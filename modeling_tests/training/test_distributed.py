@@ -21,7 +21,7 @@ from transformers import Trainer, TrainingArguments
 
 from modeling_tests.bands import build_data
 from modeling_tests.tiny import randomize, tiny_model, tiny_processor, tiny_schema
-from modeling_tests.training.test_trainer import Interrupt, assert_same_weights, run
+from modeling_tests.training_runs import Interrupt, assert_same_weights, run
 from vlm_par_hf.cli.main import main
 from vlm_par_hf.data import ParCollator
 from vlm_par_hf.metrics.attributes import ParMetrics
@@ -252,7 +252,7 @@ _KILLED = """
 import sys
 from modeling_tests.tiny import tiny_schema
 from modeling_tests.bands import build_data
-from modeling_tests.training.test_trainer import run
+from modeling_tests.training_runs import run
 
 run(build_data(tiny_schema()), sys.argv[1], resume="resume" in sys.argv, batch_size=4, epochs=12, eval_steps=3)
 """

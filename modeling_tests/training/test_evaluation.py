@@ -11,10 +11,8 @@ from PIL import Image
 from modeling_tests.bands import build_data
 from modeling_tests.tiny import randomize, tiny_model, tiny_processor, tiny_schema
 from vlm_par_hf.data import attach_schema
-from vlm_par_hf.labels.schema import AttributeSchema
 from vlm_par_hf.metrics.attributes import ParMetrics
-from vlm_par_hf.training import check_schema, compute_features, evaluate, predict_logits
-from vlm_par_hf.training.evaluation import check_same_division
+from vlm_par_hf.training import evaluate, predict_logits
 
 
 QUIET = {"progress": False, "bootstrap": 50}
@@ -43,27 +41,6 @@ def written(checkpoint, data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("evaluation")
     record = evaluate(checkpoint, data, output_dir=folder, min_positives=2, command=["vlm-par", "evaluate"], **QUIET)
     return record, folder
-
-
-def test_logits_and_labels_in_the_order_of_the_split(model, processor, data):
-    logits, labels = predict_logits(model, processor, data["test"], batch_size=7, progress=False)
-    assert logits.shape == (20, len(tiny_schema()), 2) and logits.dtype == np.float32
-    assert labels.tolist() == [list(row) for row in data["test"]["labels"]]
-    one_by_one, _ = predict_logits(model, processor, data["test"], batch_size=1, progress=False)
-    np.testing.assert_allclose(logits, one_by_one, atol=1e-4)
-    features = compute_features(model, data["test"], processor, dtype=torch.float32, progress=False)
-    np.testing.assert_allclose(predict_logits(model, processor, features, progress=False)[0], logits, atol=1e-4)
-
-
-def test_the_model_is_left_in_the_mode_it_was_in(processor, data):
-    model = tiny_model("naflex").train()
-    predict_logits(model, processor, data["test"], progress=False)
-    assert model.training
-
-
-def test_an_empty_split_is_an_error(model, processor, data):
-    with pytest.raises(ValueError, match="split is empty"):
-        predict_logits(model, processor, data["test"].select([]), progress=False)
 
 
 def test_the_numbers_are_those_of_the_metrics(written, model, processor, data):
@@ -151,29 +128,3 @@ def test_wrong_use(checkpoint, model, data):
     plain = datasets.Dataset.from_dict({"labels": [[0, 1, 0]]})
     with pytest.raises(ValueError, match="carries no attribute schema"):
         evaluate(checkpoint, {"test": plain}, **QUIET)
-
-
-def test_label_spaces_must_agree_and_wording_need_not(caplog):
-    attributes = tiny_schema().to_list()
-    worded = AttributeSchema([{**attributes[0], "threshold": 0.3, "question": "a hat?"}, *attributes[1:]])
-    with caplog.at_level("WARNING"):
-        check_schema(worded, tiny_schema())
-    assert "words them differently" in caplog.text
-    for wrong in (attributes[::-1], attributes[:-1], [{**attributes[0], "labels": ["yes", "no"]}, *attributes[1:]]):
-        with pytest.raises(ValueError, match="differs from the checkpoint's"):
-            check_schema(AttributeSchema(wrong), tiny_schema())
-
-
-def test_training_images_must_not_move_into_the_test(tmp_path):
-    record = {"data": {"name": "synthetic", "options": {"partition": 0, "seed": 0, "num_train": 12000}}}
-    (tmp_path / "run.json").write_text(json.dumps(record))
-    check_same_division(str(tmp_path), "synthetic", {"num_train": 12000, "num_test": 50})
-    check_same_division(str(tmp_path), "synthetic", {"seed": 1})  # other people altogether
-    check_same_division(str(tmp_path), "pa100k", {})
-    check_same_division(str(tmp_path / "nothing"), "synthetic", {})
-    with pytest.raises(ValueError, match="num_train: 12000 in training, None now"):
-        check_same_division(str(tmp_path), "synthetic", {})
-    record["data"] = {"name": "folder", "options": {"seed": 0}}
-    (tmp_path / "run.json").write_text(json.dumps(record))
-    with pytest.raises(ValueError, match="seed: 0 in training, 3 now"):
-        check_same_division(str(tmp_path), "folder", {"seed": 3})

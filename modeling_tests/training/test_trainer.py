@@ -1,7 +1,8 @@
+"""`train`: what is learned, that a run is exact however it was interrupted, and other families."""
+
 import json
 import os
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
@@ -11,82 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModel, AutoProcessor, TrainerCallback
+from transformers import AutoModel
 
 from modeling_tests.bands import build_data
-from modeling_tests.tiny import (
-    randomize,
-    tiny_focus_model,
-    tiny_focus_processor,
-    tiny_model,
-    tiny_processor,
-    tiny_schema,
-)
-from vlm_par_hf.data import ParCollator
+from modeling_tests.tiny import randomize, tiny_model, tiny_schema
+from modeling_tests.training_runs import FOCUS, QUICK, Interrupt, assert_same_weights, heads, run
 from vlm_par_hf.labels.schema import AttributeSchema
 from vlm_par_hf.training import TrainSettings, train
 from vlm_par_hf.training.runs import last_complete_checkpoint
-
-
-QUICK = {"epochs": 3, "batch_size": 8, "eval_batch_size": 16, "logging_steps": 2, "progress": False}
-# Cosine schedules and dropout off by default: equalities below compare weights.
-EXACT = {"atol": 1e-6, "rtol": 1e-5}
-
-
-def run(data, folder, *, kind="naflex", model=None, **settings):
-    own = ("resume", "overwrite", "callbacks", "cache_features")
-    options = {name: settings.pop(name) for name in own if name in settings}
-    return train(
-        data,
-        folder,
-        model=model or tiny_model(kind),
-        processor=tiny_processor(kind),
-        settings=TrainSettings(**{**QUICK, **settings}),
-        **options,
-    )
-
-
-def heads(model):
-    return {name: value.clone() for name, value in model.state_dict().items() if not name.startswith("vlm.")}
-
-
-def assert_same_weights(found, expected, **tolerance):
-    assert found.keys() == expected.keys()
-    for name, value in expected.items():
-        torch.testing.assert_close(
-            found[name], value, **(tolerance or EXACT), msg=lambda text, name=name: f"{name}: {text}"
-        )
-
-
-class Interrupt(TrainerCallback):
-    """Ends the process' work the hard way: nothing after this step is written."""
-
-    def __init__(self, step):
-        self.step = step
-
-    def on_step_end(self, args, state, control, **kwargs):
-        if state.global_step == self.step:
-            raise KeyboardInterrupt
-
-
-@pytest.fixture(scope="module")
-def finished(data, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("finished") / "run"
-    start = tiny_model("naflex")
-    frozen = {name: value.clone() for name, value in start.vlm.state_dict().items()}
-    return run(data, folder, model=start), frozen
-
-
-def test_the_folder_is_an_ordinary_checkpoint(finished, data):
-    result, _ = finished
-    model = AutoModel.from_pretrained(result.output_dir)
-    processor = AutoProcessor.from_pretrained(result.output_dir)
-    batch = ParCollator(processor)([data["test"][index] for index in range(3)])
-    with torch.no_grad():
-        torch.testing.assert_close(model(**batch).logits, result.model(**batch).logits, atol=1e-5, rtol=1e-5)
-    names = {path.name for path in result.output_dir.iterdir()}
-    assert {"run.json", "training.json", "learning_curve.json", "learning_curve.csv", "learning_curve.png"} <= names
-    assert not [name for name in names if name.startswith(".")], "something unfinished was left"
 
 
 def test_the_kept_weights_are_the_best_on_validation(finished):
@@ -124,34 +57,10 @@ def test_it_learns_what_can_be_seen(data, tmp_path):
     assert result.best_mA > 0.8, "three bands, as bright as their labels: even random features tell them apart"
 
 
-def test_an_intermediate_checkpoint_can_be_used(finished):
-    result, _ = finished
-    checkpoint = last_complete_checkpoint(result.output_dir / "checkpoints")
-    assert AutoProcessor.from_pretrained(checkpoint) is not None
-    assert AutoModel.from_pretrained(checkpoint).config.schema == tiny_schema()
-
-
 def test_a_test_split_is_not_needed_and_validation_is(data, tmp_path):
     run({"train": data["train"], "validation": data["validation"]}, tmp_path / "run", max_steps=1)
     with pytest.raises(ValueError, match="no 'validation' split.*never on test"):
         run({"train": data["train"], "test": data["test"]}, tmp_path / "other", max_steps=1)
-
-
-def test_an_earlier_run_is_not_overwritten(finished, data):
-    result, _ = finished
-    with pytest.raises(ValueError, match="holds an earlier run.*--resume.*--overwrite"):
-        run(data, result.output_dir)
-    with pytest.raises(ValueError, match="resume=True and overwrite=True"):
-        run(data, result.output_dir, resume=True, overwrite=True)
-
-
-def test_another_run_is_not_continued(finished, data):
-    result, _ = finished
-    with pytest.raises(ValueError, match=r"(?s)cannot be continued.*seed: 42 then, 7 now"):
-        run(data, result.output_dir, resume=True, seed=7)
-    other = build_data(tiny_schema(), seed=3)
-    with pytest.raises(ValueError, match=r"(?s)cannot be continued.*data train_sha256"):
-        run(other, result.output_dir, resume=True)
 
 
 def test_a_label_space_that_differs_is_refused(tmp_path):
@@ -176,42 +85,6 @@ def test_an_interrupted_run_continues_as_if_it_had_not_been(data, tmp_path, stop
     points = ("step", "loss", "grad_norm", "learning_rate", "eval_loss", "eval_mA")
     for found, expected in zip(continued.log_history, whole.log_history, strict=True):
         assert {k: found[k] for k in points if k in found} == {k: expected[k] for k in points if k in expected}
-
-
-def test_resume_without_a_checkpoint_starts_from_the_beginning(data, tmp_path):
-    with pytest.raises(KeyboardInterrupt):
-        run(data, tmp_path / "run", callbacks=[Interrupt(1)], max_steps=3)
-    assert run(data, tmp_path / "run", resume=True, max_steps=3).steps == 3
-
-
-def test_a_half_written_checkpoint_is_passed_over(data, tmp_path):
-    result = run(data, tmp_path / "run")
-    checkpoints = tmp_path / "run" / "checkpoints"
-    newest = last_complete_checkpoint(checkpoints)
-    state = newest / "trainer_state.json"
-    state.write_text(state.read_text()[:100])
-    older = last_complete_checkpoint(checkpoints)
-    assert older is not None and older != newest
-    assert_same_weights(heads(run(data, tmp_path / "run", resume=True).model), heads(result.model), atol=0, rtol=0)
-    shutil.rmtree(checkpoints)
-    assert last_complete_checkpoint(checkpoints) is None
-
-
-def test_a_run_that_ended_before_its_folder_was_written_takes_no_further_step(data, tmp_path):
-    result = run(data, tmp_path / "run")
-    for path in list(result.output_dir.iterdir()):
-        if path.is_file() and path.name != "run.json":
-            path.unlink()
-    again = run(data, tmp_path / "run", resume=True)
-    assert again.steps == result.steps and again.best_mA == result.best_mA
-    assert_same_weights(heads(again.model), heads(result.model))
-    assert AutoModel.from_pretrained(again.output_dir) is not None
-
-
-def test_overwrite_starts_anew(data, tmp_path):
-    first = run(data, tmp_path / "run", max_steps=2)
-    assert first.steps == 2
-    assert run(data, tmp_path / "run", max_steps=3, overwrite=True).steps == 3
 
 
 def test_gradient_accumulation_equals_the_larger_batch(data, tmp_path):
@@ -249,19 +122,6 @@ def test_early_stopping(data, tmp_path):
                resume=True).steps == 3 * 6  # fmt: skip
 
 
-def test_class_weights_come_from_the_training_labels(data, tmp_path):
-    result = run(data, tmp_path / "run", max_steps=2, weighting="balanced")
-    loss = json.loads((result.output_dir / "config.json").read_text())["loss"]
-    labels = np.asarray(data["train"]["labels"])
-    known = labels[:, 0] >= 0
-    assert loss["weighting"] == "balanced"
-    assert loss["priors"][0][1] == pytest.approx((labels[known, 0].sum() + 1) / (known.sum() + 2))
-
-
-def test_class_weights_by_default(data, tmp_path):
-    assert run(data, tmp_path / "run", max_steps=1).model.config.loss["weighting"] == "sqrt"
-
-
 def test_without_alignment_the_bias_starts_at_the_priors(data, backbone, tmp_path):
     result = train(
         data, tmp_path / "run", backbone=backbone, model_options={"alignment": "none"},
@@ -271,16 +131,6 @@ def test_without_alignment_the_bias_starts_at_the_priors(data, backbone, tmp_pat
     prior = ((labels == 1).sum() + 1) / ((labels >= 0).sum() + 2)
     bias = result.model.attribute_heads.classifier_bias[0]
     assert torch.softmax(bias, -1)[1].item() == pytest.approx(prior, abs=1e-4)
-
-
-def test_the_papers_choices(data, backbone, tmp_path):
-    result = train(
-        data, tmp_path / "run", backbone=backbone, model_options={"paper": True}, max_num_patches=9,
-        settings=TrainSettings(**{**QUICK, "max_steps": 1}),
-    )  # fmt: skip
-    assert (result.model.config.alignment, result.model.config.fusion) == ("none", "image_to_text")
-    assert result.processor.image_processor.max_num_patches == 9
-    assert not result.model.config.loss.get("weighting"), "the paper's loss has no class weights"
 
 
 def test_categorical_attributes_and_a_trained_tower(tmp_path):
@@ -303,24 +153,11 @@ def test_a_checkpoint_of_the_heads_alone(data, backbone, tmp_path):
     assert (result.output_dir / "model.safetensors").stat().st_size < full + 200_000
 
 
-def test_going_on_from_a_checkpoint(finished, data, tmp_path):
-    result, _ = finished
-    more = train(
-        data, tmp_path / "more", model=result.output_dir,
-        settings=TrainSettings(**{**QUICK, "max_steps": 1, "learning_rate": 1e-9, "fusion_learning_rate": 1e-9}),
-    )  # fmt: skip
-    batch = ParCollator(result.processor)([data["test"][0]])
-    with torch.no_grad():
-        torch.testing.assert_close(more.model(**batch).logits, result.model(**batch).logits, atol=1e-4, rtol=1e-4)
-    with pytest.raises(ValueError, match="model_options=.*already has its configuration"):
-        train(data, tmp_path / "wrong", model=result.output_dir, model_options={"fusion": "none"})
-
-
 _KILLED = """
 import sys
 from modeling_tests.tiny import tiny_schema
 from modeling_tests.bands import build_data
-from modeling_tests.training.test_trainer import run
+from modeling_tests.training_runs import run
 
 run(build_data(tiny_schema()), sys.argv[1], resume="resume" in sys.argv, epochs=12, eval_steps=3, workers=2)
 """
@@ -357,19 +194,6 @@ def test_kill_9_and_resume_equal_an_uninterrupted_run(tmp_path):
     assert curves[0] == curves[1]
 
 
-@pytest.fixture(scope="module")
-def focus_backbone(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("focus_backbone")
-    processor = tiny_focus_processor("naflex")
-    tiny_focus_model("naflex").vlm.save_pretrained(folder)
-    processor.image_processor.save_pretrained(folder)
-    processor.tokenizer.save_pretrained(folder)
-    return str(folder)
-
-
-FOCUS = {"num_attention_heads": 4, "num_global_tokens": 2, "num_prompt_tokens": 2}
-
-
 def test_another_family(data, focus_backbone, tmp_path):
     """FOCUS through the same loop; what it decides by is fitted on validation and saved."""
     result = train(
@@ -395,15 +219,3 @@ def test_an_interrupted_run_of_another_family(data, focus_backbone, tmp_path):
         train(data, tmp_path / "cut", settings=settings, callbacks=[Interrupt(4)], **options)
     continued = train(data, tmp_path / "cut", settings=settings, resume=True, **options)
     assert_same_weights(heads(continued.model), heads(whole.model), atol=0, rtol=0)
-
-
-def test_options_of_another_family_are_refused(data, focus_backbone, tmp_path):
-    with pytest.raises(ValueError, match="model_options names 'fusion', which the family 'focus_par' does not have"):
-        train(data, tmp_path / "run", family="focus_par", backbone=focus_backbone, model_options={"fusion": "none"})
-    with pytest.raises(ValueError, match="family='clear': expected one of vlm_par, focus_par"):
-        train(data, tmp_path / "run", family="clear", backbone=focus_backbone)
-    with pytest.raises(ValueError, match="FocusParModel .*features cannot be computed once"):
-        train(
-            data, tmp_path / "run", family="focus_par", backbone=focus_backbone, model_options=FOCUS,
-            settings=TrainSettings(**QUICK, precompute_features=True),
-        )  # fmt: skip

@@ -6,9 +6,9 @@
     report = annotate("crops/", "out.parquet", ray_workers=8)   # the same on Ray
     dataset.map(Annotator(folder), batched=True)                # inside your own `datasets` or Ray Data flow
 
-A run keeps what it has answered in `OUT.partial`, in parts that appear under their names when they are complete.
-Killed at any moment and started again it goes on with the parts that are missing. Batches hold the same images in
-every run, so its output is that of a run that nobody killed, byte for byte on the same machine and batch size.
+A run keeps its answers in `OUT.partial`, in parts that get their names when they are complete. It may be killed at any
+moment; started again, it computes the missing parts. Batches hold the same images in every run, so the output equals
+that of an uninterrupted run, byte for byte on the same machine and with the same batch size.
 """
 
 from .annotator import Annotator

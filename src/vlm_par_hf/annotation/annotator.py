@@ -1,4 +1,4 @@
-"""One object that answers batches of images: here, in a `datasets` map, in a worker of Ray."""
+"""`Annotator`: answers batches of images, in this process, in `map` of `datasets` or in a worker of Ray."""
 
 import hashlib
 import json
@@ -25,25 +25,25 @@ from .inputs import ImageList, Row
 
 __all__ = ["Annotator", "to_json"]
 
-# What a damaged or odd picture raises. Anything else (memory, a fault in the code) is not the picture's.
+# Errors that a damaged or unusual picture raises. Any other error (no memory, a bug) ends the run.
 _PICTURE_ERRORS = (OSError, TypeError, ValueError, ArithmeticError)
 
 
 class Annotator:
     """`Annotator(model)(batch)`: a batch of images to a batch of answers, for `map` of `datasets` and Ray Data.
 
-    It can be pickled: it carries its options and loads the model where it is first used.
+    It can be pickled: only its options are, and each process loads the model at its first use.
 
     Args:
         model: checkpoint folder or repository; None for the embedded model, which knows drawings only.
         batch_size: people per forward.
         only_positive, sensitive: as for the pipeline.
         device: as for the pipeline.
-        dtype: of the weights; None: as they were saved, `"auto"`: `vlm_par_hf.inference_dtype(device)`.
+        dtype: of the weights; None: as they were saved; `"auto"`: `vlm_par_hf.inference_dtype(device)`.
 
     Raises:
         ValueError: `batch_size` is below 1.
-        Loading raises what `transformers.pipeline` raises.
+        At its first use what `transformers.pipeline` raises.
     """
 
     def __init__(
@@ -82,8 +82,8 @@ class Annotator:
                 "path"}`, arrays or PIL images.
 
         Returns:
-            The other columns, `"prediction"`: JSON text `{"attributes": {...}}` as the pipeline answers, None for an
-            image that cannot be read, and `"error"`: the reason, None for the others.
+            The other columns; `"prediction"`: JSON text `{"attributes": {...}}` as the pipeline answers, None for an
+            image that cannot be read; and `"error"`: the reason, None for the others.
         """
         images = list(batch["image"])
         chunks = (images[start : start + self.batch_size] for start in range(0, len(images), self.batch_size))
@@ -100,8 +100,8 @@ class Annotator:
         Yields:
             `(answer, None)` per image, in order; `(None, reason)` for an image that cannot be read.
         """
-        pipe = self.pipe  # an error about the model comes before one about an image
-        # Two batches ahead; inside a batch `thread_map` shares the work.
+        pipe = self.pipe  # loaded first, so that an error about the model is raised before any image is opened
+        # Two threads prepare a batch each; inside a batch `thread_map` uses all threads.
         pool = ThreadPoolExecutor(min(2, default_threads()), thread_name_prefix="annotator")
         try:
             # In-memory images are opened in this thread: two entries may be one object, which Pillow cannot decode in
@@ -121,61 +121,70 @@ class Annotator:
     def rows(
         self, images: ImageList, ranges: Iterable[range] | None = None
     ) -> Iterator[tuple[Row, dict[str, Any] | None, str | None]]:
-        """As `stream`, over an image list, each answer with its row.
+        """Answers the images of a list.
 
         Args:
-            ranges: which images; None for all. A batch never crosses the border of a range, so that the same ranges
-                are answered in the same batches, whatever was done before.
+            images: the list.
+            ranges: which images; None for all. A batch never crosses the border of a range, so that a range is
+                answered in the same batches whichever ranges were answered before.
+
+        Yields:
+            `(row, answer, None)` or `(row, None, reason)` per image, in order, as `stream`.
         """
         waiting: deque[Row] = deque()
 
         def batches() -> Iterator[list[Any]]:
-            rows, at = iter(()), None
+            rows, position = iter(()), None
             for part in [range(len(images))] if ranges is None else ranges:
-                if part.start != at:
+                if part.start != position:
                     rows = images.rows(part.start)
                 for start in range(part.start, part.stop, self.batch_size):
                     batch = list(islice(rows, min(self.batch_size, part.stop - start)))
                     waiting.extend(batch)
                     yield [row.image for row in batch]
-                at = part.stop
+                position = part.stop
 
         for answer, error in self.stream(batches()):
             yield waiting.popleft(), answer, error
 
     def _prepare(self, images: Sequence[Any]) -> tuple[list[str | None], dict[str, torch.Tensor] | None]:
-        """A reason or None per image, and the model's inputs of the images that are good (None: of none)."""
+        """For each image the reason why it cannot be read, or None; and the inputs of the readable ones, or None."""
         opened = thread_map(lambda image: _open(image) if is_image_file(image) else image, images)
-        good = [one for one in opened if not isinstance(one, Exception)]
+        readable = [image for image in opened if not isinstance(image, Exception)]
         try:
-            inputs = self._inputs(good) if good else None
+            inputs = self._process(readable) if readable else None
         except _PICTURE_ERRORS:
-            # One of them is too odd for the processor: the others must not suffer.
-            opened = [one if isinstance(one, Exception) else self._tried(one) for one in opened]
-            good = [one for one in opened if not isinstance(one, Exception)]
-            inputs = self._inputs(good) if good else None
-        return [str(one) if isinstance(one, Exception) else None for one in opened], inputs
+            # The processor refuses one of them: each is tried alone, so that the others are answered.
+            opened = [image if isinstance(image, Exception) else self._check_processable(image) for image in opened]
+            readable = [image for image in opened if not isinstance(image, Exception)]
+            inputs = self._process(readable) if readable else None
+        return [str(image) if isinstance(image, Exception) else None for image in opened], inputs
 
-    def _inputs(self, pictures: list[Image.Image]) -> dict[str, torch.Tensor]:
+    def _process(self, pictures: list[Image.Image]) -> dict[str, torch.Tensor]:
         return dict(self.pipe.processor(images=pictures, return_tensors="pt"))
 
-    def _tried(self, picture: Image.Image) -> Image.Image | Exception:
+    def _check_processable(self, picture: Image.Image) -> Image.Image | Exception:
         try:
-            self._inputs([picture])
+            self._process([picture])
         except _PICTURE_ERRORS as error:
             return ValueError(f"the image of size {picture.size} cannot be prepared for the model: {error}")
         return picture
 
     def fingerprint(self) -> str:
-        """A digest of what decides the answers: weights, configuration and processor, not where they lie."""
+        """A digest of weights, configuration and processor, which decide the answers; paths do not count."""
         digest = hashlib.blake2b(digest_size=16)
         model, processor = self.pipe.model, self.pipe.processor
         for part in (model.config, processor.image_processor):
-            digest.update(json.dumps(_without_places(part.to_dict()), sort_keys=True, default=str).encode())
+            digest.update(json.dumps(_without_origin(part.to_dict()), sort_keys=True, default=str).encode())
         for name, tensor in sorted(model.state_dict().items()):
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
             digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
         return digest.hexdigest()
+
+
+def to_json(value: Any) -> str:
+    """`value` as JSON on one line, with letters of every language as they are."""
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _open(image: Any) -> Image.Image | Exception:
@@ -185,14 +194,10 @@ def _open(image: Any) -> Image.Image | Exception:
         return error
 
 
-def to_json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False)
-
-
-def _without_places(value: Any) -> Any:
-    """A configuration without where it came from and what wrote it."""
+def _without_origin(value: Any) -> Any:
+    """A configuration without the path it was loaded from and the version of transformers that wrote it."""
     if isinstance(value, dict):
         kept = {key: item for key, item in value.items() if not str(key).startswith("_")}
         kept.pop("transformers_version", None)
-        return {key: _without_places(item) for key, item in kept.items()}
-    return [_without_places(item) for item in value] if isinstance(value, (list, tuple)) else value
+        return {key: _without_origin(item) for key, item in kept.items()}
+    return [_without_origin(item) for item in value] if isinstance(value, (list, tuple)) else value

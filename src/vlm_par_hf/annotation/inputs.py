@@ -1,4 +1,4 @@
-"""The images of a run, in a fixed order, read when their turn comes: files, folders, globs and parquet tables."""
+"""The images of a run in a fixed order: files, folders, globs and parquet tables, each opened only when it is read."""
 
 import glob
 import json
@@ -25,15 +25,15 @@ IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".we
 TABLE_SUFFIX = ".parquet"
 _ID_COLUMN = "image_id"
 _File = tuple[str, int, int]  # path, size in bytes, time of change in ns
-_NUMBERS = re.compile(r"([0-9]+)")
+_DIGITS = re.compile(r"([0-9]+)")
 
 
 class Row(NamedTuple):
     """One image to annotate."""
 
-    index: int  # its place in the order of the inputs
-    name: str  # the path as it was given, FILE#ROW for a row of a table
-    image_id: str | None  # what the table's column image_id says
+    index: int  # its position in the image list
+    name: str  # the path as it was given; FILE#ROW for a row of a table
+    image_id: str | None  # from the column image_id of the table
     image: Any  # a path, or `{"bytes": ..., "path": ...}`
 
 
@@ -50,17 +50,17 @@ class ImageList:
     """Images in a fixed order, read lazily: image files and rows of parquet files.
 
     Folders are searched with all folders below them. Inside a folder names are in natural order (`2.jpg` before
-    `10.jpg`), hidden files are left out, and parquet files are read only where there is no image. What is named twice
-    is in the list twice. Memory holds the paths.
+    `10.jpg`), hidden files are left out, and parquet files are read only if there is no image. A file that is named
+    twice is in the list twice. Only the paths are kept in memory.
 
     Args:
         images: a file, a folder, a glob (`"day?/**/*.jpg"`), or a sequence of them.
         image_column: the column of parquet files that holds the images: encoded bytes, `{"bytes", "path"}` as
-            `datasets` writes them, or paths (relative ones start at the parquet file's folder).
+            `datasets` writes them, or paths (relative to the folder of the parquet file).
         without: folders that are not searched.
 
     Raises:
-        FileNotFoundError: a name is no file and no folder, or a glob matches nothing.
+        FileNotFoundError: a name is neither a file nor a folder, or a glob matches nothing.
         ValueError: a folder holds no image; a parquet file cannot be read or lacks the column.
         OSError: a folder cannot be read.
     """
@@ -93,11 +93,11 @@ class ImageList:
         return int(self._ends[-1]) if len(self._ends) else 0
 
     def rows(self, start: int = 0, stop: int | None = None) -> Iterator[Row]:
-        """The images `start` to `stop`; a file is opened when its turn comes."""
+        """The images `start` to `stop` (not included); a file is opened only when it is reached."""
         return read_segments(self.segments(start, stop), self.image_column, self.folder)
 
     def segments(self, start: int = 0, stop: int | None = None) -> Iterator[Segment]:
-        """Where the images `start` to `stop` lie; relative paths start at `folder`."""
+        """Files and rows of the images `start` to `stop`; relative paths start at `folder`."""
         stop = len(self) if stop is None else min(stop, len(self))
         position = int(np.searchsorted(self._ends, start, side="right"))
         while start < stop:
@@ -114,16 +114,16 @@ class ImageList:
             position += 1
 
     def listing(self) -> str:
-        """A line `[path, size in bytes, time of change in ns]` per file: equal where nothing was touched."""
+        """A line `[path, size in bytes, time of change in ns]` per file: equal if no file was changed."""
         files = zip(self._paths, self._sizes, self._times)
         return "".join(f"{json.dumps(file, separators=(',', ':'))}\n" for file in files)
 
     def picture_name(self, row: Row) -> str:
         """A file name for a picture of this image, the same in every run and different for every image."""
         path = self._paths[int(np.searchsorted(self._ends, row.index, side="right"))]
-        stem, number = Path(path).stem, row.name[len(_printable(path)) :]  # "#12" for a row of a table
-        last = "" if self._stems[stem] == 1 else f"_{row.index}"
-        return f"{stem}{number}_attributes{last}.png"
+        stem, number = Path(path).stem, row.name[len(_printable_path(path)) :]  # "#12" for a row of a table
+        suffix = "" if self._stems[stem] == 1 else f"_{row.index}"
+        return f"{stem}{number}_attributes{suffix}.png"
 
     @cached_property
     def _stems(self) -> Counter:
@@ -133,15 +133,15 @@ class ImageList:
         if os.path.isdir(name):
             yield from self._search(name)
         elif os.path.isfile(name):
-            yield _stamped(name, os.stat(name))
+            yield _file_entry(name, os.stat(name))
         elif glob.has_magic(name):
-            found = sorted(glob.glob(name, recursive=True), key=_natural)
+            found = sorted(glob.glob(name, recursive=True), key=_natural_key)
             if not found:
                 raise FileNotFoundError(f"nothing matches {name!r}")
-            # `**` also matches the folders on the way, whose files it matches as well.
+            # `**` matches folders and the files in them: searching such a folder would list its files twice.
             for path in found:
                 if os.path.isfile(path):
-                    yield _stamped(path, os.stat(path))
+                    yield _file_entry(path, os.stat(path))
                 elif "**" not in name and os.path.isdir(path):
                     yield from self._search(path)
         else:
@@ -186,7 +186,7 @@ class ImageList:
         return count
 
 
-def _stamped(path: str, status: os.stat_result) -> _File:
+def _file_entry(path: str, status: os.stat_result) -> _File:
     return path, status.st_size, status.st_mtime_ns
 
 
@@ -194,34 +194,37 @@ def _is_table(path: str) -> bool:
     return path.lower().endswith(TABLE_SUFFIX)
 
 
-def _natural(name: str) -> tuple[list[Any], str]:
-    # Text and numbers alternate, starting with text: like is compared with like.
-    parts: list[Any] = _NUMBERS.split(name)
+def _natural_key(name: str) -> tuple[list[Any], str]:
+    # Text and numbers alternate, starting with text, so that text is compared with text and number with number.
+    parts: list[Any] = _DIGITS.split(name)
     parts[1::2] = map(int, parts[1::2])
     return parts, name
 
 
 def _walk(folder: str, without: set[str], above: frozenset[str]) -> Iterator[_File]:
     here = os.path.realpath(folder)
-    if here in above or here in without:  # a link to a folder above would go round for ever
+    if here in above or here in without:  # following a link to a folder above would never end
         return
     with os.scandir(folder) as scan:
-        entries = sorted((entry for entry in scan if not entry.name.startswith(".")), key=lambda e: _natural(e.name))
+        entries = sorted(
+            (entry for entry in scan if not entry.name.startswith(".")), key=lambda e: _natural_key(e.name)
+        )
     for entry in entries:
         if entry.is_dir():
             yield from _walk(entry.path, without, above | {here})
         elif entry.name.lower().endswith((*IMAGE_SUFFIXES, TABLE_SUFFIX)):
             if entry.is_file():
-                yield _stamped(entry.path, entry.stat())
-            elif entry.is_symlink():  # leads nowhere: to be reported like any image that cannot be read
-                yield _stamped(entry.path, entry.stat(follow_symlinks=False))
+                yield _file_entry(entry.path, entry.stat())
+            elif entry.is_symlink():  # to a missing file: reported like any image that cannot be read
+                yield _file_entry(entry.path, entry.stat(follow_symlinks=False))
 
 
 def read_segments(segments: Iterable[Segment], image_column: str, folder: str) -> Iterator[Row]:
+    """The rows of segments; their relative paths start at `folder`."""
     for segment in segments:
         path = os.path.join(folder, segment.path)
         if segment.row is None:
-            yield Row(segment.index, _printable(segment.path), None, path)
+            yield Row(segment.index, _printable_path(segment.path), None, path)
         else:
             yield from _read_table(segment, image_column, path)
 
@@ -229,8 +232,8 @@ def read_segments(segments: Iterable[Segment], image_column: str, folder: str) -
 def _read_table(segment: Segment, image_column: str, path: str) -> Iterator[Row]:
     import pyarrow.parquet
 
-    name, folder = _printable(segment.path), os.path.dirname(path)
-    # Buffered and not read ahead: a row group may be larger than the memory.
+    name, folder = _printable_path(segment.path), os.path.dirname(path)
+    # Read through a small buffer and not ahead, because a row group may be larger than the memory.
     with pyarrow.parquet.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False) as file:
         columns = [column for column in (image_column, _ID_COLUMN) if column in file.schema_arrow.names]
         skip, groups = segment.row, list(range(file.num_row_groups))
@@ -238,11 +241,11 @@ def _read_table(segment: Segment, image_column: str, path: str) -> Iterator[Row]
             skip -= file.metadata.row_group(groups.pop(0)).num_rows
         left, row = segment.count, segment.row
         for batch in file.iter_batches(batch_size=64, row_groups=groups, columns=columns, use_threads=False):
-            cut = min(skip, len(batch))
-            skip -= cut
-            taken = batch.slice(cut, left).to_pydict()
-            images = taken[image_column]
-            for image, image_id in zip(images, taken.get(_ID_COLUMN, [None] * len(images))):
+            skipped = min(skip, len(batch))
+            skip -= skipped
+            values = batch.slice(skipped, left).to_pydict()
+            images = values[image_column]
+            for image, image_id in zip(images, values.get(_ID_COLUMN, [None] * len(images))):
                 image_id = None if image_id is None else str(image_id)
                 yield Row(segment.index + row - segment.row, f"{name}#{row}", image_id, _as_image(image, folder))
                 row += 1
@@ -258,6 +261,6 @@ def _as_image(value: Any, folder: str) -> dict[str, Any]:
     return {"bytes": data, "path": path if path is None or data is not None else os.path.join(folder, path)}
 
 
-def _printable(path: str) -> str:
-    """A name that is not UTF-8 cannot be written into JSON or parquet."""
+def _printable_path(path: str) -> str:
+    """The path with bytes that are not UTF-8 escaped, because JSON and parquet cannot hold them."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")

@@ -1,4 +1,4 @@
-"""The missing parts of a run through Ray Data: a part at a time per worker, done again where a worker dies."""
+"""Computes the missing parts of a run with Ray Data: each worker does one part at a time, again if a worker dies."""
 
 import json
 import logging
@@ -15,6 +15,16 @@ __all__ = ["ReadForRay", "run_on_ray"]
 
 
 def run_on_ray(inputs, annotator, ranges, missing, resources, bar) -> Iterator[tuple[int, list[str]]]:
+    """The missing parts, as number and lines, in the order in which they are finished.
+
+    Args:
+        inputs: the `ImageList`.
+        annotator: the `Annotator` whose options the workers get.
+        ranges: the images of each part.
+        missing: numbers of the parts to compute.
+        resources: number of workers, CPUs and GPUs of each.
+        bar: a progress bar, moved on by the images of each finished part.
+    """
     import ray.data
 
     workers, cpus, gpus = resources
@@ -31,7 +41,7 @@ def run_on_ray(inputs, annotator, ranges, missing, resources, bar) -> Iterator[t
         {"segments": json.dumps(list(inputs.segments(part.start, part.stop)))}
         for part in map(ranges.__getitem__, missing)
     ]
-    with _ray(workers * cpus):
+    with _ray_session(workers * cpus):
         data = (
             ray.data.from_items(items, override_num_blocks=len(items))
             .map_batches(ReadForRay(inputs.image_column, inputs.folder), batch_size=1)
@@ -60,17 +70,17 @@ def run_on_ray(inputs, annotator, ranges, missing, resources, bar) -> Iterator[t
 
 
 @contextmanager
-def _ray(cpus: int) -> Iterator[None]:
-    """A Ray to work on; one that was not there before is shut down afterwards."""
+def _ray_session(cpus: int) -> Iterator[None]:
+    """Uses the Ray that runs, or starts one and shuts it down at the end."""
     import ray.data
 
     started = not ray.is_initialized()
     if started:
-        elsewhere = "RAY_ADDRESS" in os.environ
-        here = {} if elsewhere else {"num_cpus": max(cpus, os.cpu_count() or 1), "include_dashboard": False}
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would report to its makers
-        ray.init(log_to_driver=False, **here)
-    # Its bars and its account of them would run through ours.
+        is_remote = "RAY_ADDRESS" in os.environ
+        options = {} if is_remote else {"num_cpus": max(cpus, os.cpu_count() or 1), "include_dashboard": False}
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # by default Ray sends usage statistics to its makers
+        ray.init(log_to_driver=False, **options)
+    # Ray's progress bars and log lines would be mixed with our own bar.
     context, log = ray.data.DataContext.get_current(), logging.getLogger("ray.data")
     before = context.enable_progress_bars, log.level
     context.enable_progress_bars = False
@@ -85,7 +95,7 @@ def _ray(cpus: int) -> Iterator[None]:
 
 
 class ReadForRay:
-    """Segments to their rows, as a table whose types do not depend on what the rows hold."""
+    """Reads segments to a table of rows whose column types are the same for all rows."""
 
     def __init__(self, image_column: str, folder: str):
         self.image_column, self.folder = image_column, folder

@@ -1,6 +1,6 @@
-"""What a run leaves: parts that are complete or not there, then one file in the order of the inputs, and a report.
+"""Files of a run: parts, each complete or absent; at the end one file in the order of the inputs, and a report.
 
-OUT.partial/run.json             what the images, the model and the options are; gone when OUT is finished
+OUT.partial/run.json             what the images, the model and the options are; removed when OUT is finished
 OUT.partial/inputs.jsonl         path, size and time of change of every input file
 OUT.partial/part-000012.jsonl    a line per image: an answer, or an error
 """
@@ -24,20 +24,21 @@ from .annotator import to_json
 from .inputs import TABLE_SUFFIX
 
 
-__all__ = ["assemble", "check_earlier_work", "make_line", "only_one", "part_name", "table_schema"]
+__all__ = ["assemble", "check_earlier_work", "lock_parts", "make_line", "part_name", "table_schema"]
 
 logger = logging.getLogger(__name__)
 
-_LOCK = "lock"
-_ROW_GROUP = 10_000  # rows of a parquet output that are held in memory and written together
+_LOCK_FILE = "lock"
+_ROW_GROUP = 10_000  # rows of a parquet output that are kept in memory and written together
 
 
 def part_name(number: int) -> str:
+    """The file name of a part."""
     return f"part-{number:06d}.jsonl"
 
 
 def make_line(name: str, image_id: str | None, prediction: str | None, error: str | None) -> str:
-    """A line of a part: one that ends in the output, or one that starts with "error" and ends in the report."""
+    """A line of a part. With `error` it starts with that key and goes to the report, otherwise to the output."""
     head = {"image": name} if image_id is None else {"image": name, "image_id": image_id}
     if error is not None:
         return to_json({"error": error, **head}) + "\n"
@@ -45,7 +46,21 @@ def make_line(name: str, image_id: str | None, prediction: str | None, error: st
 
 
 def check_earlier_work(out: Path, partial: Path, run: dict, listing: str, overwrite: bool) -> dict[str, Any] | None:
-    """The report if `out` is finished; else `partial` is made ready, and nothing of another run is lost unasked."""
+    """Compares a run with what an earlier one left; files of another run are deleted only with `overwrite`.
+
+    Args:
+        out: the output file.
+        partial: the folder of parts, locked.
+        run: what the images, the model and the options are.
+        listing: `ImageList.listing()`.
+        overwrite: start anew if there is other work.
+
+    Returns:
+        The report if `out` is finished. Else None; then `partial` holds the parts of this run that are complete.
+
+    Raises:
+        ValueError: there is work of another run; the message says what differs.
+    """
     report_path = _report_path(out)
     hint = "name another file, or overwrite it (overwrite=True, --overwrite)"
     if (partial / "run.json").is_file():
@@ -67,7 +82,7 @@ def check_earlier_work(out: Path, partial: Path, run: dict, listing: str, overwr
         logger.info("%s was finished before", out)
         return report
     for name in os.listdir(partial):
-        if name != _LOCK:
+        if name != _LOCK_FILE:
             (partial / name).unlink()
     atomic_write_text(partial / "inputs.jsonl", listing)
     atomic_write_json(partial / "run.json", run)
@@ -80,9 +95,10 @@ def _differences(earlier: dict[str, Any], run: dict[str, Any]) -> list[str]:
         found.append(f"the images differ ({earlier.get('images')} then, {run['images']} now)")
     if earlier.get("model_digest") != run["model_digest"]:
         found.append(f"the model differs ({earlier.get('model')} then, {run['model']} now)")
-    said = ("images", "images_digest", "model", "model_digest", "attributes")  # or follows; a model may be moved
+    # Compared above by digest, because a model may be moved; the attributes follow from the model.
+    compared = ("images", "images_digest", "model", "model_digest", "attributes")
     for name in run:
-        if name not in said and earlier.get(name) != run[name]:
+        if name not in compared and earlier.get(name) != run[name]:
             found.append(f"{name} was {earlier.get(name)!r} and is {run[name]!r}")
     return found
 
@@ -94,15 +110,19 @@ def _listing_difference(earlier: str, now: str) -> str:
         "removed": [path for path in old if path not in new],
         "changed": [path for path in new if path in old and new[path] != old[path]],
     }
-    words = [f"{len(paths)} {what}, the first {paths[0]!r}" for what, paths in groups.items() if paths]
-    return ": " + ("; ".join(words) if words else "they are in another order")
+    changes = [f"{len(paths)} {change}, the first {paths[0]!r}" for change, paths in groups.items() if paths]
+    return ": " + ("; ".join(changes) if changes else "they are in another order")
 
 
 @contextmanager
-def only_one(partial: Path, out: Path) -> Iterator[None]:
-    """Holds the folder of parts, which stays behind only where work is unfinished: where it has a run.json."""
+def lock_parts(partial: Path, out: Path) -> Iterator[None]:
+    """Makes and locks the folder of parts; at the end removes it, unless its run.json says that work is unfinished.
+
+    Raises:
+        ValueError: another process holds the lock.
+    """
     partial.mkdir(parents=True, exist_ok=True)
-    lock = WeakFileLock(partial / _LOCK, timeout=0.5)
+    lock = WeakFileLock(partial / _LOCK_FILE, timeout=0.5)
     try:
         lock.__enter__()
     except TimeoutError:
@@ -116,7 +136,10 @@ def only_one(partial: Path, out: Path) -> Iterator[None]:
 
 
 def assemble(out: Path, partial: Path, count: int, run: dict, has_ids: bool) -> dict[str, Any]:
-    """The parts as one file. A crash at any line leaves the parts and run.json, and the next run does this again."""
+    """Joins the parts to `out`, writes the report and returns it.
+
+    run.json is removed last: after a crash at any line the next run finds it and all parts, and does this again.
+    """
     temporary = partial / f"assembled{out.suffix}"
     broken: list[dict[str, Any]] = []
     predictions = 0
@@ -157,6 +180,11 @@ def _report_path(out: Path) -> Path:
 
 
 def table_schema(attributes: Sequence[str], has_ids: bool):
+    """The columns of a parquet output.
+
+    Raises:
+        ValueError: two columns have the same name.
+    """
     import pyarrow
 
     fields = [("image", pyarrow.string()), *([("image_id", pyarrow.string())] if has_ids else [])]

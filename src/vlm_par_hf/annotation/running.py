@@ -1,4 +1,4 @@
-"""`annotate`: the images of a list through a model, here or on Ray, into one file, going on where it was stopped."""
+"""`annotate`: answers for a list of images in one file, computed here or on Ray; a stopped run can be continued."""
 
 import hashlib
 import logging
@@ -17,7 +17,7 @@ from vlm_par_hf.visualization import people_grid
 from .annotator import Annotator, to_json
 from .inputs import TABLE_SUFFIX, ImageList, Row
 from .on_ray import run_on_ray
-from .results import assemble, check_earlier_work, make_line, only_one, part_name, table_schema
+from .results import assemble, check_earlier_work, lock_parts, make_line, part_name, table_schema
 
 
 __all__ = ["annotate", "draw_annotation"]
@@ -46,11 +46,11 @@ def annotate(
     gpus_per_worker: float = 0,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Annotates images into one file, in the order of `ImageList`, going on where an earlier run was stopped.
+    """Annotates images into one file, in the order of `ImageList`; continues an earlier run that was stopped.
 
     `out.jsonl` has a line `{"image": name, "attributes": {...}}` per image, with what the pipeline answers.
     `out.parquet` has the columns `image` and, per attribute, NAME (the label) and NAME_score (its probability,
-    float32; both null where `only_positive` leaves the attribute out). `image` is the path as it was found, or
+    float32; both null if `only_positive` leaves the attribute out). `image` is the path as it was found, or
     FILE#ROW for a row of a parquet file, whose column `image_id`, if it has one, is copied. Images that cannot be read
     are not in the output: the report names them, each with the reason.
 
@@ -60,13 +60,13 @@ def annotate(
             output of the same images, model and options is left alone and its report returned.
         model, batch_size, only_positive, sensitive, device, dtype: as for `Annotator`.
         draw: folder for a picture of each image with its attributes. It is not searched for images.
-        overwrite: start anew where `out` or `out.partial` hold other work.
-        images_per_part: what a killed run repeats at most.
-        ray_workers: processes of Ray that annotate; 0 for this process. A Ray that runs, or the one that RAY_ADDRESS
-            names, is used; else one is started on this machine for as long as it is needed. Its machines need this
+        overwrite: start anew if `out` or `out.partial` hold other work.
+        images_per_part: so many images at most are computed again after a run was killed.
+        ray_workers: processes of Ray that annotate; 0: this process annotates. A Ray that runs, or the one that
+            RAY_ADDRESS names, is used; otherwise one is started on this machine for the run. Its machines need this
             package and must see images and model under the same absolute paths. A worker that dies is replaced and its
-            parts are done again. Row groups of parquet inputs should not be much larger than a part: to reach its rows
-            a worker reads a row group from its beginning.
+            parts are done again. Row groups of parquet inputs should not be much larger than a part, because a worker
+            reads a row group from its beginning to reach its rows.
         cpus_per_worker, gpus_per_worker: of each process of Ray.
         progress: show a bar on standard error.
 
@@ -77,7 +77,7 @@ def annotate(
     Raises:
         ValueError: a wrong argument; `out` or `out.partial` hold the work of other images, another model or other
             options (the message says what differs); another process is writing `out`.
-        What `ImageList`, loading the model and the model itself raise. What was answered before is kept.
+        What `ImageList`, loading the model and the model itself raise. Parts that are complete are kept.
     """
     out = Path(out)
     if out.suffix not in _OUT_SUFFIXES:
@@ -106,7 +106,7 @@ def annotate(
     schema = annotator.pipe.model.config.schema
     attributes = [attribute.name for attribute in schema if sensitive or not attribute.sensitive]
     if out.suffix == TABLE_SUFFIX:
-        table_schema(attributes, inputs.has_ids)  # an error after hours would come late
+        table_schema(attributes, inputs.has_ids)  # raises now what would otherwise be raised after hours
     listing = inputs.listing()
     run = {
         "images": len(inputs),
@@ -121,15 +121,15 @@ def annotate(
         "format": out.suffix,
         "images_per_part": images_per_part,
     }
-    with only_one(partial, out):
+    with lock_parts(partial, out):
         finished = check_earlier_work(out, partial, run, listing, overwrite)
         if finished is not None:
             return finished
         ranges = [
             range(start, min(start + images_per_part, len(inputs))) for start in range(0, len(inputs), images_per_part)
         ]
-        there = set(os.listdir(partial))
-        missing = [number for number in range(len(ranges)) if part_name(number) not in there]
+        existing = set(os.listdir(partial))
+        missing = [number for number in range(len(ranges)) if part_name(number) not in existing]
         done = len(inputs) - sum(len(ranges[number]) for number in missing)
         if done:
             logger.info("going on: %d of %d images were done before", done, len(inputs))

@@ -1,4 +1,4 @@
-"""The command `vlm-par`: a file per command."""
+"""The command `vlm-par`; each of its commands is a file."""
 
 from .main import build_parser, main
 

@@ -1,13 +1,11 @@
-"""`vlm-par card`."""
+"""`vlm-par card`: write the model card of a checkpoint."""
 
 import argparse
 
 from .options import say
 
 
-__all__ = [
-    "add_parser",
-]
+__all__ = ["add_parser", "run"]
 
 
 def add_parser(commands) -> argparse.ArgumentParser:

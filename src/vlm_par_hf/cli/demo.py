@@ -1,6 +1,6 @@
-"""`vlm-par demo`: the whole job once, on drawn pedestrians and, where they are at hand, on real ones.
+"""`vlm-par demo`: train, evaluate and predict once, on drawn pedestrians and, if there are any, on real ones.
 
-It uses nothing that a user cannot call: `load_par_dataset`, `train`, `evaluate`, the pipeline, `people_grid`.
+It uses only what a user can call: `load_par_dataset`, `train`, `evaluate`, the pipeline, `people_grid`.
 """
 
 import argparse
@@ -16,12 +16,12 @@ from vlm_par_hf.training.settings import TrainSettings
 from .options import quiet_transformers, say
 
 
-__all__ = ["add_parser", "run_demo"]
+__all__ = ["add_parser", "run", "run_demo"]
 
 _RECIPE = {"precompute_features": True, "progress": False}
 _HEADLINE = ("mA", "instance_accuracy", "instance_f1_harmonic", "plain_accuracy")
 _PEOPLE = 9
-# Below this many positives in the test an attribute's recall is an anecdote.
+# With fewer positives in the test split the recall of an attribute says little.
 _REAL_MIN_POSITIVES = 8
 
 
@@ -65,7 +65,7 @@ def run_demo(
     command: Sequence[str] | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> dict[str, dict[str, Any]]:
-    """Train, evaluate and predict; leave the results below `out` and say where they lie.
+    """Train, evaluate and predict; write the results below `out` and say which file holds what.
 
     Args:
         out: result folder. An earlier demo in it is replaced.
@@ -75,10 +75,10 @@ def run_demo(
         backbone: as in `train`.
         real_root: folder that may hold `pa100k_mini`; None: drawings only.
         command: the command line to record.
-        say: receives each line of the account.
+        say: is called with each line of text for the user.
 
     Returns:
-        The records of `evaluate` by data set: `"synthetic"` and, where it was run, `"pa100k_mini"`.
+        The records of `evaluate` by data set: `"synthetic"` and, if its images were there, `"pa100k_mini"`.
 
     Raises:
         ValueError: `num_train` is below 60, too few for every split.
@@ -94,22 +94,22 @@ def run_demo(
     data = load_par_dataset("synthetic", seed=seed, **numbers)
     settings = TrainSettings(epochs=epochs, seed=seed, **_RECIPE)
     records = {
-        "synthetic": _run(
+        "synthetic": _run_once(
             data, out, settings, backbone=backbone, name="synthetic", title="SYNTHETIC drawings", command=command
         )
     }
-    _tell(records["synthetic"], out, "SYNTHETIC", say)
+    _say_results(records["synthetic"], out, "SYNTHETIC", say)
     real = None if real_root is None else Path(real_root) / "pa100k_mini"
     if real is not None and real.is_dir():
         say("")
         say("2/2  real images: pa100k_mini (1,600 images of PA-100K), through a backbone that has only seen drawings")
         data = load_par_dataset("pa100k", real)
         folder = out / "pa100k_mini"
-        records["pa100k_mini"] = _run(
+        records["pa100k_mini"] = _run_once(
             data, folder, settings, backbone=backbone, name="pa100k_mini", title="PA-100K images (pa100k_mini)",
             command=command, min_positives=_REAL_MIN_POSITIVES,
         )  # fmt: skip
-        _tell(records["pa100k_mini"], folder, "REAL, backbone trained on drawings only", say)
+        _say_results(records["pa100k_mini"], folder, "REAL, backbone trained on drawings only", say)
     else:
         say("2/2  real images: skipped (set PAR_DATA to a folder that holds pa100k_mini)")
     say("")
@@ -121,7 +121,7 @@ def run_demo(
     return records
 
 
-def _run(data, out: Path, settings: TrainSettings, *, backbone, name, title, command, min_positives=None):
+def _run_once(data, out: Path, settings: TrainSettings, *, backbone, name, title, command, min_positives=None):
     from transformers import pipeline
 
     from vlm_par_hf.data import dataset_schema
@@ -144,12 +144,13 @@ def _run(data, out: Path, settings: TrainSettings, *, backbone, name, title, com
     curve = checkpoint / "learning_curve.png"
     if curve.exists():
         shutil.copyfile(curve, out / curve.name)
-    # As a user would: from the folder, not from memory. People evenly spread over the test, whatever came out.
+    # The model is loaded from the folder, as a user does. The people are evenly spread over the test split, so that
+    # they are not selected by how well they were recognised.
     count = len(data["test"])
     people = data["test"].select([count * index // _PEOPLE for index in range(min(_PEOPLE, count))])
     pipe = pipeline("pedestrian-attributes", model=str(checkpoint))
     images = [row["image"] for row in people]
-    # Perceived gender and age of real passers-by belong in no picture that is shown around.
+    # The picture may be shown to others, so it leaves out the perceived gender and age of real people.
     answers = pipe(images, batch_size=_PEOPLE, sensitive=name == "synthetic")
     people_grid(
         images,
@@ -161,7 +162,7 @@ def _run(data, out: Path, settings: TrainSettings, *, backbone, name, title, com
     return record
 
 
-def _tell(record: dict[str, Any], out: Path, label: str, say: Callable[[str], None]) -> None:
+def _say_results(record: dict[str, Any], out: Path, label: str, say: Callable[[str], None]) -> None:
     images = record["data"]["images"]
     say(f"     {label}, test split, {images:,} images, conventions of {record['preset']}, 95% intervals:")
     for name in (*_HEADLINE, "mA_min_positives"):

@@ -1,4 +1,4 @@
-"""`vlm-par evaluate`."""
+"""`vlm-par evaluate`: measure a checkpoint on a split."""
 
 import argparse
 from pathlib import Path
@@ -6,9 +6,7 @@ from pathlib import Path
 from .options import add_data_options, data_arguments, quiet_transformers, say
 
 
-__all__ = [
-    "add_parser",
-]
+__all__ = ["add_parser", "run"]
 
 
 def add_parser(commands) -> argparse.ArgumentParser:

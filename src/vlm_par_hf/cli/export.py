@@ -1,13 +1,11 @@
-"""`vlm-par export`."""
+"""`vlm-par export`: write a checkpoint as a file for OpenVINO or ONNX Runtime."""
 
 import argparse
 
 from .options import quiet_transformers, say
 
 
-__all__ = [
-    "add_parser",
-]
+__all__ = ["add_parser", "run"]
 
 
 def add_parser(commands) -> argparse.ArgumentParser:

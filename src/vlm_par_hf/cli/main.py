@@ -1,7 +1,7 @@
 """The command `vlm-par`: demo, predict, train, evaluate, card, prepare, export.
 
-Nothing heavy is imported before a subcommand runs. What a user can get wrong ends in one line on standard error and
-exit status 2; `--debug` shows the traceback.
+Slow imports wait until a command runs. A mistake of the user ends in one line on standard error and exit status 2;
+`--debug` shows the traceback.
 """
 
 import argparse
@@ -17,20 +17,20 @@ from .options import process_index
 __all__ = ["build_parser", "main"]
 
 COMMANDS = (demo, predict, train, evaluate, card, prepare, export)  # in the order of the help
-# Errors whose message is written for the user. Everything else is a fault of ours and keeps its traceback.
+# Errors whose message is written for the user. Any other error is a bug and keeps its traceback.
 _USER_ERRORS = (ValueError, TypeError, KeyError, OSError, ImportError)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status.
 
-    0 done, 1 done but for images that cannot be read, 2 wrong use, 130 interrupted.
+    0: done; 1: done, except for images that cannot be read; 2: wrong use; 130: interrupted.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     args = build_parser().parse_args(arguments)
     args.command_line = ["vlm-par", *arguments]
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    # Of the processes that torchrun starts, the first one speaks for all.
+    # Of the processes that torchrun starts, only the first one logs.
     level = logging.DEBUG if args.debug else logging.ERROR if process_index() else logging.INFO
     logging.getLogger("vlm_par_hf").setLevel(level)
     try:
@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.write("vlm-par: interrupted\n")
         return 130
     except BrokenPipeError:
-        # The reader (head, less) went away: nothing to say, and Python must not try to flush into the closed pipe.
+        # The reader of our output (head, less) has ended: no error. Python must not flush into the closed pipe.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except _USER_ERRORS as error:
@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The parser with its subcommands."""
+    """The parser with all commands."""
     parser = argparse.ArgumentParser(
         prog="vlm-par", description="Attributes of pedestrians: VLM-PAR on a frozen SigLIP 2 backbone."
     )

@@ -1,4 +1,4 @@
-"""What several commands share: options of data sets, output, quiet libraries."""
+"""What several commands share: options of data sets, output, and fewer messages from libraries."""
 
 import argparse
 import logging
@@ -6,33 +6,32 @@ import os
 import sys
 
 
-__all__ = [
-    "add_data_options",
-    "data_arguments",
-    "process_index",
-    "quiet_transformers",
-    "say",
-]
+__all__ = ["add_data_options", "data_arguments", "process_index", "quiet_transformers", "say"]
 
 
 def process_index() -> int:
+    """The number of this process among those that torchrun started; 0 without torchrun."""
     return int(os.environ.get("RANK", 0))
 
 
 def quiet_transformers() -> None:
-    """Bars about reading and writing files say nothing about the job; those of the job itself stay. Printing a SigLIP
-    configuration makes transformers warn of its own default token ids, which no checkpoint has."""
+    """Turns off two kinds of messages of transformers.
+
+    Its progress bars show the reading and writing of single files; those of the command itself stay. And whenever a
+    SigLIP configuration is printed, it warns of its own default token ids, which no checkpoint has.
+    """
     from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
     from transformers.utils import logging as transformers_logging
 
     without_bars = are_progress_bars_disabled()
     transformers_logging.disable_progress_bar()
     if not without_bars:
-        enable_progress_bars()  # transformers switches those of huggingface_hub off too, which ours are
+        enable_progress_bars()  # transformers also turned off those of huggingface_hub, which are ours
     logging.getLogger("transformers.configuration_utils").setLevel(logging.ERROR)
 
 
 def add_data_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the data set and its options to the parser of a command."""
     group = parser.add_argument_group("data")
     group.add_argument("dataset", help="name of a data set: pa100k, folder, synthetic, ...")
     group.add_argument("--root", metavar="DIR", help="where the data set lies")
@@ -50,6 +49,7 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
 
 
 def data_arguments(args) -> dict:
+    """Keywords `root`, `schema` and `dataset_options` of `train` and `evaluate` from the parsed options."""
     options = {"partition": args.partition, "missing": args.missing, "seed": args.data_seed}
     numbers = {name: getattr(args, name) for name in ("num_train", "num_validation", "num_test")}
     options.update({name: value for name, value in numbers.items() if value is not None})
@@ -62,5 +62,6 @@ def data_arguments(args) -> dict:
 
 
 def say(text: str) -> None:
+    """Writes a line to standard output, at once even into a pipe."""
     sys.stdout.write(f"{text}\n")
     sys.stdout.flush()

@@ -1,4 +1,4 @@
-"""`vlm-par predict`."""
+"""`vlm-par predict`: attributes of the person in each image, as a table or in a file."""
 
 import argparse
 import json
@@ -8,9 +8,7 @@ from pathlib import Path
 from .options import quiet_transformers, say
 
 
-__all__ = [
-    "add_parser",
-]
+__all__ = ["add_parser", "run"]
 
 
 def add_parser(commands) -> argparse.ArgumentParser:
@@ -107,11 +105,11 @@ def _print_predictions(args, options: dict) -> int:
 
 
 def _table(name: str, attributes: dict) -> str:
-    width = max((len(name) for name in attributes), default=0)
-    labels = max((len(answer["label"]) for answer in attributes.values()), default=0)
+    name_width = max((len(attribute) for attribute in attributes), default=0)
+    label_width = max((len(answer["label"]) for answer in attributes.values()), default=0)
     lines = [name]
     lines += [
-        f"  {name:<{width}}  {answer['label']:<{labels}}  {answer['score']:6.1%}"
-        for name, answer in attributes.items()
+        f"  {attribute:<{name_width}}  {answer['label']:<{label_width}}  {answer['score']:6.1%}"
+        for attribute, answer in attributes.items()
     ]
     return "\n".join(lines if attributes else [*lines, "  nothing positive"])

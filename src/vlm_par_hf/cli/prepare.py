@@ -1,13 +1,11 @@
-"""`vlm-par prepare`."""
+"""`vlm-par prepare`: check a data set and write it as parquet."""
 
 import argparse
 
 from .options import data_arguments, say
 
 
-__all__ = [
-    "add_parser",
-]
+__all__ = ["add_parser", "run"]
 
 
 def add_parser(commands) -> argparse.ArgumentParser:

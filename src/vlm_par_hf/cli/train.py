@@ -1,4 +1,4 @@
-"""`vlm-par train`."""
+"""`vlm-par train`: train a model on a data set."""
 
 import argparse
 import dataclasses
@@ -10,9 +10,7 @@ from vlm_par_hf.training.settings import TrainSettings
 from .options import add_data_options, data_arguments, process_index, quiet_transformers, say
 
 
-__all__ = [
-    "add_parser",
-]
+__all__ = ["add_parser", "run"]
 
 
 def add_parser(commands) -> argparse.ArgumentParser:
@@ -113,7 +111,7 @@ def run(args) -> None:
 
 
 def _data_flags(args) -> list[str]:
-    """The options of the data set that differ from their defaults: evaluation must divide it in the same way."""
+    """Options of the data set that are not at their defaults; evaluation needs them to divide it in the same way."""
     flags = []
     for name in ("root", "schema", "partition", "data_seed", "num_train", "num_validation", "num_test"):
         value = getattr(args, name)

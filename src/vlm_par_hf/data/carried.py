@@ -1,7 +1,8 @@
 """What travels with a data set: the schema in its `info.description`, and its labels.
 
-A `datasets` data set has no place for a schema, and its description is the one text that survives what people do with
-it. It holds JSON: notes (the name of the data, how they were divided) and, under `attributes`, the schema.
+A `datasets` data set has no field for a schema, and `info.description` is the one text that survives `map`, `select`,
+saving and loading. It holds JSON: notes (the name of the data, how they were divided) and, under `attributes`, the
+schema.
 """
 
 import json
@@ -16,14 +17,15 @@ if TYPE_CHECKING:
     import datasets
 
 
-__all__ = ["attach_schema", "carried_schema", "dataset_schema", "read_labels", "undecoded"]
+__all__ = ["attach_schema", "carried_schema", "dataset_schema", "disable_decoding", "read_labels"]
 
 
 def attach_schema(dataset: "datasets.Dataset", schema: AttributeSchema, **notes: Any) -> "datasets.Dataset":
-    """The same data set, carrying `schema` (and JSON-plain `notes`) in `info.description`.
+    """The same data set with `schema` (and `notes`, values that JSON can hold) in its `info.description`.
 
-    There it survives `map`, `select`, `filter`, `shuffle`, `concatenate_datasets`, `save_to_disk` and
-    `load_from_disk`; not `to_parquet`, `push_to_hub` or `to_iterable_dataset`, after which this function puts it back.
+    There they survive `map`, `select`, `filter`, `shuffle`, `concatenate_datasets`, `save_to_disk` and
+    `load_from_disk`. They are lost by `to_parquet`, `push_to_hub` and `to_iterable_dataset`: call this function again
+    afterwards.
 
     Raises:
         ValueError: the column `labels` has another width than the schema.
@@ -38,10 +40,13 @@ def attach_schema(dataset: "datasets.Dataset", schema: AttributeSchema, **notes:
 
 
 def dataset_schema(dataset: Any) -> AttributeSchema:
-    """The schema that a data set carries: a `datasets.Dataset` or `DatasetDict` of ours, or something that wraps one.
+    """The schema that a data set carries.
+
+    Args:
+        dataset: a `datasets.Dataset` or `DatasetDict` with a schema, or an object that wraps one as `.dataset`.
 
     Raises:
-        ValueError: it carries none, or its parts carry different ones.
+        ValueError: it carries no schema, or its splits carry different ones.
     """
     while not hasattr(dataset, "info") and not isinstance(dataset, dict) and hasattr(dataset, "dataset"):
         dataset = dataset.dataset  # AugmentedDataset, torch.utils.data.Subset
@@ -59,7 +64,7 @@ def dataset_schema(dataset: Any) -> AttributeSchema:
 
 
 def carried_schema(dataset: Any) -> AttributeSchema | None:
-    """As `dataset_schema`, None where that is an error: no schema, or parts whose schemas differ."""
+    """As `dataset_schema`, but None instead of an error: no schema, or splits whose schemas differ."""
     try:
         return dataset_schema(dataset)
     except ValueError:
@@ -67,10 +72,10 @@ def carried_schema(dataset: Any) -> AttributeSchema | None:
 
 
 def read_labels(dataset: Any) -> np.ndarray | None:
-    """Labels of a split of S images as int64 `(S, A)`, or None where it has none.
+    """Labels of a split of S images as int64 `(S, A)`, or None if it has none.
 
     Args:
-        dataset: a `datasets.Dataset`, of which no image is decoded, or any map-style data set of dicts.
+        dataset: a `datasets.Dataset` (its images are not decoded), or any map-style data set of dicts.
 
     Raises:
         ValueError: some rows have labels and some have none.
@@ -87,6 +92,22 @@ def read_labels(dataset: Any) -> np.ndarray | None:
         if len(labels) != len(dataset):
             raise ValueError(f"dataset has labels in {len(labels)} of {len(dataset)} rows: expected all or none")
     return np.asarray(labels, dtype=np.int64)
+
+
+def disable_decoding(dataset: Any, column: str = "image") -> Any:
+    """A `datasets.Dataset` whose image column gives paths and bytes instead of decoded images.
+
+    They are then decoded by `open_image`, whose errors name the file. Anything else, and a data set with a transform
+    set by the user, is returned unchanged.
+    """
+    if not hasattr(dataset, "cast_column") or not hasattr(dataset, "format"):
+        return dataset
+    kind = type((dataset.features or {}).get(column)).__name__
+    if kind not in ("Image", "PedestrianImage") or dataset.format["type"] == "custom":
+        return dataset
+    import datasets
+
+    return dataset.with_format(None).cast_column(column, datasets.Image(decode=False))
 
 
 def _carried_schemas(name: str, dataset: Any) -> list[AttributeSchema]:
@@ -106,18 +127,3 @@ def _carried_schemas(name: str, dataset: Any) -> list[AttributeSchema]:
             "set from load_par_dataset, or one prepared with attach_schema(dataset, schema)"
         )
     return schemas
-
-
-def undecoded(dataset: Any, column: str = "image") -> Any:
-    """A `datasets.Dataset` that hands out paths and bytes, so that our own opener decodes, and names what it cannot.
-
-    Anything else, and a data set with a transform of the user's, is returned as it is.
-    """
-    if not hasattr(dataset, "cast_column") or not hasattr(dataset, "format"):
-        return dataset
-    kind = type((dataset.features or {}).get(column)).__name__
-    if kind not in ("Image", "PedestrianImage") or dataset.format["type"] == "custom":
-        return dataset
-    import datasets
-
-    return dataset.with_format(None).cast_column(column, datasets.Image(decode=False))

@@ -1,4 +1,4 @@
-"""From a list of rows to the tensors that a model takes."""
+"""`ParCollator`: from a list of rows to the tensors that a model takes."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -15,7 +15,7 @@ _FEATURE_KEYS = ("patch_embeds", "image_embeds", "patch_mask")
 
 
 class StackedRows(Sequence):
-    """Rows that lie in one tensor per key already, each with a leading batch axis; a row is a dict of views."""
+    """Rows that are already stacked in one tensor per key, with a leading batch axis; a row is a dict of views."""
 
     def __init__(self, tensors: Mapping[str, Any]) -> None:
         self.tensors = dict(tensors)
@@ -30,12 +30,13 @@ class StackedRows(Sequence):
 class ParCollator:
     """Batches rows for a model: `ParCollator(processor)(rows) -> {"pixel_values": ..., "labels": ...}`.
 
-    Image files are decoded by several threads; in the workers of a `DataLoader`, which run side by side, by one.
+    Image files are decoded by several threads, or by one inside a worker of a `DataLoader`, because workers already
+    run in parallel.
 
     Args:
-        processor: called as `processor(images=[...], return_tensors="pt")`. May be None where every row holds
+        processor: called as `processor(images=[...], return_tensors="pt")`. May be None if every row holds
             precomputed features.
-        schema: if given, labels are checked against it, number and range: here, on the CPU, and once for all.
+        schema: if given, the number and the range of the labels are checked against it, here on the CPU.
     """
 
     def __init__(self, processor: Callable[..., Mapping] | None = None, schema: AttributeSchema | None = None) -> None:
@@ -49,16 +50,16 @@ class ParCollator:
 
         Args:
             examples: rows with `image` (what `open_image` takes) or with precomputed features, float tensors or arrays
-                `patch_embeds` `(N, D)`, `image_embeds` `(D,)`, bool `patch_mask` `(N,)`; and, in all rows or none,
-                `labels` (A integers, -100 where unknown). Other keys are dropped.
+                `patch_embeds` `(N, D)`, `image_embeds` `(D,)`, bool `patch_mask` `(N,)`; and, in all rows or in none,
+                `labels` (A integers, -100 if unknown). Other keys are dropped.
 
         Returns:
-            The processor's tensors or the stacked features, and `labels` int64 `(B, A)` where rows have them.
+            The processor's tensors or the stacked features, and `labels` int64 `(B, A)` if the rows have them.
 
         Raises:
-            ValueError: no rows; a row without picture and features; rows that do not fit together; a label out of
-                range. The message names the row.
-            TypeError: labels that are no whole numbers.
+            ValueError: no rows; a row without picture and features; rows of different shapes; a label out of range.
+                The message names the row.
+            TypeError: labels that are not whole numbers.
         """
         if len(examples) == 0:
             raise ValueError("examples is empty; expected at least one row")
@@ -112,7 +113,7 @@ class ParCollator:
             )
         import torch
 
-        rows = [self._check_row(example["labels"], index) for index, example in enumerate(examples)]
+        rows = [self._check_labels(example["labels"], index) for index, example in enumerate(examples)]
         for index, row in enumerate(rows):
             if len(row) != len(rows[0]):
                 raise ValueError(f"row {index} has {len(row)} labels, row 0 has {len(rows[0])}")
@@ -121,7 +122,7 @@ class ParCollator:
             check_label_range(labels, self.schema)
         return torch.from_numpy(labels)
 
-    def _check_row(self, labels: Any, index: int) -> np.ndarray:
+    def _check_labels(self, labels: Any, index: int) -> np.ndarray:
         row = np.asarray(labels)
         if row.dtype.kind not in "iub":
             raise TypeError(

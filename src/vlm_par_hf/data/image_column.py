@@ -16,8 +16,8 @@ __all__ = ["PedestrianImage"]
 class PedestrianImage(datasets.Image):
     """`datasets.Image` that decodes with `open_image`: always RGB, and an error names the file.
 
-    On disk and on the Hub it is an ordinary `datasets.Image` (`_type` stays "Image"), so that nobody needs this
-    package to read a saved data set; what is loaded from there decodes with `datasets`' own rules.
+    On disk and on the Hub it is an ordinary `datasets.Image` (`_type` stays "Image"), so that a saved data set can be
+    read without this package. Loaded from there, the column decodes as `datasets.Image` does.
     """
 
     _type: str = field(default="Image", init=False, repr=False)
@@ -29,7 +29,7 @@ class PedestrianImage(datasets.Image):
         return open_image(value)
 
     def __eq__(self, other: object) -> bool:
-        # Equal to the plain feature, else data sets before and after a trip to disk could not be concatenated.
+        # Equal to the plain feature; otherwise a data set and its copy loaded from disk could not be concatenated.
         if not isinstance(other, datasets.Image):
             return NotImplemented
         return all(getattr(self, f.name) == getattr(other, f.name) for f in fields(datasets.Image))

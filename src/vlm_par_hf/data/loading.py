@@ -29,7 +29,7 @@ _MISSING_CHOICES = ("error", "skip")
 
 
 def list_par_datasets() -> list[str]:
-    """The names that `load_par_dataset` knows."""
+    """The names that `load_par_dataset` takes, sorted."""
     return sorted([*READERS, "hub", "synthetic"])
 
 
@@ -50,25 +50,25 @@ def load_par_dataset(
             (original layouts: see the readers in `vlm_par_hf.data`), `"folder"` (your own data, see `read_folder`),
             `"hub"` (`image` and `labels` as `vlm-par prepare` writes them) or `"synthetic"` (drawings).
         root: folder of the data set, for `"hub"` also a repository `"org/name"`; not for `"synthetic"`.
-        schema: the attributes to keep, in this order, with questions and prompts of your own if you like. Names and
-            labels must be the data set's. None: all, as the data set has them.
+        schema: the attributes to keep, in this order; their questions and prompts may be your own, their names and
+            labels must be those of the data set. None: all, as the data set has them.
         partition: which of the data set's official partitions, from 0. PETA and RAP have five, the others one.
-        missing: `"error"` or `"skip"`: what an image file that is listed but not there does. Skipping is logged and
-            counted, per split, in the `info.description` of the result.
-        seed: divides what comes undivided (a folder that names no splits, PETA without its partitions, the validation
-            of Market-1501 and RAP version 1; the `info.description` says so); draws the synthetic people.
+        missing: `"error"` or `"skip"`: what to do about an image file that is listed but does not exist. Skipped
+            images are logged and counted, per split, in the `info.description` of the result.
+        seed: of the random division of data that have no official one (a folder that names no splits, PETA without its
+            partitions, the validation split of Market-1501 and of RAP version 1; the `info.description` says so), and
+            of the synthetic people.
         options: for `"synthetic"` keywords of `build_synthetic_dataset` (such as `num_train`), for `"hub"` `revision`.
 
     Returns:
-        A `datasets.DatasetDict` with the splits train, validation and test (of a folder, those it has; Market-1501
-        has `query` too). Columns:
-        `image` (decoded when accessed: a PIL RGB image, or an error that names the file), `image_id` (str), `labels`
-        (A int64: class index, -100 where unknown), and `person_id`, `camera_id` (int64 or str) where known.
-        `dataset_schema` gives the schema back.
+        A `datasets.DatasetDict` with the splits train, validation and test (a folder: those that it has; Market-1501
+        also has `query`). Columns: `image` (decoded when accessed: a PIL RGB image, or an error that names the file),
+        `image_id` (str), `labels` (A int64: class index, -100 if unknown), and `person_id`, `camera_id` (int64 or str)
+        if known. `dataset_schema(result)` gives the schema.
 
     Raises:
         FileNotFoundError: `root`, a table or (with `missing="error"`) an image does not exist.
-        ValueError: unknown name, a wrong argument, or files that are not what they should be; the message names them.
+        ValueError: unknown name, a wrong argument, or files with unexpected content; the message names them.
         TypeError: an unknown keyword.
         ImportError: the extra `train` is not installed.
     """
@@ -95,13 +95,13 @@ def load_par_dataset(
     if not os.path.isdir(root):
         raise FileNotFoundError(f"root {root!r} is no folder; expected {reader.how_to_get}")
 
-    found, splits, remarks = reader.read(root, schema, partition, seed)
+    own_schema, splits, remarks = reader.read(root, schema, partition, seed)
     splits, skipped = _drop_missing(splits, missing, root)
     _check_splits(splits, name)
     options = {"partition": partition, "seed": seed}
     notes = {"name": name, "options": options, "skipped_images": skipped, **remarks}
-    result = {split: _to_dataset(records, found, splits, reader, notes) for split, records in splits.items()}
-    return _select_attributes(require("datasets", "train").DatasetDict(result), schema, found)
+    result = {split: _to_dataset(records, own_schema, splits, reader, notes) for split, records in splits.items()}
+    return _select_attributes(require("datasets", "train").DatasetDict(result), schema, own_schema)
 
 
 def _load_synthetic(root, schema, partition, seed, options):
@@ -121,9 +121,9 @@ def _load_hub(root, schema, partition, options):
     unknown = sorted(set(options) - {"revision"})
     if unknown:
         raise TypeError(f"load_par_dataset('hub') got an unexpected keyword argument {unknown[0]!r}")
-    found, splits, remarks = load_hub_dataset(root, schema, **options)
-    loaded = {split: attach_schema(dataset, found, **remarks) for split, dataset in splits.items()}
-    return _select_attributes(require("datasets", "train").DatasetDict(loaded), schema, found)
+    own_schema, splits, remarks = load_hub_dataset(root, schema, **options)
+    loaded = {split: attach_schema(dataset, own_schema, **remarks) for split, dataset in splits.items()}
+    return _select_attributes(require("datasets", "train").DatasetDict(loaded), schema, own_schema)
 
 
 def _check_partition(partition: int, count: int, name: str) -> None:
@@ -140,7 +140,7 @@ def _drop_missing(
 
     def exists(path: str) -> bool:
         folder, file = os.path.split(path)
-        if folder not in files_in:  # one listing per folder: 100,000 single questions take minutes on a network disk
+        if folder not in files_in:  # one listing per folder: 100,000 single checks take minutes on a network disk
             files_in[folder] = set(os.listdir(folder)) if os.path.isdir(folder) else set()
         return file in files_in[folder]
 
@@ -165,7 +165,7 @@ def _check_splits(splits: dict[str, list[PedestrianRecord]], name: str) -> None:
             other = split_of_image.setdefault(record.image_id, split)
             if other != split:
                 raise ValueError(f"{name!r}: image {record.image_id!r} is in both {other!r} and {split!r}")
-            # A query shows a person of the test gallery on purpose.
+            # Query images show people of the test gallery; that is how retrieval is measured.
             group = "test" if split == "query" else split
             if record.person_id is not None and split_of_person.setdefault(record.person_id, group) != group:
                 shared_persons.add(record.person_id)
@@ -205,7 +205,7 @@ def _to_dataset(
     everything = [record for part in splits.values() for record in part]
     for field in ("person_id", "camera_id"):
         kinds = {type(getattr(record, field)) for record in everything} - {type(None)}
-        if kinds:  # the same columns and types in every split
+        if kinds:  # decided over all splits, so that every split has the same columns and types
             as_text = kinds != {int}
             values = [getattr(record, field) for record in records]
             values = [str(value) if as_text and value is not None else value for value in values]
@@ -222,29 +222,29 @@ def _to_dataset(
 
 
 def _select_attributes(
-    splits: "datasets.DatasetDict", schema: AttributeSchema | None, found: AttributeSchema
+    splits: "datasets.DatasetDict", schema: AttributeSchema | None, own_schema: AttributeSchema
 ) -> "datasets.DatasetDict":
-    """The data set with the columns of `labels` that `schema` names, in its order."""
-    if schema is None or schema == found:
+    """The data set, whose schema is `own_schema`, with the attributes that `schema` names, in its order."""
+    if schema is None or schema == own_schema:
         return splits
     for attribute in schema:
-        if attribute.name not in found:
-            near = difflib.get_close_matches(attribute.name, found.names, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else f"; it has {list(found.names)}"
+        if attribute.name not in own_schema:
+            near = difflib.get_close_matches(attribute.name, own_schema.names, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else f"; it has {list(own_schema.names)}"
             raise ValueError(f"schema names {attribute.name!r}, which the data set does not label{hint}")
-        if attribute.labels != found[attribute.name].labels:  # other texts or another order: indices would lie
+        if attribute.labels != own_schema[attribute.name].labels:  # a class index would mean something else
             raise ValueError(
                 f"schema gives {attribute.name!r} the labels {list(attribute.labels)}; the data set has "
-                f"{list(found[attribute.name].labels)}"
+                f"{list(own_schema[attribute.name].labels)}"
             )
     import datasets
     import pyarrow
 
-    order = [found.index(name) for name in schema.names]
+    order = [own_schema.index(name) for name in schema.names]
     result = {}
     for split, dataset in splits.items():
         column = dataset.with_format("numpy", columns=["labels"])[:]["labels"] if len(dataset) else []
-        labels = np.asarray(column, np.int64).reshape(-1, len(found))[:, order]
+        labels = np.asarray(column, np.int64).reshape(-1, len(own_schema))[:, order]
         values = pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(labels.ravel(), pyarrow.int64()), len(schema))
         feature = datasets.List(datasets.Value("int64"), length=len(schema))
         names = dataset.column_names

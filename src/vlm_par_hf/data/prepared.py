@@ -1,7 +1,7 @@
 """Data sets that are already `datasets` data sets: exports on the Hub or on disk, with the schema beside the data.
 
-What `vlm-par prepare` writes is of this form: parquet files with `image` (embedded) and `labels`, `schema.json`, and
-`report.json`, which says what the data were before.
+`vlm-par prepare` writes this form: parquet files with `image` (the encoded files inside) and `labels`, `schema.json`,
+and `report.json`, which says where the data came from.
 """
 
 import json
@@ -40,19 +40,19 @@ def load_hub_dataset(
 
     Args:
         root: `"org/name"` on the Hub, a folder of parquet files, or a folder that `save_to_disk` wrote.
-        schema: used where no `schema.json` travels with the data.
+        schema: used if the data come without a `schema.json`.
         revision: branch, tag or commit on the Hub.
 
     Returns:
-        The schema, the splits (columns `image`, `labels` int64 `(A,)`, and what else there is), and notes: the name
-        that the data had when they were prepared, else that of the repository or folder, and how they were divided.
-        Rows stay on disk; only the labels pass through memory.
+        The schema, the splits (columns `image`, `labels` int64 `(A,)`, and any others), and notes: the name that the
+        data had when they were prepared, else that of the repository or folder, and how they were divided. Images stay
+        on disk; only the labels are read into memory.
 
     Raises:
         FileNotFoundError: no such folder or repository, no parquet file, or no schema.
-        ValueError: a file is damaged or of another data set, a column is missing, or a label is outside its
+        ValueError: a file is damaged or belongs to another data set, a column is missing, or a label is out of its
             attribute's range; the message names the file or the split.
-        OSError: the Hub refused or went away.
+        OSError: the Hub refused the request or cannot be reached.
     """
     datasets = require("datasets", "train")
     name, folder = os.fspath(root), Path(root)
@@ -71,19 +71,19 @@ def load_hub_dataset(
     else:
         files = _parquet_files(folder)
         _check_parquet(files)
-        with _naming(name):
+        with _raise_cause(name):
             splits = dict(datasets.load_dataset("parquet", data_files=files))
         carried = _folder_schema(folder)
-    found = carried or schema
-    if found is None:
+    found_schema = carried or schema
+    if found_schema is None:
         raise FileNotFoundError(
             f"{name} has no {SCHEMA_FILE}, so nothing says what its labels mean; expected the file that "
             "AttributeSchema.to_json writes beside the data, or the argument schema"
         )
     splits = {_SPLIT_NAMES.get(split, split): dataset for split, dataset in splits.items()}
-    splits = {split: _to_our_form(dataset, found, f"{name}, {split}") for split, dataset in splits.items()}
+    splits = {split: _check_columns(dataset, found_schema, f"{name}, {split}") for split, dataset in splits.items()}
     own_name = name if not folder.is_dir() else folder.resolve().name
-    return found, splits, {"division": "as the data set has it", **_notes_of_report(report, own_name)}
+    return found_schema, splits, {"division": "as the data set has it", **_notes_of_report(report, own_name)}
 
 
 def split_of_file(name: str) -> str:
@@ -106,7 +106,7 @@ def _load_repository(name: str, revision: str | None) -> dict[str, Any]:
     from huggingface_hub.errors import RepositoryNotFoundError
 
     try:
-        with _naming(name):
+        with _raise_cause(name):
             return dict(datasets.load_dataset(name, revision=revision))
     except (datasets.exceptions.DatasetNotFoundError, RepositoryNotFoundError) as error:
         raise FileNotFoundError(
@@ -125,13 +125,13 @@ def _repository_file(name: str, file: str, revision: str | None) -> Path | None:
 
 
 def _notes_of_report(path: Path | None, own_name: str) -> dict[str, Any]:
-    """What `prepare_dataset` knew of the data; other projects' files of that name say nothing."""
+    """The notes that `prepare_dataset` wrote; a file of that name from another project is ignored."""
     try:
         notes = json.loads(path.read_text(encoding="utf-8"))["notes"] if path is not None and path.is_file() else {}
     except (ValueError, KeyError, TypeError):
         notes = {}
     notes = notes if isinstance(notes, dict) else {}
-    # "folder" is how the data were read; what they are called is what their owner called the repository.
+    # "folder" only says how the data were read, so the name of the repository or folder is used instead.
     return {**notes, "name": own_name if notes.get("name") in (None, "folder") else notes["name"]}
 
 
@@ -141,7 +141,7 @@ def _folder_schema(folder: Path) -> AttributeSchema | None:
 
 
 def _parquet_files(folder: Path) -> dict[str, list[str]]:
-    """Split -> parquet files in `data/` or in the folder itself."""
+    """Parquet files by split, from `data/` or from the folder itself."""
     home = folder / "data" if any(folder.glob("data/*.parquet")) else folder
     files: dict[str, list[str]] = {}
     for path in sorted(home.glob("*.parquet")):
@@ -162,7 +162,7 @@ def _parquet_files(folder: Path) -> dict[str, list[str]]:
 
 
 def _check_parquet(files: dict[str, list[str]]) -> None:
-    """Every file is whole, and all have the same columns; only the ends of the files are read."""
+    """Checks that every file is complete and that all have the same columns; reads only the end of each file."""
     import pyarrow.parquet
 
     first: tuple[str, list[str]] | None = None
@@ -179,8 +179,8 @@ def _check_parquet(files: dict[str, list[str]]) -> None:
 
 
 @contextmanager
-def _naming(name: str) -> Iterator[None]:
-    """`datasets` says what failed only in what its error was caused by."""
+def _raise_cause(name: str) -> Iterator[None]:
+    """Raises the cause of an error of `datasets`, with the name of the data set: only the cause says what failed."""
     from datasets.exceptions import DatasetGenerationError
 
     try:
@@ -192,8 +192,8 @@ def _naming(name: str) -> Iterator[None]:
         raise ValueError(f"the files of the data set {name!r} cannot be read as one: {cause}") from error
 
 
-def _to_our_form(dataset: "datasets.Dataset", schema: AttributeSchema, where: str) -> "datasets.Dataset":
-    """Labels checked and int64 of fixed length, images decoded by our opener."""
+def _check_columns(dataset: "datasets.Dataset", schema: AttributeSchema, where: str) -> "datasets.Dataset":
+    """The data set with checked labels, int64 of fixed length, and images that `open_image` decodes."""
     import datasets
     import pyarrow
     import pyarrow.compute

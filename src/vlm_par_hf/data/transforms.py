@@ -11,7 +11,7 @@ from vlm_par_hf.images.opening import open_image, open_images
 from vlm_par_hf.labels.schema import AttributeSchema
 from vlm_par_hf.utils import thread_map
 
-from .carried import undecoded
+from .carried import disable_decoding
 
 
 __all__ = ["AugmentedDataset", "ParAugmentation"]
@@ -25,9 +25,9 @@ class ParAugmentation:
         schema: says by each attribute's `mirror` what a flip does to the labels.
         flip: probability of the horizontal flip.
         pad: the picture is padded by this share of its height and width on every side (edge pixels repeated) and
-            cropped at random to its old size; 0 turns it off. Peers pad 10 pixels of 256 x 192: about 0.05.
+            cropped at random to its old size; 0 turns it off. Published code pads 256 x 192 by 10 pixels: about 0.05.
         color: brightness, contrast and saturation are each multiplied by a factor from [1 - color, 1 + color]; 0
-            turns it off. Hue never changes: colors are attributes.
+            turns it off. Hue never changes, because colors are attributes.
         erasing: probability that one rectangle is filled with noise.
         erasing_area: smallest and largest share of the picture that is erased; its height / width is between 0.3 and
             3.3.
@@ -77,7 +77,7 @@ class ParAugmentation:
             rng: all randomness comes from here.
 
         Returns:
-            An RGB picture of the same size, and the labels that are true for it (a new array where they changed).
+            An RGB picture of the same size, and its labels (a new array if they changed).
 
         Raises:
             ValueError: `labels` has another length than the schema.
@@ -104,20 +104,19 @@ class ParAugmentation:
 class AugmentedDataset:
     """A map-style data set whose augmentation is a function of (seed, epoch, index) alone.
 
-    Whatever the number of workers, the order of access or a restart in between: the same sample of the same epoch
-    looks the same, so a resumed training sees what an uninterrupted one would have seen.
+    The number of workers, the order of access and a restart change nothing: a sample looks the same whenever it is
+    read in the same epoch, so a resumed training sees what an uninterrupted one would have seen.
 
-    Iterating a plain `DataLoader`: call `set_epoch(epoch)` before each epoch (it reaches running workers, persistent
-    ones too). With `transformers.Trainer`: pass `callbacks=[epoch_callback()]` from `vlm_par_hf.data.transforms`,
-    because accelerate forwards `set_epoch` to a data set in the simplest case only, not after a resume in the middle
-    of an epoch and not on several devices; and set `remove_unused_columns=False`, because the model has no argument
-    `image`.
+    With a plain `DataLoader` call `set_epoch(epoch)` before each epoch (it also reaches persistent workers that are
+    running). With `transformers.Trainer` pass `callbacks=[epoch_callback()]` from `vlm_par_hf.data.transforms`,
+    because accelerate does not forward `set_epoch` to a data set on several devices or after a resume in the middle of
+    an epoch; and set `remove_unused_columns=False`, because the model has no argument `image`.
 
     Args:
-        dataset: rows with `image` and, where known, `labels`: a `datasets.Dataset` from `load_par_dataset`, or any
+        dataset: rows with `image` and, if known, `labels`: a `datasets.Dataset` from `load_par_dataset`, or any
             sequence of such dicts.
-        transform: `(image, labels, rng) -> (image, labels)` such as `ParAugmentation`; None leaves pictures as they
-            are. It is called from several threads: what is random in it must come from `rng`.
+        transform: `(image, labels, rng) -> (image, labels)` such as `ParAugmentation`; None changes nothing. It is
+            called from several threads, so all its randomness must come from `rng`.
         seed: a non-negative integer.
     """
 
@@ -133,16 +132,16 @@ class AugmentedDataset:
         self.dataset = dataset
         self.transform = transform
         self.seed = int(seed)
-        # In shared memory, because persistent workers hold a copy of this object from the first epoch on.
+        # In shared memory: persistent workers keep the copy of this object that they got in the first epoch.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
-        self._rows = undecoded(dataset)
+        self._rows = disable_decoding(dataset)
 
     @property
     def epoch(self) -> int:
         return int(self._epoch)
 
     def set_epoch(self, epoch: int) -> None:
-        """Chooses the epoch whose augmentations the next reads see; `epoch` is a non-negative integer."""
+        """Sets the epoch, a non-negative integer, whose augmentations are applied from now on."""
         if epoch != int(epoch) or epoch < 0:
             raise ValueError(f"epoch is {epoch!r}; expected a non-negative integer")
         self._epoch.fill_(int(epoch))
@@ -163,10 +162,10 @@ class AugmentedDataset:
         rows = [dict(self._rows[index]) for index in indices]
         images = open_images([row["image"] for row in rows])
         return thread_map(
-            lambda position: self._augmented(rows[position], images[position], indices[position]), range(len(rows))
+            lambda position: self._augment_row(rows[position], images[position], indices[position]), range(len(rows))
         )
 
-    def _augmented(self, row: dict[str, Any], image: Image.Image, index: int) -> dict[str, Any]:
+    def _augment_row(self, row: dict[str, Any], image: Image.Image, index: int) -> dict[str, Any]:
         labels = row.get("labels")
         labels = None if labels is None else np.asarray(labels, dtype=np.int64)
         if self.transform is not None:
@@ -186,13 +185,14 @@ def epoch_callback() -> Any:
         def on_epoch_begin(self, args, state, control, train_dataloader=None, **kwargs):
             dataset = getattr(train_dataloader, "dataset", None)
             if hasattr(dataset, "set_epoch"):
-                dataset.set_epoch(int((state.epoch or 0.0) + 1e-6))  # 1.5 is inside epoch 1
+                # `state.epoch` is a float: after a resume in the middle of epoch 1 it is 1.5.
+                dataset.set_epoch(int((state.epoch or 0.0) + 1e-6))
 
     return EpochCallback()
 
 
 def _shift(picture: Image.Image, pad: float, rng: np.random.Generator) -> Image.Image:
-    # Padding by repeated edges, then cropping to the old size, is reading at clipped positions.
+    # Reading at shifted, clipped positions equals padding with repeated edges and cropping to the old size.
     pixels = np.asarray(picture)
     height, width = pixels.shape[:2]
     margin_y, margin_x = round(pad * height), round(pad * width)
@@ -205,10 +205,10 @@ def _shift(picture: Image.Image, pad: float, rng: np.random.Generator) -> Image.
 def _erase(picture: Image.Image, area: tuple[float, float], rng: np.random.Generator) -> Image.Image:
     pixels = np.array(picture)
     height, width = pixels.shape[:2]
-    erased = rng.uniform(*area) * height * width
+    num_erased = rng.uniform(*area) * height * width
     aspect = math.exp(rng.uniform(math.log(0.3), math.log(3.3)))
-    tall = min(height, max(1, round(math.sqrt(erased * aspect))))
-    wide = min(width, max(1, round(erased / tall)))
-    top, left = rng.integers(0, height - tall + 1), rng.integers(0, width - wide + 1)
-    pixels[top : top + tall, left : left + wide] = rng.integers(0, 256, (tall, wide, 3), dtype=np.uint8)
+    h = min(height, max(1, round(math.sqrt(num_erased * aspect))))
+    w = min(width, max(1, round(num_erased / h)))
+    top, left = rng.integers(0, height - h + 1), rng.integers(0, width - w + 1)
+    pixels[top : top + h, left : left + w] = rng.integers(0, 256, (h, w, 3), dtype=np.uint8)
     return Image.fromarray(pixels)

@@ -5,22 +5,22 @@
 Under an hour on two CPU cores. Two losses:
 
 - SigLIP's sigmoid loss (Zhai et al. 2023, equation 1) of pooled outputs of pictures and texts, over all pairs of a
-  batch. A caption tells part of what a picture shows, so it can be true of several pictures; as the drawings'
-  attributes are known, the targets are exact (every picture that a caption is true of is a positive, pairs that cannot
-  be decided are left out). Texts are free combinations of phrases, the label space's own prompts, and "question
-  answer" pairs, so that prompts and questions are language the text tower has read.
+  batch. A caption describes a part of its picture, so it can be true of several pictures. The attributes of drawings
+  are known, so the targets are exact: every picture of which a caption is true is a positive, and pairs that cannot be
+  decided are left out. Texts are free combinations of phrases, the label space's own prompts, and "question answer"
+  pairs, so that the text tower has seen prompts and questions.
 - An auxiliary loss on the patches: a small decoder with one query per attribute attends to the last hidden states and
-  names the labels; it is thrown away afterwards. SigLIP 2 trains a captioning decoder that attends to the patches for
-  the same reason (Tschannen et al. 2025): dense features.
+  predicts the labels; it is not saved. SigLIP 2 trains a captioning decoder that attends to the patches for the same
+  reason (Tschannen et al. 2025): features of every patch.
 
-So the backbone has been shown the synthetic attributes: it is a teaching aid, and what it does on drawings is no
-evidence of what a web-trained backbone does on photographs. Pictures with rare attributes are drawn more often (square
-root of the inverse frequency).
+So the backbone has been trained on the synthetic attributes. It is for demonstration: its results on drawings do not
+show what a backbone trained on web images does on photographs. Pictures with rare attributes are sampled more often
+(square root of the inverse frequency).
 
 The shipped weights: `--steps 8000 --bf16`.
 
-Killed at any time, the same command resumes from `WORK/state.pt`. `OUT` receives the checkpoint as transformers saves
-it, `train_log.jsonl` and `zero_shot.md`. The people drawn here (population seed 1000) are in no split that
+After an interruption the same command resumes from `WORK/state.pt`. `OUT` receives the checkpoint as transformers
+saves it, `train_log.jsonl` and `zero_shot.md`. The people drawn here (population seed 1000) are in no split that
 `load_par_dataset("synthetic")` makes.
 """
 
@@ -65,7 +65,8 @@ POPULATION = 1000  # seed of the people drawn for pre-training
 PATCH, ROWS, COLUMNS = 16, HEIGHT // 16, WIDTH // 16
 TEXT_LENGTH = 64
 PAD, EOS, BOS, UNK, MASK = range(5)
-# Whose questions and prompts the tokenizer is made from: pinned, because another list makes another vocabulary.
+# The tokenizer is trained on the questions and prompts of these label spaces. The list is fixed, because another one
+# would give another vocabulary.
 TEXT_SCHEMAS = ("market1501", "market1501_30", "pa100k", "peta35", "peta65", "synthetic")
 
 
@@ -78,7 +79,7 @@ def _draw(number: int) -> tuple[np.ndarray, np.ndarray]:
 def draw_pictures(count: int, work: Path) -> tuple[np.ndarray, np.ndarray]:
     """`count` pictures as uint8 `(count, 192, 96, 3)` and labels int64 `(count, A)`, drawn once and memory-mapped."""
     pictures, labels = work / f"pictures_{count}.npy", work / f"labels_{count}.npy"
-    if not labels.exists():  # written last
+    if not labels.exists():  # the labels are written last, so that with them the pictures are complete
         logger.info("drawing %d pictures", count)
         target = np.lib.format.open_memmap(pictures, "w+", np.uint8, (count, HEIGHT, WIDTH, 3))
         rows = []
@@ -116,7 +117,7 @@ def build_tokenizer(vocab_size: int = 1024) -> Siglip2Tokenizer:
 
 
 def build_model(vocab_size: int) -> Siglip2Model:
-    """1.5 million parameters, NaFlex, 128 wide."""
+    """A SigLIP 2 model with NaFlex, 1.5 million parameters and width 128."""
     config = Siglip2Config(
         text_config={
             "vocab_size": vocab_size,
@@ -142,7 +143,7 @@ def build_model(vocab_size: int) -> Siglip2Model:
     model = Siglip2Model(config)
     with torch.no_grad():
         model.logit_scale.fill_(np.log(10.0))
-        model.logit_bias.fill_(-3.0)  # captions here are short, so positives are not rare
+        model.logit_bias.fill_(-3.0)  # short captions are true of many pictures, so positives are not rare
     return model
 
 
@@ -167,32 +168,32 @@ def augment(pictures: np.ndarray, labels: np.ndarray, schema, rng: np.random.Gen
 
 
 def sample_texts(labels: np.ndarray, schema, rng: np.random.Generator) -> tuple[list[str], np.ndarray]:
-    """One true sentence per picture, and bool `(B, A)`: which attributes it tells."""
-    texts, told = [], np.zeros(labels.shape, bool)
+    """One true sentence per picture, and bool `(B, A)`: which attributes it mentions."""
+    texts, mentioned = [], np.zeros(labels.shape, bool)
     for i, row in enumerate(labels):
         kind = rng.random()
         if kind < 0.55:
             text, positions = caption(row, rng, schema=schema)
         else:
             known = np.flatnonzero(row != UNKNOWN)
-            # What is there is asked for more often than what is not.
+            # Attributes that a person has are chosen more often than those that she has not.
             weights = np.where([schema[int(k)].is_binary and row[k] == 0 for k in known], 0.35, 1.0)
             position = int(rng.choice(known, p=weights / weights.sum()))
             attribute, label = schema[position], int(row[position])
             text = attribute.prompts[label] if kind < 0.85 else f"{attribute.question} {attribute.labels[label]}"
             positions = [position]
         texts.append(text.lower())
-        told[i, positions] = True
-    return texts, told
+        mentioned[i, positions] = True
+    return texts, mentioned
 
 
-def match(labels: np.ndarray, told: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-    """Targets of the sigmoid loss, text by picture: +1 where the text is true of the picture, else -1, and a float
-    mask that is 0 where an unknown label leaves it open. Both `(B, B)`."""
+def build_targets(labels: np.ndarray, mentioned: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+    """Targets of the sigmoid loss, text by picture: +1 where the text is true of the picture, else -1; and a float
+    mask, 0 where an unknown label leaves that undecided. Both `(B, B)`."""
     same = labels[None] == labels[:, None]
-    open_ = (labels[None] == UNKNOWN) & told[:, None]
-    false = (told[:, None] & ~same & ~open_).any(-1)
-    true = ~false & ~open_.any(-1)
+    undecided = (labels[None] == UNKNOWN) & mentioned[:, None]
+    false = (mentioned[:, None] & ~same & ~undecided).any(-1)
+    true = ~false & ~undecided.any(-1)
     return torch.from_numpy(np.where(true, 1.0, -1.0)).float(), torch.from_numpy((true | false).astype(np.float32))
 
 
@@ -204,7 +205,7 @@ def sigmoid_loss(image_embeds, text_embeds, model, targets, mask) -> torch.Tenso
 
 
 class AttributeDecoder(nn.Module):
-    """One learned query per attribute looks at the patches and names the label; used in training only."""
+    """One learned query per attribute attends to the patches and predicts the label; used in training only."""
 
     def __init__(self, schema, width: int, heads: int = 4):
         super().__init__()
@@ -295,7 +296,7 @@ def main() -> None:
     tokenizer = build_tokenizer()
     model = build_model(len(tokenizer))
     if args.bf16:
-        model.set_attn_implementation("eager")  # the other's backward pass is slow in bfloat16 on a CPU
+        model.set_attn_implementation("eager")  # the backward pass of sdpa is slow in bfloat16 on a CPU
     decoder = AttributeDecoder(schema, model.config.vision_config.hidden_size)
     parameters = [*model.parameters(), *decoder.parameters()]
     groups = [
@@ -321,20 +322,20 @@ def main() -> None:
             group["lr"] = args.learning_rate * schedule(step, args.steps)
         chosen = np.sort(rng.choice(len(labels), args.batch_size, replace=False, p=rarity / rarity.sum()))
         batch, batch_labels = augment(pictures[chosen], labels[chosen], schema, rng)
-        texts, told = sample_texts(batch_labels, schema, rng)
+        texts, mentioned = sample_texts(batch_labels, schema, rng)
         with torch.autocast("cpu", torch.bfloat16, enabled=args.bf16):
             text_embeds = model.get_text_features(input_ids=tokenize(tokenizer, texts)).pooler_output.float()
             images = image_features(model, batch)
             image_embeds, patches = images.pooler_output.float(), images.last_hidden_state.float()
-        contrast = sigmoid_loss(image_embeds, text_embeds, model, *match(batch_labels, told))
-        naming = decoder(patches, torch.from_numpy(batch_labels))
-        loss = contrast + args.decoder_weight * naming
+        pair_loss = sigmoid_loss(image_embeds, text_embeds, model, *build_targets(batch_labels, mentioned))
+        decoder_loss = decoder(patches, torch.from_numpy(batch_labels))
+        loss = pair_loss + args.decoder_weight * decoder_loss
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 10.0)
         optimizer.step()
         step += 1
-        losses.append((contrast.item(), naming.item()))
+        losses.append((pair_loss.item(), decoder_loss.item()))
         if step % args.save_every == 0 or step == args.steps:
             recalls = zero_shot(model, tokenizer, pictures[-held_out:], labels[-held_out:], schema)
             row = {

@@ -2,8 +2,8 @@
 
     python -m vlm_par_hf.embedded.train_heads --work WORK --out OUT
 
-A few minutes on two CPU cores. `OUT` receives the heads alone (the backbone by its name, "embedded"), with the record
-of the run and what they reach on other drawings. SYNTHETIC throughout.
+Takes a few minutes on two CPU cores. `OUT` receives the heads without the backbone (it is saved by its name,
+"embedded"), the record of the run and the results on other drawings. All data are SYNTHETIC.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from vlm_par_hf.data import load_par_dataset
 from vlm_par_hf.training import TrainSettings, evaluate, train
 
 
-# A population of their own: neither the backbone's (1000) nor one that examples draw (0, 1, 2).
+# Seed of the people drawn here: neither the backbone's (1000) nor one of the examples (0, 1, 2).
 SEED = 77
 KEPT = ("README.md", "run.json", "training.json", "metrics.json", "attributes.md")
 
@@ -38,7 +38,7 @@ def main() -> None:
         overwrite=True,
         command=["python", "-m", "vlm_par_hf.embedded.train_heads"],
     )
-    result.model.name_or_path = "embedded"  # recorded as what was measured
+    result.model.name_or_path = "embedded"  # the name that the record of the evaluation gives to the model
     evaluate(
         result.model,
         data,

@@ -1,4 +1,4 @@
-"""The model class that answers from an exported file, by ONNX Runtime or OpenVINO."""
+"""`ExportedParModel`: the model class that answers from an exported file, with ONNX Runtime or OpenVINO."""
 
 import hashlib
 import shutil
@@ -45,11 +45,11 @@ class ExportedParConfig(LabelSpaceConfig, PreTrainedConfig):
         attributes: the label space, as in every model of this package; `config.schema` is the object.
         format: `"onnx"` or `"openvino"`.
         precision: what it computes in: `"float32"`, `"bfloat16"` or `"int8"` (the rest of it in float32 for ONNX
-            Runtime, in bfloat16 for OpenVINO). bfloat16 is float32 on a CPU without it.
+            Runtime, in bfloat16 for OpenVINO). A CPU without bfloat16 computes in float32 instead.
         files: sha256 of each file of the model.
         input_shapes: per input its shape, None for the number of images.
-        patch_grid: rows and columns of patches where they are fixed, else None.
-        source_model_type: the family that it came from.
+        patch_grid: rows and columns of patches if they are fixed, else None.
+        source_model_type: `model_type` of the model that was exported.
 
     Raises:
         ValueError: unknown `format` or `precision`.
@@ -76,10 +76,10 @@ class ExportedParConfig(LabelSpaceConfig, PreTrainedConfig):
 
 
 class ExportedParModel(ParPreTrainedModel):
-    """Answers from an exported file, with the interface of the model that was exported; made by `from_pretrained`.
+    """Answers from an exported file, with the interface of the exported model; made by `from_pretrained`.
 
     It runs on the CPU, with as many threads as torch has when it is loaded (`torch.set_num_threads`), whatever device
-    it is sent to. It has no parameters, computes no loss and explains nothing.
+    it is sent to. It has no parameters, computes no loss and cannot explain its answers.
     """
 
     config_class = ExportedParConfig
@@ -98,11 +98,11 @@ class ExportedParModel(ParPreTrainedModel):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of inputs and outputs."""
+        """The dtype of inputs and outputs."""
         return torch.float32
 
     def train(self, mode: bool = True) -> "ExportedParModel":
-        """Leaves it as it is.
+        """Does nothing for `mode` False: the model is always in evaluation mode.
 
         Raises:
             RuntimeError: `mode` is True.
@@ -124,10 +124,10 @@ class ExportedParModel(ParPreTrainedModel):
         Args:
             pixel_values, pixel_attention_mask, spatial_shapes: what the processor saved beside the file makes of B
                 images.
-            kwargs: `labels` are refused; the rest is not used.
+            kwargs: `labels` raise an error; others are ignored.
 
         Returns:
-            `ParOutput` with `logits` float32 `(B, A, C)` and, where the model has them, `image_embeds`.
+            `ParOutput` with `logits` float32 `(B, A, C)` and, if the model has them, `image_embeds` `(B, D)`.
 
         Raises:
             ValueError: an input is missing or has another shape than the file takes, or the images have another patch
@@ -144,11 +144,11 @@ class ExportedParModel(ParPreTrainedModel):
         }
         grid = self.config.patch_grid
         if grid is not None and spatial_shapes is not None:
-            other = (spatial_shapes.cpu() != torch.tensor(grid)).any(1).nonzero().flatten().tolist()
-            if other:
-                found = tuple(spatial_shapes[other[0]].tolist())
+            wrong = (spatial_shapes.cpu() != torch.tensor(grid)).any(1).nonzero().flatten().tolist()
+            if wrong:
+                found = tuple(spatial_shapes[wrong[0]].tolist())
                 raise ValueError(
-                    f"spatial_shapes: image {other[0]} has {found} patches, expected {tuple(grid)}, the grid that was "
+                    f"spatial_shapes: image {wrong[0]} has {found} patches, expected {tuple(grid)}, the grid that was "
                     "exported: use the processor saved beside the file"
                 )
         arrays = {}
@@ -180,9 +180,9 @@ class ExportedParModel(ParPreTrainedModel):
         Args:
             pretrained_model_name_or_path: folder or repository.
             config: an `ExportedParConfig` in place of the saved one.
-            num_threads: of the runtime; None: as many as torch has now.
-            dtype: None, `"auto"` or float32, which inputs and outputs have; the precision was chosen at export.
-            kwargs: `revision`, `token`, ... as for every model; what concerns weights of torch has no meaning here.
+            num_threads: threads of the runtime; None: as many as torch has now.
+            dtype: None, `"auto"` or float32, the dtype of inputs and outputs; the precision was chosen at export.
+            kwargs: `revision`, `token`, ... as for every model; those about torch weights are ignored.
 
         Raises:
             ValueError: another `dtype`, or a file that is not the one that was exported.
@@ -199,7 +199,7 @@ class ExportedParModel(ParPreTrainedModel):
             config = ExportedParConfig.from_pretrained(config or name, **hub)
         if not config.files or not config.input_shapes:
             raise ValueError(f"{name}: config.json names no files, expected what export_model wrote")
-        paths = {file: _checked_file(name, file, digest, hub) for file, digest in config.files.items()}
+        paths = {file: _find_file(name, file, digest, hub) for file, digest in config.files.items()}
         path = paths[MAIN_FILE[config.format]]
         model = cls(config)
         model.config.name_or_path = model.name_or_path = str(name)
@@ -227,6 +227,7 @@ class ExportedParModel(ParPreTrainedModel):
 
 
 def save_config(config: ExportedParConfig, folder: Path) -> None:
+    """Writes `config.json`, and the files through which transformers finds the classes of this package."""
     config.architectures = ["ExportedParModel"]
     config.auto_map = write_remote_code(
         folder, config.model_type, AutoConfig="ExportedParConfig", AutoModel="ExportedParModel"
@@ -234,7 +235,7 @@ def save_config(config: ExportedParConfig, folder: Path) -> None:
     config.save_pretrained(folder)
 
 
-def _checked_file(name: str | Path, file: str, digest: str, hub: dict[str, Any]) -> Path:
+def _find_file(name: str | Path, file: str, digest: str, hub: dict[str, Any]) -> Path:
     path = Path(cached_file(str(name), file, **hub))
     found = hash_file(path)
     if found != digest:
@@ -246,6 +247,7 @@ def _checked_file(name: str | Path, file: str, digest: str, hub: dict[str, Any])
 
 
 def hash_file(path: Path) -> str:
+    """The sha256 of a file."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -255,19 +257,19 @@ def _open_onnx(path: Path, precision: str, threads: int):
     options = runtime.SessionOptions()
     options.intra_op_num_threads = threads
     session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    names = [one.name for one in session.get_outputs()]
+    names = [output.name for output in session.get_outputs()]
 
     def run(arrays: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray | None]:
-        found = dict(zip(names, session.run(names, arrays)))
-        return found["logits"], found.get("image_embeds")
+        outputs = dict(zip(names, session.run(names, arrays)))
+        return outputs["logits"], outputs.get("image_embeds")
 
     return run
 
 
 def _open_openvino(path: Path, precision: str, threads: int):
     openvino = require_silent("openvino")
-    # By default OpenVINO computes in bfloat16 wherever the CPU can, whatever the file says. Beside int8 that is
-    # wanted: the rest in float32 would cost another quarter of the time.
+    # By default OpenVINO computes in bfloat16 if the CPU can, whatever the file says. For int8 that is wanted: with
+    # the other operations in float32 it would take a quarter more time.
     hint = "f32" if precision == "float32" else "bf16"
     compiled = openvino.Core().compile_model(
         str(path),
@@ -276,22 +278,22 @@ def _open_openvino(path: Path, precision: str, threads: int):
     )
 
     def run(arrays: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray | None]:
-        found = compiled.create_infer_request().infer(arrays)
-        found = {one.get_any_name(): value for one, value in found.items()}
-        return found["logits"], found.get("image_embeds")
+        results = compiled.create_infer_request().infer(arrays)
+        outputs = {output.get_any_name(): value for output, value in results.items()}
+        return outputs["logits"], outputs.get("image_embeds")
 
     return run
 
 
 def require_silent(package: str) -> ModuleType:
-    """openvino or nncf without `openvino_telemetry`, with which the mere import reports to Intel."""
+    """Imports openvino or nncf without `openvino_telemetry`, which reports the import to Intel."""
     missing = object()
-    there = sys.modules.get("openvino_telemetry", missing)
+    telemetry = sys.modules.get("openvino_telemetry", missing)
     sys.modules["openvino_telemetry"] = None
     try:
         return require(package, "export")
     finally:
-        if there is missing:
+        if telemetry is missing:
             del sys.modules["openvino_telemetry"]
         else:
-            sys.modules["openvino_telemetry"] = there
+            sys.modules["openvino_telemetry"] = telemetry

@@ -1,16 +1,16 @@
-"""VLM-PAR as a file for ONNX Runtime or OpenVINO, and the model class that answers from such a file.
+"""`export_model`: VLM-PAR as a file for ONNX Runtime or OpenVINO.
 
     export_model("runs/pa100k", "runs/pa100k-int8", to="openvino", precision="int8", calibration_images=crops)
     pipe = pipeline("pedestrian-attributes", model="runs/pa100k-int8")     # as from any checkpoint
 
-What is exported is the folded model, with a free number of images per call. transformers resizes the position
-embedding of NaFlex images one image at a time, which an exporter cannot follow: it freezes the batch. Here the same
-resizing is a product with matrices that are looked up by the image's rows and columns of patches, so a file takes
-images of every aspect ratio, as the checkpoint does. With a fixed `patch_grid` the embedding is a constant, and every
-image is squashed to that grid.
+The folded model is exported, for any number of images per call. transformers resizes the position embedding of NaFlex
+images one image at a time; an exporter would fix the number of images to that of the example. Here the same resizing
+is a product with matrices that are looked up by the image's rows and columns of patches, so a file takes images of
+every aspect ratio, as the checkpoint does. With a fixed `patch_grid` the embedding is a constant, and every image is
+squashed to that grid.
 
-Beside the file lie the processor, the label space with its thresholds (`config.json`) and `parity.json`: how far the
-answers are from those of the checkpoint in float32, on which images.
+The folder also gets the processor, the label space with its thresholds (`config.json`) and `parity.json`: how far the
+answers are from those of the checkpoint in float32, and on which images.
 """
 
 import copy
@@ -63,20 +63,21 @@ def export_model(
     images_from: str | None = None,
     overwrite: bool = False,
 ) -> dict[str, Any]:
-    """Writes the folded model as a file for a runtime, and checks it.
+    """Writes the folded model as a file for a runtime, and compares its answers with the checkpoint's.
 
     Args:
         model: a checkpoint of VLM-PAR (folder, repository), or a `VlmParModel` or `FoldedVlmParModel`.
-        out: folder to write; appears whole or not at all.
+        out: folder to write; after an error it is as it was before.
         to: `"folded"` (a checkpoint for torch), `"onnx"` or `"openvino"`.
         precision: `"float32"`; `"bfloat16"` (folded, openvino); `"int8"` (onnx, openvino): weights of the vision tower
             and the inputs of its matrix products. ONNX Runtime takes the range of inputs from each image, OpenVINO
             from `calibration_images`.
-        processor: the model's; needed where `model` is no checkpoint.
+        processor: the model's processor; needed if `model` is in memory.
         patch_grid: rows and columns of patches, NaFlex only: every image is squashed to that grid, whatever its
             aspect ratio. None: every image keeps its own.
-        calibration_images: what `open_image` takes; images like those to come, some 100. Needed for OpenVINO's int8.
-        compared_images: images to compare the answers on, other ones than for calibration. None: drawn pedestrians.
+        calibration_images: about 100 images, as `open_image` takes them, like those to be answered later. Needed for
+            OpenVINO's int8.
+        compared_images: images to compare the answers on, not those for calibration. None: drawn pedestrians.
         images_from: what the images are, for the record.
         overwrite: replace what `out` holds.
 
@@ -85,10 +86,10 @@ def export_model(
         by attribute, the images, versions, sha256 of the files.
 
     Raises:
-        ValueError: a value is outside its choices, calibration images are missing, a patch grid for a model of fixed
-            resolution.
+        ValueError: an argument is not one of its choices, calibration images are missing, or a patch grid is given for
+            a model of fixed resolution.
         TypeError: a model of another family.
-        FileExistsError: `out` holds something.
+        FileExistsError: `out` exists and is not empty.
         RuntimeError: a float32 file does not compute what the checkpoint computes; nothing is written.
         ImportError: the extra `export` is not installed.
     """
@@ -113,7 +114,7 @@ def export_model(
     model, processor = _load(model, processor)
     folded = model.fold()
     if patch_grid is not None:
-        processor = copy.deepcopy(processor)  # the caller's stays as it is
+        processor = copy.deepcopy(processor)  # the caller's must not change
         processor.fix_patch_grid(patch_grid)
     if compared_images is None:
         compared_images, images_from = draw_people(NUM_COMPARED), "drawn pedestrians"
@@ -122,7 +123,7 @@ def export_model(
     try:
         if to == "folded":
             folded.save_pretrained(temporary)
-            if precision != "float32":  # by loading, because some constants stay in float32
+            if precision != "float32":  # cast by `from_pretrained`, which keeps some constants in float32
                 AutoModel.from_pretrained(temporary, dtype=precision).save_pretrained(temporary)
             files = {path.name: hash_file(path) for path in sorted(temporary.glob("*.safetensors"))}
         else:
@@ -167,7 +168,7 @@ def _load(model: Any, processor: Any) -> tuple[PreTrainedModel, Any]:
     if not isinstance(model, ParPreTrainedModel) or not model.supports_fold:
         raise TypeError(f"model is a {type(model).__name__}, expected a VlmParModel or a FoldedVlmParModel")
     if model.training or model.dtype != torch.float32 or model.device.type != "cpu":
-        model = copy.deepcopy(model).float().cpu().eval()  # the caller's stays as it is
+        model = copy.deepcopy(model).float().cpu().eval()  # the caller's must not change
     return model, processor
 
 

@@ -10,17 +10,15 @@ from transformers import PreTrainedModel
 from vlm_par_hf.upstream import NaflexEmbeddings, naflex_embeddings
 
 
-__all__ = [
-    "ExportGraph",
-    "is_naflex",
-]
+__all__ = ["ExportGraph", "is_naflex"]
 
 
 class _AnyGrid(nn.Module):
     """NaFlex embeddings for images of any patch grid in one batch, without a loop over images.
 
-    Resizing with antialias is linear and separable: the position embedding of row y and column x is
-    `sum_ij R_h[y, i] R_w[x, j] P[i, j]` for an image of h rows and w columns. `matrices` holds `R_n` for every n.
+    Resizing with antialias is linear and works on rows and columns separately. So the position embedding of row y and
+    column x is `sum_ij R_h[y, i] R_w[x, j] P[i, j]` for an image of h rows and w columns. `matrices` holds `R_n` for
+    every n.
     """
 
     def __init__(self, embeddings: NaflexEmbeddings, num_patches: int) -> None:
@@ -57,12 +55,18 @@ class _FixedGrid(nn.Module):
 
 
 class ExportGraph(nn.Module):
-    """The computation that is exported."""
+    """The computation that is exported: from pixels to `logits` and, if the model has them, `image_embeds`.
+
+    Args:
+        model: a folded model; it is copied.
+        num_patches: patches per NaFlex image; None for a model of fixed resolution.
+        patch_grid: rows and columns of patches of every image; None: each image has its own.
+    """
 
     def __init__(self, model: PreTrainedModel, num_patches: int | None, patch_grid: tuple[int, int] | None) -> None:
         super().__init__()
         self.model = copy.deepcopy(model).float()
-        # Exported, torch's fused attention brings a guard against images without patches, a tenth of the work in int8.
+        # torch's fused attention would export a guard against images without patches: a tenth of the time in int8.
         self.model.set_attn_implementation("eager")
         self.has_fixed_grid = patch_grid is not None
         for parent in list(self.model.modules()):
@@ -78,11 +82,12 @@ class ExportGraph(nn.Module):
         if spatial_shapes is not None:
             inputs = {"pixel_attention_mask": pixel_attention_mask, "spatial_shapes": spatial_shapes}
         elif self.has_fixed_grid:
-            # Not read, but the model asks for it.
+            # The model requires it, though the fixed grid does not use it.
             inputs = {"spatial_shapes": pixel_values.new_zeros(pixel_values.shape[0], 2, dtype=torch.int64)}
         outputs = self.model(pixel_values, **inputs)
-        return tuple(one for one in (outputs.logits, outputs.image_embeds) if one is not None)
+        return tuple(output for output in (outputs.logits, outputs.image_embeds) if output is not None)
 
 
 def is_naflex(model: PreTrainedModel) -> bool:
+    """Whether the model's vision tower takes images of any patch grid."""
     return any(naflex_embeddings(module) is not None for module in model.modules())

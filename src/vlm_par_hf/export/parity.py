@@ -1,4 +1,4 @@
-"""How far the answers of an exported file are from those of its checkpoint, and on which images."""
+"""Parity check: how far the answers of an exported file are from those of its checkpoint, and on which images."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,13 +14,7 @@ from vlm_par_hf.images.opening import open_image
 from vlm_par_hf.inference.predicting import predict_batch, predict_batches
 
 
-__all__ = [
-    "NUM_COMPARED",
-    "compare_answers",
-    "draw_people",
-    "pick_images",
-    "prepare_inputs",
-]
+__all__ = ["NUM_COMPARED", "compare_answers", "draw_people", "pick_images", "prepare_inputs"]
 
 NUM_CALIBRATION, NUM_COMPARED = 128, 256
 _IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
@@ -36,14 +30,14 @@ def pick_images(
     seed: int = 0,
     **options: Any,
 ) -> tuple[Sequence, Sequence, str]:
-    """Images for `export_model`: to calibrate with, to compare on (no image is in both), and what they are.
+    """Images for `export_model`: to calibrate with, to compare on (never the same ones), and a text about them.
 
     Args:
         source: a folder of images, or a data set that `load_par_dataset` knows: its training images calibrate, its
             validation images are compared.
-        root: of the data set.
-        num_calibration, num_compared: how many of each, at most; a small folder is halved.
-        seed: of the choice.
+        root: folder of the data set.
+        num_calibration, num_compared: how many of each at most; a small folder is halved.
+        seed: seed of the random choice.
         options: more keywords of `load_par_dataset`.
 
     Raises:
@@ -71,14 +65,16 @@ def pick_images(
 
 
 def draw_people(number: int) -> list:
+    """Pictures of drawn pedestrians."""
     from vlm_par_hf.data.synthetic import Frame, SyntheticPerson, render_person
 
-    # A population of its own: nobody whom a synthetic training set holds by default.
+    # Their own seed: nobody who is in a synthetic training set by default.
     people = [SyntheticPerson.sample(2**31, index) for index in range(number)]
     return [render_person(person, Frame.sample(person, 0)) for person in people]
 
 
 def prepare_inputs(processor: Any, images: Sequence, batch_size: int) -> Iterator[dict[str, torch.Tensor]]:
+    """The model's inputs, batch after batch; images are opened when their batch is asked for."""
     for start in range(0, len(images), batch_size):
         chosen = [open_image(images[index]) for index in range(start, min(start + batch_size, len(images)))]
         yield dict(processor(images=chosen, return_tensors="pt"))
@@ -87,14 +83,14 @@ def prepare_inputs(processor: Any, images: Sequence, batch_size: int) -> Iterato
 def compare_answers(
     model: PreTrainedModel, exported: PreTrainedModel, processor: Any, images: Sequence
 ) -> dict[str, Any]:
-    """Both on the same pixels."""
+    """Compares the logits and decisions of two models on the same pixels; returns their part of the record."""
     schema = model.config.schema
     mask = torch.from_numpy(schema.label_mask())
     largest = difference = 0.0
     changed = torch.zeros(len(schema), dtype=torch.int64)
     batches = prepare_inputs(processor, images, _BATCH)
     bar = tqdm(batches, total=-(-len(images) // _BATCH), desc="compare", leave=False)
-    for inputs, outputs in predict_batches(model, ((one, one) for one in bar)):
+    for inputs, outputs in predict_batches(model, ((inputs, inputs) for inputs in bar)):
         wanted, found = outputs["logits"], predict_batch(exported, inputs)["logits"]
         largest = max(largest, float(wanted[:, mask].abs().max()))
         difference = max(difference, float((wanted - found)[:, mask].abs().max()))

@@ -1,4 +1,4 @@
-"""Writing the files of ONNX Runtime and OpenVINO, in float or int8."""
+"""Writes the files of ONNX Runtime and OpenVINO, in float or int8."""
 
 import json
 import logging
@@ -16,22 +16,17 @@ from .exported import ExportedParConfig, require_silent
 from .graph import ExportGraph
 
 
-__all__ = [
-    "describe_onnx",
-    "quantize_onnx",
-    "write_onnx",
-    "write_openvino",
-]
+__all__ = ["describe_onnx", "quantize_onnx", "write_onnx", "write_openvino"]
 
-# int8 is for the products with weights in these modules. What stays in float is a few percent of the work and most of
-# the error: embeddings, pooling head, attribute heads; also the products inside attention, which double the number of
-# changed decisions.
-QUANTIZED = ".encoder."
+# Only products with weights inside modules of this name become int8. Embeddings, pooling head and attribute heads stay
+# in float: they are a few percent of the work, but in int8 would cause most of the error. So do the products inside
+# attention, which in int8 would double the number of changed decisions.
+_QUANTIZED = ".encoder."
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Exporters warn of what does not concern the result: operators of torchvision, names of axes, shapes."""
+    """Silences the exporters: their warnings (operators of torchvision, names of axes, shapes) concern no result."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -43,7 +38,17 @@ def _quiet() -> Iterator[None]:
 
 
 def write_onnx(graph: ExportGraph, probe: dict[str, torch.Tensor], output_names: list[str], path: Path) -> list[str]:
-    """Returns the names of the nodes that int8 leaves alone."""
+    """Writes an ONNX file in float32.
+
+    Args:
+        graph: the computation.
+        probe: an example of its inputs, with at least two images.
+        output_names: names of its outputs.
+        path: the file; large weights go to `PATH.data` beside it.
+
+    Returns:
+        Names of the nodes that must stay in float when the rest becomes int8.
+    """
     batch = torch.export.Dim("batch", min=1, max=2**16)
     with _quiet(), torch.no_grad():
         program = torch.export.export(
@@ -55,20 +60,21 @@ def write_onnx(graph: ExportGraph, probe: dict[str, torch.Tensor], output_names:
     kept = []
     for node in program.model.graph.all_nodes():
         has_weights = any(value is not None and value.const_value is not None for value in node.inputs)
-        if not has_weights or QUANTIZED not in node.metadata_props.get("pkg.torch.onnx.name_scopes", ""):
+        if not has_weights or _QUANTIZED not in node.metadata_props.get("pkg.torch.onnx.name_scopes", ""):
             kept.append(node.name)
-        node.metadata_props.clear()  # stack traces, with the paths of this machine
+        node.metadata_props.clear()  # they hold stack traces with paths of this machine
     program.model.graph.metadata_props.clear()
     program.save(path)
     return kept
 
 
 def quantize_onnx(path: Path, kept: list[str]) -> None:
+    """Turns an ONNX file into int8 in place, except for the nodes named in `kept`."""
     import onnx
 
     quantization = require("onnxruntime.quantization", "export")
     model = onnx.load(path)
-    del model.graph.value_info[:]  # shapes that the exporter inferred and the quantizer's own inference contradicts
+    del model.graph.value_info[:]  # shapes from the exporter, which contradict those that the quantizer infers
     weights = path.with_name(f"{path.name}.data")
     with _quiet():
         quantization.quantize_dynamic(
@@ -76,14 +82,14 @@ def quantize_onnx(path: Path, kept: list[str]) -> None:
             path,
             weight_type=quantization.QuantType.QInt8,
             op_types_to_quantize=["MatMul", "Gemm"],
-            # The quantizer first turns each Gemm into a product of that name.
+            # The quantizer first replaces each Gemm by a node of that name.
             nodes_to_exclude=[*kept, *(f"{name}_MatMul" for name in kept)],
             use_external_data_format=weights.exists(),
         )
 
 
 def describe_onnx(path: Path, config: ExportedParConfig) -> None:
-    """The label space inside the file, for programs that read nothing else."""
+    """Writes the label space into an ONNX file, for programs that read only this file."""
     import onnx
 
     model = onnx.load(path, load_external_data=False)
@@ -93,11 +99,19 @@ def describe_onnx(path: Path, config: ExportedParConfig) -> None:
 
 
 def write_openvino(source: Path, target: Path, batches: list[dict[str, np.ndarray]] | None, kept: list[str]) -> None:
+    """Converts an ONNX file to OpenVINO's format, in int8 if there are batches to calibrate with.
+
+    Args:
+        source: the ONNX file.
+        target: the file to write.
+        batches: inputs to calibrate with; None: float32.
+        kept: nodes that stay in float.
+    """
     openvino = require_silent("openvino")
-    model = openvino.Core().read_model(source)  # `convert_model` would report that it was called
+    model = openvino.Core().read_model(source)  # `convert_model` would report its use to Intel
     if batches is not None:
         nncf = require_silent("nncf")
-        # It lists every operation that it leaves alone. `nncf.set_log_level` would change handlers of others too.
+        # nncf logs every operation that it skips. `nncf.set_log_level` would also change handlers of other loggers.
         logging.getLogger("nncf").setLevel(logging.ERROR)
         names = {operation.get_friendly_name() for operation in model.get_ops()}
         model = nncf.quantize(

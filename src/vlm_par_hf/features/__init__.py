@@ -1,8 +1,9 @@
-"""Features of a frozen backbone: computed once, kept in shards, trained from."""
+"""Features of a frozen backbone: computed once, stored in shards, read by every training."""
 
 from .computing import compute_features
 from .dataset import FeatureDataset
-from .store import FeatureStore, FeatureView, feature_views
+from .store import FeatureStore
+from .views import FeatureView, feature_views
 
 
 __all__ = ["FeatureDataset", "FeatureStore", "FeatureView", "compute_features", "feature_views"]

@@ -1,7 +1,7 @@
-"""Training from features of a frozen backbone that are computed once.
+"""`compute_features`: the features of a frozen backbone, computed once and trained from many times.
 
-The backbone of VLM-PAR is frozen, so its output for an image never changes: one pass gives everything that the heads
-train on. Augmentations become views, each computed once: the flip, and random crops.
+A frozen backbone gives the same output for an image in every epoch, so one pass gives everything that the heads train
+on. Augmentations become views, each computed once: the flip, and random crops.
 """
 
 import logging
@@ -19,10 +19,12 @@ from huggingface_hub.utils import tqdm
 from torch.utils.data import DataLoader
 
 from vlm_par_hf.data import AugmentedDataset, ParAugmentation, ParCollator
-from vlm_par_hf.data.carried import read_labels, undecoded
+from vlm_par_hf.data.carried import disable_decoding, read_labels
 
 from .dataset import FeatureDataset
-from .store import DTYPES, FeatureStore, FeatureView, Shard, describe_features, join_batches
+from .describing import describe_features
+from .store import DTYPES, FeatureStore, Shard, join_batches
+from .views import FeatureView
 
 
 __all__ = ["compute_features"]
@@ -51,25 +53,25 @@ def compute_features(
     seed: int = 0,
     progress: bool = True,
 ) -> FeatureDataset:
-    """Run the frozen backbone over a dataset of images once per view, or take what a folder has of that already.
+    """Run the frozen backbone over a dataset of images, once per view; what the folder already has is not recomputed.
 
-    A folder may be filled by several processes at once (the ranks of `torchrun`, two trainings that start together):
-    they share the shards between them, and each returns when all are there. After an interruption, call it again.
+    Several processes may fill a folder at once (the ranks of `torchrun`, two trainings that start together): each
+    computes a part of the shards and returns when all shards exist. After an interruption call it again: it continues.
 
     Args:
-        model: a `VlmParModel`; it is run in eval mode, without gradients, on the device where it lies.
-        dataset: map-style, items with `image` and, where known, `labels` (int64, length A).
+        model: a `VlmParModel`; it is run in eval mode, without gradients, on its own device.
+        dataset: map-style, items with `image` and, if known, `labels` (int64, length A).
         processor: the model's `VlmParProcessor`.
         batch_size: images per forward pass.
         directory: folder of this image set's features; None keeps them in memory.
         views: names, `"identity"` first: see `feature_views`.
         dtype: `"float32"`, `"float16"`, `"bfloat16"` (or torch's) or `"int8"` with a scale per patch. Half precision
-            by default: a fifth significant digit of a frozen feature is below the noise of training.
+            by default: its rounding error is below the noise of training.
         pad: how far random crops may move, as in `ParAugmentation`.
-        crop_seed: of the random crops; not that of the training, so that several seeds share a folder.
-        memory_gib: the limit without a folder.
+        crop_seed: seed of the random crops; apart from `seed`, so that trainings with several seeds share a folder.
+        memory_gib: the limit for features in memory.
         rows_per_shard: images per file; None: 64 MiB.
-        workers: data loader processes that decode and preprocess.
+        workers: data loader processes that decode and preprocess images.
         flip: probability of a mirrored view in training.
         seed: seed of the draw between views.
         progress: show a progress bar.
@@ -79,8 +81,8 @@ def compute_features(
 
     Raises:
         ValueError: unknown views or dtype; the dataset is empty; the vision tower is trained; the features would take
-            more than `memory_gib` or the free disk; a feature does not fit into `dtype`; the folder holds features of
-            other weights, images or settings (every difference is named).
+            more than `memory_gib` or the free disk; a value is out of the range of `dtype`; the folder holds features
+            of other weights, images or settings (every difference is named).
     """
     dtype = str(dtype).removeprefix("torch.")
     if dtype not in DTYPES:
@@ -108,13 +110,13 @@ def compute_features(
             "after the first step; train from images instead (precompute_features=False)"
         )
     schema = model.config.schema
-    labels, images = read_labels(dataset), _Images(dataset)
+    labels, images = read_labels(dataset), _ImagesOnly(dataset)
     was_training = model.training
     model.eval()
     try:
         store = FeatureStore.create(
             len(images),
-            lambda: _probe(model, processor, images),
+            lambda: _feature_shape(model, processor, images),
             dtype,
             chosen,
             directory=directory,
@@ -128,13 +130,13 @@ def compute_features(
     return FeatureDataset(store, labels, schema=schema, flip=flip, seed=seed)
 
 
-class _Images:
-    """The images of a data set, and nothing else of it."""
+class _ImagesOnly:
+    """The images of a data set without its other columns, which are then not read."""
 
     def __init__(self, dataset):
         if hasattr(dataset, "select_columns"):
             dataset = dataset.select_columns(["image"])
-        self.rows = undecoded(dataset)
+        self.rows = disable_decoding(dataset)
 
     def __len__(self):
         return len(self.rows)
@@ -143,32 +145,37 @@ class _Images:
         return {"image": self.rows[index]["image"]}
 
 
-class _Views:
-    """Items are asked for as (view, row), those of a batch all of one view."""
+class _AugmentedViews:
+    """The images in each view. An item is asked for as (view, row); a batch holds items of one view only."""
 
     def __init__(self, images, schema, views: dict[str, FeatureView]):
         self.views = {}
         for name, view in views.items():
-            change = ParAugmentation(schema, flip=float(view.mirrored), pad=view.pad)
-            self.views[name] = AugmentedDataset(images, change if name != "identity" else None, seed=view.seed)
+            augmentation = ParAugmentation(schema, flip=float(view.mirrored), pad=view.pad)
+            self.views[name] = AugmentedDataset(images, augmentation if name != "identity" else None, seed=view.seed)
             self.views[name].set_epoch(view.draw)
 
     def __getitems__(self, items: Sequence[tuple[str, int]]):
         return self.views[items[0][0]].__getitems__([row for _, row in items])
 
 
-class _Work:
-    """Batches of the shards that this process could take, as a batch sampler.
+class _ShardSampler:
+    """A batch sampler over the shards that this process could claim.
 
-    Shards are taken while batches are handed out, so that one data loader runs across all of them and processes that
-    work at different speeds all finish at the same time.
+    A shard is claimed when its first batch is asked for. So one data loader runs across all shards, and a faster
+    process claims more of them.
+
+    Attributes:
+        claimed: shards whose batches were handed out and that are not written yet, in order.
+        busy: shards that another process holds.
+        num_done: rows of shards that another process finished meanwhile.
     """
 
     def __init__(self, store: FeatureStore, todo: Sequence[Shard], batch_size: int):
         self.store, self.todo, self.batch_size = store, todo, batch_size
-        self.taken: deque[Shard] = deque()
+        self.claimed: deque[Shard] = deque()
         self.busy: list[Shard] = []
-        self.found = 0
+        self.num_done = 0
 
     def __iter__(self):
         for shard in self.todo:
@@ -176,9 +183,9 @@ class _Work:
                 self.busy.append(shard)
             elif self.store.has(shard):
                 self.store.release(shard)
-                self.found += len(shard)
+                self.num_done += len(shard)
             else:
-                self.taken.append(shard)
+                self.claimed.append(shard)
                 for start in range(shard.start, shard.stop, self.batch_size):
                     stop = min(start + self.batch_size, shard.stop)
                     yield [(shard.view, row) for row in range(start, stop)]
@@ -193,15 +200,16 @@ def _forward(model, batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return patch_embeds, image_embeds, patch_mask
 
 
-def _probe(model, processor, images) -> tuple[int, int, int]:
+def _feature_shape(model, processor, images) -> tuple[int, int, int]:
+    """Patches N, their width D, and the width of the pooled output, from a forward pass over the first image."""
     patch_embeds, image_embeds, _ = _forward(model, ParCollator(processor)([images[0]]))
     return *patch_embeds.shape[1:], image_embeds.shape[-1]
 
 
 def _check_room(store: FeatureStore, memory_gib: float) -> None:
-    """Says how large the features are, and refuses what does not fit, before anything is computed."""
+    """Logs how large the features are, and raises if they do not fit, before anything is computed."""
     N, D, _ = store.shape
-    what = (
+    description = (
         f"features of {len(store):,} images x {len(store.views)} view(s) x {N} patches x {D} as {store.dtype}: "
         f"{store.nbytes / _GIB:.2f} GiB"
     )
@@ -212,14 +220,14 @@ def _check_room(store: FeatureStore, memory_gib: float) -> None:
                 "keep them in a folder (directory=, --cache-features), raise the limit, use fewer patches per image, "
                 "or train from images (precompute_features=False)"
             )
-        logger.info("%s of memory", what)
+        logger.info("%s of memory", description)
         return
     missing = sum(len(shard) for shard in store.missing())
     needed = store.nbytes * missing // (len(store) * len(store.views))
     free = shutil.disk_usage(store.directory).free
     logger.info(
         "%s in %s, %.2f GiB of it to be computed; %.1f GiB of disk are free",
-        what, store.directory, needed / _GIB, free / _GIB,
+        description, store.directory, needed / _GIB, free / _GIB,
     )  # fmt: skip
     if needed > free:
         raise ValueError(
@@ -230,6 +238,7 @@ def _check_room(store: FeatureStore, memory_gib: float) -> None:
 
 
 def _fill(store, model, processor, images, schema, batch_size, workers, progress) -> None:
+    """Computes the missing shards, together with other processes that fill the same folder."""
     todo = store.missing()
     if not todo:
         return
@@ -241,50 +250,50 @@ def _fill(store, model, processor, images, schema, batch_size, workers, progress
     waiting = False
     with bar:
         while todo:
-            work = _Work(store, todo, batch_size)
-            _run(work, store, model, processor, images, schema, workers, bar)
-            bar.update(work.found)
-            if len(work.busy) == len(todo):
+            sampler = _ShardSampler(store, todo, batch_size)
+            _compute_shards(sampler, store, model, processor, images, schema, workers, bar)
+            bar.update(sampler.num_done)
+            if len(sampler.busy) == len(todo):
                 if not waiting:
                     logger.info("waiting for %d shards that other processes compute", len(todo))
                 waiting = True
                 time.sleep(_WAIT_SECONDS)
-            todo = work.busy
+            todo = sampler.busy
 
 
-def _run(work, store, model, processor, images, schema, workers, bar) -> None:
+def _compute_shards(sampler, store, model, processor, images, schema, workers, bar) -> None:
     loader = DataLoader(
-        _Views(images, schema, store.views),
-        batch_sampler=work,
+        _AugmentedViews(images, schema, store.views),
+        batch_sampler=sampler,
         num_workers=workers,
         collate_fn=ParCollator(processor),
         pin_memory=model.device.type == "cuda",
-        # Its own, so that the training draws the same numbers whether the features were there already or not.
+        # Its own generator: otherwise computing features would change the random numbers of the training.
         generator=torch.Generator(),
     )
     batches: list[dict[str, torch.Tensor]] = []
     # One shard is written while the next one is computed.
-    writer, written = ThreadPoolExecutor(1), None
+    writer, writing = ThreadPoolExecutor(1), None
     try:
         for batch in loader:
             batches.append(store.encode(*_forward(model, batch)))
             bar.update(len(batches[-1]["patch_mask"]))
-            shard = work.taken[0]
+            shard = sampler.claimed[0]
             if sum(len(one["patch_mask"]) for one in batches) == len(shard):
-                if written is not None:
-                    written.result()
-                written = writer.submit(_write, store, shard, batches)
-                work.taken.popleft()
+                if writing is not None:
+                    writing.result()
+                writing = writer.submit(_write_shard, store, shard, batches)
+                sampler.claimed.popleft()
                 batches = []
-        if written is not None:
-            written.result()
+        if writing is not None:
+            writing.result()
     finally:
         writer.shutdown()
-        for shard in work.taken:
+        for shard in sampler.claimed:
             store.release(shard)
 
 
-def _write(store: FeatureStore, shard: Shard, batches: list[dict[str, Any]]) -> None:
+def _write_shard(store: FeatureStore, shard: Shard, batches: list[dict[str, Any]]) -> None:
     try:
         store.put(shard, join_batches(batches))
     finally:

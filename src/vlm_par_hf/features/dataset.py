@@ -1,4 +1,4 @@
-"""Features of a frozen backbone as the data set that the Trainer trains from."""
+"""`FeatureDataset`: features of a frozen backbone as a data set for the Trainer."""
 
 from collections.abc import Iterator, Sequence
 
@@ -19,18 +19,18 @@ class FeatureDataset(Dataset):
     """Precomputed features of one split as a map-style dataset for the Trainer.
 
     An item is a dict: `patch_embeds` float32 `(N, D)`, `image_embeds` float32 `(D,)`, `patch_mask` bool `(N,)`,
-    `labels` int64 `(A,)`. Which view an item shows is drawn from `(seed, epoch, index)`: the order in which items are
-    asked for, the number of workers and an interruption change nothing.
+    `labels` int64 `(A,)`. Its view is drawn from `(seed, epoch, index)` alone, so the order in which items are read,
+    the number of workers and an interruption change nothing.
 
     Args:
         store: the features of S images.
         labels: int64 `(S, A)`, -100 unknown; None: items have none.
-        schema: of the labels, says what a mirrored view does to them.
-        flip: probability of a mirrored view, where the store has one; among several the draw is uniform.
-        seed: of the draw.
+        schema: of the labels; says how they change in a mirrored view.
+        flip: probability of a mirrored view, if the store has one; among several views the draw is uniform.
+        seed: seed of the draw.
 
     Raises:
-        ValueError: another number of labels than of features, or mirrored views and labels without a schema.
+        ValueError: the number of labels differs from that of images, or mirrored views and labels without a schema.
     """
 
     def __init__(
@@ -49,14 +49,14 @@ class FeatureDataset(Dataset):
         self.labels = None if labels is None else np.asarray(labels, dtype=np.int64)
         if labels is not None and len(labels) != len(store):
             raise ValueError(f"labels has {len(labels)} rows and the features are of {len(store)} images")
-        self._straight = [name for name, view in store.views.items() if not view.mirrored]
+        self._not_mirrored = [name for name, view in store.views.items() if not view.mirrored]
         self._mirrored = [name for name, view in store.views.items() if view.mirrored]
         self._mirrored_labels = None
         if self._mirrored and labels is not None:
             if schema is None:
                 raise ValueError(f"schema is None: the labels of the views {self._mirrored} follow its mirror")
             self._mirrored_labels = schema.mirror_labels(self.labels)
-        # In shared memory, because persistent workers hold a copy of this object from the first epoch on.
+        # In shared memory: persistent workers keep the copy of this object that they got in the first epoch.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
     @property
@@ -64,7 +64,7 @@ class FeatureDataset(Dataset):
         return int(self._epoch)
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the views of this epoch; called by the data loader at the start of each one."""
+        """Set the epoch whose views are drawn; the data loader calls it at the start of each one."""
         self._epoch.fill_(int(epoch))
 
     def __len__(self) -> int:
@@ -74,14 +74,14 @@ class FeatureDataset(Dataset):
         if len(self.views) == 1:
             return self.views[0]
         rng = np.random.default_rng((self.seed, epoch, index))
-        group = self._mirrored if self._mirrored and rng.random() < self.flip else self._straight
+        group = self._mirrored if self._mirrored and rng.random() < self.flip else self._not_mirrored
         return group[0] if len(group) == 1 else group[rng.integers(len(group))]
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> StackedRows:
-        """The rows of a batch, read into one tensor each; a data loader asks for them in this way."""
+        """The rows of a batch in one tensor per key; a data loader calls this method where it exists."""
         for index in indices:
             if not -len(self) <= index < len(self):
                 raise IndexError(f"index {index} is outside of {len(self)} samples")
@@ -108,5 +108,5 @@ class FeatureDataset(Dataset):
 
     @property
     def nbytes(self) -> int:
-        """What the features take, in bytes."""
+        """Bytes of the features."""
         return self.store.nbytes

@@ -5,88 +5,41 @@ A folder holds the features of one image set under one backbone and one processo
     manifest.json                    what the features depend on, their shape, the views
     identity-00000.safetensors ...   `patch_embeds`, `image_embeds`, `patch_mask` (int8: `patch_scale`) of some rows
 
-A shard appears whole or not at all, so whatever ended an earlier process, the shards that are there are good and the
-others are still to be computed. There are no labels in it: label spaces, heads, seeds and recipes share one folder.
+A shard is written under another name and renamed when it is complete. So after any interruption the shards that exist
+are good, and only the others are computed. Shards hold no labels: all label spaces, heads, seeds and recipes share one
+folder.
 """
 
 import hashlib
 import json
 import logging
 import os
-import re
 import struct
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
-from huggingface_hub.utils import tqdm
 from safetensors.torch import load_file, save
 
-from vlm_par_hf.images.opening import open_image
 from vlm_par_hf.utils import atomic_write_json
 
+from .views import FeatureView
 
-__all__ = ["FeatureStore", "FeatureView", "describe_features", "feature_views"]
+
+__all__ = ["DTYPES", "FORMAT", "MANIFEST", "FeatureStore", "Shard", "join_batches"]
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1  # of the folder; also raised when the package opens or prepares images in another way
+# Version of the folder. Raise it also when the package opens or prepares images differently: features change then.
+FORMAT = 1
 MANIFEST = "manifest.json"
 DTYPES = ("float32", "float16", "bfloat16", "int8")
 # A killed process loses one shard: minutes of a base-size tower on a CPU, less than a second on a GPU.
 _SHARD_BYTES = 64 * 2**20
 _MAX_SHARD_ROWS = 4096
-_GIB = 2**30
-_TEXT_WEIGHTS = ("text_model.", "text_projection.", "logit_")
-_VIEW_NAME = re.compile(r"identity|flip|crop([1-9]\d*)(-flip)?")
-
-
-@dataclass(frozen=True)
-class FeatureView:
-    """One way to look at every image.
-
-    Attributes:
-        mirrored: flipped from left to right; its labels are the schema's mirrored ones.
-        draw: 0 for the whole image; k > 0 for the k-th random crop, which is what `AugmentedDataset` with
-            `ParAugmentation(pad=pad)` and `seed` shows in epoch k.
-        pad: of the crop, as in `ParAugmentation`.
-        seed: of the crop.
-    """
-
-    mirrored: bool = False
-    draw: int = 0
-    pad: float = 0.0
-    seed: int = 0
-
-    @classmethod
-    def from_name(cls, name: str, *, pad: float = 0.05, seed: int = 0) -> "FeatureView":
-        """The view called `"identity"`, `"flip"`, `"cropK"` or `"cropK-flip"` (K from 1).
-
-        Raises:
-            ValueError: another name.
-        """
-        match = _VIEW_NAME.fullmatch(name)
-        if match is None:
-            raise ValueError(f"view {name!r}: expected 'identity', 'flip', 'cropK' or 'cropK-flip' with K from 1")
-        draw = int(match[1] or 0)
-        return cls(name.endswith("flip"), draw, pad if draw else 0.0, seed if draw else 0)
-
-
-def feature_views(flip: bool = False, crops: int = 0) -> tuple[str, ...]:
-    """Names of the views for a recipe: `"identity"`, with `flip` also `"flip"`, and `crops` random crops, with `flip`
-    every second of them mirrored.
-
-    Raises:
-        ValueError: `crops` is negative.
-    """
-    if crops < 0:
-        raise ValueError(f"crops={crops!r}: expected 0 or more")
-    names = [f"crop{k}-flip" if flip and k % 2 == 0 else f"crop{k}" for k in range(1, crops + 1)]
-    return ("identity", *(("flip",) if flip else ()), *names)
 
 
 @dataclass(frozen=True)
@@ -133,17 +86,17 @@ class FeatureStore:
         describe: Mapping[str, Any] | None = None,
         rows_per_shard: int | None = None,
     ) -> "FeatureStore":
-        """A store to be filled; with a folder that holds the same features already, what is missing in it.
+        """A store to be filled. If its folder already holds some of the features, only the others are missing.
 
         Args:
             count: images S.
-            shape: gives patches N, width D of the patches, width of the pooled output; a folder that was begun
-                already has them.
+            shape: returns patches N, width D of the patches, width of the pooled output; not called for a folder that
+                an earlier process began.
             dtype: one of float32, float16, bfloat16, int8.
             views: the views by name.
             directory: None keeps the features in memory.
             describe: what the features depend on (`describe_features`); for a folder only.
-            rows_per_shard: None: 64 MiB per shard. A folder keeps the value it was begun with.
+            rows_per_shard: None: 64 MiB per shard. A folder keeps the value that it was begun with.
 
         Raises:
             ValueError: the folder was made for other features; every difference is named.
@@ -172,7 +125,7 @@ class FeatureStore:
                     "views": {},
                 }
             found = {name: view for name, view in manifest["views"].items() if name in views}
-            differences = _differences(
+            differences = _list_differences(
                 {**manifest["depends_on"], "view": found},
                 {**wanted, "view": {name: asdict(views[name]) for name in found}},
             )
@@ -187,11 +140,11 @@ class FeatureStore:
 
     @classmethod
     def open(cls, directory: str | Path, views: Sequence[str] | None = None) -> "FeatureStore":
-        """What an earlier run left in a folder, whatever made it; needs neither model nor images.
+        """The features in a folder; needs neither model nor images.
 
         Args:
             directory: the folder.
-            views: names; None: all that the folder has.
+            views: names of views; None: all that the folder has.
 
         Raises:
             FileNotFoundError: the folder has no manifest.
@@ -223,7 +176,7 @@ class FeatureStore:
         )  # fmt: skip
 
     def __getstate__(self):
-        # A process of its own maps the files itself; features in memory travel as they are.
+        # Another process maps the files itself; features in memory are copied to it.
         state = {**self.__dict__, "_locks": {}}
         return state if self.directory is None else {**state, "_tensors": {}, "_mapped": False}
 
@@ -232,11 +185,11 @@ class FeatureStore:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the features when all views are there."""
+        """Bytes of the features of all views."""
         return self.count * len(self.views) * _row_bytes(self.shape, self.dtype)
 
     def missing(self) -> list[Shard]:
-        """The shards that are still to be computed; a file that is damaged or of another cache counts as missing."""
+        """The shards that are still to be computed; a file that is damaged or of other features counts as missing."""
         return [shard for view in self.views for shard in self._shards_of(view) if not self.has(shard)]
 
     def _shards_of(self, view: str) -> list[Shard]:
@@ -277,13 +230,13 @@ class FeatureStore:
     # Filling
 
     def claim(self, shard: Shard) -> bool:
-        """Takes a shard for this process; False while another one has it. The claim ends with the process, however
-        that ends."""
+        """Claims a shard for this process; False if another process holds it. The claim ends at the latest with the
+        process, even if it is killed."""
         if self.directory is None:
             return True
         locks = self.directory / ".locks"
         locks.mkdir(exist_ok=True)
-        # Released by the thread that writes, hence not bound to the one that claims.
+        # Not bound to this thread, because the thread that writes the shard releases it.
         lock = FileLock(locks / shard.file, thread_local=False)
         try:
             lock.acquire(timeout=0)
@@ -298,14 +251,14 @@ class FeatureStore:
             lock.release()
 
     def put(self, shard: Shard, tensors: dict[str, torch.Tensor]) -> None:
-        """Keeps a shard that `encode` made; in a folder it is on the disk when this returns."""
+        """Stores a shard that `encode` made; in a folder it is on the disk when this returns."""
         if self.directory is None:
             self._tensors[shard.view, shard.index] = tensors
             return
         path = self.directory / shard.file
-        # One name per shard is enough: whoever writes it holds its lock, and takes over what a killed process left.
+        # No unique name is needed: only the holder of the lock writes it, over what a killed process may have left.
         temporary = self.directory / f".{shard.file}.tmp"
-        # `save_file` would let nobody but this user read it, and a cache may be shared.
+        # `save_file` makes files that only this user can read, but a cache may be shared.
         with temporary.open("wb") as file:
             file.write(save(tensors, metadata=self._metadata(shard)))
             file.flush()
@@ -313,7 +266,7 @@ class FeatureStore:
         os.replace(temporary, path)
 
     def encode(self, patch_embeds, image_embeds, patch_mask) -> dict[str, torch.Tensor]:
-        """What a shard keeps of a batch, on the CPU.
+        """A batch as it is stored, on the CPU.
 
         int8 keeps 255 levels per patch between plus and minus its largest entry; the pooled output is float16 then.
 
@@ -337,10 +290,10 @@ class FeatureStore:
     # Reading
 
     def _map_files(self) -> None:
-        """Pages of the files are read when they are touched, and the system may drop them again.
+        """Maps the files into memory: the system reads a page when it is touched and may drop it again.
 
-        All files at once: what one leaves in the heap between two batches would lie where the last batch was, and the
-        next batch would need new memory.
+        All files are mapped at once. Mapping one between two batches would leave small allocations where the
+        last batch was, and the next batch would need new memory.
         """
         for view in self.views:
             for shard in self._shards_of(view):
@@ -348,7 +301,7 @@ class FeatureStore:
                     self._tensors[view, shard.index] = load_file(self.directory / shard.file)
 
     def read(self, rows: Sequence[int], views: Sequence[str] | None = None) -> dict[str, torch.Tensor]:
-        """Rows in any order.
+        """Features of rows in any order.
 
         Args:
             rows: B positions from 0.
@@ -383,7 +336,7 @@ class FeatureStore:
 
 
 def join_batches(batches: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    """Encoded batches as one shard; those with fewer patches are padded, and what was added stays masked."""
+    """Joins encoded batches to one shard; batches with fewer patches are padded, and the padding is masked."""
     N = max(batch["patch_mask"].shape[1] for batch in batches)
     joined = {}
     for name in batches[0]:
@@ -420,74 +373,6 @@ def _check_finite(stored: torch.Tensor, values: torch.Tensor, name: str, dtype: 
     raise ValueError(f"{name} of the backbone is not finite: check the checkpoint and its precision")
 
 
-# What the features depend on
-
-
-def describe_features(model, processor, images, *, progress: bool = True) -> dict[str, Any]:
-    """What makes the features of an image set what they are, as plain JSON: two equal descriptions, equal features.
-
-    The weights are hashed as they lie in memory (without the text tower, which changes no feature), the images by the
-    bytes of their files, or by their pixels where there is no file, in order; so a data set may move.
-
-    Args:
-        model: has `vlm`, a vision-language backbone.
-        processor: has `image_processor`, and may have `patch_grid`.
-        images: rows with `image`; not decoded where they have a file.
-    """
-    vision = model.vlm.config.vision_config
-    # What a tensor's name, dtype and shape do not say.
-    fields = ("hidden_act", "layer_norm_eps", "num_attention_heads", "patch_size", "image_size", "num_patches")
-    weights = {name: value for name, value in model.vlm.state_dict().items() if not name.startswith(_TEXT_WEIGHTS)}
-    settings = json.loads(processor.image_processor.to_json_string())
-    return {
-        "backbone": {
-            "model_type": model.vlm.config.model_type,
-            "weights_sha256": _hash_tensors(weights),
-            **{name: getattr(vision, name, None) for name in fields},
-        },
-        "processor": {
-            **{name: value for name, value in settings.items() if not name.startswith("_")},
-            "image_processor_type": type(processor.image_processor).__name__,
-            "patch_grid": getattr(processor, "patch_grid", None),
-        },
-        "images": {"count": len(images), "sha256": _hash_images(images, progress)},
-    }
-
-
-def _hash_tensors(tensors: Mapping[str, torch.Tensor]) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
-
-
-def _hash_images(images, progress: bool) -> str:
-    digest = hashlib.sha256()
-    bar = tqdm(total=len(images), desc="image set", unit="image", disable=not progress, leave=False)
-    # Reading many small files waits for the disk more than for the processor.
-    with ThreadPoolExecutor(8) as pool, bar:
-        for start in range(0, len(images), 256):
-            sources = [images[row]["image"] for row in range(start, min(start + 256, len(images)))]
-            for one in pool.map(_hash_image, sources):
-                digest.update(one)
-            bar.update(len(sources))
-    return digest.hexdigest()
-
-
-def _hash_image(source: Any) -> bytes:
-    if isinstance(source, dict) and source.get("bytes") is not None:
-        source = source["bytes"]
-    elif isinstance(source, dict) and "path" in source:
-        source = source["path"]
-    if isinstance(source, (str, os.PathLike)):
-        source = Path(source).read_bytes()
-    if not isinstance(source, (bytes, bytearray, memoryview)):
-        picture = open_image(source)
-        source = json.dumps(picture.size).encode() + picture.tobytes()
-    return hashlib.sha256(source).digest()
-
-
 def _read_manifest(directory: Path) -> dict[str, Any]:
     try:
         return json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
@@ -497,12 +382,12 @@ def _read_manifest(directory: Path) -> dict[str, Any]:
         raise ValueError(f"{str(directory / MANIFEST)!r} is not valid JSON: {error}") from error
 
 
-def _differences(there: Mapping[str, Any], here: Mapping[str, Any], prefix: str = "") -> list[str]:
+def _list_differences(there: Mapping[str, Any], here: Mapping[str, Any], prefix: str = "") -> list[str]:
     found = []
     for name in sorted(there.keys() | here.keys()):
         old, new = there.get(name), here.get(name)
         if isinstance(old, Mapping) and isinstance(new, Mapping):
-            found += _differences(old, new, f"{prefix}{name} ")
+            found += _list_differences(old, new, f"{prefix}{name} ")
         elif old != new:
             found.append(f"{prefix}{name}: {old!r} there, {new!r} now")
     return found

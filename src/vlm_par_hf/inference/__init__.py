@@ -1,1 +1,1 @@
-"""From pictures to answers: the one prediction loop and the pipeline."""
+"""From pictures to answers: the prediction loop that everything shares, and the pipeline."""

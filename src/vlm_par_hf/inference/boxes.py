@@ -1,18 +1,23 @@
-"""Boxes of people, as a user or a detector gives them."""
+"""Checks of boxes of people, given by a user or a detector, and of the detector's label for people."""
 
 import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 
-__all__ = [
-    "check_boxes",
-    "check_detector_label",
-]
+__all__ = ["check_boxes", "check_detector_label"]
 
 
 def check_boxes(boxes: Any, size: tuple[int, int]) -> list[tuple[int, int, int, int]]:
-    """Boxes as whole pixels inside a picture of `size` (width, height): rounded outwards, then clipped."""
+    """Boxes as whole pixels inside a picture of `size` (width, height): rounded outwards, then clipped.
+
+    Args:
+        boxes: each `[x0, y0, x1, y1]` or a dict with xmin, ymin, xmax, ymax, in pixels.
+
+    Raises:
+        TypeError: `boxes` is no list of boxes.
+        ValueError: a box is not of four finite numbers, or is empty, reversed or outside the picture.
+    """
     width, height = size
     where = f"in a picture of width {width} and height {height}"
     boxes = boxes.tolist() if hasattr(boxes, "tolist") else boxes
@@ -44,7 +49,11 @@ def check_boxes(boxes: Any, size: tuple[int, int]) -> list[tuple[int, int, int, 
 
 
 def check_detector_label(detector: Any, label: str) -> None:
-    """A detector that tells its labels must know people; otherwise every picture would silently come back empty."""
+    """Checks that a detector has the label of people: with another one every picture would silently give no people.
+
+    Raises:
+        ValueError: the detector says which labels it has, and `label` is not among them.
+    """
     known = getattr(getattr(getattr(detector, "model", None), "config", None), "id2label", None)
     if isinstance(known, Mapping) and known and label.lower() not in {str(name).lower() for name in known.values()}:
         names = ", ".join(str(name) for name in list(known.values())[:10])

@@ -1,24 +1,22 @@
-"""What a device computes fast in."""
+"""`inference_dtype`: the dtype in which a device answers fast."""
 
 from typing import Any
 
 import torch
 
 
-__all__ = [
-    "inference_dtype",
-]
+__all__ = ["inference_dtype"]
 
 
 def inference_dtype(device: Any = None) -> torch.dtype:
     """bfloat16 where the device multiplies it in hardware, about twice as fast as float32; float32 elsewhere.
 
-    For answers, not for training; the logits are float32 either way. transformers' own `dtype="auto"` is another
-    thing, the dtype that a checkpoint was saved in: pass `pipeline(..., dtype=inference_dtype())`.
+    For answers, not for training; the logits are float32 in both cases. transformers' own `dtype="auto"` means
+    something else, the dtype that a checkpoint was saved in: pass `pipeline(..., dtype=inference_dtype())` instead.
 
     Args:
-        device: `"cpu"`, `"cuda:0"`, a `torch.device`, a number as pipelines take it; None: what a pipeline would take,
-            a GPU if there is one.
+        device: `"cpu"`, `"cuda:0"`, a `torch.device`, a number as for a pipeline; None: as a pipeline chooses, a GPU
+            if there is one.
     """
     if device is None:
         device = 0 if torch.cuda.is_available() else "cpu"
@@ -28,7 +26,7 @@ def inference_dtype(device: Any = None) -> torch.dtype:
     if kind == "cuda":
         fast = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
-        # AVX512-BF16 or AMX; without them torch computes bfloat16 on a CPU more slowly than float32.
+        # AVX512-BF16 or AMX; without them a CPU computes bfloat16 more slowly than float32.
         checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
         fast = kind == "cpu" and any(getattr(torch.cpu, check, bool)() for check in checks)
     return torch.bfloat16 if fast else torch.float32

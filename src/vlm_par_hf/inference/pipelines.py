@@ -1,8 +1,8 @@
 """`pipeline("pedestrian-attributes")`: pictures in, attributes of people out.
 
 One picture is one person, unless boxes or a detector say where the people are. People are answered in batches that run
-across pictures. Threads prepare the next batch while the model answers this one, and no more than that, so that a
-stream of any length and a picture with any number of boxes need memory for two batches only.
+across pictures. Threads prepare only the next batch while the model answers this one, so that a stream of any length
+and a picture with any number of boxes need memory for two batches only.
 
     import vlm_par_hf
     from transformers import pipeline
@@ -42,7 +42,6 @@ __all__ = ["TASK", "PedestrianAttributesPipeline", "register_pipeline"]
 
 logger = logging.get_logger(__name__)
 
-
 _EXPLAIN_AS = ("overlay", "relevance")
 
 
@@ -71,8 +70,8 @@ class PedestrianAttributesPipeline(PushToHub, Pipeline):
         timeout (`float`, defaults to 30): seconds to wait for a URL.
         kwargs: `device`, `batch_size`, `num_workers` as for every pipeline.
 
-    Each of them may be given here or in a call; a call wins. Answers do not depend on `batch_size`, up to rounding.
-    The model answers in evaluation mode, whatever mode it was left in.
+    Each option may be given here or in a call, which takes precedence. Answers do not depend on `batch_size`, up to
+    rounding. The model answers in evaluation mode whatever its mode is.
 
     Raises:
         ValueError: if there is no processor, or an option has a value that is not allowed.
@@ -156,7 +155,8 @@ class PedestrianAttributesPipeline(PushToHub, Pipeline):
         return tuple({key: value for key, value in group.items() if value is not None} for group in groups)
 
     def _attributes_to_explain(self, explain, attributes, sensitive: bool | None) -> bool | tuple[str, ...]:
-        """`explain`, checked together with what was set when the pipeline was made and holds for this call, too."""
+        """`explain`, checked together with the options that were set when the pipeline was made."""
+        # While the pipeline is made there are no such options yet.
         forward_set, postprocess_set = getattr(self, "_forward_params", {}), getattr(self, "_postprocess_params", {})
         explain = forward_set.get("explain", False) if explain is None else explain
         if isinstance(explain, (bool, np.bool_)):
@@ -165,8 +165,8 @@ class PedestrianAttributesPipeline(PushToHub, Pipeline):
             raise ValueError(f"explain is {explain!r}, but {type(self.model).__name__} cannot explain its answers")
         if isinstance(explain, bool):
             return explain
-        asked = attributes or forward_set.get("attributes")
-        schema = self.model.config.schema if asked is None else asked.schema
+        attributes = attributes or forward_set.get("attributes")
+        schema = self.model.config.schema if attributes is None else attributes.schema
         sensitive = postprocess_set.get("sensitive", True) if sensitive is None else sensitive
         names = (explain,) if isinstance(explain, str) else tuple(explain)
         for name in names:
@@ -194,9 +194,9 @@ class PedestrianAttributesPipeline(PushToHub, Pipeline):
             batch_size (`int`): people per forward.
             num_workers (`int`): threads that open pictures ahead of the model; by default one per core
                 (`OMP_NUM_THREADS` lowers it), at most 8. With 0 nothing is read ahead. The items themselves are taken
-                one by one in the caller's thread: the less they cost, the better, so give paths or encoded bytes
-                rather than decoded pictures (a `datasets` image column is left undecoded by itself). To share
-                costlier work among processes, pass a `DataLoader(dataset, batch_size=None, num_workers=...)`.
+                one by one in the caller's thread, so paths or encoded bytes are faster than pictures that are decoded
+                there (a `datasets` image column is not decoded). To share expensive work among processes, pass a
+                `DataLoader(dataset, batch_size=None, num_workers=...)`.
             kwargs: the options of the class, for this call.
 
         Returns:
@@ -246,13 +246,13 @@ class PedestrianAttributesPipeline(PushToHub, Pipeline):
         return Results(results, len(inputs) if pictures.is_sized else None)
 
     def preprocess(self, input_, **preprocess_params) -> dict[str, torch.Tensor]:
-        """The model's inputs for one person, with a leading axis of 1."""
+        """The model's inputs for one picture of one person, with a leading axis of 1."""
         if preprocess_params.get("detector") is not None or (
             isinstance(input_, Mapping) and input_.get("boxes") is not None
         ):
             raise ValueError("preprocess answers for one person, expected a picture without boxes and detector")
         (person,) = Pictures([input_], processor=self.processor, single=True, **preprocess_params).read()
-        return person.features
+        return person.inputs
 
     def _forward(
         self, model_inputs: dict[str, torch.Tensor], attributes=None, explain: bool | tuple[str, ...] = False
@@ -269,7 +269,7 @@ class PedestrianAttributesPipeline(PushToHub, Pipeline):
         explain: bool | tuple[str, ...] = False,
         explain_as: str = "overlay",
     ) -> list[dict[str, Any]]:
-        """One dict per row of the outputs. `crops`, the pictures of the people, are needed for overlays."""
+        """One dict of answers per row of the outputs; for overlays `crops`, the pictures of the people, are needed."""
         schema = self.model.config.schema if attributes is None else attributes.schema
         people = self.processor.post_process_attributes(ParOutput(logits=model_outputs["logits"]), schema=schema)
         results = []
@@ -292,9 +292,9 @@ class PedestrianAttributesPipeline(PushToHub, Pipeline):
         return results
 
     def _answer(
-        self, people: "Iterator[Person]", batch_size: int, forward_params: dict, postprocess_params: dict
+        self, people: Iterator[Person], batch_size: int, forward_params: dict, postprocess_params: dict
     ) -> Iterator[dict[str, Any] | list[dict[str, Any]]]:
-        """A picture's result, when its last person has been answered."""
+        """Yields the result of each picture, in order, as soon as its last person has been answered."""
         waiting: deque[Picture] = deque()
         options = {**forward_params, "explain": bool(forward_params.get("explain"))}
         batches = fill_batches(people, batch_size, waiting)
@@ -307,8 +307,8 @@ class PedestrianAttributesPipeline(PushToHub, Pipeline):
                 yield waiting.popleft().result
 
     def _save_files(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
-        # No pipeline code goes into the folder: `import vlm_par_hf` registers the task, and a configuration that names
-        # code for it would make transformers ask for trust_remote_code.
+        # No pipeline code is saved: `import vlm_par_hf` registers the task, and a configuration that names code for it
+        # would make transformers ask for trust_remote_code.
         custom_pipelines = getattr(self.model.config, "custom_pipelines", None)
         if custom_pipelines is not None:
             custom_pipelines.pop(TASK, None)
@@ -322,7 +322,7 @@ class PedestrianAttributesPipeline(PushToHub, Pipeline):
 
 
 def register_pipeline() -> None:
-    """Make the task known to `transformers.pipeline`; the embedded model is its default."""
+    """Registers the task with `transformers.pipeline`; the embedded model is its default."""
     if not is_task_registered(TASK, PedestrianAttributesPipeline):
         register_task(
             TASK, PedestrianAttributesPipeline, model_class=AutoModel, default_model=str(embedded_path("heads"))
@@ -330,7 +330,7 @@ def register_pipeline() -> None:
 
 
 def _relevance_map(outputs: dict[str, torch.Tensor], row: int, attribute: int) -> np.ndarray:
-    """Relevance per patch as float32 `(rows, columns)`, without padding."""
+    """Relevance of each patch of one person for one attribute, float32 `(rows, columns)`, without padding."""
     relevance = outputs["relevance"][row, attribute].float().numpy()
     if "spatial_shapes" in outputs:
         rows, columns = (int(value) for value in outputs["spatial_shapes"][row])

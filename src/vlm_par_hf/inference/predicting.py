@@ -1,7 +1,6 @@
-"""The one way from prepared inputs to a model's outputs: pipeline, annotation, evaluation and export parity use it.
+"""From prepared inputs to a model's outputs: used by the pipeline, annotation, evaluation and the parity of exports.
 
-What is around it differs and stays where it belongs: who opens pictures, in which threads, and what becomes of the
-answers.
+Its callers differ in how they open pictures, in which threads, and in what they do with the answers; that stays there.
 """
 
 from collections import deque
@@ -25,14 +24,14 @@ Carried = TypeVar("Carried")
 
 @contextmanager
 def evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
-    """Evaluation mode for a while: a model straight from training would answer with dropout."""
-    training = model.training
-    if training:
+    """Puts a model in evaluation mode and restores its mode at the end: in training mode it would apply dropout."""
+    was_training = model.training
+    if was_training:
         model.eval()
     try:
         yield
     finally:
-        if training:
+        if was_training:
             model.train()
 
 
@@ -44,13 +43,13 @@ def predict_batch(
     attributes: Any = None,
     explain: bool = False,
 ) -> dict[str, torch.Tensor]:
-    """What a model answers, in evaluation mode, whatever mode it was left in.
+    """The outputs of a model for one batch, in evaluation mode whatever its mode is.
 
     Args:
-        model: answers on the device where it lies.
+        model: is run on its own device.
         inputs: keywords of its `forward`, on any device; floating ones are cast to the model's dtype.
         attributes: what `encode_attributes` returned, for a model with `supports_attributes`.
-        explain: whether to say where the answers come from.
+        explain: whether to compute the relevance of each patch too.
 
     Returns:
         On the CPU: `logits` float32 `(B, A, C)`; with `explain` also `relevance` float32 `(B, A, N)` and, for NaFlex,
@@ -60,17 +59,17 @@ def predict_batch(
         name: value.to(model.device, model.dtype if value.is_floating_point() else value.dtype)
         for name, value in inputs.items()
     }
-    asked = {} if attributes is None else {"attributes": attributes}
+    named = {} if attributes is None else {"attributes": attributes}
     outputs = {}
     with evaluation_mode(model):
-        given = inputs
+        model_inputs = inputs
         if explain and model.supports_features:
-            # The vision tower, which is nearly all of the work, runs once for both.
+            # The vision tower, which is nearly all of the work, runs once for logits and relevance.
             features = model.get_image_features(**inputs)
-            given = dict(zip(("patch_embeds", "image_embeds", "patch_mask"), features))
-        outputs["logits"] = model(**given, **asked).logits.float()
+            model_inputs = dict(zip(("patch_embeds", "image_embeds", "patch_mask"), features))
+        outputs["logits"] = model(**model_inputs, **named).logits.float()
         if explain:
-            outputs["relevance"] = model.explain(**given, **asked)
+            outputs["relevance"] = model.explain(**model_inputs, **named)
             if "spatial_shapes" in inputs:
                 outputs["spatial_shapes"] = inputs["spatial_shapes"]
     return {name: value.cpu() for name, value in outputs.items()}
@@ -84,12 +83,12 @@ def predict_batches(
     """`predict_batch` for one batch after another.
 
     Args:
-        model: as there.
-        batches: pairs of anything and the inputs of a batch; None in their place: nothing to answer.
-        options: as there.
+        model: as for `predict_batch`.
+        batches: pairs of any object and the inputs of a batch; inputs of None have no outputs.
+        options: keywords of `predict_batch`.
 
     Yields:
-        What came with the batch, and its outputs (None where there were no inputs), in order.
+        The object that came with the batch, and its outputs (None for inputs of None), in order.
     """
     for carried, inputs in batches:
         yield carried, None if inputs is None else predict_batch(model, inputs, **options)
@@ -107,7 +106,7 @@ def predict_logits(
     """Logits and labels of a whole split.
 
     Args:
-        model: run in evaluation mode on its own device.
+        model: is run in evaluation mode on its own device.
         processor: its processor.
         dataset: a split with `image` and `labels`, or a `FeatureDataset`.
         batch_size: images per forward pass.
@@ -118,7 +117,7 @@ def predict_logits(
         float32 `(S, A, C)` and int64 `(S, A)`, in the order of the split.
 
     Raises:
-        ValueError: the split is empty, or a label is no class index of its attribute.
+        ValueError: the split is empty, or a label is not a class index of its attribute.
     """
     from vlm_par_hf.data import AugmentedDataset, ParCollator
     from vlm_par_hf.features import FeatureDataset
@@ -133,15 +132,15 @@ def predict_logits(
     logits, labels = [], []
     bar = tqdm(total=len(dataset), desc="predict", unit="image", disable=not progress, leave=False)
     with bar, evaluation_mode(model):
-        for known, outputs in predict_batches(model, batches):
+        for batch_labels, outputs in predict_batches(model, batches):
             logits.append(outputs["logits"].numpy())
-            labels.append(known)
-            bar.update(len(known))
+            labels.append(batch_labels)
+            bar.update(len(batch_labels))
     return np.concatenate(logits), np.concatenate(labels)
 
 
 def collate_inputs(items: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    """Joins inputs with a leading axis of 1; a shorter patch axis is filled with zeros, which the mask leaves out."""
+    """Joins inputs with a leading axis of 1 to a batch; shorter patch axes are padded with zeros, also in the mask."""
     batch = {}
     for name in items[0]:
         values = [item[name] for item in items]
@@ -158,23 +157,25 @@ def collate_inputs(items: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, tor
 def read_ahead(
     tasks: Iterator[tuple[int, Callable[[], Any]]], pool: ThreadPoolExecutor | None, ahead: int
 ) -> Iterator[Any]:
-    """Results of weighted tasks, in order, while the next ones are under way in threads.
+    """Results of tasks in order, while threads already work on the next tasks.
 
     Args:
-        tasks: pairs of a weight and what is to be done.
-        pool: None does each task when its result is asked for.
-        ahead: tasks of this weight together are under way.
+        tasks: pairs of a weight and a function without arguments.
+        pool: the threads; None: each task is done when its result is asked for.
+        ahead: tasks are started until their weights add up to this or more.
 
-    An error, of a task or of `tasks`, comes after the results before it.
+    Yields:
+        What each function returned. An error of a function, or of `tasks` itself, is raised after the results before
+        it were yielded.
     """
     if pool is None:
         for _, task in tasks:
             yield task()
         return
-    under_way: deque[tuple[int, Future]] = deque()
-    weights, ended, failure = 0, False, None
+    started: deque[tuple[int, Future]] = deque()
+    total_weight, ended, failure = 0, False, None
     while True:
-        while not ended and weights < ahead:
+        while not ended and total_weight < ahead:
             try:
                 weight, task = next(tasks)
             except StopIteration:
@@ -182,12 +183,12 @@ def read_ahead(
             except Exception as error:
                 ended, failure = True, error
             else:
-                under_way.append((weight, pool.submit(task)))
-                weights += weight
-        if not under_way:
+                started.append((weight, pool.submit(task)))
+                total_weight += weight
+        if not started:
             break
-        weight, future = under_way.popleft()
-        weights -= weight
+        weight, future = started.popleft()
+        total_weight -= weight
         yield future.result()
     if failure is not None:
         raise failure

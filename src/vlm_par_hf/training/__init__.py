@@ -1,12 +1,12 @@
 """Training and evaluation with the plain `transformers.Trainer`.
 
-Names are resolved on first use, so that the command line can read `TrainSettings` without loading the Trainer.
+A name is imported at its first use, so that the command line can read `TrainSettings` without loading the Trainer.
 """
 
 import importlib
 
 
-_HOMES = {
+_MODULE_OF = {
     "FeatureDataset": "features",
     "FeatureStore": "features",
     "TrainResult": "training.trainer",
@@ -38,8 +38,8 @@ __all__ = [
 
 
 def __getattr__(name):
-    if name in _HOMES:
-        return getattr(importlib.import_module(f"vlm_par_hf.{_HOMES[name]}"), name)
+    if name in _MODULE_OF:
+        return getattr(importlib.import_module(f"vlm_par_hf.{_MODULE_OF[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -1,4 +1,4 @@
-"""What a run does besides its steps: the processor in each checkpoint, the bar, one line per validation."""
+"""Callbacks of a run: the processor in each checkpoint, the progress bar, a line per validation."""
 
 import logging
 from pathlib import Path
@@ -6,20 +6,16 @@ from pathlib import Path
 from transformers import ProgressCallback, TrainerCallback
 
 
-__all__ = [
-    "FollowCheckpoints",
-    "QuietProgress",
-    "SaveProcessor",
-]
+__all__ = ["FollowCheckpoints", "QuietProgress", "SaveProcessor"]
 
 logger = logging.getLogger(__name__)
 
 
 class SaveProcessor(TrainerCallback):
-    """Put the processor into each intermediate checkpoint, so that every one of them can be used as it is.
+    """Save the processor in each intermediate checkpoint, so that each of them can be loaded and used.
 
-    Handing it to the Trainer as `processing_class` would do that too, and would also write the tokenizer's special
-    tokens into the model's configuration, where they mean nothing.
+    Giving it to the Trainer as `processing_class` would also save it, but would copy the tokenizer's special tokens to
+    the model's configuration, where they have no meaning.
     """
 
     def __init__(self, processor):
@@ -31,17 +27,17 @@ class SaveProcessor(TrainerCallback):
 
 
 class QuietProgress(ProgressCallback):
-    """The Trainer's progress bar without its dictionaries of numbers: the learning curve holds them."""
+    """The Trainer's progress bar without printing each log entry: the learning curve holds them."""
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         pass
 
 
 class FollowCheckpoints(TrainerCallback):
-    """Close the running mean of the training loss at each checkpoint, and say each validation in one line.
+    """Log the mean training loss at each checkpoint, and each validation in one line.
 
-    The Trainer does not save that running mean: without this, the learning curve of a continued run would differ from
-    that of an uninterrupted one at the first point after the interruption.
+    The Trainer sums up the loss since its last log entry and does not save that sum. Without an entry at each
+    checkpoint the learning curve of a continued run would differ at the first point after the interruption.
     """
 
     def on_step_end(self, args, state, control, **kwargs):

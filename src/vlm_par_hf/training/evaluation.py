@@ -1,6 +1,6 @@
-"""Evaluate a checkpoint on one split, and write down what was measured, on what, and how.
+"""`evaluate`: measure a checkpoint on one split, and record what was measured, on what, and how.
 
-A number without its convention, its split and its sample count is a rumour: `metrics.json` carries all of them.
+A number can be compared only with its convention, its split and its number of samples: `metrics.json` holds them all.
 """
 
 import logging
@@ -19,24 +19,12 @@ from vlm_par_hf.metrics.attributes import ParMetrics
 from vlm_par_hf.utils import atomic_write_json, atomic_write_text
 
 from .plots import plot_attributes, table_text
-from .provenance import DataFacts, check_same_division, check_schema, load_data, naming, versions
+from .provenance import DataFacts, argument_in_errors, check_same_division, check_schema, load_data, versions
 
 
-__all__ = ["evaluate", "markdown_table"]
+__all__ = ["evaluate", "markdown_table", "write_report"]
 
 logger = logging.getLogger(__name__)
-
-
-def _load_checkpoint(model, processor):
-    if not isinstance(model, (str, Path)):
-        if processor is None:
-            raise ValueError("processor is None: a model in memory needs its processor beside it")
-        return model, processor, getattr(model, "name_or_path", "") or "in memory"
-    from transformers import AutoModel, AutoProcessor
-
-    name = str(model)
-    with naming("model", name):
-        return AutoModel.from_pretrained(name), processor or AutoProcessor.from_pretrained(name), name
 
 
 def evaluate(
@@ -68,38 +56,39 @@ def evaluate(
         model: a checkpoint folder or repository, or a model in memory (with `processor`).
         dataset: name for `load_par_dataset` (with `root`, `schema`, `dataset_options`) or a `DatasetDict`.
         split: `"train"`, `"validation"` or `"test"`.
-        output_dir: where `metrics.json`, `attributes.csv`, `attributes.md` and `attributes.png` go; None: nowhere.
+        output_dir: folder for `metrics.json`, `attributes.csv`, `attributes.md` and `attributes.png`; None: they are
+            not written.
         processor: the processor of a model in memory.
         root: folder of the data set.
         schema: the user's own schema for readers that take one.
         dataset_options: further keywords of `load_par_dataset`.
-        dataset_name: what the data are called in the record; None: as they call themselves.
+        dataset_name: name of the data in the record; None: the name that the data set carries.
         preset: metric conventions, see `ParMetrics`.
         threshold: None (the preset's), `"schema"` (each attribute's own) or a number.
         bootstrap: resamples for the intervals; 0 for none.
         min_positives: also average mA over the attributes whose rarest label has at least this many samples.
-        by_person: resample persons instead of images (`person_id` of the split): images of one person are no
-            independent samples, and intervals over images are then too narrow.
+        by_person: resample persons instead of images (`person_id` of the split): images of one person are not
+            independent, so intervals over images are too narrow.
         batch_size, workers, progress: of the forward passes.
         seed: seed of the bootstrap.
-        device: `"cuda"`, `"cpu"`, ...; None: a GPU where there is one.
+        device: `"cuda"`, `"cpu"`, ...; None: a GPU if there is one.
         command: the command line to record; None: `sys.argv`.
 
     Returns:
         The record that `metrics.json` holds.
 
     Raises:
-        ValueError: no such split; the data set's schema differs from the checkpoint's; the data set is divided in
-            another way than the one that the checkpoint was trained on; `by_person` without persons.
+        ValueError: no such split; the data set's schema differs from the checkpoint's; the data set is divided
+            differently than in the training of the checkpoint; `by_person` for a split without `person_id`.
     """
     data = load_data(dataset, root=root, schema=schema, options=dataset_options)
     if split not in data:
         raise ValueError(f"split={split!r} is not in this data set: it has {', '.join(sorted(data))}")
     facts = DataFacts.read(dataset, data[split], name=dataset_name, options=dataset_options)
     skipped = (facts.notes.get("skipped_images") or {}).get(split, 0)
-    model, processor, path = _load_checkpoint(model, processor)
+    model, processor, checkpoint = _load_checkpoint(model, processor)
     if isinstance(dataset, str):
-        check_same_division(path, facts.name, facts.options)
+        check_same_division(checkpoint, facts.name, facts.options)
     check_schema(facts.schema, model.config.schema)
     groups = None
     if by_person:
@@ -120,16 +109,16 @@ def evaluate(
             "name": facts.name,
             "split": split,
             "images": len(labels),
-            # Another number of images is another test set: no comparison with published numbers.
+            # With images missing this is another test set, and not comparable with published numbers.
             "skipped_images": skipped,
             "unknown_labels": int((labels < 0).sum()),
             "synthetic": facts.name == "synthetic",
             "options": facts.options,
         },
         "model": {
-            "path": path,
+            "path": checkpoint,
             "model_type": model.config.model_type,
-            "backbone": getattr(model.config, "backbone_name", None),  # an exported file has none
+            "backbone": getattr(model.config, "backbone_name", None),  # an exported model has none
             "parameters": sum(p.numel() for p in model.parameters()),
         },
         "preset": preset,
@@ -143,6 +132,18 @@ def evaluate(
     if output_dir is not None:
         write_report(record, output_dir)
     return record
+
+
+def _load_checkpoint(model, processor):
+    if not isinstance(model, (str, Path)):
+        if processor is None:
+            raise ValueError("processor is None: a model in memory needs its processor beside it")
+        return model, processor, getattr(model, "name_or_path", "") or "in memory"
+    from transformers import AutoModel, AutoProcessor
+
+    name = str(model)
+    with argument_in_errors("model", name):
+        return AutoModel.from_pretrained(name), processor or AutoProcessor.from_pretrained(name), name
 
 
 def _note(name: str, split: str, skipped: int) -> str:
@@ -159,11 +160,11 @@ def _note(name: str, split: str, skipped: int) -> str:
 
 
 def write_report(record: dict[str, Any], output_dir: str | Path) -> list[Path]:
-    """Write `metrics.json`, `attributes.csv`, `attributes.md` and, where matplotlib is installed, `attributes.png`."""
+    """Write `metrics.json`, `attributes.csv`, `attributes.md` and, if matplotlib is installed, `attributes.png`."""
     folder = Path(output_dir)
     paths = [folder / name for name in ("metrics.json", "attributes.csv", "attributes.md")]
     atomic_write_json(paths[0], record)
-    atomic_write_text(paths[1], table_text([_flat(row) for row in record["attributes"]]))
+    atomic_write_text(paths[1], table_text([_flatten(row) for row in record["attributes"]]))
     atomic_write_text(paths[2], markdown_table(record))
     data = record["data"]
     title = (
@@ -171,14 +172,14 @@ def write_report(record: dict[str, Any], output_dir: str | Path) -> list[Path]:
         f"mA {100 * record['metrics']['mA']:.1f}"
     )
     try:
-        paths.append(plot_attributes(_bars(record["attributes"]), folder / "attributes.png", title=title))
+        paths.append(plot_attributes(_bar_rows(record["attributes"]), folder / "attributes.png", title=title))
     except ImportError as error:
         logger.warning("attributes.png was not drawn: %s", error)
     return paths
 
 
 def markdown_table(record: dict[str, Any]) -> str:
-    """The metrics and the table per attribute as Markdown; percent, with the interval where there is one."""
+    """The metrics and the table per attribute as Markdown; values in percent, with the interval if there is one."""
     data = record["data"]
     lines = [
         f"# {data['name']}, {data['split']}: {data['images']:,} images, conventions of `{record['preset']}`",
@@ -196,12 +197,12 @@ def markdown_table(record: dict[str, Any]) -> str:
     lines += ["", "| attribute | mean recall | rarest label | samples |", "|---|---|---|---|"]
     lines += [
         f"| {bar['name']} | {_percent(bar['mA'])} | {bar['rarest']:,} | {bar['support']:,} |"
-        for bar in _bars(record["attributes"])
+        for bar in _bar_rows(record["attributes"])
     ]
     return "\n".join(lines) + "\n"
 
 
-def _bars(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def _bar_rows(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return [
         {
             "name": row["name"],
@@ -218,12 +219,12 @@ def _percent(value: float | None) -> str:
     return "" if value is None or math.isnan(value) else f"{100 * value:.2f}"
 
 
-def _flat(row: dict[str, Any]) -> dict[str, Any]:
-    """One row of the table with plain cells: what is nested becomes one column per entry, as `labels.yes.recall`."""
+def _flatten(row: dict[str, Any]) -> dict[str, Any]:
+    """A row whose nested values became one column per entry, such as `labels.yes.recall`."""
     cells: dict[str, Any] = {}
     for name, value in row.items():
         if isinstance(value, dict):
-            cells.update({f"{name}.{key}": item for key, item in _flat(value).items()})
+            cells.update({f"{name}.{key}": item for key, item in _flatten(value).items()})
         elif isinstance(value, (list, tuple)):
             cells.update({f"{name}.{index}": item for index, item in enumerate(value)})
         else:

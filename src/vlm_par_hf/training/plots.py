@@ -1,6 +1,6 @@
-"""Learning curves and the picture per attribute. The table beside each picture says the same in numbers.
+"""Pictures of a learning curve and of the results per attribute, and the same numbers as tables.
 
-Figures are drawn without pyplot: no global state, no window, no change of the user's backend.
+Figures are drawn without pyplot, which would have global state, open windows and change the user's backend.
 """
 
 import csv
@@ -22,7 +22,7 @@ _SCORE = "#2a7f62"
 
 
 def table_text(rows: Sequence[dict[str, Any]]) -> str:
-    """Rows of one table as CSV text; columns in order of first appearance, missing cells empty."""
+    """Rows of one table as CSV text; columns in the order of their first appearance, missing cells empty."""
     columns = list(dict.fromkeys(name for row in rows for name in row))
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, fieldnames=columns, lineterminator="\n", restval="")
@@ -34,8 +34,8 @@ def table_text(rows: Sequence[dict[str, Any]]) -> str:
 def curve_rows(log_history: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """One row per step of `Trainer.state.log_history`: training and validation values of a step joined.
 
-    The summary that the Trainer appends at the end of a run (`train_runtime`, ...) is no point of the curve and is
-    left out.
+    The summary that the Trainer appends at the end of a run (`train_runtime`, ...) is left out: it is no point of the
+    curve.
     """
     rows: dict[int, dict[str, Any]] = {}
     for entry in log_history:
@@ -94,17 +94,17 @@ def plot_learning_curve(
         if best_step in steps:
             at = steps.index(best_step)
             bottom.plot(epochs[at], percent[at], marker="o", markersize=11, markerfacecolor="none", color=_INK)
-            # The label stands on the side where there is room, so that it never runs out of the picture.
-            right = epochs[at] > (min(epochs) + max(epochs)) / 2
+            # The label is on the side with more room, so that it stays inside the picture.
+            on_right = epochs[at] > (min(epochs) + max(epochs)) / 2
             bottom.annotate(
                 f"kept: {percent[at]:.1f}", (epochs[at], percent[at]), textcoords="offset points", color=_INK,
-                xytext=(-10 if right else 10, -16), ha="right" if right else "left",
+                xytext=(-10 if on_right else 10, -16), ha="right" if on_right else "left",
                 bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
             )  # fmt: skip
     bottom.set_ylabel("validation mA (%)")
     bottom.set_xlabel("epoch")
     for axes in (top, bottom):
-        _plain(axes)
+        _style_axes(axes)
     if title:
         figure.suptitle(title, color=_INK)
     return _save(figure, path)
@@ -113,12 +113,12 @@ def plot_learning_curve(
 def plot_attributes(table: Sequence[dict[str, Any]], path: str | Path, *, title: str = "") -> Path:
     """Draw one bar per attribute, its mean recall over labels (the attribute's term of mA), best first.
 
-    A tick marks chance, and the number of samples of the rarest label stands at each bar: a bar over three samples is
-    no measurement.
+    A tick marks chance. The number of samples of the rarest label is written at each bar, because a bar over few
+    samples is not reliable.
 
     Args:
-        table: rows with `name`, `mA` in [0, 1] or None (no sample to measure on), `chance` in [0, 1], the mA of a
-            guess, and `rarest` (a count).
+        table: rows with `name`, `mA` in [0, 1] or None (no samples), `chance` in [0, 1], the mA of guessing, and
+            `rarest`, the number of samples of the rarest label.
         path: a `.png` (or any format that matplotlib writes by suffix).
         title: one line above the picture.
 
@@ -134,30 +134,33 @@ def plot_attributes(table: Sequence[dict[str, Any]], path: str | Path, *, title:
     axes = figure.subplots()
     for place, row in enumerate(order):
         value = row["mA"]
-        known = value is not None and value == value
+        known = value is not None and value == value  # not NaN
         if known:
             axes.barh(place, 100 * value, color=_SCORE, height=0.72, alpha=0.85)
             axes.plot([100 * row["chance"]] * 2, [place - 0.36, place + 0.36], color=_INK, linewidth=1.2)
         text = f"{100 * value:.1f}" if known else "no samples"
         axes.text((100 * value if known else 0) + 1, place, text, va="center", fontsize=8, color=_INK)
-        axes.text(1.01, place, f"{row['rarest']:,}", va="center", fontsize=8, color=_MUTED, transform=_right(axes))
-    axes.text(1.01, len(order), "rarest label", va="center", fontsize=8, color=_MUTED, transform=_right(axes))
+        axes.text(
+            1.01, place, f"{row['rarest']:,}", va="center", fontsize=8, color=_MUTED, transform=_right_margin(axes)
+        )
+    axes.text(1.01, len(order), "rarest label", va="center", fontsize=8, color=_MUTED, transform=_right_margin(axes))
     axes.set_yticks(range(len(order)), [row["name"] for row in order], fontsize=8)
     axes.set_ylim(-0.7, len(order) + 0.4)
     axes.set_xlim(0, 108)
     axes.set_xticks(range(0, 101, 25))
     axes.set_xlabel("mean recall over the attribute's labels (%); tick: chance")
-    _plain(axes)
+    _style_axes(axes)
     if title:
         figure.suptitle(title, color=_INK, fontsize=10)
     return _save(figure, path)
 
 
-def _right(axes):
+def _right_margin(axes):
+    """Coordinates for text beside the bars: x as a share of the width of the axes, y as in the data."""
     return axes.get_yaxis_transform()
 
 
-def _plain(axes) -> None:
+def _style_axes(axes) -> None:
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     for side in ("bottom", "left"):

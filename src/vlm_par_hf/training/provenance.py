@@ -1,4 +1,4 @@
-"""Where numbers come from: data, versions and checkpoints as records of training and evaluation name them."""
+"""Where numbers come from: the data, versions and checkpoints that records of training and evaluation name."""
 
 import hashlib
 import json
@@ -20,11 +20,11 @@ from vlm_par_hf.data.carried import read_labels
 from vlm_par_hf.labels.schema import AttributeSchema
 
 
-__all__ = ["DataFacts", "check_same_division", "check_schema", "load_data", "naming", "versions"]
+__all__ = ["DataFacts", "argument_in_errors", "check_same_division", "check_schema", "load_data", "versions"]
 
 logger = logging.getLogger(__name__)
 
-# Options of `load_par_dataset` that decide who is in which split, with their defaults (None: the reader's own).
+# Options of `load_par_dataset` that decide which image is in which split, with their defaults (None: the reader's).
 _DIVIDING_OPTIONS = {
     "partition": 0,
     "seed": 0,
@@ -35,7 +35,7 @@ _DIVIDING_OPTIONS = {
 
 
 def versions() -> dict[str, str]:
-    """Versions of everything that a number depends on."""
+    """Versions of the software that a number depends on."""
     from importlib.metadata import PackageNotFoundError, version
 
     try:
@@ -53,8 +53,8 @@ def versions() -> dict[str, str]:
 
 
 @contextmanager
-def naming(argument: str, value: str) -> Iterator[None]:
-    """Put the argument and its value in front of a loading error: offline, the Hub's own message names neither."""
+def argument_in_errors(argument: str, value: str) -> Iterator[None]:
+    """Puts the argument and its value in front of an `OSError`: without a network the Hub's message names neither."""
     try:
         yield
     except OSError as error:
@@ -63,14 +63,14 @@ def naming(argument: str, value: str) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class DataFacts:
-    """What a record says of one split, read once.
+    """What a record says about one split, read once.
 
     Attributes:
         split: the split.
         schema: its label space.
-        name: what the data are called.
-        options: those that divided them.
-        notes: what the data say of themselves (`skipped_images`, `division`, ...).
+        name: the name of the data set.
+        options: options of `load_par_dataset`, which decide how it is divided.
+        notes: what the data set carries beside its schema (`skipped_images`, `division`, ...).
     """
 
     split: Any
@@ -88,7 +88,7 @@ class DataFacts:
         Args:
             dataset: as for `load_data`.
             split: one of its splits, loaded.
-            name, options: as given by the caller; they win over what the data say of themselves.
+            name, options: given by the caller; they take precedence over what the data set carries.
 
         Raises:
             ValueError: the split carries no schema.
@@ -98,18 +98,18 @@ class DataFacts:
         except (AttributeError, TypeError, ValueError):
             notes = {}
         notes = notes if isinstance(notes, dict) else {}
-        own = notes.get("name") or (dataset if isinstance(dataset, str) else "in memory")
-        divided = {**(notes.get("options") or {}), **(options or {})}
-        return cls(split, dataset_schema(split), name or own, divided, notes)
+        own_name = notes.get("name") or (dataset if isinstance(dataset, str) else "in memory")
+        all_options = {**(notes.get("options") or {}), **(options or {})}
+        return cls(split, dataset_schema(split), name or own_name, all_options, notes)
 
     @cached_property
     def labels(self) -> np.ndarray | None:
-        """int64 `(S, A)`, -100 unknown; None: the split has none. No image is decoded."""
+        """int64 `(S, A)`, -100 if unknown; None if the split has no labels. No image is decoded."""
         return read_labels(self.split)
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 of what identifies the data of a run: labels and, where known, image names, in order."""
+        """sha256 of the labels and, if the split has them, the image ids, in order."""
         digest = hashlib.sha256(self.labels.tobytes())
         if "image_id" in self.split.column_names:
             digest.update("\n".join(map(str, self.split["image_id"])).encode())
@@ -117,10 +117,10 @@ class DataFacts:
 
 
 def check_schema(dataset: AttributeSchema, model: AttributeSchema) -> None:
-    """Refuse to train or measure a model on labels that mean something else.
+    """Refuse to train or measure a model on labels with another meaning.
 
-    Names, order and labels decide what a class index means. Another wording of a question or a calibrated threshold
-    does not change the labels: that is logged, not refused.
+    Names, order and labels decide what a class index means. Another question or threshold does not change that, and is
+    only logged.
 
     Raises:
         ValueError: the label spaces differ; the message lists every difference.
@@ -138,13 +138,14 @@ def check_schema(dataset: AttributeSchema, model: AttributeSchema) -> None:
 
 
 def check_same_division(checkpoint: str, name: str, options: dict[str, Any]) -> None:
-    """Refuse to measure where training images may have moved into the split that is measured.
+    """Refuse to measure on a split that may hold images on which the checkpoint was trained.
 
-    A data set that is drawn or divided at random has other people in its test split under other options. The record of
-    the run (`run.json` in the checkpoint folder) says what the model was trained with.
+    With other options a data set that is drawn or divided at random has other images in its test split. The options of
+    the training are in the record of the run (`run.json` in the checkpoint folder); without a record nothing is
+    checked.
 
     Raises:
-        ValueError: the same data set, divided in another way.
+        ValueError: the same data set, divided differently.
     """
     try:
         trained = json.loads((Path(checkpoint) / "run.json").read_text(encoding="utf-8"))["data"]
@@ -157,7 +158,7 @@ def check_same_division(checkpoint: str, name: str, options: dict[str, Any]) -> 
         for given in (trained.get("options", {}), options)
     )
     if name == "synthetic" and then["seed"] != now["seed"]:
-        return  # another population: nobody in common
+        return  # another seed draws other people, so nobody is in both
     differences = [f"{key}: {then[key]!r} in training, {now[key]!r} now" for key in then if then[key] != now[key]]
     if differences:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""The folder of a run: its record, its checkpoints, and its result, which appears whole or not at all."""
+"""The folder of a run: its record, its checkpoints and its result."""
 
 import json
 import logging
@@ -16,16 +16,10 @@ from .plots import plot_learning_curve, write_history
 from .settings import TrainSettings
 
 
-__all__ = [
-    "CHECKPOINTS",
-    "TrainResult",
-    "is_finished",
-    "last_complete_checkpoint",
-    "prepare_folder",
-    "write_result",
-]
+__all__ = ["CHECKPOINTS", "TrainResult", "is_finished", "last_complete_checkpoint", "prepare_folder", "write_result"]
 
 logger = logging.getLogger(__name__)
+
 CHECKPOINTS = "checkpoints"
 RUN_RECORD = "run.json"
 SUMMARY = "training.json"
@@ -33,12 +27,12 @@ SUMMARY = "training.json"
 
 @dataclass
 class TrainResult:
-    """What a run left behind.
+    """The result of a run.
 
     Attributes:
         output_dir: the folder that `AutoModel.from_pretrained` and `AutoProcessor.from_pretrained` load.
         best_mA: validation mA of the kept weights, in [0, 1].
-        best_step: the optimizer step that they come from.
+        best_step: the optimizer step of the kept weights.
         steps: optimizer steps of the whole run.
         log_history: the Trainer's own log.
         model: the model with the kept weights.
@@ -55,14 +49,14 @@ class TrainResult:
 
 
 def last_complete_checkpoint(folder: str | Path, processes: int = 1) -> Path | None:
-    """The newest checkpoint below `folder` that was written to its end by each of `processes`, or None.
+    """The newest checkpoint below `folder` that each of `processes` wrote completely, or None.
 
-    The Trainer writes a checkpoint's weights, optimizer and random states before `trainer_state.json`: a folder
-    without that file, or with half of it, is what a killed process left behind.
+    The Trainer writes a checkpoint's weights, optimizer and random states before `trainer_state.json`: if that file is
+    missing or damaged, the process was killed while it wrote the checkpoint.
     """
     needed = ["optimizer.pt", "scheduler.pt"]
     if processes > 1:
-        # Each process saves its own, and the first does not wait for the others.
+        # Each process saves its own random state, and the first does not wait for the others.
         needed += [f"rng_state_{rank}.pth" for rank in range(processes)]
     found = []
     for path in Path(folder).glob("checkpoint-*"):
@@ -82,13 +76,18 @@ def last_complete_checkpoint(folder: str | Path, processes: int = 1) -> Path | N
 def prepare_folder(
     output_dir: Path, record: dict[str, Any], settings: TrainSettings, *, resume: bool, overwrite: bool
 ):
-    """Check the folder, write the record of the run, and return the checkpoint to go on from (or None)."""
+    """Check the folder, write the record of the run, and return the checkpoint to continue from (or None).
+
+    Raises:
+        ValueError: the folder holds an earlier run and neither `resume` nor `overwrite` is set, or the run to continue
+            had other settings, data, model or number of processes (every difference is named).
+    """
     run_record = output_dir / RUN_RECORD
     checkpoints = output_dir / CHECKPOINTS
     if overwrite:
         shutil.rmtree(checkpoints, ignore_errors=True)
     elif not resume and ((output_dir / "config.json").exists() or any(checkpoints.glob("checkpoint-*"))):
-        # A record alone is a run that failed before its first checkpoint: nothing to lose.
+        # A folder with only a record holds a run that failed before its first checkpoint: nothing is lost.
         raise ValueError(
             f"output_dir={str(output_dir)!r} holds an earlier run: continue it (resume=True, --resume), replace it "
             "(overwrite=True, --overwrite) or name another folder"
@@ -118,14 +117,16 @@ def prepare_folder(
 
 
 def is_finished(checkpoint: Path, settings: TrainSettings) -> bool:
+    """Whether a checkpoint is that of the last step of its run."""
     state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
     stopped_early = state["stateful_callbacks"].get("TrainerControl", {}).get("args", {}).get("should_training_stop")
     return state["global_step"] >= state["max_steps"] or bool(stopped_early)
 
 
 def write_result(result: TrainResult, state: TrainerState, metric_preset: str) -> None:
+    """Write model, processor, learning curve and summary of a run into its folder."""
     output_dir, best_step = result.output_dir, result.best_step
-    _save_whole(result.model, result.processor, output_dir)
+    _save_model_files(result.model, result.processor, output_dir)
     write_history(state.log_history, output_dir)
     try:
         plot_learning_curve(state.log_history, output_dir / "learning_curve.png", best_step=best_step)
@@ -143,17 +144,21 @@ def write_result(result: TrainResult, state: TrainerState, metric_preset: str) -
     )
 
 
-def _save_whole(model, processor, output_dir: Path) -> None:
-    """Write model and processor aside, then move file by file; the configuration, which loaders read first, last."""
-    aside = output_dir / ".saving"
-    shutil.rmtree(aside, ignore_errors=True)
-    model.save_pretrained(aside)
-    processor.save_pretrained(aside)
-    for path in sorted(aside.rglob("*"), key=lambda path: (path.name == "config.json", str(path))):
-        target = output_dir / path.relative_to(aside)
+def _save_model_files(model, processor, output_dir: Path) -> None:
+    """Write model and processor to a temporary folder, then move each file.
+
+    The configuration, which loaders read first, is moved last: so a folder in which some files are missing does not
+    load.
+    """
+    temporary = output_dir / ".saving"
+    shutil.rmtree(temporary, ignore_errors=True)
+    model.save_pretrained(temporary)
+    processor.save_pretrained(temporary)
+    for path in sorted(temporary.rglob("*"), key=lambda path: (path.name == "config.json", str(path))):
+        target = output_dir / path.relative_to(temporary)
         if path.is_dir():
             target.mkdir(parents=True, exist_ok=True)
         else:
             target.parent.mkdir(parents=True, exist_ok=True)
             os.replace(path, target)
-    shutil.rmtree(aside)
+    shutil.rmtree(temporary)

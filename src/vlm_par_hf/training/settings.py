@@ -1,6 +1,6 @@
-"""The settings of a training run: plain values with a sentence each, written beside the checkpoint.
+"""`TrainSettings`: the settings of a training run, plain values with a sentence each.
 
-No torch here: the command line builds its options from these fields.
+Imports no torch, because the command line builds its options from these fields.
 """
 
 import dataclasses
@@ -10,7 +10,7 @@ from typing import Any
 
 __all__ = ["TrainSettings"]
 
-# What may differ between a run and its continuation: none of these changes a weight.
+# Settings that may differ between a run and its continuation, because they change no weight.
 _FREE_ON_RESUME = ("workers", "report_to", "save_total_limit", "logging_steps", "progress", "run_name", "bootstrap")
 
 
@@ -22,11 +22,12 @@ def _setting(default: Any, text: str, *, choices: tuple[str, ...] | None = None)
 class TrainSettings:
     """Settings of one run; every field has a default that works on the embedded backbone.
 
-    The two learning rates are the point of the recipe: the classifiers and gates learn at `learning_rate`, the fusion
-    projections at the smaller `fusion_learning_rate`, because Adam moves each of their entries by about the rate
-    at every step. One rate for both costs more accuracy than any choice of architecture.
+    The two learning rates matter most: the classifiers and gates learn at `learning_rate`, the fusion projections at
+    the smaller `fusion_learning_rate`, because Adam moves each of their entries by about the rate at every step. One
+    rate for both costs more accuracy than any choice of architecture.
 
-    Raises `ValueError` naming the field, its value and what was expected.
+    Raises:
+        ValueError: a value is out of its range or not one of its choices; the message names the field.
     """
 
     epochs: float = _setting(10.0, "passes over the training split")
@@ -101,7 +102,7 @@ class TrainSettings:
         return dataclasses.asdict(self)
 
     def differences(self, other: dict[str, Any]) -> list[str]:
-        """What in `other` (an earlier `to_dict()`) would make a continuation differ from an uninterrupted run."""
+        """Settings in `other` (an earlier `to_dict()`) that differ and would change the result of a continued run."""
         mine = self.to_dict()
         return [
             f"{name}: {other.get(name)!r} then, {mine[name]!r} now"

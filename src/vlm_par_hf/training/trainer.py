@@ -1,8 +1,8 @@
-"""Train the heads with the plain `transformers.Trainer`: no subclass, no hidden loop.
+"""`train`: train a model with the plain `transformers.Trainer`, without a subclass.
 
-What the Trainer does not do by itself and this module adds: two learning rates, a start from the training priors and
-statistics, views and augmentations that follow the epoch, the choice of the newest complete checkpoint after a crash,
-and a final folder that `AutoModel.from_pretrained` loads and that appears whole or not at all.
+This module adds to the Trainer: two learning rates, a start from the training priors and statistics, views and
+augmentations that follow the epoch, the choice of the newest complete checkpoint after a crash, and a final folder
+that `AutoModel.from_pretrained` loads.
 """
 
 import dataclasses
@@ -36,8 +36,9 @@ from vlm_par_hf.labels.schema import AttributeSchema
 from vlm_par_hf.metrics.attributes import ParMetrics
 from vlm_par_hf.utils import require
 
+from .building import build_model, loss_settings
 from .callbacks import FollowCheckpoints, QuietProgress, SaveProcessor
-from .provenance import DataFacts, check_schema, load_data, naming, versions
+from .provenance import DataFacts, check_schema, load_data, versions
 from .runs import CHECKPOINTS, TrainResult, is_finished, prepare_folder, write_result
 from .settings import TrainSettings
 
@@ -46,99 +47,8 @@ __all__ = ["train"]
 
 logger = logging.getLogger(__name__)
 
-
 # Enough images to fix a mean and a standard deviation per feature to within a few percent.
 _STATISTICS_IMAGES = 4096
-
-
-def _build_model(family, backbone, schema, model, processor, options: dict[str, Any], max_num_patches: int | None):
-    from transformers import AutoModel, AutoProcessor
-
-    from vlm_par_hf.auto import get_family
-    from vlm_par_hf.families import trainable_families
-
-    if model is None:
-        config_class, model_class, processor_class = get_family(family)
-        options = dict(options)
-        paper = options.pop("paper", False)
-        known = {name: {one.name for one in dataclasses.fields(get_family(name)[0])} for name in trainable_families()}
-        for name in options:
-            if name not in known[family] and any(name in fields for fields in known.values()):
-                raise ValueError(f"model_options names {name!r}, which the family {family!r} does not have")
-        if paper:
-            plain, probe = config_class(attributes=schema), config_class.paper(attributes=schema)
-            choices = {name: getattr(probe, name) for name in known[family] - {"vlm_config"}}
-            choices = {name: value for name, value in choices.items() if value != getattr(plain, name)}
-            options = {**choices, **options}
-        extra = {} if max_num_patches is None else {"max_num_patches": max_num_patches}
-        with naming("backbone", backbone):
-            processor = processor or processor_class.from_backbone(backbone, **extra)
-            return model_class.from_backbone(backbone, attributes=schema, **options), processor
-    if options:
-        raise ValueError(f"model_options={options!r}: a given model already has its configuration")
-    if isinstance(model, (str, Path)):
-        with naming("model", str(model)):
-            processor = processor or AutoProcessor.from_pretrained(str(model))
-            return AutoModel.from_pretrained(str(model)), processor
-    if processor is None:
-        raise ValueError("processor is None: a model in memory needs its processor beside it")
-    return model, processor
-
-
-def _loss_settings(model, settings: TrainSettings, priors: list[list[float]], *, paper: bool) -> dict[str, Any]:
-    loss = dict(model.config.loss or {})
-    weighting = settings.weighting
-    if weighting == "auto":
-        # The paper's loss has no weights, and the weighted BCE brings its own.
-        weighting = "none" if paper or loss.get("kind") == "weighted_bce" else "sqrt"
-    if weighting != "none":
-        loss["weighting"] = weighting
-    if settings.logit_adjustment:
-        loss["logit_adjustment"] = settings.logit_adjustment
-    if loss.get("weighting") or loss.get("logit_adjustment") or loss.get("kind") == "weighted_bce":
-        loss["priors"] = priors
-    return loss
-
-
-def _training_arguments(output_dir: Path, settings: TrainSettings) -> TrainingArguments:
-    every = {"strategy": "steps", "steps": settings.eval_steps} if settings.eval_steps else {"strategy": "epoch"}
-    return TrainingArguments(
-        output_dir=str(output_dir / CHECKPOINTS),
-        num_train_epochs=settings.epochs,
-        max_steps=settings.max_steps,
-        per_device_train_batch_size=settings.batch_size,
-        per_device_eval_batch_size=settings.eval_batch_size,
-        gradient_accumulation_steps=settings.gradient_accumulation_steps,
-        learning_rate=settings.learning_rate,
-        weight_decay=settings.weight_decay,
-        warmup_steps=settings.warmup,
-        lr_scheduler_type=settings.schedule,
-        max_grad_norm=settings.max_grad_norm,
-        bf16=settings.bf16,
-        # Only when told that the CPU is meant does the Trainer take bfloat16 there, and join processes of torchrun:
-        # untold, each of them trains alone on all the data and writes over the others' files.
-        use_cpu=not torch.accelerator.is_available(),
-        ddp_find_unused_parameters=False,  # every trainable parameter takes part in every step
-        seed=settings.seed,
-        data_seed=settings.seed,
-        full_determinism=settings.full_determinism,
-        **{f"eval_{name}": value for name, value in every.items()},
-        **{f"save_{name}": value for name, value in every.items()},
-        save_total_limit=settings.save_total_limit,
-        load_best_model_at_end=True,
-        metric_for_best_model="mA",
-        greater_is_better=True,
-        logging_steps=settings.logging_steps,
-        report_to=settings.report_to.split(","),
-        run_name=settings.run_name or None,
-        disable_tqdm=not settings.progress,
-        # Images and features reach the collator as columns that no forward argument is named after.
-        remove_unused_columns=False,
-        label_names=["labels"],
-        dataloader_num_workers=settings.workers,
-        dataloader_pin_memory=torch.cuda.is_available(),
-        restore_callback_states_from_checkpoint=True,
-    )
 
 
 def train(
@@ -162,39 +72,42 @@ def train(
     callbacks: Sequence[TrainerCallback] = (),
     command: Sequence[str] | None = None,
 ) -> TrainResult:
-    """Train VLM-PAR and keep the weights with the best validation mA. The test split is never looked at.
+    """Train a model of one of the families and keep the weights with the best validation mA; test is never read.
 
-    Started by `torchrun`, the processes share each step's images (`batch_size` is that of one process) and the
-    validation split; the first one writes. When the training split does not fill the last step of an epoch, images of
-    its beginning do, so that all processes have equally many.
+    Started by `torchrun`, the processes share the images of each step (`batch_size` is that of one process) and the
+    validation split; the first process writes the files. If the training split does not fill the last step of an
+    epoch, images from its beginning are added, so that all processes have equally many.
 
     Args:
         dataset: name for `load_par_dataset` (with `root`, `schema`, `dataset_options`) or a `DatasetDict` with the
             splits `train` and `validation`.
         output_dir: receives the checkpoint, `run.json` (settings, data, versions, command), `training.json` (result),
-            `learning_curve.{json,csv,png}` and, below `checkpoints/`, what a continuation needs.
+            `learning_curve.{json,csv,png}` and, in `checkpoints/`, what is needed to continue.
         family: which model to build over `backbone`: `"vlm_par"` or `"focus_par"`.
-        backbone: a repository or folder of a kind that the family takes (SigLIP, SigLIP 2; `"focus_par"` also CLIP),
+        backbone: a repository or folder of a model that the family takes (SigLIP, SigLIP 2; `"focus_par"` also CLIP),
             or `"embedded"`.
-        model: instead of `family` and `backbone`: a checkpoint of this package to go on from (folder, repository or a
-            model in memory).
+        model: instead of `family` and `backbone`: a checkpoint of this package to train further (folder, repository or
+            a model in memory).
         processor: the processor of a model in memory.
         root: folder of the data set.
         schema: the user's own schema for readers that take one.
         dataset_options: further keywords of `load_par_dataset`.
-        dataset_name: what the data are called in the record and on the model card; None: as they call themselves.
+        dataset_name: name of the data in the record and on the model card; None: the name that the data set carries.
         model_options: keywords of the family's `from_backbone`: fields of its configuration, such as `loss` and
-            `freeze_backbone`; `{"paper": True}` takes every choice as the paper has it.
+            `freeze_backbone`; `{"paper": True}` makes every choice as the paper does.
         max_num_patches: patches per image of a NaFlex backbone; None: the processor's default.
         settings: see `TrainSettings`.
         cache_features: a folder for the features of the frozen backbone (see `compute_features`): computed once, below
-            `train/` and `validation/`, and used by every later run on the same images whatever its label space, heads,
+            `train/` and `validation/`, and used by every later run on the same images, with any label space, heads,
             seed or recipe. Sets `settings.precompute_features`.
-        resume: go on from the newest complete checkpoint in `output_dir`; the result equals that of an uninterrupted
-            run. Without any checkpoint the run starts from the beginning.
+        resume: continue from the newest complete checkpoint in `output_dir`; the result equals that of an
+            uninterrupted run. Without any checkpoint the run starts from the beginning.
         overwrite: delete what an earlier run left in `output_dir`.
         callbacks: further Trainer callbacks.
         command: the command line to record; None: `sys.argv`.
+
+    Returns:
+        Where the result lies, what it reached, and model and processor.
 
     Raises:
         ValueError: `output_dir` holds a run and neither `resume` nor `overwrite` is set; the settings or the data of
@@ -213,7 +126,7 @@ def train(
     output_dir = Path(output_dir)
     if resume and overwrite:
         raise ValueError("resume=True and overwrite=True: expected one of them")
-    arguments = _training_arguments(output_dir, settings)  # joins the processes of torchrun
+    arguments = _training_arguments(output_dir, settings)  # also joins the processes of torchrun
     data = load_data(dataset, root=root, schema=schema, options=dataset_options)
     for split in ("train", "validation"):
         if split not in data:
@@ -230,7 +143,7 @@ def train(
     set_seed(settings.seed)
     # Only new heads start from the priors; a loaded checkpoint keeps its bias.
     fresh = model is None
-    model, processor = _build_model(
+    model, processor = build_model(
         family, backbone, facts.schema, model, processor, model_options or {}, max_num_patches
     )
     schema = model.config.schema
@@ -261,7 +174,7 @@ def train(
 
     priors = compute_priors(facts.labels, schema)
     paper = bool((model_options or {}).get("paper"))
-    model.config.loss = _loss_settings(model, settings, priors, paper=paper)
+    model.config.loss = loss_settings(model, settings, priors, paper=paper)
     if fresh and model.starts_from_priors:
         model.init_bias_from_priors(priors)
     model.to(arguments.device)
@@ -277,7 +190,7 @@ def train(
     if settings.fit_pooled_statistics and model.supports_pooled_statistics:
         _fit_statistics(model, data["train"], train_data, processor, settings)
 
-    # Fused: with cached features the optimizer is half of a step on the CPU, and six times faster in one pass.
+    # Fused, because with cached features the optimizer takes half of a step on a CPU; fused it is six times faster.
     optimizer = torch.optim.AdamW(_parameter_groups(model, settings), lr=settings.learning_rate, fused=True)
     extra = [epoch_callback(), SaveProcessor(processor), FollowCheckpoints(), *callbacks]
     if settings.early_stopping_patience:
@@ -297,21 +210,65 @@ def train(
     if settings.progress:
         trainer.add_callback(QuietProgress())
     if checkpoint is not None and is_finished(checkpoint, settings):
-        # The process ended between its last step and the final folder: one more step would be one too many.
+        # An earlier process ended after its last step and before it wrote the result: no further step must be made.
         trainer.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
         model = type(model).from_pretrained(trainer.state.best_model_checkpoint)
     else:
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     if model.supports_decisions:
-        logits, truth = predict_logits(
+        logits, labels = predict_logits(
             model, processor, validation_data, batch_size=settings.eval_batch_size, progress=False
         )
-        model.fit_decisions(logits, truth)
+        model.fit_decisions(logits, labels)
     return _finish(trainer, model, processor, output_dir, settings.metric_preset)
 
 
+def _training_arguments(output_dir: Path, settings: TrainSettings) -> TrainingArguments:
+    every = {"strategy": "steps", "steps": settings.eval_steps} if settings.eval_steps else {"strategy": "epoch"}
+    return TrainingArguments(
+        output_dir=str(output_dir / CHECKPOINTS),
+        num_train_epochs=settings.epochs,
+        max_steps=settings.max_steps,
+        per_device_train_batch_size=settings.batch_size,
+        per_device_eval_batch_size=settings.eval_batch_size,
+        gradient_accumulation_steps=settings.gradient_accumulation_steps,
+        learning_rate=settings.learning_rate,
+        weight_decay=settings.weight_decay,
+        warmup_steps=settings.warmup,
+        lr_scheduler_type=settings.schedule,
+        max_grad_norm=settings.max_grad_norm,
+        bf16=settings.bf16,
+        # Must be set for a CPU: otherwise the Trainer refuses bfloat16 there, and each process of torchrun trains
+        # alone on all the data and overwrites the files of the others.
+        use_cpu=not torch.accelerator.is_available(),
+        ddp_find_unused_parameters=False,  # every trainable parameter takes part in every step
+        seed=settings.seed,
+        data_seed=settings.seed,
+        full_determinism=settings.full_determinism,
+        **{f"eval_{name}": value for name, value in every.items()},
+        **{f"save_{name}": value for name, value in every.items()},
+        save_total_limit=settings.save_total_limit,
+        load_best_model_at_end=True,
+        metric_for_best_model="mA",
+        greater_is_better=True,
+        logging_steps=settings.logging_steps,
+        report_to=settings.report_to.split(","),
+        run_name=settings.run_name or None,
+        disable_tqdm=not settings.progress,
+        # The columns that the collator needs (images, features) are not arguments of `forward`: do not remove them.
+        remove_unused_columns=False,
+        label_names=["labels"],
+        dataloader_num_workers=settings.workers,
+        dataloader_pin_memory=torch.cuda.is_available(),
+        restore_callback_states_from_checkpoint=True,
+    )
+
+
 def _in_first_process(arguments: TrainingArguments, function: Callable[[], Any]) -> Any:
-    """What `function` returns in the first process, in all of them; its error too, or the others would wait for it."""
+    """Calls `function` in the first process only; every process gets its result.
+
+    Its error is raised in every process too: otherwise the others would wait for the first one for ever.
+    """
     if arguments.world_size == 1:
         return function()
     from accelerate.utils import broadcast_object_list
@@ -366,7 +323,7 @@ def _training_data(data, model, processor, schema, settings: TrainSettings, cach
 
 
 def _fit_statistics(model, split, train_data, processor, settings: TrainSettings) -> None:
-    # Evenly spread over the split: files are often ordered by person or by camera.
+    # Evenly spread over the split, because files are often ordered by person or by camera.
     rows = np.unique(np.linspace(0, len(split) - 1, min(len(split), _STATISTICS_IMAGES)).astype(int))
     if isinstance(train_data, FeatureDataset):
         batches = train_data.batches(settings.eval_batch_size, rows)
@@ -377,7 +334,7 @@ def _fit_statistics(model, split, train_data, processor, settings: TrainSettings
             num_workers=settings.workers,
             collate_fn=ParCollator(processor),
         )
-    # The statistics leave the logits as they are, so a model that has learned already keeps what it learned.
+    # Fitting does not change the logits, so a trained model loses nothing.
     model.fit_pooled_statistics(
         {name: value.to(model.device) for name, value in batch.items() if name != "labels"} for batch in batches
     )
@@ -397,5 +354,5 @@ def _finish(trainer: Trainer, model, processor, output_dir: Path, metric_preset:
     )
     if trainer.is_world_process_zero():
         write_result(result, state, metric_preset)
-    trainer.accelerator.wait_for_everyone()  # whoever reads the folder next finds it whole
+    trainer.accelerator.wait_for_everyone()  # so that the folder is complete when a process returns
     return result

@@ -1,0 +1,101 @@
+"""Files of a run: columns of a table, and earlier work that is compared, kept or refused."""
+
+import logging
+import os
+from pathlib import Path
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from modeling_tests.image_folders import names, read, run, save_image, save_model
+from modeling_tests.tiny import tiny_model, tiny_processor, tiny_schema
+from vlm_par_hf.annotation import ImageList
+from vlm_par_hf.annotation.results import lock_parts
+
+
+def test_parquet_output(folder, model, tmp_path):
+    run(folder, tmp_path / "out.jsonl", model)
+    run(folder, tmp_path / "out.parquet", model)
+    rows = read(tmp_path / "out.jsonl")
+    table = pyarrow.parquet.read_table(tmp_path / "out.parquet")
+    schema = tiny_schema(kway=True)
+    assert table.column_names == ["image", *(f"{name}{end}" for name in schema.names for end in ("", "_score"))]
+    assert table["image"].to_pylist() == [row["image"] for row in rows]
+    for name in schema.names:
+        assert table[name].to_pylist() == [row["attributes"][name]["label"] for row in rows]
+        scores = np.float32([row["attributes"][name]["score"] for row in rows])
+        np.testing.assert_array_equal(table[f"{name}_score"].to_numpy(), scores)
+    run(folder, tmp_path / "some.parquet", model, only_positive=True, sensitive=False)
+    some = pyarrow.parquet.read_table(tmp_path / "some.parquet")
+    assert set(table.column_names) - set(some.column_names) == {"Female", "Female_score"}
+    for name in ("Hat", "Backpack"):
+        assert some[name].to_pylist() == [one if one == "yes" else None for one in table[name].to_pylist()]
+        assert some[f"{name}_score"].null_count == table[name].to_pylist().count("no")
+    assert 0 < table["Hat"].to_pylist().count("no") < 20
+
+
+def test_columns_of_one_name_are_refused_before_the_work(folder, tmp_path):
+    schema = [{"name": name, "question": "?", "prompts": ["no", "yes"]} for name in ("Hat", "Hat_score")]
+    tiny_model("naflex", attributes=schema).save_pretrained(tmp_path / "model")
+    tiny_processor("naflex").save_pretrained(tmp_path / "model")
+    with pytest.raises(ValueError, match="two columns of the output are called 'Hat_score': write .jsonl instead"):
+        run(folder, tmp_path / "out.parquet", str(tmp_path / "model"))
+
+
+def test_a_run_over_other_images_is_refused_with_the_differences(stopped, folder, model):
+    save_image(folder / "21.png", 21)
+    (folder / "2.png").unlink()
+    (folder / "3.png").write_bytes(b"something else")
+    kept = sorted(os.listdir(f"{stopped}.partial"))
+    expected = (
+        r"out.jsonl.partial' holds the work of another run: the images differ \(20 then, 20 now\): "
+        r"1 added, the first '.*/21.png'; 1 removed, the first '.*/2.png'; 1 changed, the first '.*/3.png'; name"
+    )
+    with pytest.raises(ValueError, match=expected):
+        run(folder, stopped, model)
+    assert sorted(os.listdir(f"{stopped}.partial")) == kept
+    with pytest.raises(ValueError, match="they are in another order"):
+        for number, name in ((2, "2.png"), (3, "3.png")):
+            save_image(folder / name, number)
+        (folder / "21.png").unlink()
+        listing = Path(f"{stopped}.partial") / "inputs.jsonl"
+        listing.write_text(ImageList(folder).listing())
+        run([folder / "2.png", folder / "1.png", *names(ImageList(folder))[2:]], stopped, model)
+    report = run(folder, stopped, model, overwrite=True)
+    assert report["predictions"] == 20 and not Path(f"{stopped}.partial").exists()
+
+
+def test_a_run_with_other_options_or_another_model_is_refused(stopped, folder, model, tmp_path):
+    with pytest.raises(ValueError, match="only_positive was False and is True; sensitive was True and is False; name"):
+        run(folder, stopped, model, only_positive=True, sensitive=False)
+    save_model(tmp_path / "other", seed=5)
+    with pytest.raises(ValueError, match="the model differs"):
+        run(folder, stopped, str(tmp_path / "other"))
+    run(folder, stopped, model)
+
+
+def test_a_finished_output_is_left_alone(folder, model, tmp_path, caplog):
+    out = tmp_path / "out.jsonl"
+    report = run(folder, out, model)
+    changed = out.stat().st_mtime_ns
+    with caplog.at_level(logging.INFO, logger="vlm_par_hf"):
+        assert run(folder, out, model) == report
+    assert out.stat().st_mtime_ns == changed and "was finished before" in caplog.text
+    with pytest.raises(ValueError, match=r"out='.*out.jsonl' is the work of another run: sensitive was True"):
+        run(folder, out, model, sensitive=False)
+    assert run(folder, out, model, sensitive=False, overwrite=True)["run"]["sensitive"] is False
+    (tmp_path / "mine.jsonl").write_text("mine")
+    with pytest.raises(ValueError, match="mine.jsonl' exists, and no report says what it is"):
+        run(folder, tmp_path / "mine.jsonl", model)
+    assert (tmp_path / "mine.jsonl").read_text() == "mine" and not (tmp_path / "mine.jsonl.partial").exists()
+
+
+def test_two_processes_do_not_write_one_output(folder, model, tmp_path):
+    out, partial = tmp_path / "out.jsonl", tmp_path / "out.jsonl.partial"
+    with lock_parts(partial, out):
+        with pytest.raises(ValueError, match=r"out='.*out.jsonl': another process is writing it"):
+            run(folder, out, model)
+        assert partial.exists()
+    run(folder, out, model)

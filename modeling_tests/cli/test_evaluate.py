@@ -1,0 +1,14 @@
+"""`vlm-par evaluate`."""
+
+import json
+
+from vlm_par_hf.cli.main import main
+
+
+def test_evaluate(checkpoint, files, capsys):
+    arguments = ["evaluate", str(checkpoint), "folder", "--root", files["data"], "--bootstrap", "20"]
+    assert main([*arguments, "--by-person", "--threshold", "schema"]) == 0
+    text = capsys.readouterr().out
+    assert "folder, test, 12 images" in text and "instance_f1_harmonic" in text
+    record = json.loads((checkpoint / "evaluation_folder_test" / "metrics.json").read_text())
+    assert record["threshold"] == "schema" and record["resampled"] == "persons"

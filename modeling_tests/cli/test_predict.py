@@ -1,0 +1,96 @@
+"""`vlm-par predict`: tables, files, pictures, and images that cannot be read."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pyarrow.parquet
+import pytest
+from PIL import Image
+
+from modeling_tests.tiny import tiny_schema
+from vlm_par_hf.cli.main import main
+
+
+def test_predict_prints_a_table(checkpoint, files, capsys):
+    assert main(["predict", "--model", str(checkpoint), f"{files['data']}/test_000.png"]) == 0
+    text = capsys.readouterr().out
+    assert "test_000.png" in text and "Hat" in text and "%" in text
+
+
+def test_predict_writes_objects_and_pictures(checkpoint, files, tmp_path, capsys):
+    out = tmp_path / "out.jsonl"
+    arguments = ["predict", "--model", str(checkpoint), files["data"], "--batch-size", "5"]
+    assert main([*arguments, "--out", str(out), "--draw", str(tmp_path / "drawn")]) == 0
+    assert f"48 predictions in {out}" in capsys.readouterr().out
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert len(rows) == 48 and rows == sorted(rows, key=lambda row: row["image"])
+    assert set(rows[0]["attributes"]) == set(tiny_schema().names)
+    pictures = sorted((tmp_path / "drawn").iterdir())
+    assert len(pictures) == 48
+    with Image.open(pictures[0]) as picture:
+        assert picture.width > 100
+    assert main([*arguments, "--out", "-"]) == 0
+    assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == rows
+    assert main([*arguments, "--out", str(tmp_path / "out.parquet")]) == 0
+    assert pyarrow.parquet.read_table(tmp_path / "out.parquet")["image"].to_pylist() == [row["image"] for row in rows]
+    assert main([*arguments, "--out", str(out), "--only-positive"]) == 2
+    assert "only_positive was False and is True" in capsys.readouterr().err
+    assert main([*arguments, "--out", str(out), "--only-positive", "--overwrite"]) == 0
+    assert all(
+        answer["label"] != "no" for answer in json.loads(out.read_text().splitlines()[0])["attributes"].values()
+    )
+
+
+def test_predict_leaves_out_what_is_asked(checkpoint, files, capsys):
+    image = f"{files['data']}/test_000.png"
+    sensitive = {attribute.name for attribute in tiny_schema() if attribute.sensitive}
+    assert main(["predict", "--model", str(checkpoint), image, "--out", "-", "--no-sensitive"]) == 0
+    assert set(json.loads(capsys.readouterr().out)["attributes"]) == set(tiny_schema().names) - sensitive
+    assert main(["predict", "--model", str(checkpoint), image, "--out", "-", "--only-positive"]) == 0
+    answers = json.loads(capsys.readouterr().out)["attributes"]
+    assert all(answer["label"] != "no" for answer in answers.values())
+
+
+def test_predict_shows_how_far_it_is_and_no_other_bars(checkpoint, files, tmp_path):
+    arguments = ["predict", "--model", str(checkpoint), files["data"], "--out", str(tmp_path / "out.jsonl")]
+    environment = {name: value for name, value in os.environ.items() if name != "HF_HUB_DISABLE_PROGRESS_BARS"}
+    code = f"import sys; from vlm_par_hf.cli import main; sys.exit(main({arguments!r}))"
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert "48/48" in done.stderr and "Loading weights" not in done.stderr
+
+
+def test_a_broken_image_is_named_and_the_others_answered(checkpoint, files, tmp_path, capsys):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    (folder / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 not an image")
+    shutil.copy(f"{files['data']}/test_000.png", folder)
+    assert main(["predict", "--model", str(checkpoint), str(folder)]) == 1
+    captured = capsys.readouterr()
+    assert "test_000.png" in captured.out and "broken.jpg" not in captured.out
+    assert f"vlm-par: {folder}/broken.jpg: image" in captured.err and "1 of 2 images cannot be read" in captured.err
+    out = tmp_path / "out.jsonl"
+    assert main(["predict", "--model", str(checkpoint), str(folder), "--out", str(out)]) == 1
+    assert f"1 images cannot be read, the first is {folder}/broken.jpg; reasons: {tmp_path}/out.report.json" in (
+        capsys.readouterr().out
+    )
+    assert len(out.read_text().splitlines()) == 1
+    (entry,) = json.loads((tmp_path / "out.report.json").read_text())["broken"]
+    assert entry["image"] == f"{folder}/broken.jpg"
+
+
+def test_a_folder_without_images(checkpoint, tmp_path, capsys):
+    assert main(["predict", "--model", str(checkpoint), str(tmp_path)]) == 2
+    assert "no image in the folder" in capsys.readouterr().err
+
+
+def test_predict_in_bfloat16_answers_nearly_the_same(tmp_path, capsys):
+    Image.new("RGB", (48, 96), (90, 40, 160)).save(tmp_path / "crop.png")
+    found = []
+    for dtype in ("float32", "bfloat16"):
+        assert main(["predict", str(tmp_path / "crop.png"), "--out", "-", "--dtype", dtype]) == 0
+        answers = json.loads(capsys.readouterr().out)["attributes"]
+        found.append([p for answer in answers.values() for p in answer["probabilities"].values()])
+    assert found[0] != found[1] and found[0] == pytest.approx(found[1], abs=0.05)

@@ -1,0 +1,148 @@
+"""The model that answers from an exported file: equal answers, and what it refuses."""
+
+import shutil
+
+import pytest
+import torch
+from transformers import AutoModel, AutoProcessor, pipeline
+
+from modeling_tests.exports import difference, noise_images
+from modeling_tests.tiny import tiny_inputs, tiny_processor
+from vlm_par_hf.export.exported import ExportedParConfig, ExportedParModel
+from vlm_par_hf.export.exporting import export_model
+from vlm_par_hf.utils import embedded_path
+
+
+for package in ("onnx", "onnxscript", "onnxruntime", "openvino", "nncf"):
+    pytest.importorskip(package)
+
+
+@pytest.mark.parametrize(
+    ("to", "kind", "config"),
+    [
+        ("onnx", "kway", {}),
+        ("openvino", "kway", {}),
+        ("onnx", "fixed", {}),
+        ("openvino", "fixed", {}),
+        pytest.param("onnx", "naflex", {"fusion": "none", "alignment": "none"}, marks=pytest.mark.slow),
+        pytest.param("onnx", "naflex", {}, marks=pytest.mark.slow),
+    ],
+)
+def test_float32_is_equal_at_every_batch_size_and_aspect_ratio(exported, to, kind, config):
+    model, record, folder = exported(to, kind, **config)
+    loaded = AutoModel.from_pretrained(folder)
+    assert isinstance(loaded, ExportedParModel) and loaded.config.schema == model.config.schema
+    for batch in (1, 2, 3, 7):
+        inputs = tiny_inputs(kind, batch, seed=batch)
+        if kind != "fixed":
+            assert len(set(map(tuple, inputs["spatial_shapes"].tolist()))) == min(batch, 4)
+        assert difference(model, loaded, inputs) < 1e-4
+    assert record["max_abs_difference"] < 1e-4 and record["changed_decisions"] == 0
+    assert record["decisions"] == 12 * len(model.config.schema)
+    with_head = config.get("alignment") != "none"
+    found = loaded(**tiny_inputs(kind)).image_embeds
+    assert (found is not None) == with_head
+    if with_head:
+        torch.testing.assert_close(found, model(**tiny_inputs(kind)).image_embeds, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("to", ["onnx", "openvino"])
+def test_a_fixed_patch_grid_takes_nothing_but_pixels(exported, to):
+    model, record, folder = exported(to, "kway", patch_grid=(4, 2))
+    loaded, processor = AutoModel.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
+    assert list(loaded.config.input_shapes) == ["pixel_values"] and record["patch_grid"] == [4, 2]
+    for batch in (1, 5):
+        inputs = dict(processor(images=noise_images(batch, seed=batch)))
+        assert inputs["spatial_shapes"].tolist() == [[4, 2]] * batch
+        assert difference(model, loaded, inputs) < 1e-4
+        assert difference(model, lambda **given: loaded(given["pixel_values"]), inputs) < 1e-4
+    with pytest.raises(ValueError, match=r"image 0 has \(4, 3\) patches, expected \(4, 2\), the grid that was"):
+        loaded(**tiny_inputs())
+
+
+@pytest.mark.parametrize("to", ["onnx", "openvino"])
+def test_the_pipeline_answers_as_with_torch(exported, to, tmp_path):
+    model, _, folder = exported(to)
+    images = noise_images(5, seed=3)
+    wanted = pipeline("pedestrian-attributes", model=model, processor=tiny_processor("kway"))(images, batch_size=2)
+    pipe = pipeline("pedestrian-attributes", model=str(folder))
+    found = pipe(images, batch_size=2)
+    for one, other in zip(wanted, found, strict=True):
+        for name, answer in one["attributes"].items():
+            assert other["attributes"][name]["label"] == answer["label"]
+            assert other["attributes"][name]["score"] == pytest.approx(answer["score"], abs=1e-4)
+    with pytest.raises(ValueError, match="ExportedParModel cannot explain its answers"):
+        pipe(images[0], explain=True)
+    pipe.save_pretrained(tmp_path / "copy")
+    again = pipeline("pedestrian-attributes", model=str(tmp_path / "copy"))(images, batch_size=2)
+    assert again == found and (tmp_path / "copy" / "parity.json").is_file()
+
+
+def test_as_many_threads_as_torch(exported, monkeypatch):
+    import onnxruntime
+
+    _, _, folder = exported()
+    seen = []
+    session = onnxruntime.InferenceSession
+    monkeypatch.setattr(
+        onnxruntime,
+        "InferenceSession",
+        lambda path, options, **kw: seen.append(options) or session(path, options, **kw),
+    )
+    ExportedParModel.from_pretrained(folder)
+    ExportedParModel.from_pretrained(folder, num_threads=3)
+    assert [one.intra_op_num_threads for one in seen] == [torch.get_num_threads(), 3]
+
+
+def test_a_file_that_is_missing_or_broken_is_named(exported, tmp_path):
+    _, _, folder = exported()
+    shutil.copytree(folder, tmp_path / "broken")
+    data = (folder / "model.onnx").read_bytes()
+    (tmp_path / "broken" / "model.onnx").write_bytes(data[: len(data) // 2])
+    with pytest.raises(ValueError, match=r"model.onnx is not the file that was exported: its sha256 is"):
+        AutoModel.from_pretrained(tmp_path / "broken")
+    (tmp_path / "broken" / "model.onnx").unlink()
+    with pytest.raises(OSError, match=r"model\.onnx"):
+        AutoModel.from_pretrained(tmp_path / "broken")
+    config = ExportedParConfig.from_pretrained(folder)
+    config.files = None
+    with pytest.raises(ValueError, match="config.json names no files"):
+        ExportedParModel.from_pretrained(folder, config=config)
+    with pytest.raises(ValueError, match="this model has no file to run"):
+        ExportedParModel(config)(**tiny_inputs())
+    with pytest.raises(ValueError, match="this model has no file to save"):
+        ExportedParModel(config).save_pretrained(tmp_path / "x")
+
+
+def test_wrong_inputs_are_refused(exported):
+    _, _, folder = exported()
+    loaded = AutoModel.from_pretrained(folder)
+    inputs = tiny_inputs()
+    with pytest.raises(
+        ValueError, match=r"pixel_values has shape \(3, 8, 48\), expected \(B, 12, 48\) for model.onnx"
+    ):
+        loaded(**{**inputs, "pixel_values": inputs["pixel_values"][:, :8]})
+    with pytest.raises(ValueError, match=r"spatial_shapes has shape None, expected \(B, 2\)"):
+        loaded(inputs["pixel_values"], inputs["pixel_attention_mask"])
+    with pytest.raises(ValueError, match="computes no loss"):
+        loaded(**inputs, labels=torch.zeros(3, 3, dtype=torch.int64))
+    with pytest.raises(RuntimeError, match="cannot be trained"):
+        loaded.train()
+    with pytest.raises(ValueError, match="precision of an exported model was chosen when it was exported"):
+        AutoModel.from_pretrained(folder, dtype=torch.bfloat16)
+    _, _, fixed = exported("onnx", "fixed")
+    with pytest.raises(ValueError, match=r"pixel_values has shape \(2, 3, 32, 32\), expected \(B, 3, 16, 16\)"):
+        AutoModel.from_pretrained(fixed)(torch.zeros(2, 3, 32, 32))
+
+
+def test_evaluate_takes_an_exported_folder(exported, tmp_path):
+    from vlm_par_hf.training import evaluate
+
+    out = tmp_path / "onnx"
+    export_model(embedded_path("heads"), out, to="onnx", compared_images=noise_images(2))
+    options = {"num_train": 2, "num_validation": 2, "num_test": 12, "seed": 5}
+    records = [
+        evaluate(str(path), "synthetic", output_dir=tmp_path / name, dataset_options=options, bootstrap=0)
+        for name, path in (("torch", embedded_path("heads")), ("onnx", out))
+    ]
+    assert records[0]["metrics"] == pytest.approx(records[1]["metrics"], abs=1e-6, nan_ok=True)

@@ -1,0 +1,59 @@
+"""The model of a run: built over a backbone by options, or loaded; and the weights of its loss."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from modeling_tests.training_runs import FOCUS, QUICK, run
+from vlm_par_hf.data import ParCollator
+from vlm_par_hf.training import TrainSettings, train
+
+
+def test_class_weights_come_from_the_training_labels(data, tmp_path):
+    result = run(data, tmp_path / "run", max_steps=2, weighting="balanced")
+    loss = json.loads((result.output_dir / "config.json").read_text())["loss"]
+    labels = np.asarray(data["train"]["labels"])
+    known = labels[:, 0] >= 0
+    assert loss["weighting"] == "balanced"
+    assert loss["priors"][0][1] == pytest.approx((labels[known, 0].sum() + 1) / (known.sum() + 2))
+
+
+def test_class_weights_by_default(data, tmp_path):
+    assert run(data, tmp_path / "run", max_steps=1).model.config.loss["weighting"] == "sqrt"
+
+
+def test_the_papers_choices(data, backbone, tmp_path):
+    result = train(
+        data, tmp_path / "run", backbone=backbone, model_options={"paper": True}, max_num_patches=9,
+        settings=TrainSettings(**{**QUICK, "max_steps": 1}),
+    )  # fmt: skip
+    assert (result.model.config.alignment, result.model.config.fusion) == ("none", "image_to_text")
+    assert result.processor.image_processor.max_num_patches == 9
+    assert not result.model.config.loss.get("weighting"), "the paper's loss has no class weights"
+
+
+def test_going_on_from_a_checkpoint(finished, data, tmp_path):
+    result, _ = finished
+    more = train(
+        data, tmp_path / "more", model=result.output_dir,
+        settings=TrainSettings(**{**QUICK, "max_steps": 1, "learning_rate": 1e-9, "fusion_learning_rate": 1e-9}),
+    )  # fmt: skip
+    batch = ParCollator(result.processor)([data["test"][0]])
+    with torch.no_grad():
+        torch.testing.assert_close(more.model(**batch).logits, result.model(**batch).logits, atol=1e-4, rtol=1e-4)
+    with pytest.raises(ValueError, match="model_options=.*already has its configuration"):
+        train(data, tmp_path / "wrong", model=result.output_dir, model_options={"fusion": "none"})
+
+
+def test_options_of_another_family_are_refused(data, focus_backbone, tmp_path):
+    with pytest.raises(ValueError, match="model_options names 'fusion', which the family 'focus_par' does not have"):
+        train(data, tmp_path / "run", family="focus_par", backbone=focus_backbone, model_options={"fusion": "none"})
+    with pytest.raises(ValueError, match="family='clear': expected one of vlm_par, focus_par"):
+        train(data, tmp_path / "run", family="clear", backbone=focus_backbone)
+    with pytest.raises(ValueError, match="FocusParModel .*features cannot be computed once"):
+        train(
+            data, tmp_path / "run", family="focus_par", backbone=focus_backbone, model_options=FOCUS,
+            settings=TrainSettings(**QUICK, precompute_features=True),
+        )  # fmt: skip

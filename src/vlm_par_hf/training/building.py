@@ -1,0 +1,77 @@
+"""The model that a run trains: built over a backbone, loaded, or given; and the settings of its loss."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from .provenance import argument_in_errors
+from .settings import TrainSettings
+
+
+__all__ = ["build_model", "loss_settings"]
+
+
+def build_model(family, backbone, schema, model, processor, options: dict[str, Any], max_num_patches: int | None):
+    """The model to train and its processor; the arguments are those of `train`.
+
+    Raises:
+        ValueError: an option that the family does not have, options for a given model, or a model in memory without
+            its processor.
+        OSError: the backbone or the model cannot be loaded.
+    """
+    from transformers import AutoModel, AutoProcessor
+
+    from vlm_par_hf.auto import get_family
+    from vlm_par_hf.families import trainable_families
+
+    if model is None:
+        config_class, model_class, processor_class = get_family(family)
+        options = dict(options)
+        paper = options.pop("paper", False)
+        known = {
+            name: {field.name for field in dataclasses.fields(get_family(name)[0])} for name in trainable_families()
+        }
+        for name in options:
+            if name not in known[family] and any(name in fields for fields in known.values()):
+                raise ValueError(f"model_options names {name!r}, which the family {family!r} does not have")
+        if paper:
+            default, as_in_paper = config_class(attributes=schema), config_class.paper(attributes=schema)
+            choices = {name: getattr(as_in_paper, name) for name in known[family] - {"vlm_config"}}
+            choices = {name: value for name, value in choices.items() if value != getattr(default, name)}
+            options = {**choices, **options}
+        extra = {} if max_num_patches is None else {"max_num_patches": max_num_patches}
+        with argument_in_errors("backbone", backbone):
+            processor = processor or processor_class.from_backbone(backbone, **extra)
+            return model_class.from_backbone(backbone, attributes=schema, **options), processor
+    if options:
+        raise ValueError(f"model_options={options!r}: a given model already has its configuration")
+    if isinstance(model, (str, Path)):
+        with argument_in_errors("model", str(model)):
+            processor = processor or AutoProcessor.from_pretrained(str(model))
+            return AutoModel.from_pretrained(str(model)), processor
+    if processor is None:
+        raise ValueError("processor is None: a model in memory needs its processor beside it")
+    return model, processor
+
+
+def loss_settings(model, settings: TrainSettings, priors: list[list[float]], *, paper: bool) -> dict[str, Any]:
+    """The `config.loss` of a run: that of the model, with the weighting of the settings.
+
+    Args:
+        model: the model to train.
+        settings: of the run.
+        priors: per attribute the share of each label in the training split.
+        paper: whether every choice is that of the paper.
+    """
+    loss = dict(model.config.loss or {})
+    weighting = settings.weighting
+    if weighting == "auto":
+        # The paper's loss has no weights, and the weighted BCE brings its own.
+        weighting = "none" if paper or loss.get("kind") == "weighted_bce" else "sqrt"
+    if weighting != "none":
+        loss["weighting"] = weighting
+    if settings.logit_adjustment:
+        loss["logit_adjustment"] = settings.logit_adjustment
+    if loss.get("weighting") or loss.get("logit_adjustment") or loss.get("kind") == "weighted_bce":
+        loss["priors"] = priors
+    return loss
