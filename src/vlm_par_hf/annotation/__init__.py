@@ -11,8 +11,10 @@ moment; started again, it computes the missing parts. Batches hold the same imag
 that of an uninterrupted run, byte for byte on the same machine and with the same batch size.
 """
 
+from vlm_par_hf.images.opening import IMAGE_SUFFIXES
+
 from .annotator import Annotator
-from .inputs import IMAGE_SUFFIXES, ImageList, Row
+from .inputs import ImageList, Row
 from .running import annotate, draw_annotation
 
 

@@ -14,14 +14,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from vlm_par_hf.images.opening import IMAGE_SUFFIXES
 from vlm_par_hf.utils import require
 
 
-__all__ = ["IMAGE_SUFFIXES", "TABLE_SUFFIX", "ImageList", "Row", "Segment", "read_segments"]
+__all__ = ["TABLE_SUFFIX", "ImageList", "Row", "Segment", "read_segments"]
 
 logger = logging.getLogger(__name__)
 
-IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 TABLE_SUFFIX = ".parquet"
 _ID_COLUMN = "image_id"
 _File = tuple[str, int, int]  # path, size in bytes, time of change in ns

@@ -10,14 +10,13 @@ from huggingface_hub.utils import tqdm
 from transformers import PreTrainedModel
 
 from vlm_par_hf.base.decisions import decide, label_probabilities
-from vlm_par_hf.images.opening import open_image
+from vlm_par_hf.images.opening import IMAGE_SUFFIXES, open_image
 from vlm_par_hf.inference.predicting import predict_batch, predict_batches
 
 
 __all__ = ["NUM_COMPARED", "compare_answers", "draw_people", "pick_images", "prepare_inputs"]
 
 NUM_CALIBRATION, NUM_COMPARED = 128, 256
-_IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 _BATCH = 8
 
 
@@ -46,7 +45,7 @@ def pick_images(
     """
     generator = np.random.default_rng(seed)
     if root is None and Path(source).is_dir():
-        files = sorted(path for path in Path(source).rglob("*") if path.suffix.lower() in _IMAGE_SUFFIXES)
+        files = sorted(path for path in Path(source).rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
         if len(files) < 2:
             raise ValueError(f"the folder {source!r} holds {len(files)} images, expected at least 2")
         files = [files[index] for index in generator.permutation(len(files))]

@@ -16,7 +16,18 @@ from PIL import Image
 from vlm_par_hf.utils import thread_map
 
 
-__all__ = ["BACKGROUND", "MAX_PIXELS", "describe_image_source", "is_image_file", "open_image", "open_images"]
+__all__ = [
+    "BACKGROUND",
+    "IMAGE_SUFFIXES",
+    "MAX_PIXELS",
+    "describe_image_source",
+    "is_image_file",
+    "open_image",
+    "open_images",
+]
+
+# Files of a folder that are taken for pictures.
+IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
 # The colour behind transparent pixels: mid grey, which is zero after the (x - 0.5) / 0.5 normalisation of SigLIP.
 BACKGROUND = (128, 128, 128)

@@ -4,7 +4,6 @@ A number can be compared only with its convention, its split and its number of s
 """
 
 import logging
-import math
 import shlex
 import sys
 from collections.abc import Sequence
@@ -16,7 +15,7 @@ import torch
 
 from vlm_par_hf.inference.predicting import predict_logits
 from vlm_par_hf.metrics.attributes import ParMetrics
-from vlm_par_hf.utils import atomic_write_json, atomic_write_text
+from vlm_par_hf.utils import atomic_write_json, atomic_write_text, format_percent
 
 from .plots import plot_attributes, table_text
 from .provenance import DataFacts, argument_in_errors, check_same_division, check_schema, load_data, versions
@@ -191,12 +190,11 @@ def markdown_table(record: dict[str, Any]) -> str:
     intervals = record.get("intervals") or {}
     for name, value in record["metrics"].items():
         low, high = intervals.get(name) or (None, None)
-        lines.append(
-            f"| {name} | {_percent(value)} | {f'{_percent(low)} to {_percent(high)}' if low is not None else ''} |"
-        )
+        interval = "" if low is None else f"{format_percent(low)} to {format_percent(high)}"
+        lines.append(f"| {name} | {format_percent(value)} | {interval} |")
     lines += ["", "| attribute | mean recall | rarest label | samples |", "|---|---|---|---|"]
     lines += [
-        f"| {bar['name']} | {_percent(bar['mA'])} | {bar['rarest']:,} | {bar['support']:,} |"
+        f"| {bar['name']} | {format_percent(bar['mA'])} | {bar['rarest']:,} | {bar['support']:,} |"
         for bar in _bar_rows(record["attributes"])
     ]
     return "\n".join(lines) + "\n"
@@ -213,10 +211,6 @@ def _bar_rows(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         }
         for row in rows
     ]
-
-
-def _percent(value: float | None) -> str:
-    return "" if value is None or math.isnan(value) else f"{100 * value:.2f}"
 
 
 def _flatten(row: dict[str, Any]) -> dict[str, Any]:
