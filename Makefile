@@ -1,4 +1,4 @@
-# `make help` lists the targets. Everything runs from .venv, which is made when missing.
+# `make help` lists the targets. Everything runs from .venv, which is made when missing, with the versions of the lock.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -7,9 +7,10 @@ PYTHON ?= python3
 OUT ?= demo_output
 ARGS ?=
 BIN := .venv/bin
+LOCK := lock-py311.txt
 CHECKED := $(wildcard src modeling_tests examples benchmarks)
 
-.PHONY: help demo test test-slow test-hf style quality examples bench bench-quality
+.PHONY: help demo test test-slow test-hf test-latest test-oldest lock style quality examples bench bench-quality
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-14s %s\n", $$1, $$2}'
@@ -18,7 +19,7 @@ demo: .venv/.stamp-demo ## train, evaluate and predict on drawn people (with PAR
 	$(BIN)/vlm-par demo --out $(OUT)
 
 # One thread per process: two test workers of one thread each are faster on two cores than two of two.
-test test-slow test-hf examples quality: export OMP_NUM_THREADS ?= 1
+test test-slow test-hf test-latest test-oldest examples quality: export OMP_NUM_THREADS ?= 1
 
 test: .venv/.stamp-dev ## run the tests (PAR_DATA=folder adds real images; ARGS="-k name" goes to pytest)
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
@@ -28,6 +29,23 @@ test-slow: .venv/.stamp-dev ## run the long proofs
 
 test-hf: .venv/.stamp-dev ## run the common tests of the installed transformers over our models (fetches them once, 10 MB)
 	$(BIN)/python -m pytest -m "" $(ARGS) modeling_tests/hf_common
+
+# Without a stamp: what is newest changes from day to day.
+test-latest: | .venv-latest/bin/pip ## run the tests over the newest packages of today, with deprecations as errors
+	.venv-latest/bin/python -m pip install -q --upgrade --upgrade-strategy eager -c constraints.txt -e ".[dev]"
+	.venv-latest/bin/python -m pytest -n 2 --dist loadfile --deprecations-fail $(ARGS)
+
+test-oldest: .venv-oldest/.stamp-dev ## run the tests over the lowest versions that pyproject.toml admits (Python 3.11)
+	.venv-oldest/bin/python -m pytest -n 2 --dist loadfile $(ARGS)
+
+# The header stays. torch goes in without +cpu, and without what its CUDA build brings: the build is the user's choice.
+lock: ## resolve all packages anew and write the lock that .venv is installed with (PYTHON must be 3.11)
+	@$(PYTHON) -c 'import sys; sys.exit("$(LOCK) is for Python 3.11, $(PYTHON) is another" if sys.version_info[:2] != (3, 11) else 0)'
+	rm -rf .venv-lock && $(MAKE) .venv-lock/bin/pip
+	trap 'rm -rf .venv-lock $(LOCK).part' EXIT; set -eo pipefail; \
+	.venv-lock/bin/python -m pip install -q -c constraints.txt ".[dev]" hatchling editables; \
+	{ grep '^#' $(LOCK); .venv-lock/bin/python -m pip freeze --exclude vlm-par-hf | sed 's/+.*//' \
+	| grep -vE '^(nvidia-|cuda-|triton)'; } > $(LOCK).part; mv $(LOCK).part $(LOCK)
 
 examples: .venv/.stamp-dev ## run every script in examples/ at small size
 	$(BIN)/python -m pytest -m "slow or not slow" modeling_tests/test_examples.py $(ARGS)
@@ -47,15 +65,28 @@ quality: .venv/.stamp-dev ## what a change must pass besides the tests
 	$(BIN)/ruff format --check $(CHECKED)
 	$(BIN)/python -m pytest -q modeling_tests/test_floors.py
 
-$(BIN)/pip:
+# Each environment is made once; the stamps make an install repeat when the requirements change.
+.venv/bin/pip .venv-latest/bin/pip .venv-oldest/bin/pip .venv-lock/bin/pip:
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, $(PYTHON) is " + sys.version.split()[0] + ": make PYTHON=python3.12 ..." if sys.version_info < (3, 11) else 0)'
-	$(PYTHON) -m venv .venv
+	$(PYTHON) -m venv $(@:/bin/pip=)
 
-# The order-only prerequisite makes .venv once; the stamps make an install repeat when the requirements change.
-.venv/.stamp-demo: pyproject.toml constraints.txt | $(BIN)/pip
-	$(BIN)/python -m pip install -q -c constraints.txt -e ".[demo]"
+# Held by the environment and not by -c, which would not reach the build of this package (hatchling and what it needs).
+define install
+	@held=$$($(BIN)/python -c 'import sys; print("lock-py{}{}.txt".format(*sys.version_info))'); \
+	if [ ! -f $$held ]; then \
+		echo "There is no $$held: the newest versions that pyproject.toml admits are installed"; held=constraints.txt; \
+	fi; \
+	PIP_CONSTRAINT=$$held $(BIN)/python -m pip install -q -e "$(1)"
+endef
+
+.venv/.stamp-demo: pyproject.toml constraints.txt $(LOCK) | .venv/bin/pip
+	$(call install,.[demo])
 	@touch $@
 
-.venv/.stamp-dev: pyproject.toml constraints.txt | $(BIN)/pip
-	$(BIN)/python -m pip install -q -c constraints.txt -e ".[dev]"
+.venv/.stamp-dev: pyproject.toml constraints.txt $(LOCK) | .venv/bin/pip
+	$(call install,.[dev])
 	@touch .venv/.stamp-demo $@
+
+.venv-oldest/.stamp-dev: pyproject.toml constraints-oldest.txt | .venv-oldest/bin/pip
+	.venv-oldest/bin/python -m pip install -q -c constraints-oldest.txt -e ".[dev]"
+	@touch $@

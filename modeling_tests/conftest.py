@@ -12,6 +12,29 @@ os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
+# What `make test-latest` fails at, in form of `python -W`; a later line wins over an earlier one.
+DEPRECATIONS = (
+    "error::DeprecationWarning",
+    "error::PendingDeprecationWarning",
+    "error::FutureWarning",
+    # What others do among themselves and no call of ours can help: huggingface_hub uploads with an argument that httpx2
+    # has renamed.
+    "ignore:Use 'content=:DeprecationWarning",
+)
+
+
+def pytest_addoption(parser):
+    parser.addoption("--deprecations-fail", action="store_true", help="what other packages deprecate is an error")
+
+
+def pytest_configure(config):
+    if config.getoption("--deprecations-fail"):
+        for line in DEPRECATIONS:
+            config.addinivalue_line("filterwarnings", line)
+        # For the processes that tests start.
+        os.environ["PYTHONWARNINGS"] = ",".join(DEPRECATIONS)
+
+
 @pytest.fixture(autouse=True)
 def open_loggers():
     """The command line sets the level of its process, and libraries that a test imports may do more."""
