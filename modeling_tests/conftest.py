@@ -17,8 +17,7 @@ DEPRECATIONS = (
     "error::DeprecationWarning",
     "error::PendingDeprecationWarning",
     "error::FutureWarning",
-    # What others do among themselves and no call of ours can help: huggingface_hub uploads with an argument that httpx2
-    # has renamed.
+    # Not ours to mend: huggingface_hub uploads with an argument that httpx2 has renamed.
     "ignore:Use 'content=:DeprecationWarning",
 )
 

@@ -401,3 +401,14 @@ class TestLoadingAndSaving:
         assert task["impl"] is PedestrianAttributesPipeline
         pipelines.register_pipeline()
         assert PIPELINE_REGISTRY.check_task(TASK)[1] is task and not caplog.records
+
+
+def test_a_compiled_model_answers_as_the_model_itself(naflex):
+    """torch's wrapper is of another class, and passes on what the pipeline asks of the model."""
+    compiled = PedestrianAttributesPipeline(
+        model=torch.compile(naflex.model, backend="eager"), processor=naflex.processor, device="cpu"
+    )
+    options = {"explain": ["Hat"], "explain_as": "relevance"}
+    found, expected = compiled(crop(), **options), naflex(crop(), **options)
+    assert close(found["attributes"], expected["attributes"])
+    np.testing.assert_allclose(found["relevance"]["Hat"], expected["relevance"]["Hat"], atol=1e-5)
