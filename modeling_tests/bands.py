@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from modeling_tests.tiny import tiny_model, tiny_processor, tiny_schema
+from modeling_tests.tiny import save_backbone, tiny_model, tiny_processor, tiny_schema
 from vlm_par_hf.data import attach_schema
 
 
@@ -57,8 +57,5 @@ def data():
 def backbone(tmp_path_factory):
     """A folder as a user would name it: a plain SigLIP 2 checkpoint with its tokenizer and image processor."""
     folder = tmp_path_factory.mktemp("backbone")
-    processor = tiny_processor("naflex")
-    tiny_model("naflex").vlm.save_pretrained(folder)
-    processor.image_processor.save_pretrained(folder)
-    processor.tokenizer.save_pretrained(folder)
+    save_backbone(folder, tiny_model("naflex"), tiny_processor("naflex"))
     return str(folder)

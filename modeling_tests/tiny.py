@@ -21,6 +21,7 @@ __all__ = [
     "PATCH_SIZE",
     "TINY_KINDS",
     "randomize",
+    "save_backbone",
     "tiny_backbone_config",
     "tiny_focus_model",
     "tiny_focus_processor",
@@ -219,6 +220,13 @@ def tiny_focus_model(kind: str = "naflex", *, seed: int = 0, **config: Any) -> F
         with torch.no_grad():
             model.vlm.logit_scale.fill_(2.0)
     return model.eval()
+
+
+def save_backbone(folder: Any, model: Any, processor: Any) -> None:
+    """A folder as a user would name it: the plain backbone of a model, with its image processor and tokenizer."""
+    model.vlm.save_pretrained(folder)
+    processor.image_processor.save_pretrained(folder)
+    processor.tokenizer.save_pretrained(folder)
 
 
 def randomize(model: torch.nn.Module, seed: int = 0, scale: float = 0.3) -> torch.nn.Module:

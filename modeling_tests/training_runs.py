@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from modeling_tests.tiny import tiny_focus_model, tiny_focus_processor, tiny_model, tiny_processor
+from modeling_tests.tiny import save_backbone, tiny_focus_model, tiny_focus_processor, tiny_model, tiny_processor
 from vlm_par_hf.training import TrainSettings, train
 
 
@@ -60,8 +60,5 @@ def finished(data, tmp_path_factory):
 @pytest.fixture(scope="session")
 def focus_backbone(tmp_path_factory):
     folder = tmp_path_factory.mktemp("focus_backbone")
-    processor = tiny_focus_processor("naflex")
-    tiny_focus_model("naflex").vlm.save_pretrained(folder)
-    processor.image_processor.save_pretrained(folder)
-    processor.tokenizer.save_pretrained(folder)
+    save_backbone(folder, tiny_focus_model("naflex"), tiny_focus_processor("naflex"))
     return str(folder)

@@ -3,7 +3,7 @@
 import pytest
 
 from modeling_tests.bands import build_data
-from modeling_tests.tiny import tiny_model, tiny_processor, tiny_schema
+from modeling_tests.tiny import save_backbone, tiny_model, tiny_processor, tiny_schema
 from vlm_par_hf.cli.main import main
 
 
@@ -22,10 +22,7 @@ def files(tmp_path_factory):
             labels = ["" if label < 0 else str(label) for label in row["labels"]]
             lines.append(",".join([row["image_id"], split, f"{split}{row['person_id']}", *labels]))
     (data / "labels.csv").write_text("\n".join(lines) + "\n")
-    processor = tiny_processor("naflex")
-    tiny_model("naflex").vlm.save_pretrained(backbone)
-    processor.image_processor.save_pretrained(backbone)
-    processor.tokenizer.save_pretrained(backbone)
+    save_backbone(backbone, tiny_model("naflex"), tiny_processor("naflex"))
     return {"data": str(data), "backbone": str(backbone)}
 
 

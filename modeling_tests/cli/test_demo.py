@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 from transformers import AutoModel, AutoProcessor
 
-from modeling_tests.tiny import tiny_model, tiny_processor
+from modeling_tests.tiny import save_backbone, tiny_model, tiny_processor
 from vlm_par_hf.cli.demo import run_demo
 from vlm_par_hf.data import load_par_dataset
 
@@ -16,10 +16,7 @@ RESULTS = ("metrics.json", "attributes.csv", "attributes.md", "attributes.png", 
 @pytest.fixture(scope="module")
 def backbone(tmp_path_factory):
     folder = tmp_path_factory.mktemp("backbone")
-    processor = tiny_processor("naflex")
-    tiny_model("naflex").vlm.save_pretrained(folder)
-    processor.image_processor.save_pretrained(folder)
-    processor.tokenizer.save_pretrained(folder)
+    save_backbone(folder, tiny_model("naflex"), tiny_processor("naflex"))
     return str(folder)
 
 
