@@ -10,7 +10,7 @@ BIN := .venv/bin
 LOCK := lock-py311.txt
 CHECKED := $(wildcard src modeling_tests examples benchmarks)
 
-.PHONY: help demo test test-slow test-hf test-latest test-oldest lock style quality examples bench bench-quality
+.PHONY: help demo test test-slow fuzz test-hf test-latest test-oldest lock style quality examples bench bench-quality
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-14s %s\n", $$1, $$2}'
@@ -19,13 +19,16 @@ demo: .venv/.stamp-demo ## train, evaluate and predict on drawn people (with PAR
 	$(BIN)/vlm-par demo --out $(OUT)
 
 # One thread per process: two test workers of one thread each are faster on two cores than two of two.
-test test-slow test-hf test-latest test-oldest examples quality: export OMP_NUM_THREADS ?= 1
+test test-slow fuzz test-hf test-latest test-oldest examples quality: export OMP_NUM_THREADS ?= 1
 
 test: .venv/.stamp-dev ## run the tests (PAR_DATA=folder adds real images; ARGS="-k name" goes to pytest)
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 test-slow: .venv/.stamp-dev ## run the long proofs
 	$(BIN)/python -m pytest -m slow $(ARGS)
+
+fuzz: .venv/.stamp-dev ## run damaged and strange inputs against oracles, the same ones each time (FUZZ_SEED=1 for others)
+	$(BIN)/python -m pytest -m fuzz -n 2 --dist loadfile $(ARGS) modeling_tests/fuzz
 
 test-hf: .venv/.stamp-dev ## run the common tests of the installed transformers over our models (fetches them once, 10 MB)
 	$(BIN)/python -m pytest -m "" $(ARGS) modeling_tests/hf_common

@@ -20,6 +20,7 @@ ROOT = Path(vlm_par_hf.__file__).parent
 # Top-level module or folder -> (floor, step). An import must go to a strictly smaller pair; a folder may import itself
 # (a family only its own folder). A new module gets its place here first.
 FLOORS: dict[str, tuple[int, int]] = {
+    "errors": (0, -1),
     "utils": (0, 0),
     "families": (0, 0),
     "upstream": (0, 0),
@@ -46,11 +47,12 @@ FLOORS: dict[str, tuple[int, int]] = {
     "__init__": (10, 0),
 }
 # What a family may import beside its own folder.
-FOR_FAMILIES = {"base", "labels", "upstream"}
+FOR_FAMILIES = {"base", "errors", "labels", "upstream"}
 
 # Nothing here may import torch when it is itself imported: labels, readers and metrics work without it.
 TORCH_FREE = (
     "labels/",
+    "errors.py",
     "utils.py",
     "base/priors.py",
     "families.py",

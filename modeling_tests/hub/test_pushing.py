@@ -152,7 +152,7 @@ def test_heads_carry_no_backbone(hub, published):
     assert config["backbone_name"] == "org/backbone" and len(config["backbone_hash"]) == 64
     assert b'"vlm.' not in hub.read("org/heads", "model.safetensors")
     refused = published["heads over a folder"]
-    assert refused["error"] == "ValueError" and "nobody else could load the heads" in refused["message"]
+    assert refused["error"] == "ParValueError" and "nobody else could load the heads" in refused["message"]
     assert "org/unloadable" not in hub.repos
 
 
@@ -178,7 +178,7 @@ def test_the_trainer_writes_our_card_when_asked(hub, published):
     assert "generated_from_trainer" in plain and "## Not for" not in plain
     assert any(message.startswith("Training in progress") for message in hub.repos["org/trained"].messages)
     refused = published["trainer of heads over a folder"]
-    assert refused["error"] == "ValueError" and "nobody else could load the heads" in refused["message"]
+    assert refused["error"] == "ParValueError" and "nobody else could load the heads" in refused["message"]
     assert "nobody could load this" not in hub.repos["org/trained"].messages
 
 
@@ -259,7 +259,7 @@ def test_private_needs_the_token(published, loaded):
 )
 def test_a_bad_answer_names_the_repository(loaded, name, expected):
     outcome = loaded[f"load {name}"]
-    assert outcome.get("error") == "ValueError" or outcome.get("is_os_error"), outcome
+    assert outcome.get("error") == "ParValueError" or outcome.get("is_os_error"), outcome
     for text in expected:
         assert text in outcome["message"]
 
@@ -269,7 +269,7 @@ def test_a_bad_answer_names_the_repository(loaded, name, expected):
 
 def test_without_the_import_nothing_wrong_is_loaded(without):
     for part in ("model", "processor", "folded"):
-        assert without[part]["error"] == "ValueError"
+        assert without[part]["error"] == "ParValueError"
         repo = "org/folded" if part == "folded" else "org/full"
         assert "trust_remote_code=True" in without[part]["message"] and repo in without[part]["message"]
 

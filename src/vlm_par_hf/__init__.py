@@ -19,6 +19,7 @@ __version__ = "0.1.0"
 _MODULES = {
     "annotation": ("Annotator", "annotate"),
     "inference.devices": ("inference_dtype",),
+    "errors": ("ParError",),
     "data": ("AugmentedDataset", "ParAugmentation", "ParCollator", "dataset_schema", "load_par_dataset"),
     "export": ("export_model",),
     "base.losses": ("ParLoss",),
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from vlm_par_hf.base.losses import ParLoss
     from vlm_par_hf.base.outputs import ParOutput
     from vlm_par_hf.data import AugmentedDataset, ParAugmentation, ParCollator, dataset_schema, load_par_dataset
+    from vlm_par_hf.errors import ParError
     from vlm_par_hf.export.exported import ExportedParConfig, ExportedParModel
     from vlm_par_hf.export.exporting import export_model
     from vlm_par_hf.inference.devices import inference_dtype

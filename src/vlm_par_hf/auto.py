@@ -2,6 +2,7 @@
 
 from transformers import AutoConfig, AutoModel, AutoProcessor
 
+from vlm_par_hf.errors import ParValueError
 from vlm_par_hf.families import FAMILIES, find_family, trainable_families
 
 
@@ -18,7 +19,7 @@ def get_family(name: str) -> tuple[type, type, type]:
         ValueError: there is no such family.
     """
     if name not in trainable_families():
-        raise ValueError(f"family={name!r}: expected one of {', '.join(trainable_families())}")
+        raise ParValueError(f"family={name!r}: expected one of {', '.join(trainable_families())}")
     return find_family(name).load()
 
 

@@ -12,6 +12,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from vlm_par_hf.errors import ParImportError, ParValueError
+
 
 __all__ = [
     "atomic_write_json",
@@ -36,7 +38,7 @@ def embedded_path(kind: str) -> Path:
         ValueError: `kind` is something else.
     """
     if kind not in EMBEDDED_KINDS:
-        raise ValueError(f"kind must be one of {EMBEDDED_KINDS}, got {kind!r}")
+        raise ParValueError(f"kind must be one of {EMBEDDED_KINDS}, got {kind!r}")
     return Path(__file__).parent / "embedded" / kind
 
 
@@ -57,7 +59,7 @@ def require(module: str, extra: str) -> ModuleType:
         package = module.partition(".")[0]
         if error.name is None or error.name.partition(".")[0] != package:
             raise
-        raise ImportError(
+        raise ParImportError(
             f'{package} is needed here and is not installed: pip install "vlm-par-hf[{extra}]"', name=package
         ) from error
 

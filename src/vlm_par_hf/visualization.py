@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from vlm_par_hf.errors import ParValueError
 from vlm_par_hf.labels.decisions import is_positive_answer
 from vlm_par_hf.labels.schema import AttributeSchema
 
@@ -58,11 +59,11 @@ def overlay_relevance(image: Image.Image, relevance: np.ndarray, *, opacity: flo
     """
     relevance = np.asarray(relevance, dtype=np.float64)
     if relevance.ndim != 2 or relevance.size == 0:
-        raise ValueError(f"relevance has shape {relevance.shape}, expected (rows, columns) of patches")
+        raise ParValueError(f"relevance has shape {relevance.shape}, expected (rows, columns) of patches")
     if not np.isfinite(relevance).all():
-        raise ValueError("relevance holds NaN or infinite values, expected finite numbers")
+        raise ParValueError("relevance holds NaN or infinite values, expected finite numbers")
     if not 0.0 <= opacity <= 1.0:
-        raise ValueError(f"opacity is {opacity}, expected a number in [0, 1]")
+        raise ParValueError(f"opacity is {opacity}, expected a number in [0, 1]")
     image = image.convert("RGB")
     low, high = relevance.min(), relevance.max()
     # Do not scale up rounding errors: attention that is uniform up to rounding would become a pattern.
@@ -101,7 +102,7 @@ def draw_boxes(
     """
     image = image.convert("RGB")
     if labels is not None and len(labels) != len(boxes):
-        raise ValueError(f"labels has {len(labels)} entries, expected one per box ({len(boxes)})")
+        raise ParValueError(f"labels has {len(labels)} entries, expected one per box ({len(boxes)})")
     font_size = font_size or max(11, round(min(image.size) / 32))
     stroke = max(2, font_size // 6)
     font = ImageFont.load_default(font_size)
@@ -171,17 +172,19 @@ def people_grid(
             or with another number of attributes, or if there is no image.
     """
     if len(images) == 0:
-        raise ValueError("images is empty, expected at least one person")
+        raise ParValueError("images is empty, expected at least one person")
     if len(predictions) != len(images):
-        raise ValueError(f"predictions has {len(predictions)} entries, expected one per image ({len(images)})")
+        raise ParValueError(f"predictions has {len(predictions)} entries, expected one per image ({len(images)})")
     if names is not None and len(names) != len(images):
-        raise ValueError(f"names has {len(names)} entries, expected one per image ({len(images)})")
+        raise ParValueError(f"names has {len(names)} entries, expected one per image ({len(images)})")
     if labels is not None:
         if schema is None:
-            raise ValueError("labels were given without schema, expected the AttributeSchema that they are indices of")
+            raise ParValueError(
+                "labels were given without schema, expected the AttributeSchema that they are indices of"
+            )
         labels = np.asarray(labels)
         if labels.shape != (len(images), len(schema)):
-            raise ValueError(f"labels has shape {labels.shape}, expected ({len(images)}, {len(schema)})")
+            raise ParValueError(f"labels has shape {labels.shape}, expected ({len(images)}, {len(schema)})")
     if columns is None:
         # A card is about as wide as high, but a screen is wider than high.
         columns = max(1, round((1.3 * len(images)) ** 0.5))
@@ -281,14 +284,16 @@ def explanation_grid(
         ValueError: if there is no image, the numbers of images, results or names differ, or a result has no overlays.
     """
     if len(images) == 0:
-        raise ValueError("images is empty, expected at least one person")
+        raise ParValueError("images is empty, expected at least one person")
     for argument, values in (("results", results), ("names", names)):
         if values is not None and len(values) != len(images):
-            raise ValueError(f"{argument} has {len(values)} entries, expected one per image ({len(images)})")
+            raise ParValueError(f"{argument} has {len(values)} entries, expected one per image ({len(images)})")
     rows = []
     for index, (image, result) in enumerate(zip(images, results)):
         if "overlays" not in result:
-            raise ValueError(f"results[{index}] has no overlays, expected the result of a pipeline call with explain=")
+            raise ParValueError(
+                f"results[{index}] has no overlays, expected the result of a pipeline call with explain="
+            )
         row = [(image, names[index] if names else f"person {index + 1}", "")]
         for name, overlay in result["overlays"].items():
             answer = result["attributes"].get(name)

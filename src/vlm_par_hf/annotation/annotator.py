@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from PIL import Image
 
+from vlm_par_hf.errors import ParValueError
 from vlm_par_hf.images.opening import is_image_file, open_image
 from vlm_par_hf.inference.devices import inference_dtype
 from vlm_par_hf.inference.pictures import TASK
@@ -57,7 +58,7 @@ class Annotator:
         dtype: Any = None,
     ):
         if batch_size < 1:
-            raise ValueError(f"batch_size={batch_size}: expected at least 1")
+            raise ParValueError(f"batch_size={batch_size}: expected at least 1")
         self.model = None if model is None else os.fspath(model)
         self.batch_size, self.device = batch_size, device
         self.dtype = inference_dtype(device) if dtype == "auto" else dtype

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from vlm_par_hf.errors import ParFileNotFoundError, ParValueError
 from vlm_par_hf.images.opening import IMAGE_SUFFIXES
 from vlm_par_hf.utils import require
 
@@ -87,7 +88,7 @@ class ImageList:
                 counts.append(self._check_table(path) if _is_table(path) else 1)
         self._ends = np.cumsum(counts, dtype=np.int64)
         if not len(self):
-            raise ValueError(f"images={[os.fspath(name) for name in names]!r:.300}: expected at least one image")
+            raise ParValueError(f"images={[os.fspath(name) for name in names]!r:.300}: expected at least one image")
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
@@ -137,7 +138,7 @@ class ImageList:
         elif glob.has_magic(name):
             found = sorted(glob.glob(name, recursive=True), key=_natural_key)
             if not found:
-                raise FileNotFoundError(f"nothing matches {name!r}")
+                raise ParFileNotFoundError(f"nothing matches {name!r}")
             # `**` matches folders and the files in them: searching such a folder would list its files twice.
             for path in found:
                 if os.path.isfile(path):
@@ -145,16 +146,16 @@ class ImageList:
                 elif "**" not in name and os.path.isdir(path):
                     yield from self._search(path)
         else:
-            raise FileNotFoundError(f"no such image or folder: {name!r}")
+            raise ParFileNotFoundError(f"no such image or folder: {name!r}")
 
     def _search(self, folder: str) -> Iterator[_File]:
         if os.path.realpath(folder) in self._without:
-            raise ValueError(f"the folder {folder!r} is also one to write to: expected another")
+            raise ParValueError(f"the folder {folder!r} is also one to write to: expected another")
         found = list(_walk(folder, self._without, frozenset()))
         images = [item for item in found if not _is_table(item[0])]
         if not found:
             expected = ", ".join((*IMAGE_SUFFIXES, TABLE_SUFFIX))
-            raise ValueError(f"no image in the folder {folder!r}: expected files ending in {expected}")
+            raise ParValueError(f"no image in the folder {folder!r}: expected files ending in {expected}")
         if images and len(images) < len(found):
             logger.warning(
                 "%s: its images are read; its %d parquet files are not, name them to have them read.",
@@ -170,15 +171,17 @@ class ImageList:
             with parquet.ParquetFile(path) as file:
                 count, schema = file.metadata.num_rows, file.schema_arrow
         except (OSError, pyarrow.ArrowException) as error:
-            raise ValueError(f"{path!r} cannot be read as parquet: {error}") from error
+            raise ParValueError(f"{path!r} cannot be read as parquet: {error}") from error
         if self.image_column not in schema.names:
-            raise ValueError(f"image_column={self.image_column!r}: {path!r} has the columns {', '.join(schema.names)}")
+            raise ParValueError(
+                f"image_column={self.image_column!r}: {path!r} has the columns {', '.join(schema.names)}"
+            )
         kind = schema.field(self.image_column).type
         types = pyarrow.types
         is_image = types.is_struct(kind) and {"bytes", "path"} & {field.name for field in kind}
         is_bytes = types.is_binary(kind) or types.is_large_binary(kind)
         if not (is_image or is_bytes or types.is_string(kind) or types.is_large_string(kind)):
-            raise ValueError(
+            raise ParValueError(
                 f"image_column={self.image_column!r} of {path!r} holds {kind}; expected encoded images (binary, or a "
                 "struct of bytes and path) or paths"
             )

@@ -6,6 +6,8 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from vlm_par_hf.errors import ParRuntimeError
+
 from .annotator import Annotator
 from .inputs import Segment, read_segments
 from .results import make_line
@@ -66,7 +68,7 @@ def run_on_ray(inputs, annotator, ranges, missing, resources, bar) -> Iterator[t
                     yield number, [lines[index] for index in ranges[number]]
                     bar.update(len(lines))
         if waiting:
-            raise RuntimeError(f"Ray ended without an answer to {len(waiting)} parts, the first is {min(waiting)}")
+            raise ParRuntimeError(f"Ray ended without an answer to {len(waiting)} parts, the first is {min(waiting)}")
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from typing import Any
 
 from huggingface_hub.utils import WeakFileLock
 
+from vlm_par_hf.errors import ParValueError
 from vlm_par_hf.utils import atomic_write_json, atomic_write_text
 
 from .annotator import to_json
@@ -71,14 +72,14 @@ def check_earlier_work(out: Path, partial: Path, run: dict, listing: str, overwr
         if not overwrite:
             if earlier["images_digest"] != run["images_digest"]:
                 differences[0] += _listing_difference((partial / "inputs.jsonl").read_text(encoding="utf-8"), listing)
-            raise ValueError(f"{str(partial)!r} holds the work of another run: {'; '.join(differences)}; {hint}")
+            raise ParValueError(f"{str(partial)!r} holds the work of another run: {'; '.join(differences)}; {hint}")
     elif out.exists() and not overwrite:
         report = json.loads(report_path.read_text(encoding="utf-8")) if report_path.is_file() else {}
         if "run" not in report:
-            raise ValueError(f"out={str(out)!r} exists, and no report says what it is; {hint}")
+            raise ParValueError(f"out={str(out)!r} exists, and no report says what it is; {hint}")
         differences = _differences(report["run"], run)
         if differences:
-            raise ValueError(f"out={str(out)!r} is the work of another run: {'; '.join(differences)}; {hint}")
+            raise ParValueError(f"out={str(out)!r} is the work of another run: {'; '.join(differences)}; {hint}")
         logger.info("%s was finished before", out)
         return report
     for name in os.listdir(partial):
@@ -126,7 +127,7 @@ def lock_parts(partial: Path, out: Path) -> Iterator[None]:
     try:
         lock.__enter__()
     except TimeoutError:
-        raise ValueError(f"out={str(out)!r}: another process is writing it") from None
+        raise ParValueError(f"out={str(out)!r}: another process is writing it") from None
     try:
         yield
     finally:
@@ -192,7 +193,9 @@ def table_schema(attributes: Sequence[str], has_ids: bool):
         fields += [(name, pyarrow.string()), (f"{name}_score", pyarrow.float32())]
     names = Counter(name for name, _ in fields)
     if len(names) < len(fields):
-        raise ValueError(f"two columns of the output are called {names.most_common(1)[0][0]!r}: write .jsonl instead")
+        raise ParValueError(
+            f"two columns of the output are called {names.most_common(1)[0][0]!r}: write .jsonl instead"
+        )
     return pyarrow.schema(fields)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from huggingface_hub.utils import tqdm
 
+from vlm_par_hf.errors import ParValueError
 from vlm_par_hf.images.opening import open_image
 from vlm_par_hf.utils import atomic_write_text, require
 from vlm_par_hf.visualization import people_grid
@@ -81,9 +82,9 @@ def annotate(
     """
     out = Path(out)
     if out.suffix not in _OUT_SUFFIXES:
-        raise ValueError(f"out={str(out)!r}: expected a file ending in {' or '.join(_OUT_SUFFIXES)}")
+        raise ParValueError(f"out={str(out)!r}: expected a file ending in {' or '.join(_OUT_SUFFIXES)}")
     if out.is_dir():
-        raise ValueError(f"out={str(out)!r} is a folder: expected a file to write")
+        raise ParValueError(f"out={str(out)!r} is a folder: expected a file to write")
     for name, value, least in (
         ("images_per_part", images_per_part, 1),
         ("ray_workers", ray_workers, 0),
@@ -91,9 +92,9 @@ def annotate(
         ("gpus_per_worker", gpus_per_worker, 0),
     ):
         if value < least:
-            raise ValueError(f"{name}={value}: expected at least {least}")
+            raise ParValueError(f"{name}={value}: expected at least {least}")
     if draw is not None and ray_workers:
-        raise ValueError(f"draw={os.fspath(draw)!r}: pictures are drawn by one process, expected ray_workers=0")
+        raise ParValueError(f"draw={os.fspath(draw)!r}: pictures are drawn by one process, expected ray_workers=0")
     if out.suffix == TABLE_SUFFIX:
         require("pyarrow.parquet", "train")
     if ray_workers:

@@ -13,6 +13,7 @@ from torch import nn
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.utils import cached_file
 
+from vlm_par_hf.errors import ParValueError
 from vlm_par_hf.utils import embedded_path
 
 from .modeling import HUB_KEYS, ParPreTrainedModel, check_keys, loading_weights
@@ -140,13 +141,13 @@ class BackbonePreTrainedModel(ParPreTrainedModel):
         self._prepare_texts(None)
         if not config.save_backbone:
             if config.backbone_name is None:
-                raise ValueError(
+                raise ParValueError(
                     "save_backbone is False, but backbone_name is None: a checkpoint of the heads alone could never "
                     f"be loaded; build the model with {type(self).__name__}.from_backbone(name, ...) or set "
                     "save_backbone=True"
                 )
             if not config.freeze_backbone:
-                raise ValueError(
+                raise ParValueError(
                     "save_backbone is False, but freeze_backbone is False too: the trained vision tower would be "
                     "lost; set save_backbone=True"
                 )
@@ -165,7 +166,7 @@ class BackbonePreTrainedModel(ParPreTrainedModel):
         config = self.config
         name = config.backbone_name
         if not config.save_backbone and name not in (None, "embedded") and Path(name).is_dir():
-            raise ValueError(
+            raise ParValueError(
                 f"save_backbone is False and backbone_name is {name!r}, a folder of this machine: nobody else could "
                 "load the heads; set config.save_backbone=True, or push the backbone and build the model with "
                 f"{type(self).__name__}.from_backbone(repository, ...)"
@@ -235,11 +236,11 @@ class BackbonePreTrainedModel(ParPreTrainedModel):
             try:
                 model, info = cls._from_pretrained(source, config=config, **kwargs)
             except RuntimeError as error:
-                raise ValueError(f"{source} does not fit its own configuration: {error} {report}") from error
+                raise ParValueError(f"{source} does not fit its own configuration: {error} {report}") from error
         missing = set(info["missing_keys"])
         absent = sorted(key for key in missing if key.startswith("vlm."))
         if absent:
-            raise ValueError(f"{source} lacks {len(absent)} tensors of the backbone, the first is {absent[0]!r}")
+            raise ParValueError(f"{source} lacks {len(absent)} tensors of the backbone, the first is {absent[0]!r}")
         return model, missing
 
     @classmethod
@@ -297,7 +298,7 @@ class BackbonePreTrainedModel(ParPreTrainedModel):
         }  # these two are of the heads' repository
         found = hash_weights(source, config.backbone_revision, **access) if config.backbone_hash else None
         if found != config.backbone_hash:
-            raise ValueError(
+            raise ParValueError(
                 f"backbone {config.backbone_name!r} (revision {config.backbone_revision}) has weights {found}, but "
                 f"the heads in {name} were trained on {config.backbone_hash} (backbone_hash)"
             )
@@ -309,7 +310,7 @@ class BackbonePreTrainedModel(ParPreTrainedModel):
         try:
             result = model.load_state_dict(heads, strict=False)
         except RuntimeError as error:
-            raise ValueError(f"{name}: the heads do not fit the configuration: {error}") from error
+            raise ParValueError(f"{name}: the heads do not fit the configuration: {error}") from error
         check_keys(name, missing - heads.keys(), result.unexpected_keys)
         model.config._name_or_path = model.name_or_path = str(name)
         model.eval()
@@ -344,7 +345,7 @@ def hash_weights(source: str, revision: str | None = None, **access: Any) -> str
     for name in names:
         path = cached_file(source, name, **options)
         if path is None:
-            raise ValueError(
+            raise ParValueError(
                 f"backbone {source!r} has no {name}; heads can be saved alone only over safetensors weights"
             )
         with open(path, "rb") as file:
@@ -362,7 +363,7 @@ def hash_weights(source: str, revision: str | None = None, **access: Any) -> str
             while remaining:
                 chunk = file.read(min(remaining, 1 << 24))
                 if not chunk:
-                    raise ValueError(f"{path} is truncated: tensor {key!r} ends early")
+                    raise ParValueError(f"{path} is truncated: tensor {key!r} ends early")
                 digest.update(chunk)
                 remaining -= len(chunk)
     return digest.hexdigest()

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
+from vlm_par_hf.errors import ParValueError
 from vlm_par_hf.labels.schema import AttributeSchema
 
 
@@ -52,7 +53,7 @@ class LabelSpaceConfig:
             ValueError: the configuration has no attributes.
         """
         if self.attributes is None:
-            raise ValueError(
+            raise ParValueError(
                 f"attributes is None: this {type(self).__name__} names no attributes, expected a schema or a list"
             )
         return AttributeSchema(self.attributes)
@@ -94,9 +95,9 @@ class BackboneConfig(LabelSpaceConfig, PreTrainedConfig):
         self.loss = dict(self.loss or {})
         super().__post_init__(**kwargs)
         if not getattr(self.vlm_config.vision_config, "vision_use_head", True):
-            raise ValueError("vlm_config: the vision tower must have its pooling head (vision_use_head), got False")
+            raise ParValueError("vlm_config: the vision tower must have its pooling head (vision_use_head), got False")
         if not 0.0 <= self.attention_dropout < 1.0:
-            raise ValueError(f"attention_dropout must lie in [0, 1), got {self.attention_dropout}")
+            raise ParValueError(f"attention_dropout must lie in [0, 1), got {self.attention_dropout}")
         # Not `validate_architecture`: what that raises is wrapped in an error that is no ValueError.
         self._check_values()
 
@@ -109,7 +110,7 @@ class BackboneConfig(LabelSpaceConfig, PreTrainedConfig):
         model_type = backbone.get("model_type") if is_dict else getattr(backbone, "model_type", None)
         if model_type not in self.backbone_types:
             names = " or ".join([", ".join(self.backbone_types[:-1]), self.backbone_types[-1]])
-            raise ValueError(
+            raise ParValueError(
                 f"vlm_config must be the configuration of a {names} checkpoint (a dict needs its model_type), got "
                 f"model_type {model_type!r}"
             )

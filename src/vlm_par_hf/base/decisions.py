@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from vlm_par_hf.errors import ParValueError
 from vlm_par_hf.labels.schema import UNKNOWN_LABEL, AttributeSchema
 
 from .priors import compute_class_weights, compute_priors
@@ -64,7 +65,7 @@ def fit_decisions(
     labels = np.asarray(labels)
     expected = (len(labels), len(schema), schema.max_labels)
     if tuple(logits.shape) != expected or labels.shape != expected[:2]:
-        raise ValueError(
+        raise ParValueError(
             f"logits {tuple(logits.shape)} and labels {labels.shape} do not fit, expected {expected} and "
             f"{expected[:2]} for this label space"
         )

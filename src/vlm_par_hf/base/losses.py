@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from vlm_par_hf.errors import ParTypeError, ParValueError
 from vlm_par_hf.labels.schema import UNKNOWN_LABEL, AttributeSchema, check_label_range
 
 from .priors import WEIGHTINGS, check_priors, compute_class_weights, compute_priors
@@ -169,7 +170,7 @@ def _check_number(name, value, low, high=None):
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not is_number or not (low <= value and (value < float("inf") if high is None else value < high)):
         wanted = f">= {low}" if high is None else f"in [{low}, {high})"
-        raise ValueError(f"{name}={value!r}, expected a number {wanted}")
+        raise ParValueError(f"{name}={value!r}, expected a number {wanted}")
 
 
 class ParLoss(nn.Module):
@@ -217,14 +218,14 @@ class ParLoss(nn.Module):
         super().__init__()
         self.schema = schema if isinstance(schema, AttributeSchema) else AttributeSchema(schema)
         if kind not in LOSSES:
-            raise ValueError(f"kind={kind!r}, expected one of {', '.join(map(repr, LOSSES))}")
+            raise ParValueError(f"kind={kind!r}, expected one of {', '.join(map(repr, LOSSES))}")
         if reduction not in REDUCTIONS:
-            raise ValueError(f"reduction={reduction!r}, expected one of {', '.join(map(repr, REDUCTIONS))}")
+            raise ParValueError(f"reduction={reduction!r}, expected one of {', '.join(map(repr, REDUCTIONS))}")
         if weighting is not None and weighting not in WEIGHTINGS:
-            raise ValueError(f"weighting={weighting!r}, expected None or one of {', '.join(map(repr, WEIGHTINGS))}")
+            raise ParValueError(f"weighting={weighting!r}, expected None or one of {', '.join(map(repr, WEIGHTINGS))}")
         if kind == "weighted_bce":
             if weighting not in (None, "exp"):
-                raise ValueError(f"weighting={weighting!r}, expected None or 'exp' for kind='weighted_bce'")
+                raise ParValueError(f"weighting={weighting!r}, expected None or 'exp' for kind='weighted_bce'")
             weighting = "exp"
         _check_number("label_smoothing", label_smoothing, 0, 1)
         _check_number("focal_gamma", focal_gamma, 0)
@@ -232,7 +233,7 @@ class ParLoss(nn.Module):
         _check_number("logit_adjustment", logit_adjustment, 0)
         if priors is None and (weighting is not None or logit_adjustment):
             reason = f"weighting={weighting!r}" if weighting is not None else f"logit_adjustment={logit_adjustment!r}"
-            raise ValueError(f"priors=None, expected one list of label shares per attribute for {reason}")
+            raise ParValueError(f"priors=None, expected one list of label shares per attribute for {reason}")
         if priors is not None:
             check_priors(priors, self.schema)
 
@@ -259,7 +260,7 @@ class ParLoss(nn.Module):
             if logit_adjustment:
                 for attribute, prior in zip(self.schema, priors):
                     if min(prior) <= 0:
-                        raise ValueError(
+                        raise ParValueError(
                             f"priors of attribute {attribute.name!r} is {prior!r}, expected shares above 0 for "
                             f"logit_adjustment={logit_adjustment!r} (compute_priors(..., smoothing=1) gives them)"
                         )
@@ -306,11 +307,11 @@ class ParLoss(nn.Module):
         """
         A, C = self.label_mask.shape
         if logits.ndim != 3 or logits.shape[1:] != (A, C):
-            raise ValueError(f"logits has shape {tuple(logits.shape)}, expected (B, {A}, {C}) for this schema")
+            raise ParValueError(f"logits has shape {tuple(logits.shape)}, expected (B, {A}, {C}) for this schema")
         if labels.shape != logits.shape[:2]:
-            raise ValueError(f"labels has shape {tuple(labels.shape)}, expected {tuple(logits.shape[:2])}")
+            raise ParValueError(f"labels has shape {tuple(labels.shape)}, expected {tuple(logits.shape[:2])}")
         if labels.dtype.is_floating_point or labels.dtype in (torch.bool, torch.complex64, torch.complex128):
-            raise TypeError(f"labels has dtype {labels.dtype}, expected int64 (class index, -100 = unknown)")
+            raise ParTypeError(f"labels has dtype {labels.dtype}, expected int64 (class index, -100 = unknown)")
         labels = labels.long()
         check_labels_on_cpu(labels, self.schema)
 

@@ -10,6 +10,7 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedConfig
 
+from vlm_par_hf.errors import ParFileNotFoundError, ParValueError
 from vlm_par_hf.hub.pushing import PushToHub
 from vlm_par_hf.hub.remote_code import write_remote_code
 from vlm_par_hf.upstream import TransformersModel, collect_load_report
@@ -100,12 +101,12 @@ class ParPreTrainedModel(PushToHub, TransformersModel):
         """
         naflex = backbone_type == "siglip2"
         if pixel_values.ndim != (3 if naflex else 4):
-            raise ValueError(
+            raise ParValueError(
                 f"pixel_values must have shape {'(B, N, values of a patch)' if naflex else '(B, 3, height, width)'} "
                 f"for a {backbone_type} backbone, got {tuple(pixel_values.shape)}"
             )
         if naflex and spatial_shapes is None:
-            raise ValueError("spatial_shapes is None, expected int64 (B, 2): this backbone takes NaFlex patches")
+            raise ParValueError("spatial_shapes is None, expected int64 (B, 2): this backbone takes NaFlex patches")
         return naflex
 
     def _run_tower(
@@ -191,7 +192,7 @@ class ParPreTrainedModel(PushToHub, TransformersModel):
         """
         found, expected = saved.get("model_type"), cls.config_class.model_type
         if found != expected:
-            raise ValueError(f"{name} holds a {found!r} model, expected {expected!r}{cls._creation_hint()}")
+            raise ParValueError(f"{name} holds a {found!r} model, expected {expected!r}{cls._creation_hint()}")
 
     @classmethod
     def _creation_hint(cls) -> str:
@@ -202,7 +203,7 @@ class ParPreTrainedModel(PushToHub, TransformersModel):
     def _read_saved_config(cls, name: str | Path, kwargs: dict[str, Any]) -> dict[str, Any]:
         saved, _ = PreTrainedConfig.get_config_dict(name, **{key: kwargs[key] for key in HUB_KEYS if key in kwargs})
         if not saved:
-            raise FileNotFoundError(f"{name} has no config.json, expected a checkpoint of {cls.__name__}")
+            raise ParFileNotFoundError(f"{name} has no config.json, expected a checkpoint of {cls.__name__}")
         return saved
 
     @classmethod
@@ -218,7 +219,7 @@ class ParPreTrainedModel(PushToHub, TransformersModel):
             except RuntimeError as error:
                 if not report:
                     raise  # no load report, so the error is not about the weights
-                raise ValueError(f"{name}: the weights do not fit the configuration: {error} {report}") from error
+                raise ParValueError(f"{name}: the weights do not fit the configuration: {error} {report}") from error
 
     @classmethod
     def _from_pretrained(cls, name: str | Path | None, *model_args: Any, **kwargs: Any) -> tuple[Self, dict[str, Any]]:
@@ -240,7 +241,7 @@ def loading_weights(source: str | Path | None) -> Iterator[list[str]]:
         try:
             yield report
         except SafetensorError as error:
-            raise ValueError(
+            raise ParValueError(
                 f"{source}: a file of weights is damaged ({error}); downloaded or copied in part?"
             ) from error
 
@@ -254,4 +255,6 @@ def check_keys(name: Any, missing: Iterable[str], unexpected: Iterable[str]) -> 
     for problem, keys in (("lacks", sorted(missing)), ("has unknown", sorted(unexpected))):
         if keys:
             shown = ", ".join(keys[:3]) + (", ..." if len(keys) > 3 else "")
-            raise ValueError(f"{name}: model.safetensors {problem} {len(keys)} tensors for its config.json: {shown}")
+            raise ParValueError(
+                f"{name}: model.safetensors {problem} {len(keys)} tensors for its config.json: {shown}"
+            )

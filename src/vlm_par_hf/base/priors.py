@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from vlm_par_hf.errors import ParValueError
 from vlm_par_hf.labels.schema import UNKNOWN_LABEL, AttributeSchema, check_label_range
 
 
@@ -29,18 +30,18 @@ def compute_priors(labels: np.ndarray, schema: AttributeSchema, *, smoothing: fl
     """
     labels = np.asarray(labels)
     if labels.ndim != 2 or labels.shape[1] != len(schema):
-        raise ValueError(f"labels has shape {labels.shape}, expected (N, {len(schema)}): one column per attribute")
+        raise ParValueError(f"labels has shape {labels.shape}, expected (N, {len(schema)}): one column per attribute")
     if not np.issubdtype(labels.dtype, np.integer):
-        raise ValueError(f"labels has dtype {labels.dtype}, expected integers (class index, -100 = unknown)")
+        raise ParValueError(f"labels has dtype {labels.dtype}, expected integers (class index, -100 = unknown)")
     if not smoothing >= 0:
-        raise ValueError(f"smoothing={smoothing!r}, expected a number >= 0")
+        raise ParValueError(f"smoothing={smoothing!r}, expected a number >= 0")
     check_label_range(labels, schema)
     priors = []
     for attribute, column in zip(schema, labels.T):
         known = column[column != UNKNOWN_LABEL]
         counts = np.bincount(known, minlength=attribute.num_labels) + float(smoothing)
         if counts.sum() == 0:
-            raise ValueError(f"labels has no known label for attribute {attribute.name!r}; smoothing=0 needs one")
+            raise ParValueError(f"labels has no known label for attribute {attribute.name!r}; smoothing=0 needs one")
         priors.append((counts / counts.sum()).tolist())
     return priors
 
@@ -60,9 +61,9 @@ def compute_class_weights(
         ValueError: unknown `weighting`, or `max_class_weight` below 1 (then no weights of mean 1 exist).
     """
     if weighting not in WEIGHTINGS:
-        raise ValueError(f"weighting={weighting!r}, expected None or one of {', '.join(map(repr, WEIGHTINGS))}")
+        raise ParValueError(f"weighting={weighting!r}, expected None or one of {', '.join(map(repr, WEIGHTINGS))}")
     if not max_class_weight >= 1:
-        raise ValueError(f"max_class_weight={max_class_weight!r}, expected a number >= 1")
+        raise ParValueError(f"max_class_weight={max_class_weight!r}, expected a number >= 1")
     weights = []
     for prior in priors:
         p = np.asarray(prior, dtype=np.float64)
@@ -91,16 +92,16 @@ def check_priors(priors: Sequence[Sequence[float]], schema: AttributeSchema) -> 
         ValueError: a wrong number of attributes or labels, a negative share, or a sum that is not 1.
     """
     if len(priors) != len(schema):
-        raise ValueError(f"priors has {len(priors)} entries, expected {len(schema)}: one list per attribute")
+        raise ParValueError(f"priors has {len(priors)} entries, expected {len(schema)}: one list per attribute")
     for attribute, prior in zip(schema, priors):
         p = np.asarray(prior, dtype=np.float64)
         if p.shape != (attribute.num_labels,):
-            raise ValueError(
+            raise ParValueError(
                 f"priors of attribute {attribute.name!r} has {p.size} values, expected {attribute.num_labels}: "
                 f"one per label ({', '.join(attribute.labels)})"
             )
         if not np.isfinite(p).all() or (p < 0).any() or abs(p.sum() - 1) > 1e-3:
-            raise ValueError(
+            raise ParValueError(
                 f"priors of attribute {attribute.name!r} is {prior!r}, expected shares >= 0 with sum 1 "
                 "(see vlm_par_hf.losses.compute_priors)"
             )

@@ -8,6 +8,7 @@ from typing import Any, Self
 import torch
 from transformers import AutoImageProcessor, AutoTokenizer, BatchFeature, ProcessorMixin
 
+from vlm_par_hf.errors import ParFileNotFoundError, ParTypeError, ParValueError
 from vlm_par_hf.hub.pushing import PushToHub
 from vlm_par_hf.hub.remote_code import write_remote_code
 from vlm_par_hf.images.opening import open_images
@@ -59,9 +60,9 @@ class ParProcessor(PushToHub, ProcessorMixin):
             ValueError: as for the class.
         """
         if len(patch_grid) != 2 or not all(isinstance(one, int) and one > 0 for one in patch_grid):
-            raise ValueError(f"patch_grid must be a number of rows and of columns of patches, got {patch_grid!r}")
+            raise ParValueError(f"patch_grid must be a number of rows and of columns of patches, got {patch_grid!r}")
         if not hasattr(self.image_processor, "max_num_patches"):
-            raise ValueError(
+            raise ParValueError(
                 f"patch_grid={tuple(patch_grid)}, but {type(self.image_processor).__name__} makes images of a fixed "
                 "resolution, not patches"
             )
@@ -110,7 +111,7 @@ class ParProcessor(PushToHub, ProcessorMixin):
         try:
             return super().from_pretrained(name, **kwargs)
         except json.JSONDecodeError as error:
-            raise ValueError(
+            raise ParValueError(
                 f"{name}: a file of the processor is damaged, it is no JSON ({error}); downloaded or copied in part?"
             ) from error
 
@@ -158,12 +159,12 @@ class ParProcessor(PushToHub, ProcessorMixin):
             ValueError: neither images nor text, or an empty list.
         """
         if images is None and text is None:
-            raise ValueError("images and text are both None, expected at least one of them")
+            raise ParValueError("images and text are both None, expected at least one of them")
         data: dict[str, Any] = {}
         if images is not None:
             images = list(images) if isinstance(images, (list, tuple)) else [images]
             if not images:
-                raise ValueError("images is empty, expected at least one image")
+                raise ParValueError("images is empty, expected at least one image")
             pictures = open_images(images)
             if self.patch_grid is not None:
                 size = [self.image_processor.patch_size * one for one in reversed(self.patch_grid)]  # width, height
@@ -172,7 +173,7 @@ class ParProcessor(PushToHub, ProcessorMixin):
         if text is not None:
             texts = [text] if isinstance(text, str) else list(text)
             if not texts:
-                raise ValueError("text is empty, expected at least one text")
+                raise ParValueError("text is empty, expected at least one text")
             encoded = self.tokenizer(
                 [self._check_text(one).lower() for one in texts],
                 padding="max_length",
@@ -198,7 +199,7 @@ class ParProcessor(PushToHub, ProcessorMixin):
     @staticmethod
     def _check_text(text: Any) -> str:
         if not isinstance(text, str):
-            raise TypeError(f"text must be text or a list of texts, got {text!r}")
+            raise ParTypeError(f"text must be text or a list of texts, got {text!r}")
         return text
 
     def post_process_attributes(
@@ -230,7 +231,7 @@ class ParProcessor(PushToHub, ProcessorMixin):
         logits = outputs if isinstance(outputs, torch.Tensor) else outputs["logits"]
         expected = (len(schema), schema.max_labels)
         if logits.ndim != 3 or tuple(logits.shape[1:]) != expected:
-            raise ValueError(
+            raise ParValueError(
                 f"outputs: logits must have shape (people, {expected[0]}, {expected[1]}) for this schema of "
                 f"{len(schema)} attributes, got {tuple(logits.shape)}"
             )
@@ -265,4 +266,4 @@ def _check_files(folder: Path, *, needs_tokenizer: bool = True) -> None:
         return  # a repository
     for files in (IMAGE_PROCESSOR_FILES, TOKENIZER_FILES)[: 1 + needs_tokenizer]:
         if not any((folder / file).is_file() for file in files):
-            raise FileNotFoundError(f"{folder} has neither {' nor '.join(files)}, expected a saved processor")
+            raise ParFileNotFoundError(f"{folder} has neither {' nor '.join(files)}, expected a saved processor")

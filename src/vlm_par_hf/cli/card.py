@@ -2,6 +2,8 @@
 
 import argparse
 
+from vlm_par_hf.errors import ParValueError
+
 from .options import say
 
 
@@ -37,7 +39,7 @@ def run(args) -> None:
     for item in args.dataset_id:
         name, equals, dataset_id = item.partition("=")
         if not (name and equals and dataset_id):
-            raise ValueError(f"dataset_id={item!r}: expected NAME=ORG/NAME, such as pa100k=my-org/pa100k")
+            raise ParValueError(f"dataset_id={item!r}: expected NAME=ORG/NAME, such as pa100k=my-org/pa100k")
         dataset_ids[name] = dataset_id
     from vlm_par_hf.hub.model_card import write_model_card
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from vlm_par_hf.errors import ParValueError
 from vlm_par_hf.training.settings import TrainSettings
 
 from .options import quiet_transformers, say
@@ -86,7 +87,7 @@ def run_demo(
     from vlm_par_hf.data import load_par_dataset
 
     if num_train < 60:
-        raise ValueError(f"num_train={num_train}: expected at least 60, a sixth of it is the validation split")
+        raise ParValueError(f"num_train={num_train}: expected at least 60, a sixth of it is the validation split")
     out = Path(out)
     started = time.monotonic()
     numbers = {"num_train": num_train, "num_validation": num_train // 6, "num_test": num_train // 3}

@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+from vlm_par_hf.errors import ParValueError
+
 from .options import add_data_options, data_arguments, quiet_transformers, say
 
 
@@ -37,7 +39,7 @@ def _threshold(text: str | None):
     try:
         return float(text)
     except ValueError:
-        raise ValueError(f"threshold={text!r}: expected a number or 'schema'") from None
+        raise ParValueError(f"threshold={text!r}: expected a number or 'schema'") from None
 
 
 def run(args) -> None:
@@ -46,7 +48,7 @@ def run(args) -> None:
     folder = args.out
     if folder is None:
         if not Path(args.model).is_dir():
-            raise ValueError(f"model={args.model!r} is no folder: name the result folder with --out")
+            raise ParValueError(f"model={args.model!r} is no folder: name the result folder with --out")
         folder = Path(args.model) / f"evaluation_{args.dataset}_{args.split}"
     data = data_arguments(args)
     from vlm_par_hf.training import evaluate

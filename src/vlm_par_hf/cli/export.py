@@ -2,6 +2,8 @@
 
 import argparse
 
+from vlm_par_hf.errors import ParValueError
+
 from .options import quiet_transformers, say
 
 
@@ -47,7 +49,7 @@ def _patch_grid(text: str | None) -> tuple[int, int] | None:
         return None
     rows, _, columns = text.partition("x")
     if not (rows.isdecimal() and columns.isdecimal()):
-        raise ValueError(f"patch_grid={text!r}: expected ROWSxCOLUMNS, such as 16x8")
+        raise ParValueError(f"patch_grid={text!r}: expected ROWSxCOLUMNS, such as 16x8")
     return int(rows), int(columns)
 
 
@@ -64,7 +66,7 @@ def run(args) -> None:
         )
         images = {"calibration_images": calibration, "compared_images": compared, "images_from": source}
     elif args.root:
-        raise ValueError("--root names the folder of a data set: name the data set with --calibrate")
+        raise ParValueError("--root names the folder of a data set: name the data set with --calibrate")
     record = export_model(
         args.checkpoint,
         args.out,

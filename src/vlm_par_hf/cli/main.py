@@ -10,6 +10,8 @@ import os
 import sys
 from collections.abc import Sequence
 
+from vlm_par_hf.errors import ParValueError
+
 from . import card, demo, evaluate, export, predict, prepare, train
 from .options import process_index
 
@@ -36,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         processes = int(os.environ.get("WORLD_SIZE", 1))
         if processes > 1 and args.run is not train.run:
-            raise ValueError(
+            raise ParValueError(
                 f"{arguments[0]} runs in one process and WORLD_SIZE={processes}: start it without torchrun, which is "
                 "for train"
             )

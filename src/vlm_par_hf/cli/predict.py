@@ -5,6 +5,8 @@ import json
 import sys
 from pathlib import Path
 
+from vlm_par_hf.errors import ParValueError
+
 from .options import quiet_transformers, say
 
 
@@ -62,7 +64,7 @@ def run(args) -> int:
     if args.out in (None, "-"):
         for name in ("overwrite", "ray"):
             if getattr(args, name):
-                raise ValueError(f"--{name} needs --out with the name of a file")
+                raise ParValueError(f"--{name} needs --out with the name of a file")
         return _print_predictions(args, options)
     report = annotate(
         args.images,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vlm_par_hf.errors import ParValueError
 from vlm_par_hf.labels.schema import AttributeSchema
 
 
@@ -33,7 +34,7 @@ def attach_schema(dataset: "datasets.Dataset", schema: AttributeSchema, **notes:
     feature = dataset.features.get("labels")
     width = getattr(feature, "length", -1)
     if feature is not None and width not in (-1, len(schema)):
-        raise ValueError(f"the data set has {width} labels per image but the schema has {len(schema)} attributes")
+        raise ParValueError(f"the data set has {width} labels per image but the schema has {len(schema)} attributes")
     dataset = dataset.select(range(len(dataset)))  # a shallow copy: the caller's info stays as it was
     dataset.info.description = json.dumps({**notes, "attributes": schema.to_list()}, ensure_ascii=False)
     return dataset
@@ -52,12 +53,12 @@ def dataset_schema(dataset: Any) -> AttributeSchema:
         dataset = dataset.dataset  # AugmentedDataset, torch.utils.data.Subset
     parts = dataset if isinstance(dataset, dict) else {"data set": dataset}
     if not parts:
-        raise ValueError("the DatasetDict is empty; expected at least one split")
+        raise ParValueError("the DatasetDict is empty; expected at least one split")
     schemas = [(name, schema) for name, part in parts.items() for schema in _carried_schemas(name, part)]
     first_name, first = schemas[0]
     for name, schema in schemas[1:]:
         if schema != first:
-            raise ValueError(
+            raise ParValueError(
                 f"{first_name!r} and {name!r} carry different schemas: {'; '.join(first.diff(schema)[:3])}"
             )
     return first
@@ -90,7 +91,7 @@ def read_labels(dataset: Any) -> np.ndarray | None:
         if not labels:
             return None
         if len(labels) != len(dataset):
-            raise ValueError(f"dataset has labels in {len(labels)} of {len(dataset)} rows: expected all or none")
+            raise ParValueError(f"dataset has labels in {len(labels)} of {len(dataset)} rows: expected all or none")
     return np.asarray(labels, dtype=np.int64)
 
 
@@ -122,7 +123,7 @@ def _carried_schemas(name: str, dataset: Any) -> list[AttributeSchema]:
     except (ValueError, KeyError, TypeError):
         schemas = []
     if not schemas:
-        raise ValueError(
+        raise ParValueError(
             f"{name!r} carries no attribute schema (its info.description is {description[:60]!r}); expected a data "
             "set from load_par_dataset, or one prepared with attach_schema(dataset, schema)"
         )

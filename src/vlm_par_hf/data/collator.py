@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from vlm_par_hf.errors import ParTypeError, ParValueError
 from vlm_par_hf.images.opening import open_images
 from vlm_par_hf.labels.schema import UNKNOWN_LABEL, AttributeSchema, check_label_range
 
@@ -41,7 +42,7 @@ class ParCollator:
 
     def __init__(self, processor: Callable[..., Mapping] | None = None, schema: AttributeSchema | None = None) -> None:
         if processor is not None and not callable(processor):
-            raise TypeError(f"processor is a {type(processor).__name__}; expected a processor or None")
+            raise ParTypeError(f"processor is a {type(processor).__name__}; expected a processor or None")
         self.processor = processor
         self.schema = schema
 
@@ -62,7 +63,7 @@ class ParCollator:
             TypeError: labels that are not whole numbers.
         """
         if len(examples) == 0:
-            raise ValueError("examples is empty; expected at least one row")
+            raise ParValueError("examples is empty; expected at least one row")
         feature_keys = [key for key in _FEATURE_KEYS if examples[0].get(key) is not None]
         if feature_keys:
             batch = {key: self._stack_features(examples, key) for key in feature_keys}
@@ -75,11 +76,11 @@ class ParCollator:
 
     def _process_images(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         if self.processor is None:
-            raise ValueError("processor is None; expected one, since the rows hold no precomputed features")
+            raise ParValueError("processor is None; expected one, since the rows hold no precomputed features")
         images = []
         for index, example in enumerate(examples):
             if example.get("image") is None:
-                raise ValueError(
+                raise ParValueError(
                     f"row {index} has no 'image' (it has {sorted(example)}); expected 'image' or features"
                 )
             images.append(example["image"])
@@ -93,10 +94,10 @@ class ParCollator:
         tensors = []
         for index, example in enumerate(examples):
             if example.get(key) is None:
-                raise ValueError(f"row {index} has no {key!r}, row 0 has one; expected it in all rows")
+                raise ParValueError(f"row {index} has no {key!r}, row 0 has one; expected it in all rows")
             tensor = torch.as_tensor(example[key])
             if tensor.shape != (tensors or [tensor])[0].shape:
-                raise ValueError(
+                raise ParValueError(
                     f"{key!r} of row {index} has shape {tuple(tensor.shape)}, of row 0 {tuple(tensors[0].shape)}; "
                     "expected the same number of patches, padded and with 'patch_mask'"
                 )
@@ -108,7 +109,7 @@ class ParCollator:
         if not any(given):
             return None
         if not all(given):
-            raise ValueError(
+            raise ParValueError(
                 f"row {given.index(False)} has no 'labels', row {given.index(True)} has; expected all or none"
             )
         import torch
@@ -116,7 +117,7 @@ class ParCollator:
         rows = [self._check_labels(example["labels"], index) for index, example in enumerate(examples)]
         for index, row in enumerate(rows):
             if len(row) != len(rows[0]):
-                raise ValueError(f"row {index} has {len(row)} labels, row 0 has {len(rows[0])}")
+                raise ParValueError(f"row {index} has {len(row)} labels, row 0 has {len(rows[0])}")
         labels = np.stack(rows)
         if self.schema is not None:
             check_label_range(labels, self.schema)
@@ -125,17 +126,17 @@ class ParCollator:
     def _check_labels(self, labels: Any, index: int) -> np.ndarray:
         row = np.asarray(labels)
         if row.dtype.kind not in "iub":
-            raise TypeError(
+            raise ParTypeError(
                 f"labels of row {index} are {row.dtype}; expected whole numbers (class index, -100 unknown)"
             )
         if row.ndim != 1 or (self.schema is not None and len(row) != len(self.schema)):
             expected = "one per attribute" if self.schema is None else f"{len(self.schema)}, one per attribute"
-            raise ValueError(f"labels of row {index} have shape {row.shape}; expected {expected}")
+            raise ParValueError(f"labels of row {index} have shape {row.shape}; expected {expected}")
         row = row.astype(np.int64)
         wrong = (row < 0) & (row != UNKNOWN_LABEL)
         if self.schema is None and wrong.any():
             position = int(np.argmax(wrong))
-            raise ValueError(
+            raise ParValueError(
                 f"label {row[position]} of row {index}, attribute {position}: expected -100 or a class index from 0"
             )
         return row

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vlm_par_hf.errors import ParFileNotFoundError, ParTypeError, ParValueError
 from vlm_par_hf.labels.schema import AttributeSchema
 from vlm_par_hf.utils import require
 
@@ -73,7 +74,7 @@ def load_par_dataset(
         ImportError: the extra `train` is not installed.
     """
     if missing not in _MISSING_CHOICES:
-        raise ValueError(f"missing is {missing!r}; expected one of {_MISSING_CHOICES}")
+        raise ParValueError(f"missing is {missing!r}; expected one of {_MISSING_CHOICES}")
     if schema is not None and not isinstance(schema, AttributeSchema):
         schema = AttributeSchema(schema)
     require("datasets", "train")
@@ -84,16 +85,16 @@ def load_par_dataset(
     if name not in READERS:
         near = difflib.get_close_matches(str(name), list_par_datasets(), n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"name is {name!r}; expected one of {list_par_datasets()}{hint}")
+        raise ParValueError(f"name is {name!r}; expected one of {list_par_datasets()}{hint}")
     if options:
-        raise TypeError(f"load_par_dataset({name!r}) got an unexpected keyword argument {sorted(options)[0]!r}")
+        raise ParTypeError(f"load_par_dataset({name!r}) got an unexpected keyword argument {sorted(options)[0]!r}")
     reader = READERS[name]
     _check_partition(partition, reader.num_partitions, name)
     if root is None:
-        raise ValueError(f"root is None; {name!r} needs root={reader.how_to_get}")
+        raise ParValueError(f"root is None; {name!r} needs root={reader.how_to_get}")
     root = os.path.abspath(os.fspath(root))
     if not os.path.isdir(root):
-        raise FileNotFoundError(f"root {root!r} is no folder; expected {reader.how_to_get}")
+        raise ParFileNotFoundError(f"root {root!r} is no folder; expected {reader.how_to_get}")
 
     own_schema, splits, remarks = reader.read(root, schema, partition, seed)
     splits, skipped = _drop_missing(splits, missing, root)
@@ -106,7 +107,7 @@ def load_par_dataset(
 
 def _load_synthetic(root, schema, partition, seed, options):
     if root is not None:
-        raise ValueError(f"root is {str(root)!r}; 'synthetic' is drawn, not read, and takes no root")
+        raise ParValueError(f"root is {str(root)!r}; 'synthetic' is drawn, not read, and takes no root")
     _check_partition(partition, 1, "synthetic")
     from .synthetic import build_synthetic_dataset
 
@@ -117,10 +118,10 @@ def _load_synthetic(root, schema, partition, seed, options):
 def _load_hub(root, schema, partition, options):
     _check_partition(partition, 1, "hub")
     if root is None:
-        raise ValueError("root is None; 'hub' needs root='org/name' on the Hub, or a folder of parquet files")
+        raise ParValueError("root is None; 'hub' needs root='org/name' on the Hub, or a folder of parquet files")
     unknown = sorted(set(options) - {"revision"})
     if unknown:
-        raise TypeError(f"load_par_dataset('hub') got an unexpected keyword argument {unknown[0]!r}")
+        raise ParTypeError(f"load_par_dataset('hub') got an unexpected keyword argument {unknown[0]!r}")
     own_schema, splits, remarks = load_hub_dataset(root, schema, **options)
     loaded = {split: attach_schema(dataset, own_schema, **remarks) for split, dataset in splits.items()}
     return _select_attributes(require("datasets", "train").DatasetDict(loaded), schema, own_schema)
@@ -128,7 +129,7 @@ def _load_hub(root, schema, partition, options):
 
 def _check_partition(partition: int, count: int, name: str) -> None:
     if isinstance(partition, bool) or not isinstance(partition, int) or not 0 <= partition < count:
-        raise ValueError(
+        raise ParValueError(
             f"partition is {partition!r}; {name!r} has {count}: expected an integer from 0 to {count - 1}"
         )
 
@@ -151,7 +152,7 @@ def _drop_missing(
         total = sum(len(records) for records in splits.values())
         counted = f"{sum(skipped.values())} of {total} listed images do not exist, the first is {absent.image!r}"
         if missing == "error":
-            raise FileNotFoundError(f'{counted}; check root={root!r}, or pass missing="skip" to go on without them')
+            raise ParFileNotFoundError(f'{counted}; check root={root!r}, or pass missing="skip" to go on without them')
         logger.warning("skipped: %s (per split: %s)", counted, skipped)
     return kept, skipped
 
@@ -164,7 +165,7 @@ def _check_splits(splits: dict[str, list[PedestrianRecord]], name: str) -> None:
         for record in records:
             other = split_of_image.setdefault(record.image_id, split)
             if other != split:
-                raise ValueError(f"{name!r}: image {record.image_id!r} is in both {other!r} and {split!r}")
+                raise ParValueError(f"{name!r}: image {record.image_id!r} is in both {other!r} and {split!r}")
             # Query images show people of the test gallery; that is how retrieval is measured.
             group = "test" if split == "query" else split
             if record.person_id is not None and split_of_person.setdefault(record.person_id, group) != group:
@@ -231,9 +232,9 @@ def _select_attributes(
         if attribute.name not in own_schema:
             near = difflib.get_close_matches(attribute.name, own_schema.names, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else f"; it has {list(own_schema.names)}"
-            raise ValueError(f"schema names {attribute.name!r}, which the data set does not label{hint}")
+            raise ParValueError(f"schema names {attribute.name!r}, which the data set does not label{hint}")
         if attribute.labels != own_schema[attribute.name].labels:  # a class index would mean something else
-            raise ValueError(
+            raise ParValueError(
                 f"schema gives {attribute.name!r} the labels {list(attribute.labels)}; the data set has "
                 f"{list(own_schema[attribute.name].labels)}"
             )

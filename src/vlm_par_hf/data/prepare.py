@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vlm_par_hf.errors import ParValueError
 from vlm_par_hf.images.opening import open_image
 from vlm_par_hf.labels.schema import AttributeSchema, check_label_range
 from vlm_par_hf.utils import atomic_write_json, atomic_write_text, require
@@ -77,16 +78,16 @@ def prepare_dataset(
         What `load_par_dataset` raises.
     """
     if broken not in _BROKEN_CHOICES:
-        raise ValueError(f"broken is {broken!r}; expected one of {_BROKEN_CHOICES}")
+        raise ParValueError(f"broken is {broken!r}; expected one of {_BROKEN_CHOICES}")
     if isinstance(images_per_file, bool) or not isinstance(images_per_file, int) or images_per_file < 1:
-        raise ValueError(f"images_per_file is {images_per_file!r}; expected a positive integer")
+        raise ParValueError(f"images_per_file is {images_per_file!r}; expected a positive integer")
     require("datasets", "train")
     out = Path(out)
     data = load_par_dataset(name, root, **options)
     schema = dataset_schema(data)
     info = next(iter(data.values())).info
     if push_to_hub is not None and not private and "no redistribution" in info.license:
-        raise ValueError(
+        raise ParValueError(
             f"private is False, but {name!r} must not be passed on ({info.license}); expected private=True"
         )
     labels = {split: _read_labels(dataset, schema, f"{name}, {split}") for split, dataset in data.items()}
@@ -98,7 +99,7 @@ def prepare_dataset(
     bad = report["broken_images"]
     if bad["count"] and broken == "error":
         first = bad["first"][0]
-        raise ValueError(
+        raise ParValueError(
             f"{bad['count']} images cannot be read, the first is {first['image_id']!r}: {first['error']}; see "
             f'{out / REPORT_FILE}, mend them and run again, or pass broken="skip" to leave them out'
         )
@@ -143,12 +144,12 @@ def _prepare_folder(out: Path, fingerprint: dict[str, Any], overwrite: bool) -> 
             shutil.rmtree(folder, ignore_errors=True)
     elif path.is_file():
         if json.loads(path.read_text(encoding="utf-8")) != fingerprint:
-            raise ValueError(
+            raise ParValueError(
                 f"out={str(out)!r} holds the work of other arguments or of another state of the data; expected an "
                 "empty folder, or overwrite=True"
             )
     elif out.is_dir() and any(out.iterdir()):
-        raise ValueError(f"out={str(out)!r} is not empty; expected a new folder, or overwrite=True")
+        raise ParValueError(f"out={str(out)!r} is not empty; expected a new folder, or overwrite=True")
     (out / "data").mkdir(parents=True, exist_ok=True)
     atomic_write_json(path, fingerprint)
 

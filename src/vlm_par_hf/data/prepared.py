@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vlm_par_hf.errors import ParFileNotFoundError, ParOSError, ParValueError
 from vlm_par_hf.labels.schema import UNKNOWN_LABEL, AttributeSchema, check_label_range
 from vlm_par_hf.utils import require
 
@@ -60,7 +61,7 @@ def load_hub_dataset(
     report: Path | None = folder / REPORT_FILE
     if not folder.is_dir():
         if not _looks_like_repository(name):
-            raise FileNotFoundError(f"root {name!r} is neither a folder nor a repository like 'org/name'")
+            raise ParFileNotFoundError(f"root {name!r} is neither a folder nor a repository like 'org/name'")
         splits = _load_repository(name, revision)
         path = _repository_file(name, SCHEMA_FILE, revision)
         carried = None if path is None else AttributeSchema.from_json(path)
@@ -76,7 +77,7 @@ def load_hub_dataset(
         carried = _folder_schema(folder)
     found_schema = carried or schema
     if found_schema is None:
-        raise FileNotFoundError(
+        raise ParFileNotFoundError(
             f"{name} has no {SCHEMA_FILE}, so nothing says what its labels mean; expected the file that "
             "AttributeSchema.to_json writes beside the data, or the argument schema"
         )
@@ -109,7 +110,7 @@ def _load_repository(name: str, revision: str | None) -> dict[str, Any]:
         with _raise_cause(name):
             return dict(datasets.load_dataset(name, revision=revision))
     except (datasets.exceptions.DatasetNotFoundError, RepositoryNotFoundError) as error:
-        raise FileNotFoundError(
+        raise ParFileNotFoundError(
             f"the data set {name!r} is not on the Hub, or not for you ({error}); expected a folder or 'org/name'"
         ) from error
 
@@ -147,14 +148,14 @@ def _parquet_files(folder: Path) -> dict[str, list[str]]:
     for path in sorted(home.glob("*.parquet")):
         files.setdefault(split_of_file(path.name), []).append(str(path))
     if not files:
-        raise FileNotFoundError(
+        raise ParFileNotFoundError(
             f"{folder} holds no parquet file (looked in data/ and in the folder itself); expected files like "
             "data/train-00000-of-00001.parquet, or what save_to_disk writes"
         )
     for split, paths in files.items():
         counts = {Path(path).stem.rpartition("-of-")[2] for path in paths if "-of-" in path}
         if len(counts) == 1 and next(iter(counts)).isdecimal() and int(next(iter(counts))) != len(paths):
-            raise FileNotFoundError(
+            raise ParFileNotFoundError(
                 f"{home} holds {len(paths)} of the {int(next(iter(counts)))} files of {split!r}; expected all of them "
                 "(downloaded or prepared in part?)"
             )
@@ -170,10 +171,10 @@ def _check_parquet(files: dict[str, list[str]]) -> None:
         try:
             columns = pyarrow.parquet.read_schema(path).names
         except (pyarrow.ArrowException, OSError) as error:
-            raise ValueError(f"{path} cannot be read as a parquet file (downloaded in part?): {error}") from error
+            raise ParValueError(f"{path} cannot be read as a parquet file (downloaded in part?): {error}") from error
         first = first or (path, columns)
         if sorted(columns) != sorted(first[1]):
-            raise ValueError(
+            raise ParValueError(
                 f"{path} has the columns {columns}, but {first[0]} has {first[1]}: are these files of two data sets?"
             )
 
@@ -188,8 +189,8 @@ def _raise_cause(name: str) -> Iterator[None]:
     except DatasetGenerationError as error:
         cause = error.__cause__ or error.__context__ or error
         if isinstance(cause, OSError):
-            raise OSError(f"the data set {name!r} could not be loaded: {cause}") from error
-        raise ValueError(f"the files of the data set {name!r} cannot be read as one: {cause}") from error
+            raise ParOSError(f"the data set {name!r} could not be loaded: {cause}") from error
+        raise ParValueError(f"the files of the data set {name!r} cannot be read as one: {cause}") from error
 
 
 def _check_columns(dataset: "datasets.Dataset", schema: AttributeSchema, where: str) -> "datasets.Dataset":
@@ -202,19 +203,19 @@ def _check_columns(dataset: "datasets.Dataset", schema: AttributeSchema, where: 
 
     for column in ("image", "labels"):
         if column not in dataset.column_names:
-            raise ValueError(f"{where}: no column {column!r}; it has {dataset.column_names}")
+            raise ParValueError(f"{where}: no column {column!r}; it has {dataset.column_names}")
     if not isinstance(dataset.features["image"], datasets.Image):
-        raise ValueError(f"{where}: the column 'image' is {dataset.features['image']}; expected datasets.Image")
+        raise ParValueError(f"{where}: the column 'image' is {dataset.features['image']}; expected datasets.Image")
     chunks = dataset.with_format("arrow", columns=["labels"])[:]["labels"].combine_chunks()
     lengths = np.unique(pyarrow.compute.list_value_length(chunks).to_numpy(zero_copy_only=False))
     if len(dataset) and lengths.tolist() != [len(schema)]:
-        raise ValueError(f"{where}: rows have {lengths.tolist()} labels; the schema has {len(schema)} attributes")
+        raise ParValueError(f"{where}: rows have {lengths.tolist()} labels; the schema has {len(schema)} attributes")
     values = chunks.flatten()
     if values.null_count:
         values = values.fill_null(UNKNOWN_LABEL)
     labels = values.to_numpy(zero_copy_only=False).reshape(-1, len(schema))
     if labels.dtype.kind not in "iub":
-        raise ValueError(f"{where}: labels are {labels.dtype}; expected whole numbers (class index, -100 unknown)")
+        raise ParValueError(f"{where}: labels are {labels.dtype}; expected whole numbers (class index, -100 unknown)")
     labels = labels.astype(np.int64)
     check_label_range(labels, schema, f"{where}: labels")
     feature = datasets.List(datasets.Value("int64"), length=len(schema))

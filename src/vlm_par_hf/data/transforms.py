@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageEnhance
 
+from vlm_par_hf.errors import ParTypeError, ParValueError
 from vlm_par_hf.images.opening import open_image, open_images
 from vlm_par_hf.labels.schema import AttributeSchema
 from vlm_par_hf.utils import thread_map
@@ -49,10 +50,10 @@ class ParAugmentation:
         ranges = {"flip": (flip, 1.0), "pad": (pad, 0.5), "color": (color, 1.0), "erasing": (erasing, 1.0)}
         for name, (value, largest) in ranges.items():
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0.0 <= value <= largest:
-                raise ValueError(f"{name} is {value!r}; expected a number from 0 to {largest}")
+                raise ParValueError(f"{name} is {value!r}; expected a number from 0 to {largest}")
         low, high = erasing_area
         if not 0.0 < low <= high <= 1.0:
-            raise ValueError(f"erasing_area is {erasing_area!r}; expected two shares, 0 < smallest <= largest <= 1")
+            raise ParValueError(f"erasing_area is {erasing_area!r}; expected two shares, 0 < smallest <= largest <= 1")
         self.schema = schema
         self.flip = flip
         self.pad = pad
@@ -86,7 +87,7 @@ class ParAugmentation:
         if labels is not None:
             labels = np.asarray(labels, dtype=np.int64)
             if labels.shape != (len(self.schema),):
-                raise ValueError(f"labels have shape {labels.shape}; the schema has {len(self.schema)} attributes")
+                raise ParValueError(f"labels have shape {labels.shape}; the schema has {len(self.schema)} attributes")
         if rng.random() < self.flip:
             picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
             if labels is not None:
@@ -122,11 +123,11 @@ class AugmentedDataset:
 
     def __init__(self, dataset: Any, transform: Any | None = None, seed: int = 0) -> None:
         if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
-            raise ValueError(f"seed is {seed!r}; expected a non-negative integer")
+            raise ParValueError(f"seed is {seed!r}; expected a non-negative integer")
         if transform is not None and not callable(transform):
-            raise TypeError(f"transform is a {type(transform).__name__}; expected a callable (image, labels, rng)")
+            raise ParTypeError(f"transform is a {type(transform).__name__}; expected a callable (image, labels, rng)")
         if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
-            raise TypeError(f"dataset is a {type(dataset).__name__}; expected rows that can be counted and indexed")
+            raise ParTypeError(f"dataset is a {type(dataset).__name__}; expected rows that can be counted and indexed")
         import torch
 
         self.dataset = dataset
@@ -143,7 +144,7 @@ class AugmentedDataset:
     def set_epoch(self, epoch: int) -> None:
         """Sets the epoch, a non-negative integer, whose augmentations are applied from now on."""
         if epoch != int(epoch) or epoch < 0:
-            raise ValueError(f"epoch is {epoch!r}; expected a non-negative integer")
+            raise ParValueError(f"epoch is {epoch!r}; expected a non-negative integer")
         self._epoch.fill_(int(epoch))
 
     def __len__(self) -> int:

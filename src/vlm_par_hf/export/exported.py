@@ -16,6 +16,7 @@ from transformers.utils import cached_file, can_return_tuple
 from vlm_par_hf.base.configuration import LabelSpaceConfig
 from vlm_par_hf.base.modeling import HUB_KEYS, ParPreTrainedModel
 from vlm_par_hf.base.outputs import ParOutput
+from vlm_par_hf.errors import ParRuntimeError, ParValueError
 from vlm_par_hf.hub.remote_code import write_remote_code
 from vlm_par_hf.utils import require
 
@@ -70,9 +71,9 @@ class ExportedParConfig(LabelSpaceConfig, PreTrainedConfig):
         self._take_attributes(kwargs)
         super().__post_init__(**kwargs)
         if self.format not in MAIN_FILE:
-            raise ValueError(f"format must be one of {tuple(MAIN_FILE)}, got {self.format!r}")
+            raise ParValueError(f"format must be one of {tuple(MAIN_FILE)}, got {self.format!r}")
         if self.precision not in FORMATS[self.format]:
-            raise ValueError(f"precision must be one of {FORMATS[self.format]}, got {self.precision!r}")
+            raise ParValueError(f"precision must be one of {FORMATS[self.format]}, got {self.precision!r}")
 
 
 class ExportedParModel(ParPreTrainedModel):
@@ -108,7 +109,7 @@ class ExportedParModel(ParPreTrainedModel):
             RuntimeError: `mode` is True.
         """
         if mode:
-            raise RuntimeError("an exported model is for answers only and cannot be trained: train the checkpoint")
+            raise ParRuntimeError("an exported model is for answers only and cannot be trained: train the checkpoint")
         return super().train(False)
 
     @can_return_tuple
@@ -134,9 +135,9 @@ class ExportedParModel(ParPreTrainedModel):
                 grid than the fixed one.
         """
         if self._run is None:
-            raise ValueError("this model has no file to run: load it with ExportedParModel.from_pretrained(folder)")
+            raise ParValueError("this model has no file to run: load it with ExportedParModel.from_pretrained(folder)")
         if kwargs.get("labels") is not None:
-            raise ValueError("labels were given, but an exported model computes no loss")
+            raise ParValueError("labels were given, but an exported model computes no loss")
         given = {
             "pixel_values": pixel_values,
             "pixel_attention_mask": pixel_attention_mask,
@@ -147,7 +148,7 @@ class ExportedParModel(ParPreTrainedModel):
             wrong = (spatial_shapes.cpu() != torch.tensor(grid)).any(1).nonzero().flatten().tolist()
             if wrong:
                 found = tuple(spatial_shapes[wrong[0]].tolist())
-                raise ValueError(
+                raise ParValueError(
                     f"spatial_shapes: image {wrong[0]} has {found} patches, expected {tuple(grid)}, the grid that was "
                     "exported: use the processor saved beside the file"
                 )
@@ -157,7 +158,9 @@ class ExportedParModel(ParPreTrainedModel):
             found = None if value is None else tuple(value.shape)
             if found is None or len(found) != len(shape) or found[1:] != tuple(shape[1:]):
                 wanted = ", ".join("B" if size is None else str(size) for size in shape)
-                raise ValueError(f"{name} has shape {found}, expected ({wanted}) for {MAIN_FILE[self.config.format]}")
+                raise ParValueError(
+                    f"{name} has shape {found}, expected ({wanted}) for {MAIN_FILE[self.config.format]}"
+                )
             arrays[name] = value.detach().to("cpu", _DTYPES[name]).numpy()
         logits, image_embeds = self._run(arrays)
         return ParOutput(
@@ -191,14 +194,14 @@ class ExportedParModel(ParPreTrainedModel):
         """
         name = pretrained_model_name_or_path
         if dtype not in (None, "auto", "float32", torch.float32):
-            raise ValueError(
+            raise ParValueError(
                 f"dtype is {dtype}, but the precision of an exported model was chosen when it was exported"
             )
         hub = {key: kwargs[key] for key in HUB_KEYS if kwargs.get(key) is not None}
         if not isinstance(config, ExportedParConfig):
             config = ExportedParConfig.from_pretrained(config or name, **hub)
         if not config.files or not config.input_shapes:
-            raise ValueError(f"{name}: config.json names no files, expected what export_model wrote")
+            raise ParValueError(f"{name}: config.json names no files, expected what export_model wrote")
         paths = {file: _find_file(name, file, digest, hub) for file, digest in config.files.items()}
         path = paths[MAIN_FILE[config.format]]
         model = cls(config)
@@ -216,7 +219,9 @@ class ExportedParModel(ParPreTrainedModel):
             ValueError: the model was not loaded from a file.
         """
         if self._folder is None:
-            raise ValueError("this model has no file to save: load it with ExportedParModel.from_pretrained(folder)")
+            raise ParValueError(
+                "this model has no file to save: load it with ExportedParModel.from_pretrained(folder)"
+            )
         target = Path(save_directory)
         target.mkdir(parents=True, exist_ok=True)
         for file in (*self.config.files, PARITY_FILE):
@@ -239,7 +244,7 @@ def _find_file(name: str | Path, file: str, digest: str, hub: dict[str, Any]) ->
     path = Path(cached_file(str(name), file, **hub))
     found = hash_file(path)
     if found != digest:
-        raise ValueError(
+        raise ParValueError(
             f"{path} is not the file that was exported: its sha256 is {found}, config.json has {digest}; copy it "
             "again, or export again"
         )

@@ -28,6 +28,7 @@ import torch
 from transformers import AutoModel, AutoProcessor, PreTrainedModel
 
 from vlm_par_hf.base.modeling import ParPreTrainedModel
+from vlm_par_hf.errors import ParFileExistsError, ParRuntimeError, ParTypeError, ParValueError
 from vlm_par_hf.utils import atomic_write_json, require
 
 from .exported import (
@@ -94,17 +95,17 @@ def export_model(
         ImportError: the extra `export` is not installed.
     """
     if to not in FORMATS:
-        raise ValueError(f"to must be one of {tuple(FORMATS)}, got {to!r}")
+        raise ParValueError(f"to must be one of {tuple(FORMATS)}, got {to!r}")
     if precision not in FORMATS[to]:
-        raise ValueError(f"precision must be one of {FORMATS[to]} for {to!r}, got {precision!r}")
+        raise ParValueError(f"precision must be one of {FORMATS[to]} for {to!r}, got {precision!r}")
     if to == "openvino" and precision == "int8" and not calibration_images:
-        raise ValueError(
+        raise ParValueError(
             "calibration_images is empty, but OpenVINO's int8 takes the range of every activation from images like "
             "those to come: give some 100 (`--calibrate`)"
         )
     out = Path(out)
     if out.exists() and not overwrite and (not out.is_dir() or any(out.iterdir())):
-        raise FileExistsError(f"{out} holds something already: name another folder, or overwrite it")
+        raise ParFileExistsError(f"{out} holds something already: name another folder, or overwrite it")
     if to != "folded":
         for package in ("onnx", "onnxscript") + (("onnxruntime",) if to == "onnx" else ()):
             require(package, "export")
@@ -144,7 +145,7 @@ def export_model(
             "versions": _versions(),
         }
         if precision == "float32" and record["max_abs_difference"] > 1e-3 * max(1.0, record["max_abs_logit"]):
-            raise RuntimeError(
+            raise ParRuntimeError(
                 f"the exported file is wrong: its logits are up to {record['max_abs_difference']:.3g} away from the "
                 f"checkpoint's (largest logit {record['max_abs_logit']:.3g}); nothing was written"
             )
@@ -162,11 +163,11 @@ def _load(model: Any, processor: Any) -> tuple[PreTrainedModel, Any]:
         processor = processor or AutoProcessor.from_pretrained(name)
         model = AutoModel.from_pretrained(name, dtype=torch.float32)
     elif processor is None:
-        raise ValueError("processor is None: a model in memory needs its processor beside it")
+        raise ParValueError("processor is None: a model in memory needs its processor beside it")
     if isinstance(model, ExportedParModel):
-        raise ValueError(f"{model.name_or_path} was exported already: export the checkpoint that it came from")
+        raise ParValueError(f"{model.name_or_path} was exported already: export the checkpoint that it came from")
     if not isinstance(model, ParPreTrainedModel) or not model.supports_fold:
-        raise TypeError(f"model is a {type(model).__name__}, expected a VlmParModel or a FoldedVlmParModel")
+        raise ParTypeError(f"model is a {type(model).__name__}, expected a VlmParModel or a FoldedVlmParModel")
     if model.training or model.dtype != torch.float32 or model.device.type != "cpu":
         model = copy.deepcopy(model).float().cpu().eval()  # the caller's must not change
     return model, processor

@@ -10,6 +10,7 @@ from huggingface_hub.utils import tqdm
 from transformers import PreTrainedModel
 
 from vlm_par_hf.base.decisions import decide, label_probabilities
+from vlm_par_hf.errors import ParValueError
 from vlm_par_hf.images.opening import IMAGE_SUFFIXES, open_image
 from vlm_par_hf.inference.predicting import predict_batch, predict_batches
 
@@ -47,7 +48,7 @@ def pick_images(
     if root is None and Path(source).is_dir():
         files = sorted(path for path in Path(source).rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
         if len(files) < 2:
-            raise ValueError(f"the folder {source!r} holds {len(files)} images, expected at least 2")
+            raise ParValueError(f"the folder {source!r} holds {len(files)} images, expected at least 2")
         files = [files[index] for index in generator.permutation(len(files))]
         half = min(num_calibration, len(files) // 2)
         return files[:half], files[half : half + num_compared], f"the folder {Path(source).name}"

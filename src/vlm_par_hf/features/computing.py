@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader
 
 from vlm_par_hf.data import AugmentedDataset, ParAugmentation, ParCollator
 from vlm_par_hf.data.carried import disable_decoding, read_labels
+from vlm_par_hf.errors import ParValueError
 
 from .dataset import FeatureDataset
 from .describing import describe_features
@@ -86,26 +87,26 @@ def compute_features(
     """
     dtype = str(dtype).removeprefix("torch.")
     if dtype not in DTYPES:
-        raise ValueError(f"dtype={dtype!r}: expected one of {', '.join(DTYPES)}")
+        raise ParValueError(f"dtype={dtype!r}: expected one of {', '.join(DTYPES)}")
     if not views or views[0] != "identity" or len(set(views)) != len(views):
-        raise ValueError(f"views={tuple(views)!r}: expected different names, the first one 'identity'")
+        raise ParValueError(f"views={tuple(views)!r}: expected different names, the first one 'identity'")
     if any(name.startswith("crop") for name in views) and pad == 0:
-        raise ValueError("pad=0: random crops differ from the whole image only where it is padded first")
+        raise ParValueError("pad=0: random crops differ from the whole image only where it is padded first")
     chosen = {name: FeatureView.from_name(name, pad=pad, seed=crop_seed) for name in views}
     if len(dataset) == 0:
-        raise ValueError("dataset is empty: expected at least one image")
+        raise ParValueError("dataset is empty: expected at least one image")
     if not model.supports_features:
-        raise ValueError(
+        raise ParValueError(
             f"{type(model).__name__} trains a part of its vision tower, so its features cannot be computed once: "
             "train from images (precompute_features=False, no cache_features)"
         )
     if not model.supports_training:
-        raise ValueError(
+        raise ParValueError(
             f"{type(model).__name__} cannot be trained, and features are there to train from: compute them with the "
             "model that it was made from"
         )
     if not model.config.freeze_backbone:
-        raise ValueError(
+        raise ParValueError(
             "compute_features needs a frozen backbone, and config.freeze_backbone is False: features would be stale "
             "after the first step; train from images instead (precompute_features=False)"
         )
@@ -215,7 +216,7 @@ def _check_room(store: FeatureStore, memory_gib: float) -> None:
     )
     if store.directory is None:
         if store.nbytes > memory_gib * _GIB:
-            raise ValueError(
+            raise ParValueError(
                 f"the features would take {store.nbytes / _GIB:.2f} GiB and memory_gib={memory_gib:g} allows less: "
                 "keep them in a folder (directory=, --cache-features), raise the limit, use fewer patches per image, "
                 "or train from images (precompute_features=False)"
@@ -230,7 +231,7 @@ def _check_room(store: FeatureStore, memory_gib: float) -> None:
         description, store.directory, needed / _GIB, free / _GIB,
     )  # fmt: skip
     if needed > free:
-        raise ValueError(
+        raise ParValueError(
             f"the features would take another {needed / _GIB:.2f} GiB in {str(store.directory)!r} and "
             f"{free / _GIB:.2f} GiB are free: name a folder on another disk, or use dtype='int8', fewer views, or "
             "fewer patches per image"

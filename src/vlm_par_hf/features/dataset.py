@@ -7,6 +7,7 @@ import torch
 from torch.utils.data import Dataset
 
 from vlm_par_hf.data.collator import StackedRows
+from vlm_par_hf.errors import ParValueError
 from vlm_par_hf.labels.schema import AttributeSchema
 
 from .store import FeatureStore
@@ -48,13 +49,13 @@ class FeatureDataset(Dataset):
         self.seed = seed
         self.labels = None if labels is None else np.asarray(labels, dtype=np.int64)
         if labels is not None and len(labels) != len(store):
-            raise ValueError(f"labels has {len(labels)} rows and the features are of {len(store)} images")
+            raise ParValueError(f"labels has {len(labels)} rows and the features are of {len(store)} images")
         self._not_mirrored = [name for name, view in store.views.items() if not view.mirrored]
         self._mirrored = [name for name, view in store.views.items() if view.mirrored]
         self._mirrored_labels = None
         if self._mirrored and labels is not None:
             if schema is None:
-                raise ValueError(f"schema is None: the labels of the views {self._mirrored} follow its mirror")
+                raise ParValueError(f"schema is None: the labels of the views {self._mirrored} follow its mirror")
             self._mirrored_labels = schema.mirror_labels(self.labels)
         # In shared memory: persistent workers keep the copy of this object that they got in the first epoch.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()

@@ -24,6 +24,7 @@ import torch
 from filelock import FileLock, Timeout
 from safetensors.torch import load_file, save
 
+from vlm_par_hf.errors import ParFileNotFoundError, ParValueError
 from vlm_par_hf.utils import atomic_write_json
 
 from .views import FeatureView
@@ -112,7 +113,7 @@ class FeatureStore:
             manifest = _read_manifest(directory) if (directory / MANIFEST).exists() else None
             if manifest is None:
                 if any(directory.glob("*.safetensors")):
-                    raise ValueError(
+                    raise ParValueError(
                         f"directory={str(directory)!r} holds safetensors files and no {MANIFEST}: "
                         "name another folder for the features"
                     )
@@ -130,7 +131,7 @@ class FeatureStore:
                 {**wanted, "view": {name: asdict(views[name]) for name in found}},
             )
             if differences:
-                raise ValueError(
+                raise ParValueError(
                     f"the features in {str(directory)!r} are of something else; name another folder or delete it:\n  "
                     + "\n  ".join(differences)
                 )
@@ -155,13 +156,13 @@ class FeatureStore:
         known = manifest["views"]
         unknown = sorted(set(views or ()) - known.keys())
         if unknown:
-            raise ValueError(f"views={unknown!r} are not in {str(directory)!r}: it has {sorted(known)}")
+            raise ParValueError(f"views={unknown!r} are not in {str(directory)!r}: it has {sorted(known)}")
         store = cls._from_manifest(
             directory, manifest, {name: FeatureView(**known[name]) for name in (views or known)}
         )
         missing = store.missing()
         if missing:
-            raise ValueError(
+            raise ParValueError(
                 f"{str(directory)!r} lacks {len(missing)} shards, the first is {missing[0].file}: its computation was "
                 "interrupted; run it again, it goes on where it stopped"
             )
@@ -366,20 +367,20 @@ def _check_finite(stored: torch.Tensor, values: torch.Tensor, name: str, dtype: 
     if torch.isfinite(stored).all():
         return
     if torch.isfinite(values).all():
-        raise ValueError(
+        raise ParValueError(
             f"{name} reaches {values.abs().max().item():.3g}, beyond the range of dtype={dtype!r}: "
             "expected 'bfloat16' or 'float32' for this backbone"
         )
-    raise ValueError(f"{name} of the backbone is not finite: check the checkpoint and its precision")
+    raise ParValueError(f"{name} of the backbone is not finite: check the checkpoint and its precision")
 
 
 def _read_manifest(directory: Path) -> dict[str, Any]:
     try:
         return json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise FileNotFoundError(f"{str(directory)!r} has no {MANIFEST}: expected a folder of features") from None
+        raise ParFileNotFoundError(f"{str(directory)!r} has no {MANIFEST}: expected a folder of features") from None
     except ValueError as error:
-        raise ValueError(f"{str(directory / MANIFEST)!r} is not valid JSON: {error}") from error
+        raise ParValueError(f"{str(directory / MANIFEST)!r} is not valid JSON: {error}") from error
 
 
 def _list_differences(there: Mapping[str, Any], here: Mapping[str, Any], prefix: str = "") -> list[str]:

@@ -3,6 +3,8 @@
 import re
 from dataclasses import dataclass
 
+from vlm_par_hf.errors import ParValueError
+
 
 __all__ = ["FeatureView", "feature_views"]
 
@@ -35,7 +37,7 @@ class FeatureView:
         """
         match = _VIEW_NAME.fullmatch(name)
         if match is None:
-            raise ValueError(f"view {name!r}: expected 'identity', 'flip', 'cropK' or 'cropK-flip' with K from 1")
+            raise ParValueError(f"view {name!r}: expected 'identity', 'flip', 'cropK' or 'cropK-flip' with K from 1")
         draw = int(match[1] or 0)
         return cls(name.endswith("flip"), draw, pad if draw else 0.0, seed if draw else 0)
 
@@ -48,6 +50,6 @@ def feature_views(flip: bool = False, crops: int = 0) -> tuple[str, ...]:
         ValueError: `crops` is negative.
     """
     if crops < 0:
-        raise ValueError(f"crops={crops!r}: expected 0 or more")
+        raise ParValueError(f"crops={crops!r}: expected 0 or more")
     names = [f"crop{k}-flip" if flip and k % 2 == 0 else f"crop{k}" for k in range(1, crops + 1)]
     return ("identity", *(("flip",) if flip else ()), *names)

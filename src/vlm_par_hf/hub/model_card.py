@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from vlm_par_hf.errors import ParFileExistsError, ParFileNotFoundError, ParValueError
 from vlm_par_hf.labels.schema import AttributeSchema
 from vlm_par_hf.utils import atomic_write_text
 
@@ -138,7 +139,9 @@ def write_model_card(
     """
     out = Path(checkpoint) / CARD if out is None else Path(out)
     if out.exists() and not overwrite:
-        raise FileExistsError(f"out={str(out)!r} exists and may have been edited; pass overwrite=True (--overwrite)")
+        raise ParFileExistsError(
+            f"out={str(out)!r} exists and may have been edited; pass overwrite=True (--overwrite)"
+        )
     sources = _as_list(find_records(checkpoint) if metrics is None else metrics)
     records = [read_record(source) for source in sources]
     card = build_model_card(checkpoint, records, **options)
@@ -238,10 +241,10 @@ def _as_list(metrics) -> list:
 def _read_config(checkpoint: Path) -> dict[str, Any]:
     path = checkpoint / "config.json"
     if not path.is_file():
-        raise FileNotFoundError(f"checkpoint={str(checkpoint)!r} has no config.json, expected a checkpoint folder")
+        raise ParFileNotFoundError(f"checkpoint={str(checkpoint)!r} has no config.json, expected a checkpoint folder")
     config = _read_json(path)
     if not config.get("attributes") or "model_type" not in config:
-        raise ValueError(f"{path} names no attributes, expected the configuration of a model of this package")
+        raise ParValueError(f"{path} names no attributes, expected the configuration of a model of this package")
     return config
 
 
@@ -251,7 +254,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     except ValueError as error:
-        raise ValueError(f"{path} is no JSON file: {error}") from error
+        raise ParValueError(f"{path} is no JSON file: {error}") from error
 
 
 def _eval_results(records: Sequence[Mapping[str, Any]]) -> list:
@@ -303,9 +306,9 @@ def _check_metadata(card) -> None:
 
     text = str(card)
     if not REGEX_YAML_BLOCK.search(text):
-        raise ValueError("the card has no metadata block as the Hub expects it")
+        raise ParValueError("the card has no metadata block as the Hub expects it")
     reread = ModelCard(text)
     if reread.data.to_dict() != card.data.to_dict():
-        raise ValueError("the card's metadata does not survive being read again")
+        raise ParValueError("the card's metadata does not survive being read again")
     for name in filter(None, [reread.data.base_model, *(reread.data.datasets or ())]):
         validate_repo_id(name)

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from vlm_par_hf.errors import ParOSError
 from vlm_par_hf.utils import atomic_write_json
 
 from .model_card import CARD, EVAL_RESULTS, write_model_card
@@ -237,7 +238,7 @@ def _explain_hub_errors(doing: str, repo_id: str) -> Iterator[None]:
             hint = _HINTS.get(status, "the Hub has a problem: push again later" if status >= 500 else "see above")
             cause.append_to_message(f"\n{doing} {repo_id!r} failed ({status}): {hint}. Nothing was committed.")
             raise cause from cause.__cause__
-        raise OSError(
+        raise ParOSError(
             f"{doing} {repo_id!r} failed: the connection to the Hub broke ({type(cause).__name__}: {cause}). "
             "Nothing was committed: push again, files that arrived whole are not sent twice."
         ) from error

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from vlm_par_hf.errors import ParFileNotFoundError, ParValueError
+
 
 __all__ = [
     "DATASETS",
@@ -71,16 +73,16 @@ def read_record(source: str | Path | Mapping[str, Any]) -> dict[str, Any]:
     else:
         name = f"metrics={str(source)!r}"
         if not Path(source).is_file():
-            raise FileNotFoundError(f"{name}: no such file, expected the metrics.json that vlm-par evaluate writes")
+            raise ParFileNotFoundError(f"{name}: no such file, expected the metrics.json that vlm-par evaluate writes")
         try:
             record = json.loads(Path(source).read_text(encoding="utf-8"))
         except ValueError as error:
-            raise ValueError(f"{name} is no JSON file: {error}") from error
+            raise ParValueError(f"{name} is no JSON file: {error}") from error
     for part, keys in _REQUIRED_KEYS.items():
         missing = part if not isinstance(record, dict) or part not in record else None
         missing = missing or next((f"{part}.{key}" for key in keys if key not in record[part]), None)
         if missing:
-            raise ValueError(
+            raise ParValueError(
                 f"{name} lacks {missing!r}, expected a record as vlm-par evaluate writes it (metrics.json)"
             )
     return record

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from vlm_par_hf.errors import ParFileNotFoundError, ParTypeError, ParValueError
 from vlm_par_hf.utils import thread_map
 
 
@@ -82,7 +83,7 @@ def open_image(source: Any, *, max_pixels: int | None = MAX_PIXELS) -> Image.Ima
         return _from_array((tensor.float() if tensor.is_floating_point() else tensor).numpy())
     if isinstance(source, np.ndarray):
         return _from_array(source)
-    raise TypeError(
+    raise ParTypeError(
         f"image is a {type(source).__name__}; expected a path, the bytes of an image file, a PIL image, an array or "
         "a torch tensor (height, width, channels)"
     )
@@ -125,9 +126,9 @@ def describe_image_source(source: Any) -> str:
 
 def _open_path(path: str, max_pixels: int | None) -> Image.Image:
     if not os.path.exists(path):
-        raise FileNotFoundError(f"image file {path!r} does not exist")
+        raise ParFileNotFoundError(f"image file {path!r} does not exist")
     if os.path.isdir(path):
-        raise ValueError(f"image {path!r} is a folder; expected an image file")
+        raise ParValueError(f"image {path!r} is a folder; expected an image file")
     with open(path, "rb") as stream:
         return _open_stream(stream, path, max_pixels)
 
@@ -137,17 +138,17 @@ def _open_dict(source: dict, max_pixels: int | None) -> Image.Image:
         return _open_stream(io.BytesIO(source["bytes"]), describe_image_source(source), max_pixels)
     if source.get("path") is not None:
         return _open_path(source["path"], max_pixels)
-    raise ValueError("image has neither 'path' nor 'bytes'; expected at least one of them")
+    raise ParValueError("image has neither 'path' nor 'bytes'; expected at least one of them")
 
 
 def _open_stream(stream: Any, name: str, max_pixels: int | None) -> Image.Image:
     try:
         image = Image.open(stream)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ValueError(f"image {name!r} is too large to decode: {error}") from error
+        raise ParValueError(f"image {name!r} is too large to decode: {error}") from error
     except Exception as error:  # Pillow's parsers raise OSError, SyntaxError, struct.error, ... on damaged headers
         reason = _recognise_non_image(stream) or f"cannot be read as an image: {error}"
-        raise ValueError(f"image {name!r} {reason}") from error
+        raise ParValueError(f"image {name!r} {reason}") from error
     with image:
         return _to_rgb(image, name, max_pixels)
 
@@ -167,15 +168,15 @@ def _recognise_non_image(stream: Any) -> str | None:
 def _to_rgb(image: Image.Image, name: str, max_pixels: int | None) -> Image.Image:
     width, height = image.size
     if width < 1 or height < 1:
-        raise ValueError(f"image {name!r} has size {width}x{height}; expected at least one pixel")
+        raise ParValueError(f"image {name!r} has size {width}x{height}; expected at least one pixel")
     if max_pixels is not None and width * height > max_pixels:
-        raise ValueError(
+        raise ParValueError(
             f"image {name!r} is {width}x{height} = {width * height} pixels; expected at most max_pixels={max_pixels}"
         )
     try:
         image.load()
     except Exception as error:  # truncated and damaged data raise many kinds of errors, as above
-        raise ValueError(f"image {name!r} is truncated or damaged: {error}") from error
+        raise ParValueError(f"image {name!r} is truncated or damaged: {error}") from error
     transpose = _TRANSPOSE_OF_ORIENTATION.get(_orientation(image))
     if image.mode == "RGB" and "transparency" not in image.info:
         rgb = image
@@ -210,7 +211,9 @@ def _convert_mode(image: Image.Image, name: str) -> Image.Image:
             return rgb
         return image.convert("RGB")
     except ValueError as error:
-        raise ValueError(f"image {name!r} has mode {image.mode!r}, which cannot be shown as RGB: {error}") from error
+        raise ParValueError(
+            f"image {name!r} has mode {image.mode!r}, which cannot be shown as RGB: {error}"
+        ) from error
 
 
 def _sixteen_bit_values(image: Image.Image, name: str) -> np.ndarray:
@@ -219,7 +222,7 @@ def _sixteen_bit_values(image: Image.Image, name: str) -> np.ndarray:
     # round.
     values = np.asarray(image)
     if image.format is None or values.min() < 0 or values.max() > 65535:
-        raise ValueError(
+        raise ParValueError(
             f"image {name!r} has mode 'I' with values in [{values.min()}, {values.max()}]; expected a 16-bit file, or "
             "an image converted to mode 'L' or 'I;16'"
         )
@@ -229,12 +232,12 @@ def _sixteen_bit_values(image: Image.Image, name: str) -> np.ndarray:
 def _from_array(array: np.ndarray, name: str | None = None) -> Image.Image:
     name = name or describe_image_source(array)
     if array.ndim not in (2, 3) or array.size == 0:
-        raise ValueError(f"image {name!r} has shape {array.shape}; expected one image (height, width[, channels])")
+        raise ParValueError(f"image {name!r} has shape {array.shape}; expected one image (height, width[, channels])")
     if array.ndim == 3 and array.shape[-1] not in (1, 3, 4):
         hint = ""
         if array.shape[0] in (1, 3, 4):
             hint = "; it looks channels-first: pass image.transpose(1, 2, 0), for a tensor image.permute(1, 2, 0)"
-        raise ValueError(f"image {name!r} has shape {array.shape}; expected 1, 3 or 4 channels last{hint}")
+        raise ParValueError(f"image {name!r} has shape {array.shape}; expected 1, 3 or 4 channels last{hint}")
     pixels = _to_uint8(array, name)
     if pixels.ndim == 3 and pixels.shape[-1] == 1:
         pixels = pixels[:, :, 0]
@@ -251,13 +254,13 @@ def _to_uint8(array: np.ndarray, name: str) -> np.ndarray:
         return ((array.astype(np.uint32) + 128) // 257).astype(np.uint8)  # 65535 / 255 = 257, rounded
     if np.issubdtype(array.dtype, np.floating):
         if not np.isfinite(array).all():
-            raise ValueError(f"image {name!r} holds NaN or infinity; expected finite values in [0, 1]")
+            raise ParValueError(f"image {name!r} holds NaN or infinity; expected finite values in [0, 1]")
         low, high = float(array.min()), float(array.max())
         if low < 0 or high > 1:
-            raise ValueError(
+            raise ParValueError(
                 f"image {name!r} holds floats in [{low:g}, {high:g}]; expected [0, 1] (for 0 to 255 pass uint8)"
             )
         return np.rint(array * np.float32(255)).astype(np.uint8)
-    raise ValueError(
+    raise ParValueError(
         f"image {name!r} has dtype {array.dtype}; expected uint8, uint16, bool or floating point in [0, 1]"
     )

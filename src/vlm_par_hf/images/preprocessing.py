@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from vlm_par_hf.errors import ParValueError
 from vlm_par_hf.upstream import SizeDict, naflex_image_size
 from vlm_par_hf.utils import thread_map
 
@@ -72,7 +73,7 @@ def _naflex_arrays(image_processor: Any, images: Sequence[Image.Image], **kwargs
     if kwargs:
         return None
     if isinstance(max_num_patches, bool) or not isinstance(max_num_patches, int) or max_num_patches < 1:
-        raise ValueError(f"max_num_patches is {max_num_patches!r}; expected a whole number, at least 1")
+        raise ParValueError(f"max_num_patches is {max_num_patches!r}; expected a whole number, at least 1")
     patch_size, resample = image_processor.patch_size, image_processor.resample
     scale, shift = _scale_and_shift(image_processor)
     sizes = [_naflex_size(image.height, image.width, patch_size, max_num_patches) for image in images]

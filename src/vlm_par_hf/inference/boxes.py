@@ -4,6 +4,8 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from vlm_par_hf.errors import ParTypeError, ParValueError
+
 
 __all__ = ["check_boxes", "check_detector_label"]
 
@@ -22,7 +24,7 @@ def check_boxes(boxes: Any, size: tuple[int, int]) -> list[tuple[int, int, int, 
     where = f"in a picture of width {width} and height {height}"
     boxes = boxes.tolist() if hasattr(boxes, "tolist") else boxes
     if isinstance(boxes, (str, Mapping)) or not isinstance(boxes, Iterable):
-        raise TypeError(f"boxes is {boxes!r:.100}, expected a list of boxes [x0, y0, x1, y1]")
+        raise ParTypeError(f"boxes is {boxes!r:.100}, expected a list of boxes [x0, y0, x1, y1]")
     checked = []
     for index, box in enumerate(boxes):
         if isinstance(box, Mapping) and {"xmin", "ymin", "xmax", "ymax"} <= set(box):
@@ -31,17 +33,17 @@ def check_boxes(boxes: Any, size: tuple[int, int]) -> list[tuple[int, int, int, 
         try:
             x0, y0, x1, y1 = (float(value) for value in box)
         except (TypeError, ValueError):
-            raise ValueError(
+            raise ParValueError(
                 f"boxes[{index}] is {box!r:.100}, expected four numbers [x0, y0, x1, y1] {where}"
             ) from None
         shown = f"boxes[{index}] is {list(box)}"
         if not all(math.isfinite(value) for value in (x0, y0, x1, y1)):
-            raise ValueError(f"{shown}, expected finite numbers [x0, y0, x1, y1] {where}")
+            raise ParValueError(f"{shown}, expected finite numbers [x0, y0, x1, y1] {where}")
         if x1 <= x0 or y1 <= y0:
             kind = "reversed" if x1 < x0 or y1 < y0 else "empty"
-            raise ValueError(f"{shown}, which is {kind}, expected x0 < x1 and y0 < y1 {where}")
+            raise ParValueError(f"{shown}, which is {kind}, expected x0 < x1 and y0 < y1 {where}")
         if x1 <= 0 or y1 <= 0 or x0 >= width or y0 >= height:
-            raise ValueError(f"{shown}, which is outside, expected a box that overlaps the picture {where}")
+            raise ParValueError(f"{shown}, which is outside, expected a box that overlaps the picture {where}")
         checked.append(
             (max(0, math.floor(x0)), max(0, math.floor(y0)), min(width, math.ceil(x1)), min(height, math.ceil(y1)))
         )
@@ -57,4 +59,6 @@ def check_detector_label(detector: Any, label: str) -> None:
     known = getattr(getattr(getattr(detector, "model", None), "config", None), "id2label", None)
     if isinstance(known, Mapping) and known and label.lower() not in {str(name).lower() for name in known.values()}:
         names = ", ".join(str(name) for name in list(known.values())[:10])
-        raise ValueError(f"detector has no label {label!r}, expected one of its own ({names}): pass detector_label=")
+        raise ParValueError(
+            f"detector has no label {label!r}, expected one of its own ({names}): pass detector_label="
+        )

@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from transformers.utils import logging
 
+from vlm_par_hf.errors import ParTypeError, ParValueError
 from vlm_par_hf.images.opening import is_image_file, open_image
 from vlm_par_hf.upstream import KeyDataset
 
@@ -114,11 +115,11 @@ class Pictures:
         if boxes is None:
             return
         if not isinstance(boxes, Iterable):
-            raise TypeError(f"boxes is {boxes!r}, expected a list of boxes [x0, y0, x1, y1]")
+            raise ParTypeError(f"boxes is {boxes!r}, expected a list of boxes [x0, y0, x1, y1]")
         if self.is_sized:
             self.boxes = boxes if isinstance(boxes, Sized) else list(boxes)
             if len(self.boxes) != len(items):
-                raise ValueError(
+                raise ParValueError(
                     f"boxes has {len(self.boxes)} entries for {len(items)} pictures, expected one list for each"
                 )
 
@@ -154,7 +155,7 @@ class Pictures:
             try:
                 own = next(boxes) if boxes is not None else None
             except StopIteration:
-                raise ValueError(f"item {index}: boxes ended before the pictures, expected one list each") from None
+                raise ParValueError(f"item {index}: boxes ended before the pictures, expected one list each") from None
             with self._prefix_errors(where):
                 if isinstance(item, Mapping):
                     item, own = _unpack_row(item, own)
@@ -205,7 +206,7 @@ class Pictures:
             try:
                 label, score, box = detection["label"], float(detection["score"]), detection["box"]
             except (TypeError, KeyError):
-                raise ValueError(
+                raise ParValueError(
                     f"detector returned {detection!r:.200}, expected a dict with label, score and box"
                 ) from None
             if str(label).lower() != self.detector_label.lower() or score < self.detector_threshold:
@@ -283,7 +284,7 @@ class Results(Iterator):
 
     def __len__(self) -> int:
         if self._length is None:
-            raise TypeError("the inputs have no length, so their results have none")
+            raise ParTypeError("the inputs have no length, so their results have none")
         return self._length
 
 
@@ -313,13 +314,13 @@ def _unpack_row(row: Mapping, boxes: Any) -> tuple[Any, Any]:
         if "bytes" in row or "path" in row:  # an image that a data set has not decoded
             return row, boxes
         keys = ", ".join(str(key) for key in list(row)[:8])
-        raise ValueError(
+        raise ParValueError(
             f"a dict with the keys {keys} was given, expected the key 'image' "
             "(of a dictionary of splits give one split; of a data set with other names use KeyDataset)"
         )
     if row.get("boxes") is not None:
         if boxes is not None:
-            raise ValueError("boxes were given as an argument and in the dict, expected one of them")
+            raise ParValueError("boxes were given as an argument and in the dict, expected one of them")
         boxes = row["boxes"]
     return row["image"], boxes
 
@@ -340,13 +341,13 @@ def open_picture(source: Any, timeout: float) -> Image.Image:
             with urllib.request.urlopen(request, timeout=timeout) as response:
                 data = response.read(_MAX_DOWNLOAD_BYTES + 1)
         except OSError as error:
-            raise ValueError(f"could not read {source}: {error}") from error
+            raise ParValueError(f"could not read {source}: {error}") from error
         if len(data) > _MAX_DOWNLOAD_BYTES:
-            raise ValueError(f"{source} is larger than {_MAX_DOWNLOAD_BYTES} bytes, expected a picture")
+            raise ParValueError(f"{source} is larger than {_MAX_DOWNLOAD_BYTES} bytes, expected a picture")
         try:
             return open_image(data)
         except (OSError, ValueError) as error:
-            raise ValueError(f"{source} holds no picture that can be read: {error}") from error
+            raise ParValueError(f"{source} holds no picture that can be read: {error}") from error
     if hasattr(source, "read") and not isinstance(source, Image.Image):
         source = source.read()
     return open_image(source)

@@ -27,6 +27,7 @@ from transformers import AutoModel, Pipeline
 from transformers.utils import logging
 
 from vlm_par_hf.base.outputs import ParOutput
+from vlm_par_hf.errors import ParTypeError, ParValueError
 from vlm_par_hf.hub.pushing import PushToHub
 from vlm_par_hf.labels.decisions import is_positive_answer
 from vlm_par_hf.upstream import is_task_registered, register_task
@@ -85,18 +86,18 @@ class PedestrianAttributesPipeline(PushToHub, Pipeline):
 
     def __init__(self, model, processor=None, **kwargs):
         if processor is None:
-            raise ValueError(
+            raise ParValueError(
                 "processor is None, expected the processor of the model: a model in memory carries none, pass "
                 "processor=AutoProcessor.from_pretrained(folder) beside model="
             )
         if not hasattr(processor, "post_process_attributes"):
-            raise TypeError(
+            raise ParTypeError(
                 f"processor is a {type(processor).__name__}, expected one with post_process_attributes, such as "
                 "VlmParProcessor; does the folder hold a processor_config.json?"
             )
         # No check of the class: a compiled model, or one with adapters, is of another and passes attributes on.
         if getattr(model.config, "schema", None) is None:
-            raise TypeError(
+            raise ParTypeError(
                 f"model is a {type(model).__name__} without attributes in its config, expected a model of this "
                 "package, such as VlmParModel"
             )
@@ -122,14 +123,14 @@ class PedestrianAttributesPipeline(PushToHub, Pipeline):
         timeout: float | None = None,
     ):
         if explain_as is not None and explain_as not in _EXPLAIN_AS:
-            raise ValueError(f"explain_as is {explain_as!r}, expected one of {_EXPLAIN_AS}")
+            raise ParValueError(f"explain_as is {explain_as!r}, expected one of {_EXPLAIN_AS}")
         if detector is not None and not callable(detector):
-            raise TypeError(f"detector is a {type(detector).__name__}, expected an object-detection pipeline")
+            raise ParTypeError(f"detector is a {type(detector).__name__}, expected an object-detection pipeline")
         if detector_threshold is not None and not 0.0 <= detector_threshold <= 1.0:
-            raise ValueError(f"detector_threshold is {detector_threshold}, expected a number in [0, 1]")
+            raise ParValueError(f"detector_threshold is {detector_threshold}, expected a number in [0, 1]")
         if attributes is not None:
             if not self.model.supports_attributes:
-                raise ValueError(
+                raise ParValueError(
                     f"attributes was given, but {type(self.model).__name__} knows only those that it was trained on; "
                     "expected a model that recognises attributes by their text, such as FocusParModel"
                 )
@@ -162,7 +163,7 @@ class PedestrianAttributesPipeline(PushToHub, Pipeline):
         if isinstance(explain, (bool, np.bool_)):
             explain = bool(explain)
         if explain and not self.model.supports_explain:
-            raise ValueError(f"explain is {explain!r}, but {type(self.model).__name__} cannot explain its answers")
+            raise ParValueError(f"explain is {explain!r}, but {type(self.model).__name__} cannot explain its answers")
         if isinstance(explain, bool):
             return explain
         attributes = attributes or forward_set.get("attributes")
@@ -173,9 +174,9 @@ class PedestrianAttributesPipeline(PushToHub, Pipeline):
             try:
                 attribute = schema[schema.index(name)]
             except KeyError as error:
-                raise ValueError(f"explain names {name!r}: {error.args[0]}") from None
+                raise ParValueError(f"explain names {name!r}: {error.args[0]}") from None
             if attribute.sensitive and not sensitive:
-                raise ValueError(f"explain names {name!r}, which sensitive=False leaves out of the answer")
+                raise ParValueError(f"explain names {name!r}, which sensitive=False leaves out of the answer")
         return names
 
     def __call__(self, inputs, *, boxes=None, batch_size: int | None = None, num_workers: int | None = None, **kwargs):
@@ -210,7 +211,7 @@ class PedestrianAttributesPipeline(PushToHub, Pipeline):
                 finite or outside; for several pictures the message starts with the item's index and path.
         """
         if boxes is not None and kwargs.get("detector") is not None:
-            raise ValueError("both boxes and detector were given, expected one of them")
+            raise ParValueError("both boxes and detector were given, expected one of them")
         groups = zip(
             (self._preprocess_params, self._forward_params, self._postprocess_params),
             self._sanitize_parameters(**kwargs),
@@ -220,12 +221,12 @@ class PedestrianAttributesPipeline(PushToHub, Pipeline):
         num_workers = num_workers if num_workers is not None else self._num_workers
         num_workers = default_threads() if num_workers is None else num_workers
         if batch_size < 1:
-            raise ValueError(f"batch_size is {batch_size}, expected at least 1")
+            raise ParValueError(f"batch_size is {batch_size}, expected at least 1")
         if num_workers < 0:
-            raise ValueError(f"num_workers is {num_workers}, expected 0 or more")
+            raise ParValueError(f"num_workers is {num_workers}, expected 0 or more")
         single = isinstance(inputs, ONE_IMAGE) or hasattr(inputs, "read")
         if not single and not isinstance(inputs, Iterable) and not hasattr(inputs, "__getitem__"):
-            raise TypeError(
+            raise ParTypeError(
                 f"inputs is {inputs!r}, expected a picture (path, URL, bytes, PIL image, array) or an iterable of them"
             )
         pictures = Pictures(
@@ -250,7 +251,7 @@ class PedestrianAttributesPipeline(PushToHub, Pipeline):
         if preprocess_params.get("detector") is not None or (
             isinstance(input_, Mapping) and input_.get("boxes") is not None
         ):
-            raise ValueError("preprocess answers for one person, expected a picture without boxes and detector")
+            raise ParValueError("preprocess answers for one person, expected a picture without boxes and detector")
         (person,) = Pictures([input_], processor=self.processor, single=True, **preprocess_params).read()
         return person.inputs
 

@@ -15,6 +15,7 @@ from huggingface_hub.utils import tqdm
 from torch.utils.data import DataLoader
 
 from vlm_par_hf.base.modeling import ParPreTrainedModel
+from vlm_par_hf.errors import ParValueError
 
 
 __all__ = ["collate_inputs", "evaluation_mode", "predict_batch", "predict_batches", "predict_logits", "read_ahead"]
@@ -123,7 +124,7 @@ def predict_logits(
     from vlm_par_hf.features import FeatureDataset
 
     if len(dataset) == 0:
-        raise ValueError("the split is empty: expected at least one image")
+        raise ParValueError("the split is empty: expected at least one image")
     if not isinstance(dataset, (AugmentedDataset, FeatureDataset)):
         dataset = AugmentedDataset(dataset)
     collator = ParCollator(processor, model.config.schema)

@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from vlm_par_hf.errors import ParValueError
+
 from .schema import Attribute, AttributeSchema
 
 
@@ -55,7 +57,7 @@ def read_thresholds(
     if threshold is None or (isinstance(threshold, str) and threshold == "schema"):
         return own
     if isinstance(threshold, str):
-        raise ValueError(f"threshold={threshold!r}, expected None, 'schema', or numbers in [0, 1]")
+        raise ParValueError(f"threshold={threshold!r}, expected None, 'schema', or numbers in [0, 1]")
     if isinstance(threshold, Mapping):
         values = own
         for name, value in threshold.items():
@@ -63,12 +65,12 @@ def read_thresholds(
     else:
         values = np.asarray(threshold, dtype=np.float64)
         if values.ndim and values.shape != own.shape:
-            raise ValueError(f"threshold has shape {values.shape}, expected one number or {len(schema)}")
+            raise ParValueError(f"threshold has shape {values.shape}, expected one number or {len(schema)}")
         values = np.broadcast_to(values, own.shape)
     wrong = ~((values >= 0) & (values <= 1))
     if wrong.any():
         position = int(wrong.argmax())
-        raise ValueError(
+        raise ParValueError(
             f"threshold of attribute {schema.names[position]!r} must lie between 0 and 1, got {values[position]:g}"
         )
     return values

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from vlm_par_hf.errors import ParFileNotFoundError, ParKeyError, ParTypeError, ParValueError
 from vlm_par_hf.utils import atomic_write_json
 
 from .texts import SUBJECT, attribute_fields
@@ -67,68 +68,72 @@ class Attribute:
         for field in ("labels", "prompts"):
             value = getattr(self, field)
             if isinstance(value, str) or not isinstance(value, Iterable):
-                raise TypeError(f"attribute {self.name!r}: {field} must be a sequence of strings, got {value!r}")
+                raise ParTypeError(f"attribute {self.name!r}: {field} must be a sequence of strings, got {value!r}")
             texts = tuple(value)
             object.__setattr__(self, field, texts)
             for text in texts:
                 self._check_text(field, text)
             if len(set(texts)) != len(texts):
-                raise ValueError(f"attribute {self.name!r}: {field} must all be different, got {list(texts)}")
+                raise ParValueError(f"attribute {self.name!r}: {field} must all be different, got {list(texts)}")
         if len(self.labels) < 2:
-            raise ValueError(f"attribute {self.name!r}: labels must hold at least 2 names, got {list(self.labels)}")
+            raise ParValueError(f"attribute {self.name!r}: labels must hold at least 2 names, got {list(self.labels)}")
         if len(self.prompts) != len(self.labels):
-            raise ValueError(
+            raise ParValueError(
                 f"attribute {self.name!r}: prompts must hold one sentence per label ({len(self.labels)}), "
                 f"got {len(self.prompts)}: {list(self.prompts)}"
             )
         if self.region is not None and self.region not in REGIONS:
-            raise ValueError(f"attribute {self.name!r}: region must be one of {REGIONS} or None, got {self.region!r}")
+            raise ParValueError(
+                f"attribute {self.name!r}: region must be one of {REGIONS} or None, got {self.region!r}"
+            )
         if self.group is not None:
             self._check_text("group", self.group)
             if not self.is_binary:
-                raise ValueError(
+                raise ParValueError(
                     f"attribute {self.name!r}: group {self.group!r} is for binary attributes, this one has "
                     f"{self.num_labels} labels, which exclude each other anyway"
                 )
         self._check_mirror()
         if not isinstance(self.sensitive, bool):
-            raise TypeError(f"attribute {self.name!r}: sensitive must be True or False, got {self.sensitive!r}")
+            raise ParTypeError(f"attribute {self.name!r}: sensitive must be True or False, got {self.sensitive!r}")
         if isinstance(self.threshold, bool) or not isinstance(self.threshold, (int, float, np.number)):
-            raise TypeError(f"attribute {self.name!r}: threshold must be a number, got {self.threshold!r}")
+            raise ParTypeError(f"attribute {self.name!r}: threshold must be a number, got {self.threshold!r}")
         object.__setattr__(self, "threshold", float(self.threshold))
         if not 0.0 < self.threshold < 1.0 or math.isnan(self.threshold):
-            raise ValueError(
+            raise ParValueError(
                 f"attribute {self.name!r}: threshold must lie strictly between 0 and 1, got {self.threshold!r}"
             )
 
     def _check_text(self, field: str, value: Any) -> None:
         if not isinstance(value, str):
-            raise TypeError(f"attribute {self.name!r}: {field} must be text, got {value!r}")
+            raise ParTypeError(f"attribute {self.name!r}: {field} must be text, got {value!r}")
         if not value.strip() or value != value.strip():
-            raise ValueError(f"attribute {self.name!r}: {field} must be text without surrounding space, got {value!r}")
+            raise ParValueError(
+                f"attribute {self.name!r}: {field} must be text without surrounding space, got {value!r}"
+            )
 
     def _check_mirror(self) -> None:
         if self.mirror is None:
             return
         if isinstance(self.mirror, str):
             if self.mirror == self.name:
-                raise ValueError(
+                raise ParValueError(
                     f"attribute {self.name!r}: mirror must name another attribute or be a permutation of its labels"
                 )
             return
         if not isinstance(self.mirror, Iterable):
-            raise TypeError(
+            raise ParTypeError(
                 f"attribute {self.name!r}: mirror must be an attribute's name, a permutation or None, "
                 f"got {self.mirror!r}"
             )
         permutation = tuple(operator.index(index) for index in self.mirror)
         object.__setattr__(self, "mirror", permutation)
         if sorted(permutation) != list(range(self.num_labels)):
-            raise ValueError(
+            raise ParValueError(
                 f"attribute {self.name!r}: mirror must be a permutation of 0..{self.num_labels - 1}, got {permutation}"
             )
         if any(permutation[permutation[index]] != index for index in permutation):
-            raise ValueError(
+            raise ParValueError(
                 f"attribute {self.name!r}: mirror must undo itself when applied twice, as two flips do, "
                 f"got {permutation}"
             )
@@ -155,14 +160,14 @@ class Attribute:
             ValueError: a key is missing or unknown, or a value is not allowed.
         """
         if not isinstance(data, Mapping):
-            raise TypeError(f"an attribute must be an Attribute or a dict, got {type(data).__name__}: {data!r}")
+            raise ParTypeError(f"an attribute must be an Attribute or a dict, got {type(data).__name__}: {data!r}")
         known = [field.name for field in fields(cls)]
         for key in data:
             if key not in known:
-                raise ValueError(f"attribute {data.get('name')!r}: unknown key {key!r}{_suggest(key, known)}")
+                raise ParValueError(f"attribute {data.get('name')!r}: unknown key {key!r}{_suggest(key, known)}")
         for key in ("name", "question", "prompts"):
             if key not in data:
-                raise ValueError(f"attribute {data.get('name')!r}: key {key!r} is missing, got {sorted(data)}")
+                raise ParValueError(f"attribute {data.get('name')!r}: key {key!r} is missing, got {sorted(data)}")
         return cls(**data)
 
 
@@ -182,19 +187,19 @@ class AttributeSchema(Sequence[Attribute]):
 
     def __init__(self, attributes: Iterable[Attribute | Mapping[str, Any]]) -> None:
         if isinstance(attributes, (str, Mapping)) or not isinstance(attributes, Iterable):
-            raise TypeError(
+            raise ParTypeError(
                 f"attributes must be a list of Attribute or dict, got {type(attributes).__name__}: {attributes!r:.80}"
             )
         self._attributes = tuple(
             item if isinstance(item, Attribute) else Attribute.from_dict(item) for item in attributes
         )
         if not self._attributes:
-            raise ValueError("attributes must hold at least one attribute, got none")
+            raise ParValueError("attributes must hold at least one attribute, got none")
         self._positions: dict[str, int] = {}
         for position, attribute in enumerate(self._attributes):
             first = self._positions.setdefault(attribute.name, position)
             if first != position:
-                raise ValueError(
+                raise ParValueError(
                     f"attribute names must be unique, {attribute.name!r} is at positions {first} and {position}"
                 )
         for attribute in self._attributes:
@@ -203,18 +208,18 @@ class AttributeSchema(Sequence[Attribute]):
 
     def _check_mirror_partner(self, attribute: Attribute) -> None:
         if attribute.mirror not in self._positions:
-            raise ValueError(
+            raise ParValueError(
                 f"attribute {attribute.name!r}: mirror {attribute.mirror!r} is no attribute of this schema"
                 f"{_suggest(attribute.mirror, self.names)}"
             )
         partner = self[attribute.mirror]
         if partner.mirror != attribute.name:
-            raise ValueError(
+            raise ParValueError(
                 f"attribute {attribute.name!r}: its mirror {partner.name!r} must name it back, but has mirror "
                 f"{partner.mirror!r}"
             )
         if partner.labels != attribute.labels:
-            raise ValueError(
+            raise ParValueError(
                 f"attribute {attribute.name!r}: its mirror {partner.name!r} must have the same labels "
                 f"{list(attribute.labels)}, but has {list(partner.labels)}"
             )
@@ -274,7 +279,7 @@ class AttributeSchema(Sequence[Attribute]):
             KeyError: there is no such attribute; the message suggests similar names.
         """
         if name not in self._positions:
-            raise KeyError(f"no attribute {name!r} in this schema{_suggest(name, self.names)}")
+            raise ParKeyError(f"no attribute {name!r} in this schema{_suggest(name, self.names)}")
         return self._positions[name]
 
     def label_mask(self) -> np.ndarray:
@@ -296,9 +301,9 @@ class AttributeSchema(Sequence[Attribute]):
         """
         labels = np.asarray(labels)
         if labels.ndim == 0 or labels.shape[-1] != len(self):
-            raise ValueError(f"labels must have shape (..., {len(self)}), got {labels.shape}")
+            raise ParValueError(f"labels must have shape (..., {len(self)}), got {labels.shape}")
         if labels.dtype.kind not in "iu":
-            raise ValueError(f"labels must be integers (class indices, -100 = unknown), got dtype {labels.dtype}")
+            raise ParValueError(f"labels must be integers (class indices, -100 = unknown), got dtype {labels.dtype}")
         labels = labels.astype(np.int64)
         check_label_range(labels, self)
         known = labels != UNKNOWN_LABEL
@@ -321,7 +326,7 @@ class AttributeSchema(Sequence[Attribute]):
             ValueError: an attribute is kept, but not its mirror partner: its label would be wrong after a flip.
         """
         if isinstance(names, str):
-            raise TypeError(f"names must be a list of attribute names, got the text {names!r}")
+            raise ParTypeError(f"names must be a list of attribute names, got the text {names!r}")
         return AttributeSchema([self[name] for name in names])
 
     def without_sensitive(self) -> "AttributeSchema":
@@ -391,7 +396,7 @@ class AttributeSchema(Sequence[Attribute]):
         if isinstance(attributes, AttributeSchema):
             return attributes
         if isinstance(attributes, str) or not isinstance(attributes, Iterable):
-            raise TypeError(f"attributes must be a list of texts or attributes, or a dict, got {attributes!r:.80}")
+            raise ParTypeError(f"attributes must be a list of texts or attributes, or a dict, got {attributes!r:.80}")
         if isinstance(attributes, Mapping):
             return cls(attribute_fields(text, subject, name) for name, text in attributes.items())
         return cls(attribute_fields(item, subject) for item in attributes)
@@ -417,17 +422,17 @@ class AttributeSchema(Sequence[Attribute]):
         """
         path = Path(path)
         if not path.is_file():
-            raise FileNotFoundError(f"schema file {path} does not exist; expected a JSON list of attributes")
+            raise ParFileNotFoundError(f"schema file {path} does not exist; expected a JSON list of attributes")
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:  # JSONDecodeError and UnicodeDecodeError
-            raise ValueError(f"schema file {path} is not JSON: {error}") from error
+            raise ParValueError(f"schema file {path} is not JSON: {error}") from error
         if not isinstance(data, list):
-            raise ValueError(f"schema file {path} must hold a JSON list of attributes, got {type(data).__name__}")
+            raise ParValueError(f"schema file {path} must hold a JSON list of attributes, got {type(data).__name__}")
         try:
             return cls(data)
         except (TypeError, ValueError) as error:
-            raise ValueError(f"schema file {path}: {error}") from error
+            raise ParValueError(f"schema file {path}: {error}") from error
 
 
 def check_label_range(labels: np.ndarray, schema: AttributeSchema, where: str = "labels") -> None:
@@ -447,7 +452,7 @@ def check_label_range(labels: np.ndarray, schema: AttributeSchema, where: str = 
     *row, column = (int(index) for index in np.argwhere(wrong)[0])
     attribute = schema[column]
     place = f" of row {row[0]}" if row else ""
-    raise ValueError(
+    raise ParValueError(
         f"{where} holds {labels[(*row, column)]} for attribute {attribute.name!r}{place}, expected 0 to "
         f"{attribute.num_labels - 1} ({', '.join(attribute.labels)}) or {UNKNOWN_LABEL} for unknown"
     )

@@ -9,6 +9,8 @@ meant ("UpperStride" asks for stripes).
 import difflib
 from dataclasses import replace
 
+from vlm_par_hf.errors import ParValueError
+
 from .schema import Attribute, AttributeSchema
 
 
@@ -47,7 +49,7 @@ def get_schema(name: str) -> AttributeSchema:
     if name not in _TABLES:
         near = difflib.get_close_matches(str(name).lower(), _TABLES, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"name must be one of {list_schemas()}, got {name!r}{hint}")
+        raise ParValueError(f"name must be one of {list_schemas()}, got {name!r}{hint}")
     return AttributeSchema(_TABLES[name])
 
 

@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from vlm_par_hf.errors import ParValueError
+
 
 __all__ = ["SUBJECT", "attribute_fields"]
 
@@ -33,7 +35,7 @@ def attribute_fields(item: Any, subject: str, name: str | None = None) -> Any:
     if isinstance(item, str):
         text = " ".join(item.split())
         if not text:
-            raise ValueError("attributes holds an empty text, expected words such as 'wearing a red scarf'")
+            raise ParValueError("attributes holds an empty text, expected words such as 'wearing a red scarf'")
         clause = _as_clause(text, subject)
         first, _, rest = clause.partition(" ")
         opposites = {"without": f"with {rest}", "not": rest, **dict.fromkeys(_POSSESSION_STARTS, f"without {rest}")}
@@ -43,7 +45,7 @@ def attribute_fields(item: Any, subject: str, name: str | None = None) -> Any:
     if isinstance(item, Iterable) and not isinstance(item, Mapping):
         texts = [" ".join(text.split()) if isinstance(text, str) else text for text in item]
         if len(texts) < 2 or not all(isinstance(text, str) and text for text in texts):
-            raise ValueError(f"alternatives must be two texts or more, got {item!r:.80}")
+            raise ParValueError(f"alternatives must be two texts or more, got {item!r:.80}")
         prompts = [f"{subject} {_as_clause(text, subject)}" for text in texts]
         return {
             "name": name or " / ".join(texts),

@@ -32,6 +32,7 @@ from dataclasses import asdict
 
 import numpy as np
 
+from vlm_par_hf.errors import ParValueError
 from vlm_par_hf.labels.decisions import decide, read_thresholds
 from vlm_par_hf.labels.schema import UNKNOWN_LABEL, AttributeSchema, check_label_range
 
@@ -106,9 +107,9 @@ class ParMetrics:
         elif isinstance(preset, str) and preset in PRESETS:
             self.preset, self.preset_name = PRESETS[preset], preset
         else:
-            raise ValueError(f"preset={preset!r}, expected one of {', '.join(PRESETS)} or a MetricPreset")
+            raise ParValueError(f"preset={preset!r}, expected one of {', '.join(PRESETS)} or a MetricPreset")
         if inputs not in INPUTS:
-            raise ValueError(f"inputs={inputs!r}, expected one of {', '.join(map(repr, INPUTS))}")
+            raise ParValueError(f"inputs={inputs!r}, expected one of {', '.join(map(repr, INPUTS))}")
         self.inputs = inputs
         # (A,)
         self.thresholds = read_thresholds(self.schema, self.preset.threshold if threshold is None else threshold)
@@ -170,11 +171,11 @@ class ParMetrics:
             ValueError: as for a call, or a setting is out of range.
         """
         if isinstance(bootstrap, bool) or int(bootstrap) != bootstrap or bootstrap < 0:
-            raise ValueError(f"bootstrap={bootstrap!r}, expected a number of resamples >= 0")
+            raise ParValueError(f"bootstrap={bootstrap!r}, expected a number of resamples >= 0")
         if not 0 < confidence < 1:
-            raise ValueError(f"confidence={confidence!r}, expected a share between 0 and 1")
+            raise ParValueError(f"confidence={confidence!r}, expected a share between 0 and 1")
         if min_positives is not None and min_positives < 1:
-            raise ValueError(f"min_positives={min_positives!r}, expected a number >= 1")
+            raise ParValueError(f"min_positives={min_positives!r}, expected a number >= 1")
         scores, labels = self._read(eval_prediction)
         probabilities, predicted = self._predict(scores)
         statistics = self._counter.statistics(predicted, labels)
@@ -221,7 +222,7 @@ class ParMetrics:
         if isinstance(scores, tuple):  # the other outputs of the model come after the logits
             scores = scores[0]
         if labels is None:
-            raise ValueError("labels is None, expected integers (N, A): the data set has no labels to compare with")
+            raise ParValueError("labels is None, expected integers (N, A): the data set has no labels to compare with")
         scores = self._check_scores(_to_numpy(scores))
         return scores, self._check_labels(_to_numpy(labels), len(scores))
 
@@ -234,9 +235,9 @@ class ParMetrics:
             no = 1 - np.clip(np.nan_to_num(yes), 0, 1) if self.inputs == "probabilities" else np.zeros_like(yes)
             scores = np.stack([no, yes], axis=-1)
         if scores.ndim != 3 or scores.shape[1:] != (A, C):
-            raise ValueError(f"{self.inputs} has shape {scores.shape}, expected (N, {A}, {C}) for this schema")
+            raise ParValueError(f"{self.inputs} has shape {scores.shape}, expected (N, {A}, {C}) for this schema")
         if len(scores) == 0:
-            raise ValueError(f"{self.inputs} has shape {scores.shape}, expected at least one image")
+            raise ParValueError(f"{self.inputs} has shape {scores.shape}, expected at least one image")
         scores = scores.astype(np.float64)
         wrong = ~np.isfinite(scores) & self._label_mask
         wanted = "finite numbers"
@@ -245,7 +246,7 @@ class ParMetrics:
             wanted = "probabilities in [0, 1]"
         if wrong.any():
             image, column, label = np.argwhere(wrong)[0]
-            raise ValueError(
+            raise ParValueError(
                 f"{self.inputs} holds {scores[image, column, label]} for attribute {self.schema[int(column)].name!r} "
                 f"of image {image}, expected {wanted} ({int(wrong.sum())} such values)"
             )
@@ -255,13 +256,13 @@ class ParMetrics:
         """The labels as int64 `(N, A)`, checked."""
         A = len(self.schema)
         if labels.shape != (N, A):
-            raise ValueError(f"labels has shape {labels.shape}, expected {(N, A)}")
+            raise ParValueError(f"labels has shape {labels.shape}, expected {(N, A)}")
         if labels.dtype.kind not in "iub" and not (labels.dtype.kind == "f" and (labels == np.rint(labels)).all()):
-            raise ValueError(f"labels has dtype {labels.dtype}, expected integers (class index, -100 = unknown)")
+            raise ParValueError(f"labels has dtype {labels.dtype}, expected integers (class index, -100 = unknown)")
         labels = labels.astype(np.int64)
         check_label_range(labels, self.schema)
         if (labels == UNKNOWN_LABEL).all():
-            raise ValueError(f"labels holds only {UNKNOWN_LABEL} (unknown), expected at least one known label")
+            raise ParValueError(f"labels holds only {UNKNOWN_LABEL} (unknown), expected at least one known label")
         return labels
 
     def _read_groups(self, groups, N):
@@ -270,9 +271,9 @@ class ParMetrics:
             return None
         groups = list(groups)
         if len(groups) != N:
-            raise ValueError(f"groups has {len(groups)} entries, expected {N}: one per image")
+            raise ParValueError(f"groups has {len(groups)} entries, expected {N}: one per image")
         if any(group is None for group in groups):
-            raise ValueError("groups holds None, expected a group for every image")
+            raise ParValueError("groups holds None, expected a group for every image")
         index = {}
         return np.array([index.setdefault(group, len(index)) for group in groups])
 

@@ -3,6 +3,8 @@ occurs."""
 
 from dataclasses import dataclass
 
+from vlm_par_hf.errors import ParValueError
+
 
 __all__ = ["METRIC_NAMES", "PRESETS", "MetricPreset"]
 
@@ -43,12 +45,12 @@ class MetricPreset:
 
     def __post_init__(self):
         if not 0 <= self.threshold <= 1:
-            raise ValueError(f"threshold={self.threshold!r}, expected a probability in [0, 1]")
+            raise ParValueError(f"threshold={self.threshold!r}, expected a probability in [0, 1]")
         for name in ("empty_image", "absent_label"):
             if getattr(self, name) not in ("zero", "skip"):
-                raise ValueError(f"{name}={getattr(self, name)!r}, expected 'zero' or 'skip'")
+                raise ParValueError(f"{name}={getattr(self, name)!r}, expected 'zero' or 'skip'")
         if self.published_f1 not in METRIC_NAMES:
-            raise ValueError(f"published_f1={self.published_f1!r}, expected one of {', '.join(METRIC_NAMES)}")
+            raise ParValueError(f"published_f1={self.published_f1!r}, expected one of {', '.join(METRIC_NAMES)}")
 
 
 PRESETS = {

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from vlm_par_hf.errors import ParKeyError, ParValueError
 from vlm_par_hf.labels.schema import UNKNOWN_LABEL, AttributeSchema
 
 from .ranking import mean_defined
@@ -55,22 +56,24 @@ def image_to_text_recall(
     scores, labels = np.asarray(scores, float), np.asarray(labels)
     expected = (len(labels), len(schema), schema.max_labels)
     if scores.shape != expected or labels.shape != expected[:2]:
-        raise ValueError(
+        raise ParValueError(
             f"scores {scores.shape} and labels {labels.shape} do not fit, expected {expected} and {expected[:2]}"
         )
     if not k or min(k) < 1:
-        raise ValueError(f"k={tuple(k)!r}, expected ranks of 1 or more")
+        raise ParValueError(f"k={tuple(k)!r}, expected ranks of 1 or more")
     if groups is None:
         groups = {one.name: [(one.name, label) for label in one.labels] for one in schema}
     table = {}
     for name, texts in groups.items():
         if not texts:
-            raise ValueError(f"group {name!r} is empty, expected (attribute, label) pairs")
+            raise ParValueError(f"group {name!r} is empty, expected (attribute, label) pairs")
         columns = []
         for attribute, label in texts:
             one = schema[attribute]
             if label not in one.labels:
-                raise KeyError(f"group {name!r}: attribute {attribute!r} has no label {label!r}, it has {one.labels}")
+                raise ParKeyError(
+                    f"group {name!r}: attribute {attribute!r} has no label {label!r}, it has {one.labels}"
+                )
             columns.append((schema.index(attribute), one.labels.index(label)))
         a, c = np.array(columns).T
         right, known = labels[:, a] == c, labels[:, a] != UNKNOWN_LABEL  # (N, texts)

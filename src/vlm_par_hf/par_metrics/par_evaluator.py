@@ -12,6 +12,8 @@ import evaluate
 import numpy as np
 from transformers import Pipeline, pipeline
 
+from vlm_par_hf.errors import ParValueError
+
 from . import PATH
 
 
@@ -56,7 +58,7 @@ class ParEvaluator(evaluate.Evaluator):
                 have another number of attributes, or `strategy="bootstrap"`.
         """
         if kwargs.get("strategy", "simple") != "simple":
-            raise ValueError(
+            raise ParValueError(
                 f"strategy={kwargs['strategy']!r}: expected 'simple'; vlm_par_hf.training.evaluate has the intervals"
             )
         return super().compute(
@@ -74,7 +76,7 @@ class ParEvaluator(evaluate.Evaluator):
         if not isinstance(pipe, Pipeline):
             pipe = pipeline(self.task, **({} if pipe is None else {"model": pipe}), device=device)
         if pipe.task != self.task:
-            raise ValueError(f"model_or_pipeline is a pipeline for {pipe.task!r}, expected one for {self.task!r}")
+            raise ParValueError(f"model_or_pipeline is a pipeline for {pipe.task!r}, expected one for {self.task!r}")
         self._schema = pipe.model.config.schema
         return pipe
 
@@ -82,7 +84,7 @@ class ParEvaluator(evaluate.Evaluator):
         if metric is None:
             return evaluate.load(PATH, schema=self._schema, inputs="probabilities")
         if getattr(getattr(metric, "_metrics", None), "inputs", "probabilities") != "probabilities":
-            raise ValueError(
+            raise ParValueError(
                 'metric reads logits, but a pipeline answers with probabilities: load it with inputs="probabilities"'
             )
         return super().prepare_metric(metric)

@@ -13,6 +13,7 @@ import datasets
 import evaluate
 import numpy as np
 
+from vlm_par_hf.errors import ParValueError
 from vlm_par_hf.labels.schema import AttributeSchema
 from vlm_par_hf.labels.tables import get_schema
 from vlm_par_hf.metrics.attributes import ParMetrics
@@ -45,7 +46,7 @@ class ParMetric(evaluate.Metric):
 
     def __init__(self, *args, schema=None, preset="rethinking", threshold=None, inputs="logits", **kwargs):
         if schema is None:
-            raise ValueError('schema is None, expected one: evaluate.load(PATH, schema="pa100k" or a schema)')
+            raise ParValueError('schema is None, expected one: evaluate.load(PATH, schema="pa100k" or a schema)')
         schema = get_schema(schema) if isinstance(schema, str) else AttributeSchema(schema)
         self._metrics = ParMetrics(schema, preset, threshold, inputs=inputs)
         super().__init__(*args, **kwargs)

@@ -4,6 +4,8 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from vlm_par_hf.errors import ParValueError
+
 from .provenance import argument_in_errors
 from .settings import TrainSettings
 
@@ -33,7 +35,7 @@ def build_model(family, backbone, schema, model, processor, options: dict[str, A
         }
         for name in options:
             if name not in known[family] and any(name in fields for fields in known.values()):
-                raise ValueError(f"model_options names {name!r}, which the family {family!r} does not have")
+                raise ParValueError(f"model_options names {name!r}, which the family {family!r} does not have")
         if paper:
             default, as_in_paper = config_class(attributes=schema), config_class.paper(attributes=schema)
             choices = {name: getattr(as_in_paper, name) for name in known[family] - {"vlm_config"}}
@@ -44,13 +46,13 @@ def build_model(family, backbone, schema, model, processor, options: dict[str, A
             processor = processor or processor_class.from_backbone(backbone, **extra)
             return model_class.from_backbone(backbone, attributes=schema, **options), processor
     if options:
-        raise ValueError(f"model_options={options!r}: a given model already has its configuration")
+        raise ParValueError(f"model_options={options!r}: a given model already has its configuration")
     if isinstance(model, (str, Path)):
         with argument_in_errors("model", str(model)):
             processor = processor or AutoProcessor.from_pretrained(str(model))
             return AutoModel.from_pretrained(str(model)), processor
     if processor is None:
-        raise ValueError("processor is None: a model in memory needs its processor beside it")
+        raise ParValueError("processor is None: a model in memory needs its processor beside it")
     return model, processor
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from vlm_par_hf.errors import ParValueError
 from vlm_par_hf.inference.predicting import predict_logits
 from vlm_par_hf.metrics.attributes import ParMetrics
 from vlm_par_hf.utils import atomic_write_json, atomic_write_text, format_percent
@@ -82,7 +83,7 @@ def evaluate(
     """
     data = load_data(dataset, root=root, schema=schema, options=dataset_options)
     if split not in data:
-        raise ValueError(f"split={split!r} is not in this data set: it has {', '.join(sorted(data))}")
+        raise ParValueError(f"split={split!r} is not in this data set: it has {', '.join(sorted(data))}")
     facts = DataFacts.read(dataset, data[split], name=dataset_name, options=dataset_options)
     skipped = (facts.notes.get("skipped_images") or {}).get(split, 0)
     model, processor, checkpoint = _load_checkpoint(model, processor)
@@ -92,7 +93,7 @@ def evaluate(
     groups = None
     if by_person:
         if "person_id" not in data[split].column_names:
-            raise ValueError(f"by_person=True: the {split} split of {facts.name} has no person_id")
+            raise ParValueError(f"by_person=True: the {split} split of {facts.name} has no person_id")
         groups = np.asarray(data[split]["person_id"])
     model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     logits, labels = predict_logits(
@@ -136,7 +137,7 @@ def evaluate(
 def _load_checkpoint(model, processor):
     if not isinstance(model, (str, Path)):
         if processor is None:
-            raise ValueError("processor is None: a model in memory needs its processor beside it")
+            raise ParValueError("processor is None: a model in memory needs its processor beside it")
         return model, processor, getattr(model, "name_or_path", "") or "in memory"
     from transformers import AutoModel, AutoProcessor
 

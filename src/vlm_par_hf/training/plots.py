@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from vlm_par_hf.errors import ParValueError
 from vlm_par_hf.utils import atomic_write_json, atomic_write_text, require
 
 
@@ -77,7 +78,7 @@ def plot_learning_curve(
     validation = [(row["epoch"], row["eval_loss"]) for row in rows if "eval_loss" in row]
     scores = [(row["epoch"], row["eval_mA"], row["step"]) for row in rows if "eval_mA" in row]
     if not train and not scores:
-        raise ValueError("log_history has neither a training loss nor a validation mA: nothing to draw")
+        raise ParValueError("log_history has neither a training loss nor a validation mA: nothing to draw")
     figure = figure_class(figsize=(7.2, 6.0), layout="constrained")
     top, bottom = figure.subplots(2, 1, sharex=True)
     if train:
@@ -128,7 +129,7 @@ def plot_attributes(table: Sequence[dict[str, Any]], path: str | Path, *, title:
     """
     figure_class = require("matplotlib.figure", "demo").Figure
     if not table:
-        raise ValueError("table is empty: expected one row per attribute")
+        raise ParValueError("table is empty: expected one row per attribute")
     order = sorted(table, key=lambda row: (row["mA"] is not None and row["mA"] == row["mA"], row["mA"] or 0.0))
     figure = figure_class(figsize=(8.0, 1.2 + 0.27 * len(order)), layout="constrained")
     axes = figure.subplots()

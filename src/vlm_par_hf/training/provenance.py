@@ -17,6 +17,7 @@ import transformers
 
 from vlm_par_hf.data import dataset_schema, load_par_dataset
 from vlm_par_hf.data.carried import read_labels
+from vlm_par_hf.errors import ParOSError, ParTypeError, ParValueError
 from vlm_par_hf.labels.schema import AttributeSchema
 
 
@@ -58,7 +59,7 @@ def argument_in_errors(argument: str, value: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise OSError(f"{argument}={value!r} could not be loaded: {error}") from error
+        raise ParOSError(f"{argument}={value!r} could not be loaded: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,7 @@ def check_schema(dataset: AttributeSchema, model: AttributeSchema) -> None:
         return
     listed = "\n  ".join(differences)
     if [(a.name, a.labels) for a in dataset] != [(a.name, a.labels) for a in model]:
-        raise ValueError(
+        raise ParValueError(
             f"the data set's schema differs from the checkpoint's ({len(dataset)} and {len(model)} attributes):\n  "
             f"{listed}"
         )
@@ -161,7 +162,7 @@ def check_same_division(checkpoint: str, name: str, options: dict[str, Any]) -> 
         return  # another seed draws other people, so nobody is in both
     differences = [f"{key}: {then[key]!r} in training, {now[key]!r} now" for key in then if then[key] != now[key]]
     if differences:
-        raise ValueError(
+        raise ParValueError(
             f"{name!r} is divided differently from what {checkpoint} was trained on ({'; '.join(differences)}): "
             "images that it was trained on could be in the split that is measured; pass the same options"
         )
@@ -176,7 +177,7 @@ def load_data(dataset, *, root=None, schema=None, options: dict[str, Any] | None
     if isinstance(dataset, str):
         return load_par_dataset(dataset, root, schema=schema, **(options or {}))
     if not hasattr(dataset, "keys"):
-        raise TypeError(
+        raise ParTypeError(
             f"dataset is a {type(dataset).__name__}: expected the name of a data set or a DatasetDict of its splits"
         )
     return dataset

@@ -10,6 +10,7 @@ from typing import Any
 
 from transformers.trainer_callback import TrainerState
 
+from vlm_par_hf.errors import ParValueError
 from vlm_par_hf.utils import atomic_write_json
 
 from .plots import plot_learning_curve, write_history
@@ -88,7 +89,7 @@ def prepare_folder(
         shutil.rmtree(checkpoints, ignore_errors=True)
     elif not resume and ((output_dir / "config.json").exists() or any(checkpoints.glob("checkpoint-*"))):
         # A folder with only a record holds a run that failed before its first checkpoint: nothing is lost.
-        raise ValueError(
+        raise ParValueError(
             f"output_dir={str(output_dir)!r} holds an earlier run: continue it (resume=True, --resume), replace it "
             "(overwrite=True, --overwrite) or name another folder"
         )
@@ -104,7 +105,7 @@ def prepare_folder(
         if earlier.get("processes", 1) != record["processes"]:
             differences.append(f"processes: {earlier.get('processes', 1)} then, {record['processes']} now")
         if differences:
-            raise ValueError(
+            raise ParValueError(
                 f"the run in output_dir={str(output_dir)!r} cannot be continued, it differs in:\n  "
                 + "\n  ".join(differences)
             )

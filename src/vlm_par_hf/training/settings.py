@@ -7,6 +7,8 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
+from vlm_par_hf.errors import ParValueError
+
 
 __all__ = ["TrainSettings"]
 
@@ -95,7 +97,7 @@ class TrainSettings:
 
     def _expect(self, name: str, holds: bool, expected: str) -> None:
         if not holds:
-            raise ValueError(f"{name}={getattr(self, name)!r}: expected {expected}")
+            raise ParValueError(f"{name}={getattr(self, name)!r}: expected {expected}")
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as plain JSON values."""

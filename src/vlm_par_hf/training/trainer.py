@@ -30,6 +30,7 @@ from transformers.trainer_callback import TrainerState
 from vlm_par_hf.base.losses import compute_priors
 from vlm_par_hf.data import AugmentedDataset, ParAugmentation, ParCollator
 from vlm_par_hf.data.transforms import epoch_callback
+from vlm_par_hf.errors import ParValueError
 from vlm_par_hf.features import FeatureDataset, compute_features, feature_views
 from vlm_par_hf.inference.predicting import predict_logits
 from vlm_par_hf.labels.schema import AttributeSchema
@@ -119,23 +120,23 @@ def train(
     if cache_features is not None:
         settings = dataclasses.replace(settings, precompute_features=True)
     if settings.feature_crops and not settings.precompute_features:
-        raise ValueError(
+        raise ParValueError(
             f"feature_crops={settings.feature_crops}: crops are kept only with features (cache_features, "
             "--cache-features, or precompute_features=True); without, every image is cropped anew in every epoch (pad)"
         )
     output_dir = Path(output_dir)
     if resume and overwrite:
-        raise ValueError("resume=True and overwrite=True: expected one of them")
+        raise ParValueError("resume=True and overwrite=True: expected one of them")
     arguments = _training_arguments(output_dir, settings)  # also joins the processes of torchrun
     data = load_data(dataset, root=root, schema=schema, options=dataset_options)
     for split in ("train", "validation"):
         if split not in data:
-            raise ValueError(
+            raise ParValueError(
                 f"the data set has no {split!r} split (it has {', '.join(sorted(data))}): training needs train and "
                 "validation; the best checkpoint is chosen on validation and never on test"
             )
         if len(data[split]) == 0:
-            raise ValueError(f"the {split!r} split is empty: expected at least one image")
+            raise ParValueError(f"the {split!r} split is empty: expected at least one image")
     facts = DataFacts.read(dataset, data["train"], name=dataset_name, options=dataset_options)
 
     if settings.full_determinism:

@@ -4,6 +4,8 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from vlm_par_hf.errors import ParFileNotFoundError, ParValueError
+
 
 __all__ = ["IMAGE_SUFFIXES", "find_file", "find_folder", "images_by_stem", "list_images"]
 
@@ -20,7 +22,7 @@ def find_file(root: Path, places: Iterable[str], what: str) -> Path:
     places = tuple(places)
     found = look_for_file(root, places)
     if found is None:
-        raise FileNotFoundError(
+        raise ParFileNotFoundError(
             f"root {str(root)!r} holds no {Path(places[0]).name} (looked for {', '.join(places)}); "
             f"expected {what}{_pickle_hint(root)}"
         )
@@ -62,7 +64,7 @@ def images_by_stem(folder: Path) -> dict[str, str]:
     for name in list_images(folder):
         stem = os.path.splitext(name)[0]
         if stem in found:
-            raise ValueError(f"{folder} holds both {found[stem]} and {name}; expected one image per name")
+            raise ParValueError(f"{folder} holds both {found[stem]} and {name}; expected one image per name")
         found[stem] = name
     return found
 

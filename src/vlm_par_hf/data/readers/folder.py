@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from vlm_par_hf.errors import ParFileNotFoundError, ParValueError
 from vlm_par_hf.labels.schema import UNKNOWN_LABEL, Attribute, AttributeSchema
 
 from .records import PedestrianRecord
@@ -81,7 +82,7 @@ def read_folder(
         sizes = ", ".join(f"{name} {len(records)}" for name, records in splits.items())
         logger.warning("%s names no splits: divided by person with seed=%d into %s", root, seed, sizes)
     if not splits:
-        raise ValueError(f"{', '.join(str(path) for path in tables.values())}: no rows")
+        raise ParValueError(f"{', '.join(str(path) for path in tables.values())}: no rows")
     splits = {name: splits[name] for name in _SPLITS if name in splits}
     return schema, _with_common_id_types(splits)
 
@@ -90,7 +91,7 @@ def _find_schema(root: Path, schema: AttributeSchema | None) -> tuple[AttributeS
     path = root / "schema.json"
     if schema is None:
         if not path.is_file():
-            raise FileNotFoundError(
+            raise ParFileNotFoundError(
                 f"{path} does not exist; expected the attributes of the data there (AttributeSchema.to_json writes "
                 "such a file) or the argument schema"
             )
@@ -108,18 +109,20 @@ def _find_tables(root: Path) -> dict[str | None, Path]:
             if not path.is_file():
                 continue
             if split in tables:
-                raise ValueError(
+                raise ParValueError(
                     f"root {str(root)!r} holds both {tables[split].name} and {path.name}; expected one of them"
                 )
             tables[split] = path
     if not tables:
-        raise FileNotFoundError(
+        raise ParFileNotFoundError(
             f"root {str(root)!r} holds no table; expected labels.csv or labels.jsonl, or train, validation and test "
             "with one of these endings"
         )
     if None in tables and len(tables) > 1:
         others = ", ".join(sorted(path.name for split, path in tables.items() if split is not None))
-        raise ValueError(f"root {str(root)!r} holds both {tables[None].name} and {others}; expected one kind of them")
+        raise ParValueError(
+            f"root {str(root)!r} holds both {tables[None].name} and {others}; expected one kind of them"
+        )
     return tables
 
 
@@ -139,20 +142,22 @@ def _read_table(
             checked = columns
         image_id = _relative_path(row["image"], path, line)
         if image_id in first_line:
-            raise ValueError(f"{path}, line {line}: image {image_id!r} is already on line {first_line[image_id]}")
+            raise ParValueError(f"{path}, line {line}: image {image_id!r} is already on line {first_line[image_id]}")
         first_line[image_id] = line
         split = _read_split(row.get("split"), path, line)
         if has_own_split and split is not None:
             expected = _SPLIT_NAMES[path.stem]
             if split != expected:
-                raise ValueError(f"{path}, line {line}: split is {row['split']!r} in the table of {expected!r}")
+                raise ParValueError(f"{path}, line {line}: split is {row['split']!r} in the table of {expected!r}")
         names_split = split is not None if names_split is None else names_split
         if names_split != (split is not None):
-            raise ValueError(f"{path}, line {line}: column 'split' is filled in some rows only; expected all or none")
+            raise ParValueError(
+                f"{path}, line {line}: column 'split' is filled in some rows only; expected all or none"
+            )
         try:
             labels = np.fromiter((read(row[read.name]) for read in labels_of), dtype=np.int64, count=len(labels_of))
         except ValueError as error:
-            raise ValueError(f"{path}, line {line}: {error}") from None
+            raise ParValueError(f"{path}, line {line}: {error}") from None
         record = PedestrianRecord(
             os.path.join(root, image_id),
             image_id,
@@ -176,22 +181,24 @@ def _read_csv_rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
                     _check_header(header, path, reader.line_num)
                     continue
                 if len(row) != len(header):
-                    raise ValueError(f"{path}, line {reader.line_num}: {len(row)} cells; the header has {len(header)}")
+                    raise ParValueError(
+                        f"{path}, line {reader.line_num}: {len(row)} cells; the header has {len(header)}"
+                    )
                 yield reader.line_num, {name: cell.strip() for name, cell in zip(header, row)}
         except csv.Error as error:
-            raise ValueError(f"{path}, line {reader.line_num}: not well-formed CSV: {error}") from error
+            raise ParValueError(f"{path}, line {reader.line_num}: not well-formed CSV: {error}") from error
         except UnicodeDecodeError as error:
-            raise ValueError(f"{path} is not UTF-8 text ({error}); expected a CSV file saved as UTF-8") from error
+            raise ParValueError(f"{path} is not UTF-8 text ({error}); expected a CSV file saved as UTF-8") from error
     if header is None:
-        raise ValueError(f"{path} is empty; expected a header line with the column 'image'")
+        raise ParValueError(f"{path} is empty; expected a header line with the column 'image'")
 
 
 def _check_header(header: list[str], path: Path, line: int) -> None:
     for position, name in enumerate(header):
         if name in header[:position]:
-            raise ValueError(f"{path}, line {line}: column {name!r} appears twice")
+            raise ParValueError(f"{path}, line {line}: column {name!r} appears twice")
     if len(header) == 1 and any(mark in header[0] for mark in ";\t"):
-        raise ValueError(
+        raise ParValueError(
             f"{path}, line {line}: the columns are not separated by commas; expected comma-separated values"
         )
 
@@ -205,12 +212,12 @@ def _read_jsonl_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 try:
                     row = json.loads(text)
                 except json.JSONDecodeError as error:
-                    raise ValueError(f"{path}, line {line}: not JSON: {error}") from error
+                    raise ParValueError(f"{path}, line {line}: not JSON: {error}") from error
                 if not isinstance(row, dict):
-                    raise ValueError(f"{path}, line {line}: a {type(row).__name__}; expected an object")
+                    raise ParValueError(f"{path}, line {line}: a {type(row).__name__}; expected an object")
                 yield line, row
         except UnicodeDecodeError as error:
-            raise ValueError(f"{path} is not UTF-8 text ({error})") from error
+            raise ParValueError(f"{path} is not UTF-8 text ({error})") from error
 
 
 def _check_columns(columns: tuple[str, ...], known: set[str], schema: AttributeSchema, path: Path, line: int) -> None:
@@ -218,17 +225,17 @@ def _check_columns(columns: tuple[str, ...], known: set[str], schema: AttributeS
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else "; remove it, or add the attribute to the schema"
-            raise ValueError(f"{path}, line {line}: unknown column {name!r}{hint}")
+            raise ParValueError(f"{path}, line {line}: unknown column {name!r}{hint}")
     for name in ("image", *schema.names):
         if name not in columns:
-            raise ValueError(f"{path}, line {line}: column {name!r} is missing; found {list(columns)}")
+            raise ParValueError(f"{path}, line {line}: column {name!r} is missing; found {list(columns)}")
 
 
 def _relative_path(value: Any, path: Path, line: int) -> str:
     text = value.replace("\\", "/") if isinstance(value, str) else ""
     parts = [part for part in text.split("/") if part not in ("", ".")]
     if not parts or ".." in parts or text.startswith("/") or ":" in parts[0]:
-        raise ValueError(f"{path}, line {line}: image is {value!r}; expected a path below {path.parent}")
+        raise ParValueError(f"{path}, line {line}: image is {value!r}; expected a path below {path.parent}")
     return "/".join(parts)
 
 
@@ -237,7 +244,7 @@ def _read_split(value: Any, path: Path, line: int) -> str | None:
         return None
     split = _SPLIT_NAMES.get(str(value).strip().lower())
     if split is None:
-        raise ValueError(f"{path}, line {line}: split is {value!r}; expected one of {list(_SPLITS)}")
+        raise ParValueError(f"{path}, line {line}: split is {value!r}; expected one of {list(_SPLITS)}")
     return split
 
 
@@ -264,7 +271,7 @@ class _LabelReader:
         text = str(value).strip().lower()
         index = self._known.get(text)
         if index is None:
-            raise ValueError(
+            raise ParValueError(
                 f"column {self.name!r} is {value!r}; expected one of {list(self.labels)}, a class index from 0 to "
                 f"{len(self.labels) - 1}, or nothing where unknown"
             )
@@ -278,7 +285,7 @@ def _divide(records: list[PedestrianRecord], seed: int) -> dict[str, list[Pedest
         person = ("alone", position) if record.person_id is None else record.person_id
         persons.setdefault(person, []).append(record)
     if len(persons) < 3:
-        raise ValueError(
+        raise ParValueError(
             f"{len(persons)} different persons cannot be divided into train, validation and test; add a column 'split'"
         )
     groups = list(persons.values())

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from vlm_par_hf.errors import ParFileNotFoundError, ParValueError
 from vlm_par_hf.labels.schema import UNKNOWN_LABEL, AttributeSchema
 from vlm_par_hf.labels.tables import get_schema
 
@@ -73,7 +74,7 @@ def read_market1501(
     }
     home = next((root / place for place in _HOMES if (root / place / "bounding_box_train").is_dir()), None)
     if home is None:
-        raise FileNotFoundError(
+        raise ParFileNotFoundError(
             f"root {str(root)!r} holds no folder bounding_box_train; expected the unpacked Market-1501-v15.09.15"
         )
     splits: dict[str, list[PedestrianRecord]] = {}
@@ -82,10 +83,10 @@ def read_market1501(
         if find_folder(home, (folder,)) is None:
             if split == "query":
                 continue
-            raise FileNotFoundError(f"{home} holds no folder {folder}; expected the unpacked Market-1501-v15.09.15")
+            raise ParFileNotFoundError(f"{home} holds no folder {folder}; expected the unpacked Market-1501-v15.09.15")
         splits[split] = _read_images(home, folder, labels_of[half], path, half, left_out)
         if not splits[split]:
-            raise FileNotFoundError(f"{home / folder} holds no image; expected the unpacked Market-1501-v15.09.15")
+            raise ParFileNotFoundError(f"{home / folder} holds no image; expected the unpacked Market-1501-v15.09.15")
     train = splits["train"]
     chosen = choose_groups([record.person_id for record in train], _VALIDATION_SHARE, seed)
     kept = {
@@ -104,7 +105,7 @@ def _read_half(half: Any, path: Path, name: str, schema: AttributeSchema) -> dic
     persons = read_strings(read_field(half, path, "image_index"), path, f"{name}.image_index")
     for person in persons:
         if not person.isdecimal():
-            raise ValueError(f"{path}: {name}.image_index holds {person!r}; expected the number of a person")
+            raise ParValueError(f"{path}: {name}.image_index holds {person!r}; expected the number of a person")
     columns = [_read_column(half, path, name, attribute, schema, len(persons)) for attribute in schema]
     labels = np.stack(columns, axis=1)
     return {int(person): row for person, row in zip(persons, labels)}
@@ -116,7 +117,7 @@ def _read_column(half, path, name, attribute, schema, count) -> np.ndarray:
     largest = 4 if field == "age" else attribute.num_labels
     values = read_matrix(np.atleast_2d(read_field(half, path, field)), path, f"{name}.{field}", (1, count))[0]
     if values.min() < 0 or values.max() > largest:
-        raise ValueError(
+        raise ParValueError(
             f"{path}: {name}.{field} holds {values.max() if values.max() > largest else values.min()}; expected 1 to "
             f"{largest} (0 where unknown)"
         )
@@ -132,13 +133,13 @@ def _read_images(home, folder, labels_of, path, half, left_out) -> list[Pedestri
     for name in list_images(home / folder):
         match = _NAME.match(name)
         if match is None:
-            raise ValueError(f"{home / folder} holds {name!r}; expected names like 0002_c1s1_000451_03.jpg")
+            raise ParValueError(f"{home / folder} holds {name!r}; expected names like 0002_c1s1_000451_03.jpg")
         person, camera = match.groups()
         if person in (_JUNK, _DISTRACTOR):
             left_out["junk" if person == _JUNK else "distractors"] += 1
             continue
         if int(person) not in labels_of:
-            raise ValueError(f"{path} has no person {int(person)} in {half!r}, but {home / folder} holds {name!r}")
+            raise ParValueError(f"{path} has no person {int(person)} in {half!r}, but {home / folder} holds {name!r}")
         labels = labels_of[int(person)]
         records.append(
             PedestrianRecord(os.path.join(home, folder, name), f"{folder}/{name}", labels, int(person), int(camera))

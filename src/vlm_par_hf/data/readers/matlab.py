@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from vlm_par_hf.errors import ParValueError
 from vlm_par_hf.utils import require
 
 
@@ -53,12 +54,12 @@ def load_mat_variables(path: Path, variables: tuple[str, ...], data_set: str) ->
         missing = [name for name in variables if name not in found]
         names = [name for name, _, _ in scipy_io.whosmat(path)] if missing else []
     except Exception as error:  # scipy raises OSError, ValueError, TypeError, zlib.error, ... on damaged files
-        raise ValueError(f"{path} cannot be read as a MATLAB file (downloaded in part?): {error}") from error
+        raise ParValueError(f"{path} cannot be read as a MATLAB file (downloaded in part?): {error}") from error
     if missing:
         others = (_KNOWN_VARIABLES[name] for name in names if name in _KNOWN_VARIABLES)
         other = next((name for name in others if name != data_set), None)
         known = f", which is the annotation of {other}" if other else ""
-        raise ValueError(
+        raise ParValueError(
             f"{path} lacks the variable {missing[0]!r}: it holds {names}{known}; expected the annotation of {data_set}"
         )
     return {name: found[name] for name in variables}
@@ -78,7 +79,7 @@ def read_field(struct: np.ndarray, path: Path, *names: str) -> Any:
     for name in names:
         if name in present:
             return np.asarray(struct).ravel()[0][name]
-    raise ValueError(f"{path} lacks the field {names[0]!r}; it has {list(present)}")
+    raise ParValueError(f"{path} lacks the field {names[0]!r}; it has {list(present)}")
 
 
 def read_cells(cell: Any) -> list[Any]:
@@ -97,7 +98,7 @@ def read_strings(cell: Any, path: Path, field: str) -> list[str]:
         while isinstance(entry, np.ndarray) and entry.size:
             entry = entry.ravel()[0]
         if not isinstance(entry, str):
-            raise ValueError(f"{path}: {field} holds {entry!r} where a text was expected")
+            raise ParValueError(f"{path}: {field} holds {entry!r} where a text was expected")
         texts.append(str(entry).strip())
     return texts
 
@@ -112,9 +113,9 @@ def read_matrix(values: Any, path: Path, field: str, shape: tuple[int | None, in
     fits = matrix.ndim == 2 and all(want is None or want == have for want, have in zip(shape, matrix.shape))
     if not fits:
         wanted = " x ".join("any" if size is None else str(size) for size in shape)
-        raise ValueError(f"{path}: {field} has shape {matrix.shape}; expected {wanted}")
+        raise ParValueError(f"{path}: {field} has shape {matrix.shape}; expected {wanted}")
     if matrix.dtype.kind not in "uibf" or (matrix.dtype.kind == "f" and not (matrix == np.rint(matrix)).all()):
-        raise ValueError(f"{path}: {field} holds values other than whole numbers")
+        raise ParValueError(f"{path}: {field} holds values other than whole numbers")
     return matrix.astype(np.int64)
 
 
@@ -126,11 +127,11 @@ def read_indices(values: Any, path: Path, field: str, count: int) -> np.ndarray:
     """
     numbers = np.asarray(values)
     if numbers.dtype.kind not in "uif" or numbers.size == 0:
-        raise ValueError(f"{path}: {field} is no list of image numbers")
+        raise ParValueError(f"{path}: {field} is no list of image numbers")
     indices = numbers.ravel().astype(np.int64) - 1
     if indices.min() < 0 or indices.max() >= count:
         wrong = indices.min() if indices.min() < 0 else indices.max()
-        raise ValueError(f"{path}: {field} holds the image number {wrong + 1}; expected 1 to {count}")
+        raise ParValueError(f"{path}: {field} holds the image number {wrong + 1}; expected 1 to {count}")
     if len(np.unique(indices)) != len(indices):
-        raise ValueError(f"{path}: {field} lists an image twice")
+        raise ParValueError(f"{path}: {field} lists an image twice")
     return indices

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from vlm_par_hf.errors import ParFileNotFoundError, ParValueError
 from vlm_par_hf.labels.tables import get_schema
 
 from .matlab import load_mat_variables, read_matrix, read_strings
@@ -39,7 +40,7 @@ def read_pa100k(root: str | os.PathLike, split: str) -> list[PedestrianRecord]:
             those of PA-100K. The message names the file.
     """
     if split not in PA100K_SPLITS:
-        raise ValueError(f"split is {split!r}; expected one of {sorted(PA100K_SPLITS)}")
+        raise ParValueError(f"split is {split!r}; expected one of {sorted(PA100K_SPLITS)}")
     root = Path(root).absolute()
     path = _find_annotation(root)
     prefix = PA100K_SPLITS[split]
@@ -48,14 +49,14 @@ def read_pa100k(root: str | os.PathLike, split: str) -> list[PedestrianRecord]:
     names = read_strings(variables[names_key], path, names_key)
     labels = _read_labels(variables, path, labels_key)
     if len(names) != len(labels):
-        raise ValueError(f"{path}: {names_key} has {len(names)} entries but {labels_key} has {len(labels)} rows")
+        raise ParValueError(f"{path}: {names_key} has {len(names)} entries but {labels_key} has {len(labels)} rows")
     if len(set(names)) != len(names):
         seen: set[str] = set()
         repeated = next(name for name in names if name in seen or seen.add(name))
-        raise ValueError(f"{path}: {names_key} lists {repeated!r} more than once")
+        raise ParValueError(f"{path}: {names_key} lists {repeated!r} more than once")
     for name in names:
         if not name or name != os.path.basename(name):
-            raise ValueError(f"{path}: {names_key} holds {name!r}; expected a plain file name")
+            raise ParValueError(f"{path}: {names_key} holds {name!r}; expected a plain file name")
     folder = _find_image_folder(root, names)
     groups = _read_person_groups(path.with_name("person_groups.csv"))
     persons = [None] * len(names) if groups is None else _look_up_groups(names, groups, path)
@@ -69,7 +70,7 @@ def _find_annotation(root: Path) -> Path:
     for place in _ANNOTATION_PLACES:
         if (root / place).is_file():
             return root / place
-    raise FileNotFoundError(
+    raise ParFileNotFoundError(
         f"root {str(root)!r} holds no annotation.mat (looked for {', '.join(_ANNOTATION_PLACES)}); "
         "expected the unpacked PA-100K archives"
     )
@@ -89,13 +90,13 @@ def _read_labels(variables: dict[str, np.ndarray], path: Path, labels_key: str) 
     expected = get_schema("pa100k").names
     if set(found) != set(expected) or len(found) != len(expected):
         missing, unexpected = sorted(set(expected) - set(found)), sorted(set(found) - set(expected))
-        raise ValueError(
+        raise ParValueError(
             f"{path}: attributes are not those of PA-100K: missing {missing}, unexpected {unexpected}, "
             f"{len(found)} names where {len(expected)} were expected"
         )
     labels = read_matrix(variables[labels_key], path, labels_key, (None, len(found)))
     if not np.isin(labels, (0, 1)).all():
-        raise ValueError(f"{path}: {labels_key} holds values other than 0 and 1")
+        raise ParValueError(f"{path}: {labels_key} holds values other than 0 and 1")
     return np.ascontiguousarray(labels[:, [found.index(name) for name in expected]])
 
 
@@ -105,13 +106,13 @@ def _read_person_groups(path: Path) -> dict[str, int] | None:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text ({error})") from error
+        raise ParValueError(f"{path} is not UTF-8 text ({error})") from error
     groups: dict[str, int] = {}
     with io.StringIO(text) as stream:
         rows = csv.reader(stream)
         header = next(rows, [])
         if header != ["image", "group"]:
-            raise ValueError(f"{path}, line 1: columns are {header}; expected image,group")
+            raise ParValueError(f"{path}, line 1: columns are {header}; expected image,group")
         for row in rows:
             if not row:
                 continue
@@ -119,7 +120,7 @@ def _read_person_groups(path: Path) -> dict[str, int] | None:
                 name, group = row
                 groups[name] = int(group)
             except ValueError:
-                raise ValueError(
+                raise ParValueError(
                     f"{path}, line {rows.line_num}: {row}; expected image,group with a whole number"
                 ) from None
     return groups
@@ -128,5 +129,5 @@ def _read_person_groups(path: Path) -> dict[str, int] | None:
 def _look_up_groups(names: list[str], groups: dict[str, int], path: Path) -> list[int]:
     for name in names:
         if name not in groups:
-            raise ValueError(f"{path.with_name('person_groups.csv')} has no group for {name!r}")
+            raise ParValueError(f"{path.with_name('person_groups.csv')} has no group for {name!r}")
     return [groups[name] for name in names]

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from vlm_par_hf.errors import ParValueError
 from vlm_par_hf.labels.schema import UNKNOWN_LABEL, AttributeSchema
 from vlm_par_hf.labels.tables import get_schema
 
@@ -73,7 +74,7 @@ def read_peta(
         if archive is None:
             find_file(root, _MAT_PLACES, _EXPECTED)  # raises, and says what it looked for
         if partition:
-            raise ValueError(f"partition is {partition}; without PETA.mat there is one, of our own: expected 0")
+            raise ParValueError(f"partition is {partition}; without PETA.mat there is one, of our own: expected 0")
         return _read_archive(archive, schema, seed)
     return _read_mat(root, mat, archive, schema, partition)
 
@@ -99,7 +100,7 @@ def _read_mat(root, path, archive, schema, partition):
     paths, image_ids = _numbered_images(root, data) if archive is None else _archive_images(archive, data, path)
     partitions = read_cells(read_field(peta, path, "partion_attribute", "partition_attribute"))  # sic
     if partition >= len(partitions):
-        raise ValueError(f"partition is {partition}; {path} has {len(partitions)}")
+        raise ParValueError(f"partition is {partition}; {path} has {len(partitions)}")
     parts = {
         split: read_indices(
             read_field(partitions[partition], path, field), path, f"partition {partition}, {field}", len(data)
@@ -119,11 +120,11 @@ def _read_mat(root, path, archive, schema, partition):
 
 def _check_columns(data: np.ndarray, path: Path) -> None:
     if len(data) == 0 or (data[:, 0] != np.arange(1, len(data) + 1)).any():
-        raise ValueError(f"{path}: the first column of data does not count the images from 1")
+        raise ParValueError(f"{path}: the first column of data does not count the images from 1")
     if data[:, 2].min() < 1 or data[:, 2].max() > len(PETA_SUBSETS):
-        raise ValueError(f"{path}: the third column of data (subset) holds values outside 1 to {len(PETA_SUBSETS)}")
+        raise ParValueError(f"{path}: the third column of data (subset) holds values outside 1 to {len(PETA_SUBSETS)}")
     if not np.isin(data[:, _FIRST_LABEL_COLUMN:], (0, 1)).all():
-        raise ValueError(f"{path}: data holds labels other than 0 and 1")
+        raise ParValueError(f"{path}: data holds labels other than 0 and 1")
 
 
 def _make_labels(columns: dict[str, np.ndarray], schema: AttributeSchema, where: object):
@@ -133,7 +134,7 @@ def _make_labels(columns: dict[str, np.ndarray], schema: AttributeSchema, where:
         wanted = [attribute.name] if attribute.is_binary else _color_columns(attribute.name)
         for name in wanted:
             if name not in columns:
-                raise ValueError(f"{where} lacks the attribute {name!r}; expected the 105 attributes of PETA")
+                raise ParValueError(f"{where} lacks the attribute {name!r}; expected the 105 attributes of PETA")
         values = np.stack([columns[name] for name in wanted], axis=1)
         if attribute.is_binary:
             labels.append(values[:, 0])
@@ -173,7 +174,7 @@ def _archive_images(archive: Path, data: np.ndarray, path: Path) -> tuple[list[s
         for person, files in files_of.items():
             rows = rows_of.get((number, person), [])
             if len(files) > len(rows):
-                raise ValueError(
+                raise ParValueError(
                     f"{folder} holds {len(files)} images of person {person} ({files[0]}, ...) but {path} lists "
                     f"{len(rows)}; expected the original archive, unchanged"
                 )
@@ -193,7 +194,7 @@ def _archive_images(archive: Path, data: np.ndarray, path: Path) -> tuple[list[s
 def _person_number(name: str, folder: Path) -> int:
     match = re.match(r"\d+", name)
     if match is None:
-        raise ValueError(f"{folder} holds {name!r}; expected names that begin with the number of a person")
+        raise ParValueError(f"{folder} holds {name!r}; expected names that begin with the number of a person")
     return int(match.group())
 
 
@@ -229,7 +230,7 @@ def _read_archive(archive: Path, schema: AttributeSchema, seed: int):
         if unlabelled:
             logger.warning("%s: %d images whose person is not in Label.txt are left out", folder, unlabelled)
     if not rows:
-        raise ValueError(f"{archive}: no image with a label in Label.txt")
+        raise ParValueError(f"{archive}: no image with a label in Label.txt")
     if strange:
         most = sorted(strange.items(), key=lambda item: -item[1])[:5]
         logger.info("PETA: %d attribute names beyond the 105 are not read, such as %s", len(strange), dict(most))
@@ -266,7 +267,7 @@ def _read_label_file(path: Path, known: set[str], strange: dict[str, int]) -> di
             continue
         stem, suffix = os.path.splitext(words[0])
         if not re.match(r"\d", words[0]):
-            raise ValueError(
+            raise ParValueError(
                 f"{path}, line {number}: begins with {words[0]!r}; expected the number of a person or an image file"
             )
         key = stem if suffix.lower() in IMAGE_SUFFIXES else int(words[0]) if words[0].isdecimal() else words[0]
@@ -274,9 +275,11 @@ def _read_label_file(path: Path, known: set[str], strange: dict[str, int]) -> di
         for name in names - known:
             strange[name] = strange.get(name, 0) + 1
         if names and not names & known:
-            raise ValueError(f"{path}, line {number}: {words[1]!r} is no attribute of PETA; expected such as hairLong")
+            raise ParValueError(
+                f"{path}, line {number}: {words[1]!r} is no attribute of PETA; expected such as hairLong"
+            )
         if found.setdefault(key, frozenset(names & known)) != names & known:
             logger.warning("%s, line %d: %s is there already; its first line counts", path, number, words[0])
     if not found:
-        raise ValueError(f"{path} is empty; expected one line per person")
+        raise ParValueError(f"{path} is empty; expected one line per person")
     return found

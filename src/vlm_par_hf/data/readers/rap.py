@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from vlm_par_hf.errors import ParValueError
 from vlm_par_hf.labels.schema import UNKNOWN_LABEL, AttributeSchema
 from vlm_par_hf.labels.tables import get_schema
 
@@ -58,7 +59,7 @@ def read_rapv1(
     schema = get_schema("rapv1")
     path, annotation = _open_annotation(root)
     if "selected_attribute" in field_names(annotation):
-        raise ValueError(f'{path} is of RAP version 2 (it has selected_attribute); load it as "rapv2"')
+        raise ParValueError(f'{path} is of RAP version 2 (it has selected_attribute); load it as "rapv2"')
     names = _attribute_names(annotation, path, ("attribute_eng",), _V1_COLUMNS)
     images = read_strings(read_field(annotation, path, "imagesname"), path, "imagesname")
     data = read_matrix(read_field(annotation, path, "label"), path, "label", (len(images), _V1_COLUMNS))
@@ -93,14 +94,14 @@ def read_rapv2(
     schema = get_schema("rapv2")
     path, annotation = _open_annotation(root)
     if "imagesname" in field_names(annotation) and "selected_attribute" not in field_names(annotation):
-        raise ValueError(f'{path} is of RAP version 1 (it has imagesname); load it as "rapv1"')
+        raise ParValueError(f'{path} is of RAP version 1 (it has imagesname); load it as "rapv1"')
     names = _attribute_names(annotation, path, ("attribute",), _V2_COLUMNS)
     images = read_strings(read_field(annotation, path, "name"), path, "name")
     data = read_matrix(read_field(annotation, path, "data"), path, "data", (len(images), _V2_COLUMNS))
     selected = read_indices(read_field(annotation, path, "selected_attribute"), path, "selected_attribute", len(names))
     unselected = sorted(set(schema.names) - {names[index] for index in selected.tolist()})
     if unselected:
-        raise ValueError(f"{path}: selected_attribute does not select {unselected[0]!r}; expected the 54 of RAP")
+        raise ParValueError(f"{path}: selected_attribute does not select {unselected[0]!r}; expected the 54 of RAP")
     labels = _make_labels(data, names, schema, path, "data")
     fields = ("train_index", "val_index", "test_index")
     found = _read_partition(annotation, path, ("partition_attribute",), partition, fields, len(images))
@@ -109,7 +110,7 @@ def read_rapv2(
     if "person_identity" in field_names(annotation):
         values = np.asarray(read_field(annotation, path, "person_identity")).ravel()
         if len(values) != len(images):
-            raise ValueError(f"{path}: person_identity has {len(values)} entries; expected {len(images)}")
+            raise ParValueError(f"{path}: person_identity has {len(values)} entries; expected {len(images)}")
         persons = values.astype(np.int64)
     notes = {"division": f"official, partition {partition}"}
     return schema, _make_splits(root, images, labels, parts, persons), notes
@@ -123,7 +124,7 @@ def _open_annotation(root: Path) -> tuple[Path, np.ndarray]:
 def _attribute_names(annotation, path: Path, fields: tuple[str, ...], count: int) -> list[str]:
     names = read_strings(read_field(annotation, path, *fields), path, fields[0])
     if len(names) != count:
-        raise ValueError(f"{path}: {fields[0]} has {len(names)} names; expected {count}")
+        raise ParValueError(f"{path}: {fields[0]} has {len(names)} names; expected {count}")
     return [_MISSPELT.get(name, name) for name in names]
 
 
@@ -131,12 +132,12 @@ def _make_labels(data: np.ndarray, names: list[str], schema: AttributeSchema, pa
     """Labels int64 (N, A) by name; 2 becomes -100."""
     missing = [name for name in schema.names if name not in names]
     if missing:
-        raise ValueError(f"{path} lacks the attribute {missing[0]!r}; it has {names[:3]} ...")
+        raise ParValueError(f"{path} lacks the attribute {missing[0]!r}; it has {names[:3]} ...")
     labels = data[:, [names.index(name) for name in schema.names]]
     wrong = (labels < 0) | (labels > 2)
     if wrong.any():
         row, column = (int(index) for index in np.argwhere(wrong)[0])
-        raise ValueError(
+        raise ParValueError(
             f"{path}: {field} is {labels[row, column]} for {schema.names[column]!r} of image {row + 1}; expected 0, 1 "
             "or 2 (uncertain); early copies of the file have other codes, ask for a current one"
         )
@@ -146,7 +147,7 @@ def _make_labels(data: np.ndarray, names: list[str], schema: AttributeSchema, pa
 def _read_partition(annotation, path, names, partition, fields, count) -> dict[str, np.ndarray]:
     partitions = read_cells(read_field(annotation, path, *names))
     if partition >= len(partitions):
-        raise ValueError(f"partition is {partition}; {path} has {len(partitions)}")
+        raise ParValueError(f"partition is {partition}; {path} has {len(partitions)}")
     struct = partitions[partition]
     while isinstance(struct, np.ndarray) and struct.dtype.names is None and struct.size:
         struct = struct.ravel()[0]  # version 1 has a cell inside the cell

@@ -4,6 +4,8 @@ from collections.abc import Hashable, Sequence
 
 import numpy as np
 
+from vlm_par_hf.errors import ParValueError
+
 
 __all__ = ["check_disjoint", "choose_groups"]
 
@@ -24,7 +26,7 @@ def choose_groups(groups: Sequence[Hashable], share: float, seed: int) -> np.nda
     """
     names = list(dict.fromkeys(groups))
     if len(names) < 2:
-        raise ValueError(f"images of {len(names)} persons cannot be divided; expected at least 2")
+        raise ParValueError(f"images of {len(names)} persons cannot be divided; expected at least 2")
     number_of = {name: number for number, name in enumerate(names)}
     numbers = np.asarray([number_of[group] for group in groups])
     sizes = np.bincount(numbers, minlength=len(names))
@@ -43,5 +45,7 @@ def check_disjoint(parts: dict[str, np.ndarray], path: object, what: str) -> Non
         own = set(indices.tolist())
         for other, earlier in seen.items():
             if own & earlier:
-                raise ValueError(f"{path}: image {min(own & earlier) + 1} is in both {other!r} and {name!r} of {what}")
+                raise ParValueError(
+                    f"{path}: image {min(own & earlier) + 1} is in both {other!r} and {name!r} of {what}"
+                )
         seen[name] = own

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from vlm_par_hf.errors import ParValueError
 from vlm_par_hf.labels.schema import UNKNOWN_LABEL, AttributeSchema
 from vlm_par_hf.labels.tables import get_schema
 
@@ -98,7 +99,7 @@ def read_upar_queries(root: str | os.PathLike, split: str) -> UparQueries:
         ValueError: unknown split; other columns; a row number that does not exist. The message names file and line.
     """
     if split not in _QUERY_FOLDERS:
-        raise ValueError(f"split is {split!r}; expected one of {sorted(_QUERY_FOLDERS)}")
+        raise ParValueError(f"split is {split!r}; expected one of {sorted(_QUERY_FOLDERS)}")
     root = Path(root).absolute()
     schema = get_schema("upar40")
     places = [f"{home}{_QUERY_FOLDERS[split]}" for home in _HOMES]
@@ -108,14 +109,14 @@ def read_upar_queries(root: str | os.PathLike, split: str) -> UparQueries:
     order = _column_order(header, schema, path)
     queries = [_read_labels(row, order, path, line) for line, row in rows]
     if not queries:
-        raise ValueError(f"{path} has no row; expected one query per row")
+        raise ParValueError(f"{path} has no row; expected one query per row")
     table = find_file(root, [f"{place}/ids.csv" for place in places], "the retrieval task of UPAR 2027")
     query_of_image: dict[str, int] = {}
     for line, row in _read_rows(table):  # no header, and rows counted from 0
         if len(row) != 2 or not row[1].isdecimal():
-            raise ValueError(f"{table}, line {line}: {','.join(row)!r}; expected image,row")
+            raise ParValueError(f"{table}, line {line}: {','.join(row)!r}; expected image,row")
         if int(row[1]) >= len(queries):
-            raise ValueError(f"{table}, line {line}: query {row[1]}; {path.name} has rows 0 to {len(queries) - 1}")
+            raise ParValueError(f"{table}, line {line}: query {row[1]}; {path.name} has rows 0 to {len(queries) - 1}")
         query_of_image[row[0]] = int(row[1])
     return UparQueries(np.stack(queries), query_of_image)
 
@@ -138,9 +139,9 @@ def _read_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
                 if any(cell.strip() for cell in row):
                     yield reader.line_num, [cell.strip() for cell in row]
         except csv.Error as error:
-            raise ValueError(f"{path}, line {reader.line_num}: not well-formed CSV: {error}") from error
+            raise ParValueError(f"{path}, line {reader.line_num}: not well-formed CSV: {error}") from error
         except UnicodeDecodeError as error:
-            raise ValueError(f"{path} is not UTF-8 text ({error})") from error
+            raise ParValueError(f"{path} is not UTF-8 text ({error})") from error
 
 
 def _column_order(header: list[str], schema: AttributeSchema, path: Path) -> list[int]:
@@ -149,7 +150,7 @@ def _column_order(header: list[str], schema: AttributeSchema, path: Path) -> lis
     missing = [name for name in schema.names if name not in names]
     unexpected = [name for name in names if name not in schema.names]
     if missing or unexpected or len(names) != len(set(names)):
-        raise ValueError(
+        raise ParValueError(
             f"{path}, line 1: the columns are not the 40 attributes of UPAR: {len(missing)} missing {missing[:3]}, "
             f"{len(unexpected)} unexpected {unexpected[:3]}; is it the table of another year?"
         )
@@ -158,23 +159,23 @@ def _column_order(header: list[str], schema: AttributeSchema, path: Path) -> lis
 
 def _read_labels(cells: list[str], order: list[int], path: Path, line: int) -> np.ndarray:
     if len(cells) != len(order):
-        raise ValueError(f"{path}, line {line}: {len(cells)} labels; expected {len(order)}")
+        raise ParValueError(f"{path}, line {line}: {len(cells)} labels; expected {len(order)}")
     try:
         return np.asarray([_VALUES[cells[position]] for position in order], np.int64)
     except KeyError as error:
-        raise ValueError(f"{path}, line {line}: label {error.args[0]!r}; expected 0, 1 or -1") from None
+        raise ParValueError(f"{path}, line {line}: label {error.args[0]!r}; expected 0, 1 or -1") from None
 
 
 def _read_table(path: Path, home: Path, schema: AttributeSchema) -> Iterator[PedestrianRecord]:
     rows = _read_rows(path)
     first = next(rows, None)
     if first is None:
-        raise ValueError(f"{path} is empty; expected a header that begins with '# image'")
+        raise ParValueError(f"{path} is empty; expected a header that begins with '# image'")
     line, header = first
     only_images = len(header) == 1
     if header[0].removeprefix("#").strip() != "image":
         if not only_images:
-            raise ValueError(f"{path}, line {line}: begins with {header[0]!r}; expected a header '# image,...'")
+            raise ParValueError(f"{path}, line {line}: begins with {header[0]!r}; expected a header '# image,...'")
         rows = _with_first(first, rows)  # a list of images without header
     order = None if only_images else _column_order(header[1:], schema, path)
     nothing = np.full(len(schema), UNKNOWN_LABEL, np.int64)
@@ -183,16 +184,16 @@ def _read_table(path: Path, home: Path, schema: AttributeSchema) -> Iterator[Ped
         image = row[0].replace("\\", "/")
         parts = image.split("/")
         if ".." in parts or image.startswith("/") or ":" in parts[0]:
-            raise ValueError(f"{path}, line {line}: image is {row[0]!r}; expected a path below {home}")
+            raise ParValueError(f"{path}, line {line}: image is {row[0]!r}; expected a path below {home}")
         if image in seen:
-            raise ValueError(f"{path}, line {line}: image {image!r} is already on line {seen[image]}")
+            raise ParValueError(f"{path}, line {line}: image {image!r} is already on line {seen[image]}")
         seen[image] = line
         if only_images and len(row) != 1:
-            raise ValueError(f"{path}, line {line}: {len(row)} cells; the header has 1")
+            raise ParValueError(f"{path}, line {line}: {len(row)} cells; the header has 1")
         labels = nothing if order is None else _read_labels(row[1:], order, path, line)
         yield PedestrianRecord(os.path.join(home, image), image, labels)
     if not seen:
-        raise ValueError(f"{path} lists no image")
+        raise ParValueError(f"{path} lists no image")
 
 
 def _with_first(first: Any, rest: Iterator[Any]) -> Iterator[Any]:

@@ -3,6 +3,8 @@
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
+from vlm_par_hf.errors import ParValueError
+
 from .figure import draw_figure
 from .people import Frame, SyntheticPerson
 
@@ -51,7 +53,7 @@ def render_tracklet(
         ValueError: `num_frames` is below 1.
     """
     if num_frames < 1:
-        raise ValueError(f"num_frames is {num_frames!r}; expected at least 1")
+        raise ParValueError(f"num_frames is {num_frames!r}; expected at least 1")
     first = Frame.sample(person, 1_000_000 + track, camera)
     frames = (
         Frame(10_000 * (track + 200) + t, first.view, first.walking, (first.phase + 0.11 * t) % 1.0, camera)

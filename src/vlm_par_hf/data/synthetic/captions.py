@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from vlm_par_hf.errors import ParValueError
 from vlm_par_hf.labels.schema import AttributeSchema
 from vlm_par_hf.labels.tables import get_schema
 
@@ -119,7 +120,7 @@ def _phrase(names: tuple[str, ...], answers: dict[str, str]) -> str:
             return f"facing {side}" if side in ("left", "right") else f"seen from the {side}"
         case ("Age",):
             return {"child": "who is a child", "adult": "who is an adult", "elderly": "who is elderly"}[answers["Age"]]
-    raise ValueError(f"no phrase for the attributes {names!r}")
+    raise ParValueError(f"no phrase for the attributes {names!r}")
 
 
 def _lower_garment(answers: dict[str, str], color: str = "") -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vlm_par_hf.data.carried import attach_schema
+from vlm_par_hf.errors import ParValueError
 from vlm_par_hf.labels.tables import get_schema
 from vlm_par_hf.utils import require
 
@@ -100,13 +101,13 @@ def build_synthetic_dataset(
 def _check_arguments(sizes: dict[str, int], pictures_per_person: int, cameras: tuple[int, ...], seed: int) -> None:
     for name, value in sizes.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"num_{name} is {value!r}; expected a positive integer")
+            raise ParValueError(f"num_{name} is {value!r}; expected a positive integer")
     if pictures_per_person < 1:
-        raise ValueError(f"pictures_per_person is {pictures_per_person!r}; expected at least 1")
+        raise ParValueError(f"pictures_per_person is {pictures_per_person!r}; expected at least 1")
     if not cameras or not set(cameras) <= {0, 1}:
-        raise ValueError(f"cameras is {cameras!r}; expected a non-empty tuple of 0 and 1")
+        raise ParValueError(f"cameras is {cameras!r}; expected a non-empty tuple of 0 and 1")
     if seed == 1000:
-        raise ValueError("seed 1000 is the population that the embedded backbone was trained on; choose another")
+        raise ParValueError("seed 1000 is the population that the embedded backbone was trained on; choose another")
 
 
 def _picture_rows(job: tuple) -> list[tuple[bytes, str, np.ndarray, int, int]]:

@@ -7,6 +7,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig
 
 from vlm_par_hf.base.configuration import BackboneConfig
+from vlm_par_hf.errors import ParValueError
 from vlm_par_hf.labels.schema import AttributeSchema
 from vlm_par_hf.upstream import SubConfigSpec
 
@@ -92,19 +93,19 @@ class FocusParConfig(BackboneConfig):
     def _check_values(self) -> None:
         for name in ("num_global_tokens", "num_local_tokens", "num_prompt_tokens"):
             if getattr(self, name) < 0:
-                raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
+                raise ParValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
         if self.prompt_init not in PROMPT_INITS:
-            raise ValueError(f"prompt_init must be one of {PROMPT_INITS}, got {self.prompt_init!r}")
+            raise ParValueError(f"prompt_init must be one of {PROMPT_INITS}, got {self.prompt_init!r}")
         if self.num_regions < 1:
-            raise ValueError(f"num_regions must be 1 or more, got {self.num_regions}")
+            raise ParValueError(f"num_regions must be 1 or more, got {self.num_regions}")
         if self.num_attention_heads < 1 or self.text_width % self.num_attention_heads:
-            raise ValueError(
+            raise ParValueError(
                 f"num_attention_heads must divide the width of the texts {self.text_width}, "
                 f"got {self.num_attention_heads}"
             )
         fields = [field for _, field, _, _ in string.Formatter().parse(self.text_template) if field is not None]
         if not set(fields) <= set(TEMPLATE_FIELDS) or not {"label", "prompt"} & set(fields):
-            raise ValueError(
+            raise ParValueError(
                 f"text_template must say {{label}} or {{prompt}} and may use the fields {', '.join(TEMPLATE_FIELDS)}, "
                 f"got {self.text_template!r}"
             )

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from vlm_par_hf.base.losses import check_labels_on_cpu
 from vlm_par_hf.base.numerics import wide
 from vlm_par_hf.base.priors import compute_class_weights
+from vlm_par_hf.errors import ParValueError
 from vlm_par_hf.labels.schema import UNKNOWN_LABEL, AttributeSchema
 
 
@@ -118,13 +119,13 @@ def check_loss_settings(settings: Mapping[str, Any]) -> None:
     known = [name for name in inspect.signature(FocusLoss).parameters if name != "schema"]
     for name in settings:
         if name not in known:
-            raise ValueError(f"loss: unknown setting {name!r}, expected some of {', '.join(known)}")
+            raise ParValueError(f"loss: unknown setting {name!r}, expected some of {', '.join(known)}")
     for name in WEIGHTS:
         value = settings.get(name, 1.0)
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < float("inf"):
-            raise ValueError(f"loss: {name}={value!r}, expected a weight of 0 or more")
+            raise ParValueError(f"loss: {name}={value!r}, expected a weight of 0 or more")
     if settings.get("candidates", CANDIDATES[0]) not in CANDIDATES:
-        raise ValueError(f"loss: candidates={settings['candidates']!r}, expected one of {CANDIDATES}")
+        raise ParValueError(f"loss: candidates={settings['candidates']!r}, expected one of {CANDIDATES}")
 
 
 class FocusLoss(nn.Module):
@@ -157,7 +158,7 @@ class FocusLoss(nn.Module):
         super().__init__()
         check_loss_settings({"sim": sim, "racl": racl, "v2t": v2t, "t2v": t2v, "candidates": candidates})
         if weighting is not None and priors is None:
-            raise ValueError(f"loss: weighting={weighting!r} needs priors, one list of label shares per attribute")
+            raise ParValueError(f"loss: weighting={weighting!r} needs priors, one list of label shares per attribute")
         self.schema = schema
         self.sim, self.racl, self.v2t, self.t2v = sim, racl, v2t, t2v
         self.candidates = candidates
@@ -193,7 +194,9 @@ class FocusLoss(nn.Module):
         """
         if labels.shape != (len(scores), len(self.schema)):
             expected = (len(scores), len(self.schema))
-            raise ValueError(f"labels has shape {tuple(labels.shape)}, expected {expected}: one column per attribute")
+            raise ParValueError(
+                f"labels has shape {tuple(labels.shape)}, expected {expected}: one column per attribute"
+            )
         check_labels_on_cpu(labels, self.schema)
         device = scores.device
         true_label = labels.to(device)[:, self.attribute.to(device)]  # (B, Z)

@@ -44,6 +44,7 @@ from vlm_par_hf.base.backbones import BackbonePreTrainedModel, backbone_source
 from vlm_par_hf.base.decisions import fit_decisions, transfer_decisions
 from vlm_par_hf.base.numerics import NO_LABEL_LOGIT, no_autocast, wide
 from vlm_par_hf.base.outputs import ParOutput
+from vlm_par_hf.errors import ParValueError
 from vlm_par_hf.labels.schema import AttributeSchema
 from vlm_par_hf.upstream import TOWERS, init
 
@@ -200,7 +201,7 @@ class FocusParModel(FocusParPreTrainedModel):
         """The encoded texts of the model's own label space. Computed at each call if the prompts need gradients;
         cached otherwise."""
         if self.config.label_input_ids is None:
-            raise ValueError(
+            raise ParValueError(
                 "the texts were never tokenized (label_input_ids is None): build the model with from_backbone, or "
                 "call model.set_attributes(schema, processor)"
             )
@@ -293,7 +294,7 @@ class FocusParModel(FocusParPreTrainedModel):
                 self._processor = FocusParProcessor.from_pretrained(name)
             except (OSError, ValueError) as error:
                 if self.config.backbone_name is None:
-                    raise ValueError(
+                    raise ParValueError(
                         f"processor is None, and none could be loaded from {name!r} to tokenize new texts: pass the "
                         "model's processor"
                     ) from error
@@ -343,7 +344,7 @@ class FocusParModel(FocusParPreTrainedModel):
     ) -> PictureTokens:
         """The tokens that the texts attend to: the mix tokens of each picture, or its patches if there are none."""
         if pixel_values is None:
-            raise ValueError("pixel_values is None, expected pictures: this model has no other input")
+            raise ParValueError("pixel_values is None, expected pictures: this model has no other input")
         vlm, towers = self.vlm, self.towers
         naflex = self._check_pixels(self.config.vlm_config.model_type, pixel_values, spatial_shapes)
         pixel_attention_mask = pixel_attention_mask if naflex else None
@@ -393,12 +394,14 @@ class FocusParModel(FocusParPreTrainedModel):
         """
         if any(kwargs.get(name) is not None for name in FEATURES):
             given = ", ".join(name for name in FEATURES if name in kwargs)
-            raise ValueError(
+            raise ParValueError(
                 f"{given}: expected pixel_values, because the mix tokens of FOCUS live and learn inside the vision "
                 "tower; train from pictures"
             )
         if labels is not None and attributes is not None:
-            raise ValueError("labels and attributes were both given: the loss is that of the model's own label space")
+            raise ParValueError(
+                "labels and attributes were both given: the loss is that of the model's own label space"
+            )
         pictures = self._encode_pictures(pixel_values, pixel_attention_mask, spatial_shapes)
         texts = self._own_texts() if attributes is None else self._on_device(attributes)
         scores, attention = self._score(texts, pictures)

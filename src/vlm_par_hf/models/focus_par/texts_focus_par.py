@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from vlm_par_hf.base.numerics import no_autocast, wide
+from vlm_par_hf.errors import ParValueError
 from vlm_par_hf.labels.schema import AttributeSchema
 from vlm_par_hf.upstream import TOWERS, init
 
@@ -144,7 +145,7 @@ class TextReader:
             ids.append([self._without_start(one) for one in found])
             for text, one in zip(texts, ids[-1]):
                 if len(one) > limit:
-                    raise ValueError(
+                    raise ParValueError(
                         f"attribute {attribute.name!r}: the text {text[:60]!r}... has more than {limit} tokens, the "
                         f"most that the text tower holds beside {self.config.num_prompt_tokens} learnable vectors"
                     )

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from transformers.utils import can_return_tuple
 
 from vlm_par_hf.base.outputs import ParOutput
+from vlm_par_hf.errors import ParValueError
 
 from .heads_vlm_par import HeadsOutput
 
@@ -74,13 +75,13 @@ class VlmParForward:
     ):
         """patch_embeds, image_embeds and patch_mask, given as such or computed from pixels."""
         if (pixel_values is None) == (patch_embeds is None):
-            raise ValueError(
+            raise ParValueError(
                 "expected either pixel_values or patch_embeds, got " + ("neither" if patch_embeds is None else "both")
             )
         if pixel_values is not None:
             return self.get_image_features(pixel_values, pixel_attention_mask, spatial_shapes)
         if image_embeds is None and self.config.alignment == "logit":
-            raise ValueError('image_embeds is None, but alignment="logit" compares them with the prompts')
+            raise ParValueError('image_embeds is None, but alignment="logit" compares them with the prompts')
         return patch_embeds, image_embeds, self._patch_mask(patch_embeds, patch_mask)
 
     @can_return_tuple

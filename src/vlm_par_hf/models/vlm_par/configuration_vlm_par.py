@@ -6,6 +6,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 
 from vlm_par_hf.base.configuration import BackboneConfig, LabelSpaceConfig
+from vlm_par_hf.errors import ParValueError
 from vlm_par_hf.upstream import SubConfigSpec
 
 
@@ -76,7 +77,7 @@ class VlmParConfig(BackboneConfig):
 
     def _check_values(self) -> None:
         if self.question_tokens not in QUESTION_TOKENS:
-            raise ValueError(f"question_tokens must be one of {QUESTION_TOKENS}, got {self.question_tokens!r}")
+            raise ParValueError(f"question_tokens must be one of {QUESTION_TOKENS}, got {self.question_tokens!r}")
         _check_fusion(self, self.vlm_config.vision_config.hidden_size)
 
     @classmethod
@@ -145,14 +146,16 @@ class FoldedVlmParConfig(LabelSpaceConfig, PreTrainedConfig):
         super().__post_init__(**kwargs)
         vision = self.vision_config
         if vision.model_type not in VISION_TYPES:
-            raise ValueError(f"vision_config must have a model_type of {VISION_TYPES}, got {vision.model_type!r}")
+            raise ParValueError(f"vision_config must have a model_type of {VISION_TYPES}, got {vision.model_type!r}")
         _check_fusion(self, vision.hidden_size)
         if self.alignment == "logit" and not getattr(vision, "vision_use_head", True):
-            raise ValueError('vision_config.vision_use_head is False, but alignment="logit" reads the pooled output')
+            raise ParValueError(
+                'vision_config.vision_use_head is False, but alignment="logit" reads the pooled output'
+            )
         if self.attributes is not None and self.fusion == "image_to_text":
             lengths = self.question_lengths or []
             if len(lengths) != len(self.attributes) or not all(isinstance(T, int) and T > 0 for T in lengths):
-                raise ValueError(
+                raise ParValueError(
                     f"question_lengths must be the number of tokens of each of the {len(self.attributes)} questions, "
                     f"got {self.question_lengths}"
                 )
@@ -162,7 +165,7 @@ def _check_fusion(config: PreTrainedConfig, width: int) -> None:
     """Checks `alignment`, `fusion` and `num_fusion_heads`; `width` is that of the vision tower."""
     for name, choices in (("alignment", ALIGNMENTS), ("fusion", FUSIONS)):
         if getattr(config, name) not in choices:
-            raise ValueError(f"{name} must be one of {choices}, got {getattr(config, name)!r}")
+            raise ParValueError(f"{name} must be one of {choices}, got {getattr(config, name)!r}")
     heads = config.num_fusion_heads
     if heads < 1 or (config.fusion != "none" and width % heads):
-        raise ValueError(f"num_fusion_heads must divide the vision tower's width {width}, got {heads}")
+        raise ParValueError(f"num_fusion_heads must divide the vision tower's width {width}, got {heads}")

@@ -13,6 +13,7 @@ from transformers import AutoModel
 from transformers.utils import logging
 
 from vlm_par_hf.base.modeling import ParPreTrainedModel
+from vlm_par_hf.errors import ParRuntimeError
 from vlm_par_hf.upstream import attention_implementation
 
 from .answering_vlm_par import VlmParForward
@@ -83,7 +84,7 @@ class FoldedVlmParModel(VlmParForward, ParPreTrainedModel):
             RuntimeError: `mode` is True.
         """
         if mode:
-            raise RuntimeError(
+            raise ParRuntimeError(
                 "a folded model is for answers only and cannot be trained: train the VlmParModel and fold it again"
             )
         # Loading replaces the parameters by new ones that require gradients; `from_pretrained` ends with `eval()`,

@@ -25,6 +25,7 @@ from transformers import AutoModel
 
 from vlm_par_hf.base.backbones import BackbonePreTrainedModel
 from vlm_par_hf.base.numerics import no_autocast, wide
+from vlm_par_hf.errors import ParValueError
 from vlm_par_hf.upstream import init
 
 from .answering_vlm_par import VlmParForward
@@ -126,7 +127,7 @@ class VlmParModel(VlmParPreTrainedModel):
             config.question_input_ids = processor.encode_texts(self.schema.questions, limit)
             config.prompt_input_ids = [processor.encode_texts(attribute.prompts, limit) for attribute in self.schema]
         if config.question_input_ids is None or config.prompt_input_ids is None:
-            raise ValueError(
+            raise ParValueError(
                 "processor is None and the configuration has no question_input_ids or prompt_input_ids: the questions "
                 "were never tokenized; call model.encode_questions(processor)"
             )
@@ -252,7 +253,7 @@ class VlmParModel(VlmParPreTrainedModel):
             square = square + pooled.square().sum(0)
         self.train(was_training)
         if count < 2 * len(self.schema):
-            raise ValueError(f"batches must hold at least 2 images, got {count // len(self.schema)}")
+            raise ParValueError(f"batches must hold at least 2 images, got {count // len(self.schema)}")
         mean = total / count
         std = (square / count - mean.square()).clamp_min(0).sqrt()
         # Lower bound: do not scale up a feature that hardly varies.
@@ -281,14 +282,14 @@ class VlmParModel(VlmParPreTrainedModel):
         """
         bias = self.attribute_heads.classifier_bias
         if len(priors) != len(self.schema):
-            raise ValueError(f"priors must have one entry per attribute ({len(self.schema)}), got {len(priors)}")
+            raise ParValueError(f"priors must have one entry per attribute ({len(self.schema)}), got {len(priors)}")
         for row, (attribute, prior) in enumerate(zip(self.schema, priors)):
             shares = torch.as_tensor(prior, dtype=torch.float64).flatten()
             if shares.numel() == 1 and attribute.is_binary:
                 shares = torch.cat([1 - shares, shares])
             shares = shares[: attribute.num_labels]
             if shares.numel() != attribute.num_labels or not bool(((shares >= 0) & (shares <= 1)).all()):
-                raise ValueError(
+                raise ParValueError(
                     f"priors of attribute {attribute.name!r} must be {attribute.num_labels} shares between 0 and 1, "
                     f"got {prior}"
                 )
