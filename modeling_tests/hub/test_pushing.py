@@ -269,7 +269,7 @@ def test_a_bad_answer_names_the_repository(loaded, name, expected):
 
 def test_without_the_import_nothing_wrong_is_loaded(without):
     for part in ("model", "processor", "folded"):
-        assert without[part]["error"] == "ParValueError"
+        assert without[part]["error"] == "ValueError"
         repo = "org/folded" if part == "folded" else "org/full"
         assert "trust_remote_code=True" in without[part]["message"] and repo in without[part]["message"]
 
