@@ -6,7 +6,6 @@ Its callers differ in how they open pictures, in which threads, and in what they
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import numpy as np
@@ -14,26 +13,13 @@ import torch
 from huggingface_hub.utils import tqdm
 from torch.utils.data import DataLoader
 
-from vlm_par_hf.base.modeling import ParPreTrainedModel
+from vlm_par_hf.base.modeling import ParPreTrainedModel, evaluation_mode
 from vlm_par_hf.errors import ParValueError
 
 
-__all__ = ["collate_inputs", "evaluation_mode", "predict_batch", "predict_batches", "predict_logits", "read_ahead"]
+__all__ = ["collate_inputs", "predict_batch", "predict_batches", "predict_logits", "read_ahead"]
 
 Carried = TypeVar("Carried")
-
-
-@contextmanager
-def evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
-    """Puts a model in evaluation mode and restores its mode at the end: in training mode it would apply dropout."""
-    was_training = model.training
-    if was_training:
-        model.eval()
-    try:
-        yield
-    finally:
-        if was_training:
-            model.train()
 
 
 @torch.no_grad()

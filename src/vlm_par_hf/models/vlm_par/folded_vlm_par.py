@@ -64,6 +64,7 @@ class FoldedVlmParModel(VlmParForward, ParPreTrainedModel):
             eps=config.layer_norm_eps,
         )
         self.post_init()
+        self._freeze()
         self.eval()
 
     def fold(self) -> "FoldedVlmParModel":
@@ -78,7 +79,7 @@ class FoldedVlmParModel(VlmParForward, ParPreTrainedModel):
         return self.attribute_heads.constants()
 
     def train(self, mode: bool = True) -> "FoldedVlmParModel":
-        """Accepts only `mode=False`; the model stays in eval mode and without gradients.
+        """Accepts only `mode=False`.
 
         Raises:
             RuntimeError: `mode` is True.
@@ -87,10 +88,10 @@ class FoldedVlmParModel(VlmParForward, ParPreTrainedModel):
             raise ParRuntimeError(
                 "a folded model is for answers only and cannot be trained: train the VlmParModel and fold it again"
             )
-        # Loading replaces the parameters by new ones that require gradients; `from_pretrained` ends with `eval()`,
-        # which calls this method.
-        self.requires_grad_(False)
         return super().train(False)
+
+    def _freeze(self) -> None:
+        self.requires_grad_(False)
 
     @classmethod
     def _creation_hint(cls) -> str:
