@@ -2,11 +2,14 @@
 
 import copy
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import pytest
 import torch
+from torch.nn import functional as F
 from transformers import AutoModel, AutoProcessor
+from transformers.trainer_pt_utils import LabelSmoother
 
 from modeling_tests.tiny import (
     randomize,
@@ -359,6 +362,23 @@ def test_attributes_at_load_exchange_the_label_space(row, tmp_path, caplog):
             torch.testing.assert_close(AutoModel.from_pretrained(again)(**inputs).logits, found, rtol=1e-5, atol=1e-6)
         loaded.train()(**inputs, labels=labels_for(loaded)).loss.backward()
         assert all(one.grad is not None for one in loaded.parameters() if one.requires_grad)
+
+
+def test_a_loss_outside_the_model_leaves_out_what_is_no_label(trainable_row):
+    """Past an attribute's own labels the logits hold -1e4; a label smoother would add thousands for them."""
+    model, inputs = trainable_row.model().train(), trainable_row.inputs()
+    labels, smoother = labels_for(model), LabelSmoother(epsilon=0.1)
+    output = model(**inputs)
+    mixed = len(set(model.schema.num_labels)) > 1
+    with pytest.raises(ValueError, match=r"label_smoothing.*split_logits") if mixed else nullcontext():
+        smoother(output, labels).backward()
+    output = model(**inputs)
+    split = output.split_logits(model.schema)
+    assert [one.shape for one in split] == [(3, K) for K in model.schema.num_labels]
+    loss = sum(F.cross_entropy(one, labels[:, a], label_smoothing=0.1) for a, one in enumerate(split))
+    assert loss < 100 * len(model.schema)
+    loss.backward()
+    F.cross_entropy(model(**inputs).logits.flatten(0, 1), labels.flatten()).backward()  # gives no label but its own
 
 
 def check_compiled(row, **options):

@@ -94,6 +94,28 @@ class ParPreTrainedModel(PushToHub, TransformersModel):
             self._built_loss = ((dict(self.config.loss), self.schema), self._build_loss())
         return self._built_loss[1].train(self.training)
 
+    def _guard_padding(self, logits: torch.Tensor) -> None:
+        """Refuses a loss outside the model that was computed over the entries past an attribute's own labels.
+
+        They hold -1e4, so cross-entropy gives them no gradient, but a label smoother counts them as labels: its loss
+        is wrong by hundreds. Only the gradient shows it.
+        """
+        if not logits.requires_grad or torch.compiler.is_compiling() or len(set(self.schema.num_labels)) == 1:
+            return
+        outside = torch.from_numpy(~self.schema.label_mask()).to(logits.device)
+
+        def check(gradient: torch.Tensor) -> None:
+            if bool((gradient[:, outside] != 0).any()):
+                raise ParValueError(
+                    "a loss outside the model was computed over entries of `logits` past an attribute's own labels, "
+                    "which hold -1e4. For label smoothing set "
+                    'model.config.loss = {**model.config.loss, "label_smoothing": 0.1} in place of '
+                    "TrainingArguments(label_smoothing_factor=...); for a loss of your own take "
+                    "output.split_logits(model.config.schema), the logits of one attribute after another"
+                )
+
+        logits.register_hook(check)
+
     # Label space
 
     def _set_label_space(self, schema: AttributeSchema) -> None:

@@ -446,11 +446,14 @@ class FocusParModel(FocusParPreTrainedModel):
         if labels is not None:
             tokens = pictures.tokens if len(self.mix_tokens) else None
             loss = self.loss_module(scores, attention.mean(1), tokens, labels)
+        logits = self._calibrated_logits(texts, scores)
+        if labels is None and attributes is None:
+            self._guard_padding(logits)
         if output_attentions is None:
             output_attentions = self.config.output_attentions
         return ParOutput(
             loss=loss,
-            logits=self._calibrated_logits(texts, scores),
+            logits=logits,
             image_embeds=pictures.image_embeds,
             attentions=texts.by_label(attention.permute(0, 2, 1, 3), 0.0) if output_attentions else None,
         )

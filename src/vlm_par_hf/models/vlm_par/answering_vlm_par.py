@@ -128,6 +128,8 @@ class VlmParForward:
         loss = None
         if labels is not None:
             loss = self.compute_loss(output.logits, labels, kwargs.get("num_items_in_batch"))
+        else:
+            self._guard_padding(output.logits)
         return ParOutput(loss=loss, logits=output.logits, image_embeds=image_embeds, attentions=output.attentions)
 
     def compute_loss(
