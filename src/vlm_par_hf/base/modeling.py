@@ -10,6 +10,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedConfig
+from transformers.quantizers import AutoQuantizationConfig
 
 from vlm_par_hf.errors import ParFileNotFoundError, ParValueError
 from vlm_par_hf.hub.pushing import PushToHub
@@ -54,6 +55,10 @@ class ParPreTrainedModel(PushToHub, TransformersModel):
     """
 
     processor_class: ClassVar[type | None] = None
+
+    # Left as they are when a model is quantised at load. The towers of SigLIP 2 convert pixels to the dtype of the
+    # patch embedding's weights, and the attention of the pooling head reads the weights of this module directly.
+    not_quantized: ClassVar[tuple[str, ...]] = ("patch_embedding", "head.attention.out_proj")
 
     supports_training: ClassVar[bool] = True
     supports_features: ClassVar[bool] = False
@@ -314,8 +319,30 @@ class ParPreTrainedModel(PushToHub, TransformersModel):
                 raise ParValueError(f"{name}: the weights do not fit the configuration: {error} {report}") from error
 
     @classmethod
+    def _spare_modules(cls, quantization_config: Any) -> Any:
+        """A copy of a quantisation's settings that leaves out the modules of `not_quantized`.
+
+        Raises:
+            ValueError: the settings have no list of modules to leave out.
+        """
+        settings = copy.deepcopy(quantization_config)
+        if isinstance(settings, dict):
+            settings = AutoQuantizationConfig.from_dict(settings)
+        for name in ("llm_int8_skip_modules", "modules_to_not_convert"):
+            if hasattr(settings, name):
+                setattr(settings, name, [*(getattr(settings, name) or ()), *cls.not_quantized])
+                return settings
+        raise ParValueError(
+            f"quantization_config is {quantization_config!r:.200}, in which no modules can be named that are left out "
+            f"(llm_int8_skip_modules or modules_to_not_convert): {', '.join(cls.not_quantized)} must be, or answers "
+            "change"
+        )
+
+    @classmethod
     def _from_pretrained(cls, name: str | Path | None, *model_args: Any, **kwargs: Any) -> tuple[Self, dict[str, Any]]:
         """transformers' own `from_pretrained`, which does not call our override; returns model and loading info."""
+        if kwargs.get("quantization_config") is not None:
+            kwargs["quantization_config"] = cls._spare_modules(kwargs["quantization_config"])
         model, info = super().from_pretrained(name, *model_args, output_loading_info=True, **kwargs)
         model._freeze()
         return model, info

@@ -13,7 +13,7 @@ from transformers import AutoModel
 from transformers.utils import logging
 
 from vlm_par_hf.base.modeling import ParPreTrainedModel
-from vlm_par_hf.errors import ParRuntimeError
+from vlm_par_hf.errors import ParRuntimeError, ParValueError
 from vlm_par_hf.upstream import attention_implementation
 
 from .answering_vlm_par import VlmParForward
@@ -101,6 +101,11 @@ class FoldedVlmParModel(VlmParForward, ParPreTrainedModel):
 @torch.no_grad()
 def fold_vlm_par(model: "VlmParModel") -> FoldedVlmParModel:
     """See `VlmParModel.fold`."""
+    if getattr(model, "is_quantized", False):
+        raise ParValueError(
+            "this model was quantised when it was loaded, and its weights cannot be copied: load it without "
+            "quantization_config, fold it, save that, and quantise it when it is loaded"
+        )
     constants = model._constants()  # raises a ValueError if the questions were never tokenized
     config, tower = model.config, model.vision_tower
     vision_config = copy.deepcopy(tower.config)

@@ -272,7 +272,7 @@ class VlmParModel(VlmParPreTrainedModel):
         any model, but not trained. It has no text tower, and without alignment its vision tower has no pooling head.
 
         Raises:
-            ValueError: the questions were never tokenized.
+            ValueError: the questions were never tokenized, or the model is quantised.
         """
         return fold_vlm_par(self)
 
