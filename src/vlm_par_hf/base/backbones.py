@@ -1,8 +1,5 @@
 """Build, freeze, save and load models over a backbone: full checkpoints and checkpoints of the heads alone."""
 
-import hashlib
-import json
-import struct
 from abc import abstractmethod
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -11,16 +8,16 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig
-from transformers.utils import cached_file
 
 from vlm_par_hf.errors import ParValueError
 from vlm_par_hf.utils import embedded_path
 
 from .kept import fingerprint
 from .modeling import HUB_KEYS, ParPreTrainedModel, check_keys, loading_weights
+from .weights import check_dtypes, find_weights, hash_weights
 
 
-__all__ = ["BackbonePreTrainedModel", "backbone_source", "hash_weights"]
+__all__ = ["BackbonePreTrainedModel", "backbone_source"]
 
 
 class BackbonePreTrainedModel(ParPreTrainedModel):
@@ -343,8 +340,11 @@ class BackbonePreTrainedModel(ParPreTrainedModel):
         heads_only = ("revision", "subfolder", "state_dict", "use_safetensors", "variant")
         options = {key: value for key, value in kwargs.items() if key not in heads_only}
         model, missing = cls._load_backbone(source, config, revision=config.backbone_revision or "main", **options)
+        heads: dict[str, torch.Tensor] = {}
         with loading_weights(name):
-            heads = load_file(cached_file(name, "model.safetensors", **hub))
+            for path in find_weights(name, variant=kwargs.get("variant"), **hub):
+                heads.update(load_file(path))
+                check_dtypes(path, model.state_dict())
         try:
             result = model.load_state_dict(heads, strict=False)
         except RuntimeError as error:
@@ -362,50 +362,3 @@ def _trains(module: nn.Module) -> bool:
 def backbone_source(config: PreTrainedConfig) -> str:
     """The folder or repository to load the backbone `config.backbone_name` from."""
     return str(embedded_path("backbone")) if config.backbone_name == "embedded" else config.backbone_name
-
-
-def hash_weights(source: str, revision: str | None = None, **access: Any) -> str:
-    """sha256 over the tensors of a safetensors checkpoint: names, dtypes, shapes and bytes, in the order of the names.
-
-    The hash does not depend on how the tensors are divided into files, nor on the dtype that a model loads them in.
-
-    Args:
-        source: folder or repository.
-        revision: of the repository.
-        access: how to reach it, as in `from_pretrained` (`token`, `cache_dir`, `local_files_only`, ...).
-
-    Raises:
-        ValueError: there are no safetensors weights, or a file is truncated.
-    """
-    options = {**access, "revision": revision, "_raise_exceptions_for_missing_entries": False}
-    names = ["model.safetensors"]
-    index = cached_file(source, "model.safetensors.index.json", **options)
-    # As transformers does: prefer one single file over shards.
-    if index is not None and cached_file(source, names[0], **options) is None:
-        names = sorted(set(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values()))
-    tensors = []
-    for name in names:
-        path = cached_file(source, name, **options)
-        if path is None:
-            raise ParValueError(
-                f"backbone {source!r} has no {name}; heads can be saved alone only over safetensors weights"
-            )
-        with open(path, "rb") as file:
-            (size,) = struct.unpack("<Q", file.read(8))
-            header = json.loads(file.read(size))
-        header.pop("__metadata__", None)
-        tensors += [(key, path, 8 + size, entry) for key, entry in header.items()]
-    digest = hashlib.sha256()
-    for key, path, offset, entry in sorted(tensors, key=lambda tensor: tensor[0]):
-        digest.update(json.dumps([key, entry["dtype"], entry["shape"]]).encode())
-        start, end = entry["data_offsets"]
-        with open(path, "rb") as file:
-            file.seek(offset + start)
-            remaining = end - start
-            while remaining:
-                chunk = file.read(min(remaining, 1 << 24))
-                if not chunk:
-                    raise ParValueError(f"{path} is truncated: tensor {key!r} ends early")
-                digest.update(chunk)
-                remaining -= len(chunk)
-    return digest.hexdigest()

@@ -21,6 +21,7 @@ from vlm_par_hf.upstream import TransformersModel, collect_load_report
 from .configuration import DERIVED_FIELDS, differing_fields
 from .kept import Kept
 from .losses import ParLoss
+from .weights import check_dtypes, find_weights
 
 
 __all__ = ["HUB_KEYS", "ParPreTrainedModel", "check_keys", "evaluation_mode", "loading_weights"]
@@ -312,11 +313,16 @@ class ParPreTrainedModel(PushToHub, TransformersModel):
         """
         with loading_weights(name) as report:
             try:
-                return cls._from_pretrained(name, *model_args, **kwargs)
+                model, info = cls._from_pretrained(name, *model_args, **kwargs)
             except RuntimeError as error:
                 if not report:
                     raise  # no load report, so the error is not about the weights
                 raise ParValueError(f"{name}: the weights do not fit the configuration: {error} {report}") from error
+        access = {key: kwargs[key] for key in HUB_KEYS if kwargs.get(key) is not None}
+        if name is not None and not getattr(model, "is_quantized", False):
+            for path in find_weights(name, variant=kwargs.get("variant"), **access):
+                check_dtypes(path, model.state_dict())
+        return model, info
 
     @classmethod
     def _spare_modules(cls, quantization_config: Any) -> Any:
