@@ -11,6 +11,7 @@ from vlm_par_hf.base.configuration import (
     check_own_number,
     check_token_ids,
     check_tower,
+    nested_errors,
 )
 from vlm_par_hf.errors import ParValueError
 from vlm_par_hf.upstream import SubConfigSpec
@@ -153,7 +154,8 @@ class FoldedVlmParConfig(LabelSpaceConfig, PreTrainedConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         self._take_attributes(kwargs)
         self.loss = dict(self.loss or {})
-        super().__post_init__(**kwargs)
+        with nested_errors("vision_config"):
+            super().__post_init__(**kwargs)
         vision = self.vision_config
         if vision.model_type not in VISION_TYPES:
             raise ParValueError(f"vision_config must have a model_type of {VISION_TYPES}, got {vision.model_type!r}")
