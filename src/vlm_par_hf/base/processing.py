@@ -1,6 +1,5 @@
 """The processor of every family: prepares images and texts, and turns logits into named attributes of people."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -8,7 +7,7 @@ from typing import Any, Self
 import torch
 from transformers import AutoImageProcessor, AutoTokenizer, BatchFeature, ProcessorMixin
 
-from vlm_par_hf.errors import ParFileNotFoundError, ParTypeError, ParValueError
+from vlm_par_hf.errors import ParFileNotFoundError, ParTypeError, ParValueError, unreadable
 from vlm_par_hf.hub.pushing import PushToHub
 from vlm_par_hf.hub.remote_code import write_remote_code
 from vlm_par_hf.images.opening import describe_image_source, open_images
@@ -108,12 +107,8 @@ class ParProcessor(PushToHub, ProcessorMixin):
         """
         name = pretrained_model_name_or_path
         _check_files(Path(name) / kwargs.get("subfolder", ""))
-        try:
+        with unreadable(name, "a file of the processor or tokenizer"):
             return super().from_pretrained(name, **kwargs)
-        except json.JSONDecodeError as error:
-            raise ParValueError(
-                f"{name}: a file of the processor is damaged, it is no JSON ({error}); downloaded or copied in part?"
-            ) from error
 
     def _save_files(self, save_directory: str | Path, **kwargs: Any) -> list[str]:
         # Also write the small file by which `AutoProcessor` finds this package.
