@@ -57,7 +57,7 @@ def test_an_attribute_has_labels_and_says_how_many():
         ({"prompts": ("a", "a")}, ValueError, "prompts must all be different"),
         ({"region": "hand"}, ValueError, "region must be one of .*'attachment'.* got 'hand'"),
         ({"threshold": 0.0}, ValueError, "threshold must lie strictly between 0 and 1, got 0.0"),
-        ({"threshold": 1}, ValueError, "threshold must lie strictly between 0 and 1, got 1.0"),
+        ({"threshold": 1}, ValueError, "threshold must lie strictly between 0 and 1, got 1"),
         ({"threshold": float("nan")}, ValueError, "threshold must lie strictly"),
         ({"threshold": "0.5"}, TypeError, "threshold must be a number, got '0.5'"),
         ({"sensitive": "yes"}, TypeError, "sensitive must be True or False, got 'yes'"),

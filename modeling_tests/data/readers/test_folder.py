@@ -161,7 +161,7 @@ def test_schema_argument_ignores_columns_that_only_the_file_names(root):
         ("image,Hat,Colour,Color\na.jpg,1,1,1\n", "line 2: unknown column 'Colour'; did you mean 'Color'"),
         ("image,Hat,Color,remarks\na.jpg,1,1,x\n", "unknown column 'remarks'; remove it, or add the attribute"),
         ("image,Hat,Hat,Color\na.jpg,1,1,1\n", "line 1: column 'Hat' appears twice"),
-        ("image;Hat;Color\na.jpg;1;1\n", "line 1: begins with .*: the columns are not separated by commas but by semi"),
+        ("image;Hat;Color\na.jpg;1;1\n", "line 1: begins with .*: the columns are not separated by commas"),
         (HEADER + "a.jpg,1\n", "line 2: 2 cells; the header has 3"),
         (HEADER + "a.jpg,1,1\nb.jpg,1,1,1\n", "line 3: 4 cells; the header has 3"),
         (HEADER + "a.jpg,maybe,1\n", r"line 2: column 'Hat' is 'maybe'; expected one of \['no', 'yes'\]"),

@@ -113,8 +113,8 @@ def run(args) -> None:
 def _data_flags(args) -> list[str]:
     """Options of the data set that are not at their defaults; evaluation needs them to divide it in the same way."""
     flags = []
-    names = ("root", "schema", "partition", "data_seed", "negative", "unknown", "num_train", "num_validation", "num_test")
-    for name in names:
+    names = ("root", "schema", "partition", "data_seed", "negative", "unknown")
+    for name in (*names, "num_train", "num_validation", "num_test"):
         value = getattr(args, name)
         if value:
             flags += [f"--{name.replace('_', '-')}", str(value)]

@@ -64,7 +64,8 @@ def load_par_dataset(
         follow_links: whether links below `root` may lead out of it. They are refused unless you say so: a link in a
             data set that somebody else made could copy a private picture into yours.
         options: for `"folder"` `negative` and `unknown`, the cells that say "no" and "not annotated" where a table
-            uses -1 (see `read_folder`), for `"synthetic"` keywords of `build_synthetic_dataset` (such as `num_train`), for `"hub"` `revision`.
+            uses -1 (see `read_folder`); for `"synthetic"` keywords of `build_synthetic_dataset` (such as
+            `num_train`); for `"hub"` `revision`.
 
     Returns:
         A `datasets.DatasetDict` with the splits train, validation and test (a folder: those that it has; Market-1501

@@ -90,6 +90,7 @@ def evaluate(
     if isinstance(dataset, str):
         check_same_division(checkpoint, facts.name, facts.options)
     check_schema(facts.schema, model.config.schema)
+    facts.warn_of_one_label(split)
     groups = None
     if by_person:
         if "person_id" not in data[split].column_names:

@@ -22,11 +22,13 @@ __all__ = [
     "IMAGE_SUFFIXES",
     "MAX_TABLE_BYTES",
     "check_annotation_file",
+    "check_file_names",
     "check_image_files",
     "find_file",
     "find_folder",
     "images_by_stem",
     "is_annotation_file",
+    "leads_out",
     "links_may_leave",
     "list_images",
     "look_for_file",
@@ -121,7 +123,7 @@ def check_annotation_file(root: Path, path: Path) -> None:
     Raises:
         ValueError: it is refused.
     """
-    _check_inside(os.path.realpath(root), str(path))
+    _check_inside(root, str(path))
     if not path.is_file():
         raise ParValueError(f"{path} is no regular file; expected a table or an annotation file")
     size = path.stat().st_size
@@ -137,7 +139,6 @@ def check_image_files(root: str | os.PathLike, paths: Iterable[str]) -> list[boo
     Raises:
         ValueError: one is no regular file (a folder, pipe or device), or a link leads out of `root`.
     """
-    root = os.path.realpath(root)
     kinds_in: dict[str, dict[str, str]] = {}
 
     def exists(path: str) -> bool:
@@ -155,7 +156,7 @@ def check_image_files(root: str | os.PathLike, paths: Iterable[str]) -> list[boo
     return [exists(path) for path in paths]
 
 
-def _list_kinds(root: str, folder: str) -> dict[str, str]:
+def _list_kinds(root: str | os.PathLike, folder: str) -> dict[str, str]:
     if not os.path.isdir(folder):
         return {}
     _check_inside(root, folder)
@@ -166,12 +167,18 @@ def _list_kinds(root: str, folder: str) -> dict[str, str]:
         }
 
 
-def _check_inside(root: str, path: str) -> None:
-    real = os.path.realpath(path)
-    if not _LINKS_MAY_LEAVE.get() and os.path.commonpath([root, real]) != root:
+def leads_out(root: str | os.PathLike, path: str) -> bool:
+    """Whether a path does not stay below `root`: as it is written or, unless links may leave, behind its links."""
+    resolve = os.path.abspath if _LINKS_MAY_LEAVE.get() else os.path.realpath
+    root = resolve(root)
+    return os.path.commonpath([root, resolve(path)]) != root
+
+
+def _check_inside(root: str | os.PathLike, path: str) -> None:
+    if leads_out(root, path):
         raise ParValueError(
-            f"{path!r} is a link to {real!r}, out of the folder of the data set; if you made that link, pass "
-            "follow_links=True (--follow-links)"
+            f"{path!r} is a link to {os.path.realpath(path)!r}, out of the folder of the data set; if you made that "
+            "link, pass follow_links=True (--follow-links)"
         )
 
 
@@ -184,6 +191,13 @@ def relative_path(value: Any) -> str | None:
     if not parts or ".." in parts or text.startswith("/") or ":" in parts[0]:
         return None
     return "/".join(parts)
+
+
+def check_file_names(names: Iterable[str], path: Path, field: str) -> None:
+    """Raises ValueError where a name that the field of an annotation holds is a path."""
+    for name in names:
+        if name != os.path.basename(name) or relative_path(name) != name:
+            raise ParValueError(f"{path}: {field} holds {shorten(name)}; expected a plain file name")
 
 
 def read_csv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:

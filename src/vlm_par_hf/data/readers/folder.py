@@ -222,8 +222,8 @@ def _check_header(header: list[str], schema: AttributeSchema, path: Path, line: 
         mark = next((word for mark, word in marks.items() if mark in header[0]), None)
         wrong = f"the columns are not separated by commas but by {mark}" if mark else "this is no header"
         raise ParValueError(
-            f"{path}, line {line}: begins with {shorten(header[0])}: {wrong}; expected comma-separated values with the "
-            f"names of the columns in the first line, such as {shorten(','.join(['image', *schema.names]))} (also "
+            f"{path}, line {line}: begins with {shorten(header[0])}: {wrong}; expected comma-separated values with "
+            f"the names of the columns in the first line, such as {shorten(','.join(['image', *schema.names]))} (also "
             "split, person_id, camera_id)"
         )
     for position, name in enumerate(header):

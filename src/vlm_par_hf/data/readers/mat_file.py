@@ -3,8 +3,8 @@
 Every length that a file states is compared with the bytes that are there before anything is made of it. A damaged or
 hostile file therefore ends in an error; the reader of scipy, written in C, ends the process on some of them.
 
-The format is that of "MAT-File Format" (MathWorks): a header of 128 bytes, then one element per variable, compressed or
-not. Numbers, texts, cell arrays and structs are read; objects, functions, sparse and complex matrices are refused.
+The format is that of "MAT-File Format" (MathWorks): a header of 128 bytes, then one element per variable, compressed
+or not. Numbers, texts, cell arrays and structs are read; objects, functions, sparse and complex matrices are refused.
 """
 
 import math
@@ -230,9 +230,7 @@ class _Reader:
         _, first, last, position = self.element(position, end)
         if length < 1 or (last - first) % length:
             raise MatFileError(f"a struct with names of {length} bytes")
-        names = [
-            self.data[at : at + length].split(b"\0", 1)[0].decode("latin-1") for at in range(first, last, length)
-        ]
+        names = [self.data[at : at + length].split(b"\0", 1)[0].decode("latin-1") for at in range(first, last, length)]
         if len(set(names)) != len(names):
             raise MatFileError("a struct with a field twice")
         values, position = self._entries(position, end, size * len(names), depth)

@@ -26,8 +26,8 @@ __all__ = [
 class DatasetReader:
     """How a data set on disk is read, and what its card says.
 
-    `read(root, schema, partition, seed, **options)` returns the schema, per split the records, and JSON-plain notes (who divided
-    the data, what was left out) that travel with the data set.
+    `read(root, schema, partition, seed, **options)` returns the schema, per split the records, and JSON-plain notes
+    (who divided the data, what was left out) that travel with the data set.
     """
 
     read: Callable[..., tuple[AttributeSchema, dict[str, list[PedestrianRecord]], dict[str, Any]]]
