@@ -231,8 +231,8 @@ def _check_paths(dataset: "datasets.Dataset", where: str, folders: list[Path]) -
 def _check_path(path: str, where: str, folders: list[Path]) -> None:
     if "\0" in path or "://" in path or all(leads_out(folder, path) for folder in folders):
         raise ParValueError(
-            f"{where} is the path {shorten(path)} out of {shorten(str(folders[0]))}; expected the bytes of the image in "
-            "the data, as vlm-par prepare writes them"
+            f"{where} is the path {shorten(path)} out of {shorten(str(folders[0]))}; expected the bytes of the image "
+            "in the data, as vlm-par prepare writes them"
         )
     if os.path.exists(path) and not os.path.isfile(path):
         raise ParValueError(f"{where}, {shorten(path)}, is no regular file; expected an image file")

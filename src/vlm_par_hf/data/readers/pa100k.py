@@ -90,7 +90,8 @@ def _read_labels(variables: dict[str, np.ndarray], path: Path, labels_key: str) 
     if set(found) != set(expected) or len(found) != len(expected):
         missing, unexpected = sorted(set(expected) - set(found)), sorted(set(found) - set(expected))
         raise ParValueError(
-            f"{path}: attributes are not those of PA-100K: missing {shorten(missing)}, unexpected {shorten(unexpected)}, "
+            f"{path}: attributes are not those of PA-100K: missing {shorten(missing)}, unexpected "
+            f"{shorten(unexpected)}, "
             f"{len(found)} names where {len(expected)} were expected"
         )
     labels = read_matrix(variables[labels_key], path, labels_key, (None, len(found)))

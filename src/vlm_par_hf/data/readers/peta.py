@@ -283,7 +283,7 @@ def _read_label_file(path: Path, known: set[str], strange: dict[str, int]) -> di
                 f"{path}, line {number}: {shorten(words[1])} is no attribute of PETA; expected such as hairLong"
             )
         if found.setdefault(key, frozenset(names & known)) != names & known:
-            logger.warning("%s, line %d: %s is there already; its first line counts", path, number, shorten(words[0]))
+            logger.warning("%s, line %d: %s is there already; its first line counts", path, number, key)
     if not found:
         raise ParValueError(f"{path} is empty; expected one line per person")
     return found
