@@ -150,7 +150,7 @@ TEXT_FAULTS = (
     lambda text: "[" + "1" * 5000 + "]",
     lambda text: text[:-1] + ", " + text[1:],  # every name twice
     lambda text: "\x00" + text,
-    lambda text: "[" + ",".join('{"name": "n%d"}' % n for n in range(5000)) + "]",
+    lambda text: "[" + ",".join(f'{{"name": "n{n}"}}' for n in range(5000)) + "]",
 )
 
 

@@ -49,7 +49,7 @@ def require(module: str, extra: str) -> ModuleType:
     """Imports an optional package where it is used.
 
     Args:
-        module: dotted name, `"datasets"` or `"scipy.io"`.
+        module: dotted name, `"datasets"` or `"pyarrow.parquet"`.
         extra: the extra of this package that installs it, `"train"` or `"demo"`.
 
     Raises:

@@ -8,6 +8,7 @@ or not. Numbers, texts, cell arrays and structs are read; objects, functions, sp
 """
 
 import math
+import re
 import struct
 import zlib
 from pathlib import Path
@@ -30,6 +31,7 @@ _NUMBERS = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 9: "f
 _ENCODINGS = {1: "latin-1", 2: "latin-1", 4: "utf-16", 16: "utf-8", 17: "utf-16", 18: "utf-32"}
 _CELL, _STRUCT, _CHAR, _FIRST_NUMBER, _LAST_NUMBER = 1, 2, 4, 6, 15
 _COMPLEX = 0x800
+_FIELD_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 
 
 class MatFileError(Exception):
@@ -163,7 +165,9 @@ class _Reader:
         shape = struct.unpack_from(f"{self.order}{count}i", self.data, first)
         if min(shape) < 0:
             raise MatFileError(f"a matrix of shape {shape}")
-        _, _, _, position = self.element(position, end)  # its name, empty inside of cells
+        kind, _, _, position = self.element(position, end)  # its name, empty inside of cells
+        if kind != 1:
+            raise MatFileError("a matrix without a name")
         kind = flags & 0xFF
         size = math.prod(shape)
         if kind == _CHAR:
@@ -227,12 +231,12 @@ class _Reader:
         if kind != 5 or last - first != 4:
             raise MatFileError("a struct without the length of its names")
         length = struct.unpack_from(f"{self.order}i", self.data, first)[0]
-        _, first, last, position = self.element(position, end)
-        if length < 1 or (last - first) % length:
+        kind, first, last, position = self.element(position, end)
+        if kind != 1 or length < 1 or (last - first) % length:
             raise MatFileError(f"a struct with names of {length} bytes")
-        names = [self.data[at : at + length].split(b"\0", 1)[0].decode("latin-1") for at in range(first, last, length)]
-        if len(set(names)) != len(names):
-            raise MatFileError("a struct with a field twice")
+        names = [self.data[at : at + length].rstrip(b"\0").decode("latin-1") for at in range(first, last, length)]
+        if len(set(names)) != len(names) or not all(map(_FIELD_NAME.fullmatch, names)):
+            raise MatFileError("a struct whose fields have no names, or the same")
         values, position = self._entries(position, end, size * len(names), depth)
         fields = [dict(zip(names, values[at : at + len(names)])) for at in range(0, len(values), len(names) or 1)]
         return _as_array(fields, shape if names else (0, 0)), position

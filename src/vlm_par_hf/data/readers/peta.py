@@ -271,7 +271,8 @@ def _read_label_file(path: Path, known: set[str], strange: dict[str, int]) -> di
         stem, suffix = os.path.splitext(words[0])
         if not re.match(r"[0-9]", words[0]):
             raise ParValueError(
-                f"{path}, line {number}: begins with {shorten(words[0])}; expected the number of a person or an image file"
+                f"{path}, line {number}: begins with {shorten(words[0])}; expected the number of a person or an image "
+                "file"
             )
         is_number = words[0].isdecimal() and len(words[0]) < 10
         key = stem if suffix.lower() in IMAGE_SUFFIXES else int(words[0]) if is_number else words[0]
