@@ -184,13 +184,17 @@ def _check_inside(root: str | os.PathLike, path: str) -> None:
 
 def relative_path(value: Any) -> str | None:
     """A path as a table writes it, with slashes, if it stays below the folder of the table; else None."""
-    if not isinstance(value, str) or any(unicodedata.category(character) in ("Cc", "Cs") for character in value):
+    if not isinstance(value, str) or not (value.isprintable() or _is_plain(value)):
         return None
     text = value.replace("\\", "/")
     parts = [part for part in text.split("/") if part not in ("", ".")]
     if not parts or ".." in parts or text.startswith("/") or ":" in parts[0]:
         return None
     return "/".join(parts)
+
+
+def _is_plain(text: str) -> bool:
+    return not any(unicodedata.category(character) in ("Cc", "Cs") for character in text)
 
 
 def check_file_names(names: Iterable[str], path: Path, field: str) -> None:

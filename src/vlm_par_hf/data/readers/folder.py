@@ -320,8 +320,17 @@ class _LabelReader:
         # Where a binary column first has these cells, unless they are labels or the user said what they mean.
         self._first: dict[str, tuple[Path, int]] = {}
         self._has_negative = False
+        self._seen: dict[str, int] = {}  # cells that were read before, as they stand
 
     def __call__(self, value: Any, path: Path, line: int) -> int:
+        if not isinstance(value, str):
+            return self._read(value, path, line)
+        index = self._seen.get(value)
+        if index is None:
+            index = self._seen[value] = self._read(value, path, line)
+        return index
+
+    def _read(self, value: Any, path: Path, line: int) -> int:
         if value is None or (isinstance(value, float) and math.isnan(value)):
             return UNKNOWN_LABEL
         index, text = None, ""
