@@ -236,3 +236,36 @@ def test_a_report_that_is_no_report_is_ignored(tmp_path):
     root = write(tmp_path / "set", {"train": [[0, 1]]})
     (root / "report.json").write_text("[" * 100_000)
     assert json.loads(load_par_dataset("hub", root)["train"].info.description)["name"] == "set"
+
+
+def test_a_split_under_two_names_or_under_none(tmp_path):
+    root = write(tmp_path / "set", {"val": [[0, 1]], "validation": [[1, 1]]})
+    with pytest.raises(ValueError, match="has the split 'validation' under two names"):
+        load_par_dataset("hub", root)
+    root = write(tmp_path / "other", {"my split": [[0, 1]]})
+    with pytest.raises(ValueError, match="'my split' is no name of a split"):
+        load_par_dataset("hub", root)
+    (tmp_path / "pipe").mkdir()
+    os.mkfifo(tmp_path / "pipe" / "train.parquet")
+    with pytest.raises(ValueError, match="train.parquet is no regular file"):
+        load_par_dataset("hub", tmp_path / "pipe")
+
+
+def test_a_damaged_folder_of_save_to_disk(tmp_path):
+    data = datasets.DatasetDict(test=attach_schema(make_split([[0, 2]]), SCHEMA))
+    data.save_to_disk(tmp_path / "saved")
+    data.save_to_disk(tmp_path / "elsewhere")
+    state = tmp_path / "saved" / "test" / "state.json"
+    whole = json.loads(state.read_text())
+    for change, message in (
+        ("{", "cannot be read as what save_to_disk writes"),
+        ("[" * 100_000, "cannot be read as what save_to_disk writes"),
+        (json.dumps({**whole, "_data_files": []}), "cannot be read|no column"),
+        (
+            json.dumps({**whole, "_data_files": [{"filename": "../../elsewhere/test/data-00000-of-00001.arrow"}]}),
+            "names the table '.*elsewhere.*arrow' out of it",
+        ),
+    ):
+        state.write_text(change)
+        with pytest.raises(ValueError, match=message):
+            load_par_dataset("hub", tmp_path / "saved")

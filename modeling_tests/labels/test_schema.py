@@ -323,6 +323,13 @@ def test_the_positive_label_of_two_is_the_second(labels):
 
 
 @pytest.mark.parametrize(
+    "labels", [("male", "female"), ("m", "f"), ("1", "2"), ("short", "long"), ("on foot", "on a bike")]
+)
+def test_two_labels_in_any_other_words_are_taken_as_they_stand(labels):
+    assert Attribute("A", "which?", labels, ("one", "other")).labels == labels
+
+
+@pytest.mark.parametrize(
     "hidden", ["\x00", "\x1b", "\n", "\x85", "\ud800", "\u2028", "\u202e", "\u2066", "\u200b", "\ufeff"]
 )
 @pytest.mark.parametrize("field", ["name", "question", "labels", "prompts", "group"])

@@ -7,6 +7,7 @@ and `report.json`, which says where the data came from.
 import json
 import logging
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -72,7 +73,7 @@ def load_hub_dataset(
         carried = None if path is None else AttributeSchema.from_json(path)
         report = _repository_file(name, REPORT_FILE, revision)
     elif (folder / "dataset_dict.json").is_file():
-        splits = dict(datasets.load_from_disk(name))
+        splits = _load_from_disk(folder)
         carried = carried_schema(splits) or _folder_schema(folder)
     else:
         files = _parquet_files(folder)
@@ -86,7 +87,11 @@ def load_hub_dataset(
             f"{name} has no {SCHEMA_FILE}, so nothing says what its labels mean; expected the file that "
             "AttributeSchema.to_json writes beside the data, or the argument schema"
         )
-    splits = {_SPLIT_NAMES.get(split, split): dataset for split, dataset in splits.items()}
+    named = [_SPLIT_NAMES.get(split, split) for split in splits]
+    twice = next((split for split in named if named.count(split) > 1), None)
+    if twice is not None:
+        raise ParValueError(f"{name} has the split {twice!r} under two names: {list(splits)}; expected one of them")
+    splits = dict(zip(named, splits.values()))
     # In the cache of the Hub, a folder's files are links to another folder of the cache.
     folders = [folder, *_download_folders()] if folder.is_dir() else _download_folders()
     splits = {
@@ -100,6 +105,30 @@ def load_hub_dataset(
 def split_of_file(name: str) -> str:
     """The split of a parquet file by its name: `train-00000-of-00002.parquet` -> `train`."""
     return Path(name).stem.split("-")[0]
+
+
+def _load_from_disk(folder: Path) -> dict[str, Any]:
+    """What `save_to_disk` wrote, whose files say where its tables lie."""
+    datasets = require("datasets", "train")
+    import pyarrow
+
+    try:
+        splits = dict(datasets.load_from_disk(os.fspath(folder)))
+    except (
+        AttributeError,
+        LookupError,
+        OSError,
+        RecursionError,
+        TypeError,
+        ValueError,
+        pyarrow.ArrowException,
+    ) as error:
+        raise ParValueError(f"{folder} cannot be read as what save_to_disk writes: {shorten(error)}") from error
+    for part in splits.values():
+        for file in part.cache_files:
+            if leads_out(folder, file["filename"]):
+                raise ParValueError(f"{folder} names the table {shorten(file['filename'])} out of it")
+    return splits
 
 
 def _looks_like_repository(name: str) -> bool:
@@ -156,7 +185,14 @@ def _parquet_files(folder: Path) -> dict[str, list[str]]:
     home = folder / "data" if any(folder.glob("data/*.parquet")) else folder
     files: dict[str, list[str]] = {}
     for path in sorted(home.glob("*.parquet")):
-        files.setdefault(split_of_file(path.name), []).append(str(path))
+        split = split_of_file(path.name)
+        if re.fullmatch(r"\w+(\.\w+)*", split) is None:
+            raise ParValueError(
+                f"{path}: {shorten(split)} is no name of a split; expected such as train-00000-of-00001"
+            )
+        if not path.is_file():
+            raise ParValueError(f"{path} is no regular file; expected a parquet file")
+        files.setdefault(split, []).append(str(path))
     if not files:
         raise ParFileNotFoundError(
             f"{folder} holds no parquet file (looked in data/ and in the folder itself); expected files like "

@@ -36,8 +36,10 @@ MAX_SCHEMA_BYTES = 1 << 26  # of a schema file
 # Persian, Indic scripts and emoji need, and the direction marks of single characters, are ordinary text.
 _HIDDEN_CATEGORIES = frozenset({"Cc", "Cs", "Zl", "Zp"})
 _HIDDEN = frozenset("\u200b\u2060\ufeff" + "".join(map(chr, (*range(0x202A, 0x202F), *range(0x2066, 0x206A)))))
-_YES = frozenset({"yes", "y", "true", "t", "present", "positive", "with", "on", "1"})
-_NO = frozenset({"no", "n", "false", "f", "absent", "negative", "without", "off", "0", "none", "not"})
+# Words that say which of two labels is the positive one; letters and digits only as a pair ("f" may be "female").
+_YES = frozenset({"yes", "true"})
+_NO = frozenset({"no", "none", "not", "false", "absent", "negative", "without", "off"})
+_YES_NO_PAIRS = frozenset({("y", "n"), ("t", "f"), ("1", "0")})
 
 
 @dataclass(frozen=True)
@@ -149,7 +151,7 @@ class Attribute:
         if not self.is_binary:
             return
         first, second = (label.casefold() for label in self.labels)
-        if second in _NO or (first in _YES and second not in _YES):
+        if second in _NO or first in _YES or (first, second) in _YES_NO_PAIRS:
             raise ParValueError(
                 f"{self._who}: labels are {shorten(list(self.labels))}, but of two labels the second "
                 f"is the positive one; write them as {shorten(list(self.labels[::-1]))}, and the prompts in that "
