@@ -4,7 +4,6 @@ import json
 import re
 
 import pytest
-from huggingface_hub.errors import StrictDataclassError
 from transformers import BertConfig
 
 from modeling_tests.tiny import tiny_backbone_config, tiny_schema
@@ -140,9 +139,9 @@ def nested(config, tower, **values):
 def test_a_tower_that_cannot_be_built_is_refused(config_class, tower, field, value):
     """A configuration with 10**18 layers once hung the process that read it."""
     vlm = nested(build(config_class, attributes=tiny_schema()), tower, **{field: value})
-    with pytest.raises(Exception, match=field) as caught:
+    words = field.replace("num_", "(num_|number of )").replace("_", ".")
+    with pytest.raises(ValueError, match=f"(?s)vlm.config.*{words}"):
         config_class(vlm_config=vlm, attributes=tiny_schema())
-    assert isinstance(caught.value, (ValueError, StrictDataclassError))
 
 
 @pytest.mark.parametrize(

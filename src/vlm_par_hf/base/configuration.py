@@ -138,6 +138,24 @@ def nested_errors(where: str) -> Iterator[None]:
         raise ParValueError(f"{where} cannot be read: {type(error).__name__}: {error}") from error
 
 
+def check_sizes(where: str, sizes: Any) -> None:
+    """Refuses sizes that are no whole numbers from 1 to those of `LARGEST`.
+
+    Args:
+        where: for messages.
+        sizes: by name; what is no dict, and names that are not in `LARGEST`, are left to transformers.
+
+    Raises:
+        ValueError: names the field, its value and what was expected.
+    """
+    for name, value in sizes.items() if isinstance(sizes, dict) else ():
+        largest = LARGEST.get(name) if isinstance(name, str) else None
+        if largest is None or value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= largest:
+            raise ParValueError(f"{where}: {name} must be a whole number from 1 to {largest:,}, got {value!r:.40}")
+
+
 def check_tower(where: str, tower: Any) -> None:
     """Refuses the configuration of a tower that cannot be built, or not in reasonable memory and time.
 
@@ -148,10 +166,7 @@ def check_tower(where: str, tower: Any) -> None:
     Raises:
         ValueError: names the field, its value and what was expected.
     """
-    for name, largest in LARGEST.items():
-        value = getattr(tower, name, None)
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= largest):
-            raise ParValueError(f"{where}: {name} must be a whole number from 1 to {largest:,}, got {value!r:.40}")
+    check_sizes(where, {name: getattr(tower, name, None) for name in LARGEST})
     if tower.hidden_size % tower.num_attention_heads:
         raise ParValueError(
             f"{where}: num_attention_heads must divide hidden_size {tower.hidden_size}, got "
@@ -255,6 +270,9 @@ class BackboneConfig(LabelSpaceConfig, PreTrainedConfig):
         self._check_backbone_type()
         self._take_attributes(kwargs)
         self.loss = dict(self.loss or {})
+        if isinstance(self.vlm_config, dict):  # before transformers computes with them
+            for name in ("text_config", "vision_config"):
+                check_sizes(f"vlm_config.{name}", self.vlm_config.get(name))
         with nested_errors("vlm_config"):
             super().__post_init__(**kwargs)
         for name in ("text_config", "vision_config"):
