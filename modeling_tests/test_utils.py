@@ -17,7 +17,9 @@ from vlm_par_hf.utils import (
     atomic_write_text,
     default_threads,
     embedded_path,
+    read_json,
     require,
+    shorten,
     thread_map,
 )
 
@@ -150,3 +152,20 @@ def test_thread_map_raises_the_first_error_of_the_list():
     for threads in (1, 4):
         with pytest.raises(ValueError, match="item 3$"):
             thread_map(work, range(20), threads)
+
+
+def test_shorten_keeps_messages_short_and_printable():
+    assert shorten("a\x07b") == r"'a\x07b'" and shorten(["a", 1]) == "['a', 1]" and shorten(None) == "None"
+    deep = []
+    for _ in range(100_000):
+        deep = [deep]
+    for value in ("x" * 10**6, list(range(10**5)), 2**100_000, deep, {"a": "y" * 10**6}, np.zeros(10**5)):
+        assert len(shorten(value)) <= 300
+
+
+def test_json_keeps_every_value():
+    assert read_json('{"a": {"b": [1, null]}}') == {"a": {"b": [1, None]}}
+    with pytest.raises(ValueError, match="the key 'b' appears twice in one object"):
+        read_json('{"a": {"b": 1, "b": 1}}')
+    with pytest.raises(ValueError, match="nested too deeply"):
+        read_json("[" * 100_000)

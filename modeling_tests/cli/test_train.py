@@ -1,9 +1,11 @@
 """`vlm-par train`."""
 
 import json
+import shutil
 
 import pytest
 
+from modeling_tests.tiny import tiny_schema
 from vlm_par_hf.cli.main import build_parser, main
 
 
@@ -50,3 +52,26 @@ def test_a_second_run_in_the_same_folder_is_refused(checkpoint, files, capsys):
     arguments = ["train", "folder", "--root", files["data"], "--backbone", files["backbone"], "--out", str(checkpoint)]
     assert main(arguments) == 2
     assert "holds an earlier run" in capsys.readouterr().err
+
+
+def test_training_on_lists_of_minus_one_and_one(files, tmp_path, capsys, caplog):
+    """The command says which options are wanted, takes them, and prints them for the measurement."""
+    data = tmp_path / "data"
+    shutil.copytree(files["data"], data)
+    lines = (data / "labels.csv").read_text().splitlines()
+    names = tiny_schema().names
+    head = lines[0].split(",")
+    rows = [dict(zip(head, line.split(","))) for line in lines[1:]]
+    for row in rows:
+        row.update({name: {"0": "-1", "1": "1", "": "0"}[row[name]] for name in names})
+        if row["split"] == "train":
+            row[names[1]] = "1"
+    (data / "labels.csv").write_text("\n".join([lines[0], *(",".join(row[name] for name in head) for row in rows)]))
+    arguments = ["train", "folder", "--root", str(data), "--backbone", files["backbone"], "--max-steps", "1"]
+    arguments += ["--no-progress", "--out", str(tmp_path / "out")]
+    assert main(arguments) == 2
+    assert "--negative -1 --unknown 0" in capsys.readouterr().err
+    assert main([*arguments, "--negative", "-1", "--unknown", "0"]) == 0
+    command = capsys.readouterr().out.strip().splitlines()[-1]
+    assert "--negative -1 --unknown 0" in command
+    assert f"in train 1 attributes have one label only: {names[1]}" in caplog.text

@@ -128,3 +128,20 @@ def test_wrong_use(checkpoint, model, data):
     plain = datasets.Dataset.from_dict({"labels": [[0, 1, 0]]})
     with pytest.raises(ValueError, match="carries no attribute schema"):
         evaluate(checkpoint, {"test": plain}, **QUIET)
+
+
+def test_attributes_with_one_label_are_told(checkpoint, tmp_path, caplog):
+    schema = tiny_schema()
+    split = build_data(schema, {"test": 6}, unknown=0.0)["test"]
+    same = split.map(lambda row: {"labels": [1, *row["labels"][1:]]})
+    evaluate(checkpoint, datasets.DatasetDict(test=attach_schema(same, schema, name="bands")), **QUIET)
+    first = schema[0]
+    assert f"bands: in test 1 attributes have one label only: {first.name} ({first.labels[1]})" in caplog.text
+
+
+def test_images_of_nobody_known_are_persons_of_their_own(checkpoint, data):
+    split = data["test"].remove_columns("person_id")
+    persons = ["7", "0007", "-1", "", "unknown", None] + [str(number) for number in range(100, 100 + len(split) - 6)]
+    named = split.add_column("person_id", persons)
+    record = evaluate(checkpoint, datasets.DatasetDict(test=named), by_person=True, **QUIET)
+    assert record["num_groups"] == len(split) - 1

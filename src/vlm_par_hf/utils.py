@@ -5,6 +5,7 @@ import json
 import math
 import multiprocessing
 import os
+import reprlib
 import uuid
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +22,9 @@ __all__ = [
     "default_threads",
     "embedded_path",
     "format_percent",
+    "read_json",
     "require",
+    "shorten",
     "thread_map",
 ]
 
@@ -46,7 +49,7 @@ def require(module: str, extra: str) -> ModuleType:
     """Imports an optional package where it is used.
 
     Args:
-        module: dotted name, `"datasets"` or `"scipy.io"`.
+        module: dotted name, `"datasets"` or `"pyarrow.parquet"`.
         extra: the extra of this package that installs it, `"train"` or `"demo"`.
 
     Raises:
@@ -62,6 +65,43 @@ def require(module: str, extra: str) -> ModuleType:
         raise ParImportError(
             f'{package} is needed here and is not installed: pip install "vlm-par-hf[{extra}]"', name=package
         ) from error
+
+
+def shorten(value: Any, length: int = 100) -> str:
+    """A value for an error message: its `repr` (control characters escaped), with its middle cut out where it is long.
+
+    Deeply nested and huge values are cut before they are printed.
+    """
+    short = reprlib.Repr()
+    short.maxlevel = 3
+    short.maxstring = short.maxother = short.maxlong = length
+    short.maxlist = short.maxtuple = short.maxdict = short.maxset = 8
+    try:
+        text = short.repr(value)
+    except ValueError:  # Python does not print whole numbers of thousands of digits
+        text = f"a {type(value).__name__} too large to print"
+    return text if len(text) <= 3 * length else f"{text[: 3 * length - 4]} ..."
+
+
+def read_json(text: str) -> Any:
+    """The value of a JSON text, in which no object has a key twice: of two values one would be lost.
+
+    Raises:
+        ValueError: it is not JSON, has a key twice, or is nested too deeply; the message says where or which.
+    """
+    try:
+        return json.loads(text, object_pairs_hook=_unique_keys)
+    except RecursionError:
+        raise ParValueError("it is nested too deeply") from None
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))
+        raise ParValueError(f"the key {shorten(twice)} appears twice in one object")
+    return found
 
 
 def atomic_write_text(path: str | Path, text: str) -> None:

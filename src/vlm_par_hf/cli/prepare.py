@@ -2,7 +2,7 @@
 
 import argparse
 
-from .options import data_arguments, say
+from .options import add_folder_options, data_arguments, say
 
 
 __all__ = ["add_parser", "run"]
@@ -24,6 +24,7 @@ def add_parser(commands) -> argparse.ArgumentParser:
     parser.add_argument("--missing", choices=("error", "skip"), default="error", help="files that are not there")
     parser.add_argument("--broken", choices=("error", "skip"), default="error", help="files that cannot be read")
     parser.add_argument("--data-seed", type=int, default=0, help="of random splits and drawings (default: 0)")
+    add_folder_options(parser)
     for split in ("train", "validation", "test"):
         parser.add_argument(f"--num-{split}", type=int, metavar="N", help=f"{split} drawings (data set synthetic)")
     parser.add_argument("--images-per-file", type=int, default=5000, metavar="N", help="default: %(default)s")

@@ -113,8 +113,11 @@ def run(args) -> None:
 def _data_flags(args) -> list[str]:
     """Options of the data set that are not at their defaults; evaluation needs them to divide it in the same way."""
     flags = []
-    for name in ("root", "schema", "partition", "data_seed", "num_train", "num_validation", "num_test"):
+    names = ("root", "schema", "partition", "data_seed", "negative", "unknown")
+    for name in (*names, "num_train", "num_validation", "num_test"):
         value = getattr(args, name)
         if value:
             flags += [f"--{name.replace('_', '-')}", str(value)]
+    if args.follow_links:
+        flags.append("--follow-links")
     return flags if args.missing == "error" else [*flags, "--missing", args.missing]

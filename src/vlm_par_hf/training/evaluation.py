@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
+from vlm_par_hf.data.readers.ids import read_id
 from vlm_par_hf.errors import ParValueError, argument_in_errors
 from vlm_par_hf.escaping import markdown_text
 from vlm_par_hf.inference.predicting import predict_logits
@@ -69,7 +69,7 @@ def evaluate(
         bootstrap: resamples for the intervals; 0 for none.
         min_positives: also average mA over the attributes whose rarest label has at least this many samples.
         by_person: resample persons instead of images (`person_id` of the split): images of one person are not
-            independent, so intervals over images are too narrow.
+            independent, so intervals over images are too narrow. An image of nobody known is a person of its own.
         batch_size, workers, progress: of the forward passes.
         seed: seed of the bootstrap.
         device: `"cuda"`, `"cpu"`, ...; None: a GPU if there is one.
@@ -91,11 +91,13 @@ def evaluate(
     if isinstance(dataset, str):
         check_same_division(checkpoint, facts.name, facts.options)
     check_schema(facts.schema, model.config.schema)
+    facts.warn_of_one_label(split)
     groups = None
     if by_person:
         if "person_id" not in data[split].column_names:
             raise ParValueError(f"by_person=True: the {split} split of {facts.name} has no person_id")
-        groups = np.asarray(data[split]["person_id"])
+        persons = (read_id(person) for person in data[split]["person_id"])
+        groups = [("alone", row) if person is None else person for row, person in enumerate(persons)]
     model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     logits, labels = predict_logits(
         model, processor, data[split], batch_size=batch_size, workers=workers, progress=progress

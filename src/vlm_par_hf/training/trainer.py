@@ -149,7 +149,10 @@ def train(
     )
     schema = model.config.schema
     check_schema(facts.schema, schema)
-    check_schema(DataFacts.read(dataset, data["validation"]).schema, schema)
+    validation = DataFacts.read(dataset, data["validation"], name=facts.name)
+    check_schema(validation.schema, schema)
+    facts.warn_of_one_label("train")
+    validation.warn_of_one_label("validation")
 
     record = {
         "settings": settings.to_dict(),

@@ -19,6 +19,7 @@ import numpy as np
 from vlm_par_hf.errors import ParFileNotFoundError, ParValueError
 from vlm_par_hf.labels.schema import UNKNOWN_LABEL, AttributeSchema
 from vlm_par_hf.labels.tables import get_schema
+from vlm_par_hf.utils import shorten
 
 from .files import find_file, find_folder, list_images
 from .matlab import load_mat_struct, read_field, read_matrix, read_strings
@@ -40,7 +41,7 @@ _FOLDERS = {
     "test": ("bounding_box_test", "test"),
     "query": ("query", "test"),
 }
-_NAME = re.compile(r"(-1|\d{4})_c(\d+)s\d+_")
+_NAME = re.compile(r"(-1|\d{4})_c(\d{1,9})s\d+_", re.ASCII)
 _JUNK, _DISTRACTOR = "-1", "0000"
 _VALIDATION_SHARE = 0.1
 
@@ -104,11 +105,14 @@ def _read_half(half: Any, path: Path, name: str, schema: AttributeSchema) -> dic
     """Person -> labels int64 (A,)."""
     persons = read_strings(read_field(half, path, "image_index"), path, f"{name}.image_index")
     for person in persons:
-        if not person.isdecimal():
-            raise ParValueError(f"{path}: {name}.image_index holds {person!r}; expected the number of a person")
+        if re.fullmatch(r"[0-9]{1,9}", person) is None:
+            raise ParValueError(f"{path}: {name}.image_index holds {shorten(person)}; expected the number of a person")
+    numbers = [int(person) for person in persons]
+    if not numbers or len(set(numbers)) != len(numbers):
+        raise ParValueError(f"{path}: {name}.image_index holds no person, or one twice")
     columns = [_read_column(half, path, name, attribute, schema, len(persons)) for attribute in schema]
     labels = np.stack(columns, axis=1)
-    return {int(person): row for person, row in zip(persons, labels)}
+    return dict(zip(numbers, labels))
 
 
 def _read_column(half, path, name, attribute, schema, count) -> np.ndarray:
@@ -133,7 +137,7 @@ def _read_images(home, folder, labels_of, path, half, left_out) -> list[Pedestri
     for name in list_images(home / folder):
         match = _NAME.match(name)
         if match is None:
-            raise ParValueError(f"{home / folder} holds {name!r}; expected names like 0002_c1s1_000451_03.jpg")
+            raise ParValueError(f"{home / folder} holds {shorten(name)}; expected names like 0002_c1s1_000451_03.jpg")
         person, camera = match.groups()
         if person in (_JUNK, _DISTRACTOR):
             left_out["junk" if person == _JUNK else "distractors"] += 1

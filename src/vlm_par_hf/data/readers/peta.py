@@ -21,6 +21,7 @@ import numpy as np
 from vlm_par_hf.errors import ParValueError
 from vlm_par_hf.labels.schema import UNKNOWN_LABEL, AttributeSchema
 from vlm_par_hf.labels.tables import get_schema
+from vlm_par_hf.utils import shorten
 
 from .files import IMAGE_SUFFIXES, find_file, find_folder, images_by_stem, list_images, look_for_file
 from .matlab import load_mat_struct, read_cells, read_field, read_indices, read_matrix, read_strings
@@ -94,6 +95,8 @@ def _read_mat(root, path, archive, schema, partition):
     names = read_strings(read_field(peta, path, "attribute"), path, "attribute")
     data = read_matrix(read_field(peta, path, "data"), path, "data", (None, _FIRST_LABEL_COLUMN + len(names)))
     _check_columns(data, path)
+    if len(set(names)) != len(names):
+        raise ParValueError(f"{path}: attribute holds {shorten(next(n for n in names if names.count(n) > 1))} twice")
     # selected_attribute counts columns of data, four more than the position in attribute: going by name avoids that.
     columns = {name: data[:, _FIRST_LABEL_COLUMN + position] for position, name in enumerate(names)}
     labels, color_notes = _make_labels(columns, schema, path)
@@ -192,7 +195,7 @@ def _archive_images(archive: Path, data: np.ndarray, path: Path) -> tuple[list[s
 
 
 def _person_number(name: str, folder: Path) -> int:
-    match = re.match(r"\d+", name)
+    match = re.match(r"[0-9]+", name)
     if match is None:
         raise ParValueError(f"{folder} holds {name!r}; expected names that begin with the number of a person")
     return int(match.group())
@@ -266,20 +269,22 @@ def _read_label_file(path: Path, known: set[str], strange: dict[str, int]) -> di
         if not words:
             continue
         stem, suffix = os.path.splitext(words[0])
-        if not re.match(r"\d", words[0]):
+        if not re.match(r"[0-9]", words[0]):
             raise ParValueError(
-                f"{path}, line {number}: begins with {words[0]!r}; expected the number of a person or an image file"
+                f"{path}, line {number}: begins with {shorten(words[0])}; expected the number of a person or an image "
+                "file"
             )
-        key = stem if suffix.lower() in IMAGE_SUFFIXES else int(words[0]) if words[0].isdecimal() else words[0]
+        is_number = words[0].isdecimal() and len(words[0]) < 10
+        key = stem if suffix.lower() in IMAGE_SUFFIXES else int(words[0]) if is_number else words[0]
         names = set(words[1:])
         for name in names - known:
             strange[name] = strange.get(name, 0) + 1
         if names and not names & known:
             raise ParValueError(
-                f"{path}, line {number}: {words[1]!r} is no attribute of PETA; expected such as hairLong"
+                f"{path}, line {number}: {shorten(words[1])} is no attribute of PETA; expected such as hairLong"
             )
         if found.setdefault(key, frozenset(names & known)) != names & known:
-            logger.warning("%s, line %d: %s is there already; its first line counts", path, number, words[0])
+            logger.warning("%s, line %d: %s is there already; its first line counts", path, number, key)
     if not found:
         raise ParValueError(f"{path} is empty; expected one line per person")
     return found

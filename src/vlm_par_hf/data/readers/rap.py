@@ -17,8 +17,9 @@ import numpy as np
 from vlm_par_hf.errors import ParValueError
 from vlm_par_hf.labels.schema import UNKNOWN_LABEL, AttributeSchema
 from vlm_par_hf.labels.tables import get_schema
+from vlm_par_hf.utils import shorten
 
-from .files import find_file, find_folder, images_by_stem
+from .files import check_file_names, find_file, find_folder, images_by_stem
 from .matlab import field_names, load_mat_struct, read_cells, read_field, read_indices, read_matrix, read_strings
 from .records import PedestrianRecord
 from .splits import check_disjoint, choose_groups
@@ -62,6 +63,7 @@ def read_rapv1(
         raise ParValueError(f'{path} is of RAP version 2 (it has selected_attribute); load it as "rapv2"')
     names = _attribute_names(annotation, path, ("attribute_eng",), _V1_COLUMNS)
     images = read_strings(read_field(annotation, path, "imagesname"), path, "imagesname")
+    check_file_names(images, path, "imagesname")
     data = read_matrix(read_field(annotation, path, "label"), path, "label", (len(images), _V1_COLUMNS))
     labels = _make_labels(data, names, schema, path, "label")
     parts = _read_partition(annotation, path, ("partion", "partition"), partition, ("train", "test"), len(images))
@@ -97,6 +99,7 @@ def read_rapv2(
         raise ParValueError(f'{path} is of RAP version 1 (it has imagesname); load it as "rapv1"')
     names = _attribute_names(annotation, path, ("attribute",), _V2_COLUMNS)
     images = read_strings(read_field(annotation, path, "name"), path, "name")
+    check_file_names(images, path, "name")
     data = read_matrix(read_field(annotation, path, "data"), path, "data", (len(images), _V2_COLUMNS))
     selected = read_indices(read_field(annotation, path, "selected_attribute"), path, "selected_attribute", len(names))
     unselected = sorted(set(schema.names) - {names[index] for index in selected.tolist()})
@@ -108,10 +111,8 @@ def read_rapv2(
     parts = dict(zip(("train", "validation", "test"), (found[field] for field in fields)))
     persons = None
     if "person_identity" in field_names(annotation):
-        values = np.asarray(read_field(annotation, path, "person_identity")).ravel()
-        if len(values) != len(images):
-            raise ParValueError(f"{path}: person_identity has {len(values)} entries; expected {len(images)}")
-        persons = values.astype(np.int64)
+        values = np.asarray(read_field(annotation, path, "person_identity")).reshape(1, -1)
+        persons = read_matrix(values, path, "person_identity", (1, len(images)))[0]
     notes = {"division": f"official, partition {partition}"}
     return schema, _make_splits(root, images, labels, parts, persons), notes
 
@@ -132,7 +133,10 @@ def _make_labels(data: np.ndarray, names: list[str], schema: AttributeSchema, pa
     """Labels int64 (N, A) by name; 2 becomes -100."""
     missing = [name for name in schema.names if name not in names]
     if missing:
-        raise ParValueError(f"{path} lacks the attribute {missing[0]!r}; it has {names[:3]} ...")
+        raise ParValueError(f"{path} lacks the attribute {missing[0]!r}; it has {shorten(names[:3])} ...")
+    twice = [name for name in schema.names if names.count(name) > 1]
+    if twice:
+        raise ParValueError(f"{path}: {field} has the attribute {twice[0]!r} twice; expected one column of it")
     labels = data[:, [names.index(name) for name in schema.names]]
     wrong = (labels < 0) | (labels > 2)
     if wrong.any():

@@ -26,16 +26,14 @@ __all__ = [
 class DatasetReader:
     """How a data set on disk is read, and what its card says.
 
-    `read(root, schema, partition, seed)` returns the schema, per split the records, and JSON-plain notes (who divided
-    the data, what was left out) that travel with the data set.
+    `read(root, schema, partition, seed, **options)` returns the schema, per split the records, and JSON-plain notes
+    (who divided the data, what was left out) that travel with the data set.
     """
 
-    read: Callable[
-        [str, AttributeSchema | None, int, int],
-        tuple[AttributeSchema, dict[str, list[PedestrianRecord]], dict[str, Any]],
-    ]
+    read: Callable[..., tuple[AttributeSchema, dict[str, list[PedestrianRecord]], dict[str, Any]]]
     how_to_get: str
     num_partitions: int = 1
+    options: tuple[str, ...] = ()  # names of further keywords of `load_par_dataset`
     homepage: str = ""
     license: str = ""
     citation: str = ""
@@ -45,8 +43,8 @@ def _read_pa100k_splits(root, schema, partition, seed):
     return get_schema("pa100k"), {split: read_pa100k(root, split) for split in PA100K_SPLITS}, {"division": "official"}
 
 
-def _read_folder_splits(root, schema, partition, seed):
-    return *read_folder(root, schema, seed=seed), {}
+def _read_folder_splits(root, schema, partition, seed, **options):
+    return *read_folder(root, schema, seed=seed, **options), {}
 
 
 _PETA = {
@@ -86,6 +84,7 @@ READERS = {
     "folder": DatasetReader(
         _read_folder_splits,
         "a folder of your own with schema.json, labels.csv (or labels.jsonl) and the images",
+        options=("negative", "unknown"),
     ),
     "peta35": DatasetReader(
         lambda root, schema, partition, seed: read_peta(root, partition=partition, seed=seed), **_PETA
