@@ -95,7 +95,7 @@ def test_a_finished_output_is_left_alone(folder, model, tmp_path, caplog):
 def test_two_processes_do_not_write_one_output(folder, model, tmp_path):
     out, partial = tmp_path / "out.jsonl", tmp_path / "out.jsonl.partial"
     with lock_parts(partial, out):
-        with pytest.raises(ValueError, match=r"out='.*out.jsonl': another process is writing it"):
+        with pytest.raises(ValueError, match=r"'.*out.jsonl': another process is writing it"):
             run(folder, out, model)
         assert partial.exists()
     run(folder, out, model)

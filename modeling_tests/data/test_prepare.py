@@ -253,12 +253,12 @@ def test_public_upload_of_what_must_not_be_passed_on(tmp_path):
     from modeling_tests.original_files import rapv2_variables, write_picture
 
     variables = rapv2_variables(images=10)
-    (tmp_path / "RAP_annotation").mkdir()
-    savemat(tmp_path / "RAP_annotation" / "RAP_annotation.mat", variables)
+    (tmp_path / "rap" / "RAP_annotation").mkdir(parents=True)
+    savemat(tmp_path / "rap" / "RAP_annotation" / "RAP_annotation.mat", variables)
     for name in variables["RAP_annotation"][0, 0]["name"].ravel():
-        write_picture(tmp_path / "RAP_dataset" / str(name[0]))
+        write_picture(tmp_path / "rap" / "RAP_dataset" / str(name[0]))
     with pytest.raises(ValueError, match="'rapv2' must not be passed on"):
-        prepare_dataset("rapv2", tmp_path, tmp_path / "out", push_to_hub="org/rap", private=False)
+        prepare_dataset("rapv2", tmp_path / "rap", tmp_path / "out", push_to_hub="org/rap", private=False)
 
 
 def test_command_line(root, tmp_path, capsys):

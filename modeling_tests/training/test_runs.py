@@ -10,6 +10,7 @@ from modeling_tests.bands import build_data
 from modeling_tests.tiny import tiny_schema
 from modeling_tests.training_runs import Interrupt, assert_same_weights, heads, run
 from vlm_par_hf.data import ParCollator
+from vlm_par_hf.output_folders import LIST
 from vlm_par_hf.training.runs import last_complete_checkpoint
 
 
@@ -22,7 +23,7 @@ def test_the_folder_is_an_ordinary_checkpoint(finished, data):
         torch.testing.assert_close(model(**batch).logits, result.model(**batch).logits, atol=1e-5, rtol=1e-5)
     names = {path.name for path in result.output_dir.iterdir()}
     assert {"run.json", "training.json", "learning_curve.json", "learning_curve.csv", "learning_curve.png"} <= names
-    assert not [name for name in names if name.startswith(".")], "something unfinished was left"
+    assert {name for name in names if name.startswith(".")} == {LIST}, "something unfinished was left"
 
 
 def test_an_intermediate_checkpoint_can_be_used(finished):

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -24,7 +25,7 @@ from vlm_par_hf.utils import default_threads, thread_map
 from .inputs import ImageList, Row
 
 
-__all__ = ["Annotator", "to_json"]
+__all__ = ["Annotator", "answer_to_json", "to_json"]
 
 # Errors that a damaged or unusual picture raises. Any other error (no memory, a bug) ends the run.
 _PICTURE_ERRORS = (OSError, TypeError, ValueError, ArithmeticError)
@@ -91,7 +92,10 @@ class Annotator:
         answers = list(self.stream(chunks))
         return {
             **{name: batch[name] for name in batch if name != "image"},
-            "prediction": [None if answer is None else to_json(answer) for answer, _ in answers],
+            "prediction": [
+                None if answer is None else answer_to_json(answer, f"image {index} of the batch")
+                for index, (answer, _) in enumerate(answers)
+            ],
             "error": [error for _, error in answers],
         }
 
@@ -184,8 +188,27 @@ class Annotator:
 
 
 def to_json(value: Any) -> str:
-    """`value` as JSON on one line, with letters of every language as they are."""
-    return json.dumps(value, ensure_ascii=False)
+    """`value` as JSON on one line, with letters of every language as they are.
+
+    Raises:
+        ValueError: a number is not finite, which JSON cannot hold.
+    """
+    return json.dumps(value, ensure_ascii=False, allow_nan=False)
+
+
+def answer_to_json(answer: Mapping[str, Any], image: str) -> str:
+    """An answer of the pipeline as `to_json`.
+
+    Raises:
+        ValueError: a score is not finite; the message names the attribute and `image`.
+    """
+    for name, found in answer["attributes"].items():
+        if not math.isfinite(found["score"]) or not all(map(math.isfinite, found["probabilities"].values())):
+            raise ParValueError(
+                f"the score of attribute {name!r} for {image} is {found['score']}, expected a finite number: check "
+                "the weights of the model and its dtype"
+            )
+    return to_json(answer)
 
 
 def _open(image: Any) -> Image.Image | Exception:

@@ -6,7 +6,7 @@ import os
 import sys
 
 
-__all__ = ["add_data_options", "data_arguments", "process_index", "quiet_transformers", "say"]
+__all__ = ["add_data_options", "add_overwrite_options", "data_arguments", "process_index", "quiet_transformers", "say"]
 
 
 def process_index() -> int:
@@ -46,6 +46,16 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--data-seed", type=int, default=0, help="of random splits and drawings (default: 0)")
     for split in ("train", "validation", "test"):
         group.add_argument(f"--num-{split}", type=int, metavar="N", help=f"{split} drawings (data set synthetic)")
+
+
+def add_overwrite_options(parser: argparse.ArgumentParser, text: str) -> None:
+    """Adds `--overwrite` and `--delete-listed`, which every command that replaces an output has."""
+    parser.add_argument("--overwrite", action="store_true", help=f"{text}; only what vlm-par wrote is deleted")
+    parser.add_argument(
+        "--delete-listed", action="store_true",
+        help="with --overwrite: also delete the files that it names and asks about (changed since they were written, "
+        "or written by an earlier version)",
+    )  # fmt: skip
 
 
 def data_arguments(args) -> dict:

@@ -1,6 +1,6 @@
 """`ExportedParModel`: the model class that answers from an exported file, with ONNX Runtime or OpenVINO."""
 
-import hashlib
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -18,6 +18,7 @@ from vlm_par_hf.base.modeling import HUB_KEYS, ParPreTrainedModel
 from vlm_par_hf.base.outputs import ParOutput
 from vlm_par_hf.errors import ParRuntimeError, ParValueError
 from vlm_par_hf.hub.remote_code import write_remote_code
+from vlm_par_hf.output_folders import sha256_of_file
 from vlm_par_hf.utils import require
 
 
@@ -27,13 +28,13 @@ __all__ = [
     "PARITY_FILE",
     "ExportedParConfig",
     "ExportedParModel",
-    "hash_file",
     "require_silent",
     "save_config",
 ]
 
 FORMATS = {"folded": ("float32", "bfloat16"), "onnx": ("float32", "int8"), "openvino": ("float32", "bfloat16", "int8")}
 MAIN_FILE = {"onnx": "model.onnx", "openvino": "model.xml"}
+_NEEDED = {"onnx": ("model.onnx",), "openvino": ("model.xml", "model.bin")}
 PARITY_FILE = "parity.json"
 _DTYPES = {"pixel_values": torch.float32, "pixel_attention_mask": torch.int32, "spatial_shapes": torch.int64}
 
@@ -200,8 +201,7 @@ class ExportedParModel(ParPreTrainedModel):
         hub = {key: kwargs[key] for key in HUB_KEYS if kwargs.get(key) is not None}
         if not isinstance(config, ExportedParConfig):
             config = ExportedParConfig.from_pretrained(config or name, **hub)
-        if not config.files or not config.input_shapes:
-            raise ParValueError(f"{name}: config.json names no files, expected what export_model wrote")
+        _check_files(name, config)
         paths = {file: _find_file(name, file, digest, hub) for file, digest in config.files.items()}
         path = paths[MAIN_FILE[config.format]]
         model = cls(config)
@@ -222,11 +222,13 @@ class ExportedParModel(ParPreTrainedModel):
             raise ParValueError(
                 "this model has no file to save: load it with ExportedParModel.from_pretrained(folder)"
             )
+        _check_files(self.name_or_path, self.config)
         target = Path(save_directory)
         target.mkdir(parents=True, exist_ok=True)
         for file in (*self.config.files, PARITY_FILE):
             source = self._folder / file
             if source.exists() and source.resolve() != (target / file).resolve():
+                _check_place(source)
                 shutil.copyfile(source, target / file)
         save_config(self.config, target)
 
@@ -240,9 +242,33 @@ def save_config(config: ExportedParConfig, folder: Path) -> None:
     config.save_pretrained(folder)
 
 
+def _check_files(name: str | Path, config: ExportedParConfig) -> None:
+    """`files` comes from a folder of somebody else, and its names become paths: only plain names are taken.
+
+    Raises:
+        ValueError: it holds anything but file names with a sha256 each, or lacks a file of the format.
+    """
+    files = config.files
+    if not isinstance(files, dict) or not files or not isinstance(config.input_shapes, dict):
+        raise ParValueError(f"{name}: config.json names no files, expected what export_model wrote")
+    for file, digest in files.items():
+        plain = isinstance(file, str) and re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", file)
+        if not plain or not isinstance(digest, str) or not re.fullmatch("[0-9a-f]{64}", digest):
+            raise ParValueError(
+                f"{name}: files of config.json holds {file!r:.100}: {digest!r:.100}, expected names of files beside "
+                "it, each with its sha256"
+            )
+    missing = [file for file in _NEEDED[config.format] if file not in files]
+    if missing:
+        raise ParValueError(
+            f"{name}: files of config.json lacks {missing[0]!r}, which {config.format!r} needs: export again"
+        )
+
+
 def _find_file(name: str | Path, file: str, digest: str, hub: dict[str, Any]) -> Path:
     path = Path(cached_file(str(name), file, **hub))
-    found = hash_file(path)
+    _check_place(path)
+    found = sha256_of_file(path)
     if found != digest:
         raise ParValueError(
             f"{path} is not the file that was exported: its sha256 is {found}, config.json has {digest}; copy it "
@@ -251,10 +277,12 @@ def _find_file(name: str | Path, file: str, digest: str, hub: dict[str, Any]) ->
     return path
 
 
-def hash_file(path: Path) -> str:
-    """The sha256 of a file."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _check_place(path: Path) -> None:
+    """Only a regular file of the folder itself; in the cache of the Hub a link to the blobs of its repository."""
+    resolved, folder = path.resolve(), path.parent.resolve()
+    in_cache = folder.parent.name == "snapshots" and resolved.parent == folder.parent.parent / "blobs"
+    if not resolved.is_file() or not (resolved.parent == folder or in_cache):
+        raise ParValueError(f"{str(path)!r} is a link to {str(resolved)!r}: expected a file of the folder itself")
 
 
 def _open_onnx(path: Path, precision: str, threads: int):

@@ -10,7 +10,7 @@ from huggingface_hub.utils import tqdm
 from transformers import PreTrainedModel
 
 from vlm_par_hf.base.decisions import decide, label_probabilities
-from vlm_par_hf.errors import ParValueError
+from vlm_par_hf.errors import ParRuntimeError, ParValueError
 from vlm_par_hf.images.opening import IMAGE_SUFFIXES, open_image
 from vlm_par_hf.inference.predicting import predict_batch, predict_batches
 
@@ -83,15 +83,23 @@ def prepare_inputs(processor: Any, images: Sequence, batch_size: int) -> Iterato
 def compare_answers(
     model: PreTrainedModel, exported: PreTrainedModel, processor: Any, images: Sequence
 ) -> dict[str, Any]:
-    """Compares the logits and decisions of two models on the same pixels; returns their part of the record."""
+    """Compares the logits and decisions of two models on the same pixels; returns their part of the record.
+
+    Raises:
+        RuntimeError: a logit of one of them is not finite; the message names whose, the image and the attribute.
+    """
     schema = model.config.schema
     mask = torch.from_numpy(schema.label_mask())
     largest = difference = 0.0
     changed = torch.zeros(len(schema), dtype=torch.int64)
     batches = prepare_inputs(processor, images, _BATCH)
+    seen = 0
     bar = tqdm(batches, total=-(-len(images) // _BATCH), desc="compare", leave=False)
     for inputs, outputs in predict_batches(model, ((inputs, inputs) for inputs in bar)):
         wanted, found = outputs["logits"], predict_batch(exported, inputs)["logits"]
+        for whose, logits in (("the checkpoint", wanted), ("the exported file", found)):
+            _check_finite(whose, logits, mask, schema.names, seen)
+        seen += len(wanted)
         largest = max(largest, float(wanted[:, mask].abs().max()))
         difference = max(difference, float((wanted - found)[:, mask].abs().max()))
         answers = (decide(label_probabilities(logits, schema), schema) for logits in (wanted, found))
@@ -105,3 +113,13 @@ def compare_answers(
         "unchanged_share": 1 - int(changed.sum()) / decisions,
         "changed_by_attribute": {name: int(number) for name, number in zip(schema.names, changed) if number},
     }
+
+
+def _check_finite(whose: str, logits: torch.Tensor, mask: torch.Tensor, names: Sequence[str], start: int) -> None:
+    wrong = (~torch.isfinite(logits) & mask).nonzero().tolist()
+    if wrong:
+        image, attribute, label = wrong[0]
+        raise ParRuntimeError(
+            f"{whose} answers {logits[image, attribute, label].item()} for attribute {names[attribute]!r} of image "
+            f"{start + image}: expected a finite logit; nothing was written"
+        )

@@ -5,8 +5,10 @@ from pathlib import Path
 
 from transformers import ProgressCallback, TrainerCallback
 
+from vlm_par_hf.output_folders import OutputFolder
 
-__all__ = ["FollowCheckpoints", "QuietProgress", "SaveProcessor"]
+
+__all__ = ["FollowCheckpoints", "ListCheckpoints", "QuietProgress", "SaveProcessor"]
 
 logger = logging.getLogger(__name__)
 
@@ -52,3 +54,32 @@ class FollowCheckpoints(TrainerCallback):
                 "step %d of %d, epoch %.2f: validation loss %.4f, mA %.2f%%",
                 state.global_step, state.max_steps, state.epoch or 0, metrics["eval_loss"], 100 * metrics["eval_mA"],
             )  # fmt: skip
+
+
+class ListCheckpoints(TrainerCallback):
+    """List the files of each checkpoint in the run's folder, so that only they are ever deleted. Comes last, because
+    others write into checkpoints too; only the first process has it."""
+
+    def __init__(self, folder: OutputFolder):
+        self.folder = folder
+
+    def _name(self, args, state) -> str:
+        return (Path(args.output_dir) / f"checkpoint-{state.global_step}").relative_to(self.folder.path).as_posix()
+
+    def _announce(self, args, state, control) -> None:
+        if control.should_save:
+            self.folder.begin([self._name(args, state)])
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self._announce(args, state, control)
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        self._announce(args, state, control)
+
+    def on_save(self, args, state, control, **kwargs):
+        self.folder.record([self._name(args, state)])
+
+    def on_train_end(self, args, state, control, **kwargs):
+        # The other processes of a run save their random states without waiting for the first one.
+        home = Path(args.output_dir).relative_to(self.folder.path).as_posix()
+        self.folder.record([f"{home}/{path.name}" for path in Path(args.output_dir).glob("checkpoint-*")])
