@@ -45,6 +45,7 @@ LIST = ".vlm_par_output.json"
 LOCK = ".vlm_par_output.lock"
 STAGING = ".saving"  # a folder in which files wait until all of them are written
 _SHOWN = 20  # files named in a message
+_TEMPORARY_NAME = re.compile(r"\.(.+)\.[0-9a-f]{32}\.tmp")
 # What models and processors of transformers and of this package are saved as.
 _MODEL_FILE = re.compile(
     r"(config|generation_config|preprocessor_config|processor_config|video_preprocessor_config|tokenizer|"
@@ -171,6 +172,7 @@ class OutputFolder:
         self.is_known = (path / LIST).is_file()
         if self.is_known:
             self._read()
+        self._remove_temporary_files()
 
     def _read(self) -> None:
         try:
@@ -189,6 +191,15 @@ class OutputFolder:
                 f"{str(self.path)!r} holds a {kind!r:.60}, and a {self._kind!r} is to be written: name another folder"
             )
 
+    def _remove_temporary_files(self) -> None:
+        """Removes what a process that was killed in `atomic_write_text` left beside files that are ours."""
+        names = {LIST, *self._files, *self._pending}
+        for folder in {(self.path / name).parent for name in names}:
+            for path in folder.glob(".*.tmp"):
+                found = _TEMPORARY_NAME.fullmatch(path.name)
+                if found and (folder / found[1]).relative_to(self.path).as_posix() in names:
+                    path.unlink(missing_ok=True)
+
     def _write(self) -> None:
         files = {name: self._files[name] for name in sorted(self._files)}
         atomic_write_json(self.path / LIST, {"kind": self._kind, "files": files, "being_written": self._pending})
@@ -205,6 +216,11 @@ class OutputFolder:
     def is_unfinished(self) -> bool:
         """Whether a process was ended while it put files in place here, or before it had written any."""
         return self.is_known and (not self._files or any(name != STAGING for name in self._pending))
+
+    @property
+    def has_files(self) -> bool:
+        """Whether a listed file is there."""
+        return any(os.path.lexists(self.path / name) for name in self._files)
 
     def owns(self, name: str) -> bool:
         """Whether the file of that name, or each in the folder of that name, was written by this package, or is not

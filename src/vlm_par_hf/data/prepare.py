@@ -174,7 +174,7 @@ def _prepare_folder(folder: OutputFolder, fingerprint: dict[str, Any], overwrite
             )
         if not folder.is_known:  # begun by an earlier version
             folder.record(_list_earlier_work(out) or ())
-    elif folder.strangers():
+    elif folder.has_files or (not folder.is_known and folder.strangers()):
         raise ParValueError(f"out={str(out)!r} is not empty; expected a new folder, or overwrite=True")
     # Readers take every parquet file in `data/`, so one of somebody else would be read as part of the data set.
     strange = [name for name in folder.strangers() if name.partition("/")[0] in ("data", _WORK)]

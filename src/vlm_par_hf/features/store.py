@@ -112,6 +112,8 @@ class FeatureStore:
         wanted = json.loads(json.dumps({"format": FORMAT, **(describe or {}), "dtype": dtype}))
         # Several processes may begin at once; each adds its views to what the others wrote.
         with FileLock(directory / ".lock"):
+            for path in directory.glob(f".{MANIFEST}.*.tmp"):  # of a process that was killed
+                path.unlink()
             manifest = _read_manifest(directory) if (directory / MANIFEST).exists() else None
             if manifest is None:
                 if any(directory.glob("*.safetensors")):
@@ -228,8 +230,7 @@ class FeatureStore:
                 metadata = file.metadata()
         except (OSError, ValueError, SafetensorError):
             return False
-        expected = {**self._metadata(shard), "checksum": _checksum_of_tensors(tensors)}
-        if metadata != expected or not self._has_form(tensors, shard):
+        if metadata != self._metadata(shard, tensors) or not self._has_form(tensors, shard):
             return False
         self._verified[shard] = stamp
         return True
@@ -256,8 +257,10 @@ class FeatureStore:
                 return False
         return True
 
-    def _metadata(self, shard: Shard) -> dict[str, str]:
-        return {"features": self._key, "view": shard.view, "rows": f"{shard.start}-{shard.stop}"}
+    def _metadata(self, shard: Shard, tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
+        described = {"features": self._key, "view": shard.view, "rows": [shard.start, shard.stop]}
+        # One entry: safetensors writes several in any order, and equal features are to be equal files.
+        return {"shard": json.dumps({**described, "sha256": _checksum_of_tensors(tensors)})}
 
     # Filling
 
@@ -302,9 +305,8 @@ class FeatureStore:
         temporary = self.directory / f".{shard.file}.tmp"
         # `save_file` makes files that only this user can read, but a cache may be shared.
         temporary.unlink(missing_ok=True)  # it may be a link by now, which `open` would follow
-        metadata = {**self._metadata(shard), "checksum": _checksum_of_tensors(tensors)}
         with temporary.open("xb") as file:
-            file.write(save(tensors, metadata=metadata))
+            file.write(save(tensors, metadata=self._metadata(shard, tensors)))
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

@@ -113,7 +113,6 @@ def prepare_folder(
         # The result of the earlier run stays until that of this one replaces it.
         if folder.is_known or _list_earlier_run(output_dir) is not None:
             folder.claim(delete_listed=delete_listed, recognise=_list_earlier_run)
-            folder.clear(within=CHECKPOINTS)
     elif not resume and ((output_dir / "config.json").exists() or any(checkpoints.glob("checkpoint-*"))):
         # A folder with only a record holds a run that failed before its first checkpoint: nothing is lost.
         raise ParValueError(
@@ -123,6 +122,8 @@ def prepare_folder(
     elif not folder.is_known:
         folder.record(_list_earlier_run(output_dir) or ())
     _refuse_strangers(folder)
+    if overwrite:
+        folder.clear(within=CHECKPOINTS)
     if resume and run_record.exists():
         folder.check_unchanged(without=CHECKPOINTS)
         earlier = json.loads(run_record.read_text(encoding="utf-8"))
@@ -143,7 +144,8 @@ def prepare_folder(
         checkpoint = last_complete_checkpoint(checkpoints, record["processes"])
         logger.info("continuing from %s", checkpoint or "the beginning: no complete checkpoint yet")
         if checkpoint is not None:
-            _move_paths(folder, checkpoint)
+            _move_paths(checkpoint)
+            folder.record([checkpoint.relative_to(output_dir).as_posix()])
         return checkpoint
     folder.begin([RUN_RECORD])
     atomic_write_json(run_record, record)
@@ -199,17 +201,14 @@ def read_state(checkpoint: Path) -> TrainerState:
     return state
 
 
-def _move_paths(folder: OutputFolder, checkpoint: Path) -> None:
+def _move_paths(checkpoint: Path) -> None:
     """Writes the path of today into the state of a checkpoint: the Trainer takes the one that is there."""
     state = read_state(checkpoint)
     path = checkpoint / _STATE
     before = json.loads(path.read_text(encoding="utf-8"))
     now = {name: getattr(state, name) for name in ("best_model_checkpoint", "best_metric", "best_global_step")}
     if any(before.get(name) != value for name, value in now.items()):
-        name = path.relative_to(folder.path).as_posix()
-        folder.begin([name], repair=True)
         atomic_write_text(path, json.dumps({**before, **now}, indent=2, sort_keys=True) + "\n")
-        folder.record([name])
 
 
 def is_finished(checkpoint: Path, settings: TrainSettings) -> bool:
