@@ -145,6 +145,10 @@ def check_earlier_work(
             raise ParValueError(f"out={str(out)!r} is the work of another run: {'; '.join(differences)}; {hint}")
         if _is_changed(out, report):
             raise ParValueError(f"out={str(out)!r} was changed since it was written; {hint}")
+        if report.get("checksum", _checksum_of(report)) != _checksum_of(report) or (
+            "checksum" not in report and "output_sha256" in report
+        ):
+            raise ParValueError(f"{str(report_path)!r} was changed since it was written; {hint}")
         logger.info("%s was finished before", out)
         return report
     if not delete_listed:
@@ -174,6 +178,11 @@ def _refuse_doubtful(out: Path, report_path: Path) -> None:
 def _is_changed(out: Path, report: dict[str, Any]) -> bool:
     """Whether an output is not as it was written; that of an earlier version, whose report has no digest, may be."""
     return out.is_file() and _digests(report).get(out.suffix) not in (None, sha256_of_file(out))
+
+
+def _checksum_of(report: dict[str, Any]) -> str:
+    content = {name: value for name, value in report.items() if name != "checksum"}
+    return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
 def _digests(report: dict[str, Any] | None) -> dict[str, Any]:
@@ -282,6 +291,7 @@ def assemble(out: Path, partial: Path, count: int, run: dict, has_ids: bool) -> 
         "output_sha256": {**_digests(_read_json(_report_path(out))), out.suffix: sha256_of_file(temporary)},
         "run": run,
     }
+    report["checksum"] = _checksum_of(report)
     atomic_write_json(_report_path(out), report)
     os.replace(temporary, out)
     atomic_write_json(partial / _RUN_FILE, {**run, "finished": True})

@@ -1,8 +1,10 @@
 """`ExportedParModel`: the model class that answers from an exported file, with ONNX Runtime or OpenVINO."""
 
+import json
 import re
 import shutil
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -23,6 +25,7 @@ from vlm_par_hf.utils import require
 
 
 __all__ = [
+    "DESCRIPTION",
     "FORMATS",
     "MAIN_FILE",
     "PARITY_FILE",
@@ -36,6 +39,7 @@ FORMATS = {"folded": ("float32", "bfloat16"), "onnx": ("float32", "int8"), "open
 MAIN_FILE = {"onnx": "model.onnx", "openvino": "model.xml"}
 _NEEDED = {"onnx": ("model.onnx",), "openvino": ("model.xml", "model.bin")}
 PARITY_FILE = "parity.json"
+DESCRIPTION = "vlm_par_hf"  # under this name a file says what it was exported from
 _DTYPES = {"pixel_values": torch.float32, "pixel_attention_mask": torch.int32, "spatial_shapes": torch.int64}
 
 
@@ -209,7 +213,8 @@ class ExportedParModel(ParPreTrainedModel):
         model._folder = path.parent
         threads = torch.get_num_threads() if num_threads is None else num_threads
         open_file = _open_onnx if config.format == "onnx" else _open_openvino
-        model._run = open_file(path, config.precision, threads)
+        model._run, opened = open_file(path, config.precision, threads)
+        _check_description(path, config, opened)
         return model
 
     def _save_files(self, save_directory: str | Path, **kwargs: Any) -> None:
@@ -285,6 +290,51 @@ def _check_place(path: Path) -> None:
         raise ParValueError(f"{str(path)!r} is a link to {str(resolved)!r}: expected a file of the folder itself")
 
 
+def _check_description(path: Path, config: ExportedParConfig, opened: "_Opened") -> None:
+    """Whether `config.json`, which is text that anybody can change, still describes the file beside it.
+
+    Raises:
+        ValueError: inputs, labels, patch grid or precision are not those of the file.
+    """
+    wanted = {name: [None, *shape[1:]] for name, shape in opened.input_shapes.items()}
+    if config.input_shapes != wanted:
+        raise ParValueError(
+            f"{path}: input_shapes of config.json is {config.input_shapes!r:.200}, and the file takes {wanted!r:.200}"
+        )
+    schema = config.schema
+    shape = [len(schema), max(attribute.num_labels for attribute in schema)]
+    if opened.output_shape[1:] != shape:
+        raise ParValueError(
+            f"{path}: config.json has {shape[0]} attributes of at most {shape[1]} labels, and the file answers "
+            f"{opened.output_shape[1:]}"
+        )
+    if not opened.description:
+        return
+    described = json.loads(opened.description)
+    found = {"patch_grid": config.patch_grid, "precision": config.precision, "labels": _labels(schema.to_list())}
+    expected = {**{name: described[name] for name in ("patch_grid", "precision")}, "labels": None}
+    expected["labels"] = _labels(described["attributes"])
+    for name, value in expected.items():
+        if found[name] != value:
+            raise ParValueError(
+                f"{path}: {name} of config.json is {found[name]!r:.300}, and the file was exported with {value!r:.300}"
+            )
+
+
+def _labels(attributes: list[dict[str, Any]]) -> list[list[Any]]:
+    """What must not change: names and labels in their order. Thresholds may be fitted anew."""
+    return [[attribute["name"], list(attribute.get("labels", ("no", "yes")))] for attribute in attributes]
+
+
+@dataclass
+class _Opened:
+    """What a file itself says; None is a size that may vary."""
+
+    input_shapes: dict[str, list[int | None]]
+    output_shape: list[int | None]
+    description: str | None
+
+
 def _open_onnx(path: Path, precision: str, threads: int):
     runtime = require("onnxruntime", "export")
     options = runtime.SessionOptions()
@@ -296,7 +346,14 @@ def _open_onnx(path: Path, precision: str, threads: int):
         outputs = dict(zip(names, session.run(names, arrays)))
         return outputs["logits"], outputs.get("image_embeds")
 
-    return run
+    def shape(value: Any) -> list[int | None]:
+        return [size if isinstance(size, int) else None for size in value.shape]
+
+    return run, _Opened(
+        {value.name: shape(value) for value in session.get_inputs()},
+        next(shape(value) for value in session.get_outputs() if value.name == "logits"),
+        session.get_modelmeta().custom_metadata_map.get(DESCRIPTION),
+    )
 
 
 def _open_openvino(path: Path, precision: str, threads: int):
@@ -304,8 +361,9 @@ def _open_openvino(path: Path, precision: str, threads: int):
     # By default OpenVINO computes in bfloat16 if the CPU can, whatever the file says. For int8 that is wanted: with
     # the other operations in float32 it would take a quarter more time.
     hint = "f32" if precision == "float32" else "bf16"
+    model = openvino.Core().read_model(str(path))
     compiled = openvino.Core().compile_model(
-        str(path),
+        model,
         "CPU",
         {"INFERENCE_PRECISION_HINT": hint, "INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"},
     )
@@ -315,7 +373,13 @@ def _open_openvino(path: Path, precision: str, threads: int):
         outputs = {output.get_any_name(): value for output, value in results.items()}
         return outputs["logits"], outputs.get("image_embeds")
 
-    return run
+    def shape(value: Any) -> list[int | None]:
+        return [size.get_length() if size.is_static else None for size in value.get_partial_shape()]
+
+    described = model.get_rt_info([DESCRIPTION]).astype(str) if model.has_rt_info([DESCRIPTION]) else None
+    return run, _Opened(
+        {value.get_any_name(): shape(value) for value in model.inputs}, shape(model.output("logits")), described
+    )
 
 
 def require_silent(package: str) -> ModuleType:

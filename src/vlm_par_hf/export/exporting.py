@@ -232,7 +232,7 @@ def _write_runtime_files(
                 {name: inputs[name].numpy() for name in probe}
                 for inputs in prepare_inputs(processor, calibration_images, 1)
             ]
-        write_openvino(onnx_file, folder / MAIN_FILE["openvino"], batches, kept)
+        write_openvino(onnx_file, folder / MAIN_FILE["openvino"], batches, kept, config)
         for path in folder.glob(f"{onnx_file.name}*"):
             path.unlink()
     config.files = {path.name: sha256_of_file(path) for path in sorted(folder.iterdir())}
