@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from vlm_par_hf.base.decisions import decide, label_probabilities
 from vlm_par_hf.errors import ParRuntimeError, ParValueError
 from vlm_par_hf.images.opening import IMAGE_SUFFIXES, open_image
-from vlm_par_hf.inference.predicting import predict_batch, predict_batches
+from vlm_par_hf.inference.predicting import predict_batch
 
 
 __all__ = ["NUM_COMPARED", "compare_answers", "draw_people", "pick_images", "prepare_inputs"]
@@ -93,13 +93,11 @@ def compare_answers(
     largest = difference = 0.0
     changed = torch.zeros(len(schema), dtype=torch.int64)
     batches = prepare_inputs(processor, images, _BATCH)
-    seen = 0
     bar = tqdm(batches, total=-(-len(images) // _BATCH), desc="compare", leave=False)
-    for inputs, outputs in predict_batches(model, ((inputs, inputs) for inputs in bar)):
-        wanted, found = outputs["logits"], predict_batch(exported, inputs)["logits"]
-        for whose, logits in (("the checkpoint", wanted), ("the exported file", found)):
-            _check_finite(whose, logits, mask, schema.names, seen)
-        seen += len(wanted)
+    for number, inputs in enumerate(bar):
+        names = range(number * _BATCH, (number + 1) * _BATCH)
+        wanted = _answer("the checkpoint", model, inputs, names)
+        found = _answer("the exported file", exported, inputs, names)
         largest = max(largest, float(wanted[:, mask].abs().max()))
         difference = max(difference, float((wanted - found)[:, mask].abs().max()))
         answers = (decide(label_probabilities(logits, schema), schema) for logits in (wanted, found))
@@ -115,11 +113,8 @@ def compare_answers(
     }
 
 
-def _check_finite(whose: str, logits: torch.Tensor, mask: torch.Tensor, names: Sequence[str], start: int) -> None:
-    wrong = (~torch.isfinite(logits) & mask).nonzero().tolist()
-    if wrong:
-        image, attribute, label = wrong[0]
-        raise ParRuntimeError(
-            f"{whose} answers {logits[image, attribute, label].item()} for attribute {names[attribute]!r} of image "
-            f"{start + image}: expected a finite logit; nothing was written"
-        )
+def _answer(whose: str, model: PreTrainedModel, inputs: dict[str, torch.Tensor], names: Sequence[int]) -> torch.Tensor:
+    try:
+        return predict_batch(model, inputs, names=names)["logits"]
+    except ParValueError as error:
+        raise ParRuntimeError(f"{whose} gives no answer, and nothing was written: {error}") from error
