@@ -348,3 +348,13 @@ def test_a_file_that_was_damaged_is_written_again(root, tmp_path, caplog):
     path.write_bytes(data[:100] + bytes([data[100] ^ 1]) + data[101:])
     prepare_dataset("folder", root, out, images_per_file=4)
     assert "train-00001-of-00002.parquet is not as it was written" in caplog.text and tree(out / "data") == whole
+
+
+def test_files_have_the_permissions_of_the_umask(root, tmp_path):
+    before = os.umask(0o027)
+    try:
+        prepare_dataset("folder", root, tmp_path / "out")
+    finally:
+        os.umask(before)
+    modes = {path.stat().st_mode & 0o777 for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    assert modes == {0o640}

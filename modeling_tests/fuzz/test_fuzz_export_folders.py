@@ -73,11 +73,11 @@ def copy(name):
     return STATE["work"]
 
 
-KINDS = ("onnx None", "openvino None", "onnx (4, 2)")
+KINDS = ("onnx None", "onnx (4, 2)", "openvino None")
 NUMBERS = st.integers(0, 2**31)
 
 
-@AREA.fuzz(1200, name=st.sampled_from(KINDS), field=st.sampled_from(FIELDS), numbers=st.tuples(*[NUMBERS] * 3))
+@AREA.fuzz(800, name=st.sampled_from(KINDS), field=st.sampled_from(FIELDS), numbers=st.tuples(*[NUMBERS] * 3))
 def test_fields_of_the_configuration(name, field, numbers):
     path = copy(name) / "config.json"
     config = json.loads(path.read_text())
@@ -86,29 +86,51 @@ def test_fields_of_the_configuration(name, field, numbers):
     judge(name)
 
 
-@AREA.fuzz(500, name=st.sampled_from(KINDS), number=st.integers(0, 4), choice=st.integers(0, 3))
-def test_the_label_space_of_the_configuration(name, number, choice):
+@AREA.fuzz(
+    700,
+    name=st.sampled_from(KINDS),
+    number=st.integers(0, 4),
+    choice=st.sampled_from(["less", "more", "order", "name", *["threshold", "question", "region", "form"] * 2]),
+    threshold=st.floats(0.01, 0.99),
+)
+def test_the_label_space_of_the_configuration(name, number, choice, threshold):
+    """What the file answers is refused where it is another; thresholds and texts are the user's to change."""
     path = copy(name) / "config.json"
     config = json.loads(path.read_text())
     attributes = config["attributes"]
-    if choice == 0:
+    if choice == "less":
         del attributes[number]
-    elif choice == 1:
+    elif choice == "more":
         attributes.append({**attributes[number], "name": "Another"})
-    elif choice == 2:
+    elif choice == "order":
         attributes.insert(0, attributes.pop(number))
-    else:
+    elif choice == "name":
         attributes[number]["name"] = "Another"
+    elif choice == "threshold":
+        attributes[0]["threshold"] = threshold
+    elif choice == "question":
+        attributes[number]["question"] = f"what about {threshold}?"
+    elif choice == "region":
+        attributes[number]["region"] = "whole"
     for derived in ("id2label", "label2id"):
         config.pop(derived, None)
-    path.write_text(json.dumps(config))
+    path.write_text(json.dumps(config, indent=number, sort_keys=number % 2 == 0))
     judge(name)
 
 
-@AREA.fuzz(700, name=st.sampled_from(KINDS), damage=damages(), number=NUMBERS)
+@AREA.fuzz(400, name=st.sampled_from(KINDS), damage=damages(), number=NUMBERS)
 def test_bytes_of_the_files(name, damage, number):
     folder = copy(name)
     files = sorted(file for file in json.loads((folder / "config.json").read_text())["files"])
     path = folder / files[number % len(files)]
+    path.write_bytes(damaged_bytes(path.read_bytes(), damage))
+    judge(name)
+
+
+@AREA.fuzz(500, name=st.sampled_from(KINDS), damage=damages(), number=NUMBERS, extra=st.binary(max_size=50))
+def test_files_that_decide_nothing(name, damage, number, extra):
+    folder = copy(name)
+    (folder / "notes.bin").write_bytes(extra)
+    path = folder / ("parity.json", ".vlm_par_output.json", "processor_config.json")[number % 3]
     path.write_bytes(damaged_bytes(path.read_bytes(), damage))
     judge(name)

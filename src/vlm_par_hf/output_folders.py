@@ -288,12 +288,20 @@ class OutputFolder:
     def record(self, names: Iterable[str]) -> None:
         """Lists what is written: files, or all files of folders. What is not there any more is no longer listed."""
         names = list(names)
-        self._pending = [name for name in self._pending if name not in names]
+        covered = tuple(f"{name}/" for name in names)
+        self._pending = [one for one in self._pending if one not in names and not one.startswith(covered)]
         for name in names:
             path = self.path / name
             inside = [one for one in path.rglob("*") if one.is_file()] if path.is_dir() else [path]
             self._files.update({file.relative_to(self.path).as_posix(): _describe(file) for file in inside})
         self._files = {name: one for name, one in self._files.items() if os.path.lexists(self.path / name)}
+        self._write()
+
+    def forget_missing(self, within: str) -> None:
+        """Takes from the list what was about to be made in a folder below and is not there."""
+        self._pending = [
+            name for name in self._pending if not name.startswith(f"{within}/") or os.path.lexists(self.path / name)
+        ]
         self._write()
 
     def check_unchanged(self, names: Iterable[str] | None = None, *, without: str = "") -> None:

@@ -77,9 +77,14 @@ class ListCheckpoints(TrainerCallback):
         self._announce(args, state, control)
 
     def on_save(self, args, state, control, **kwargs):
-        self.folder.record([self._name(args, state)])
+        name = self._name(args, state)
+        self.folder.record([name])
+        if args.world_size > 1:
+            # The other processes of a run save their random states without waiting for the first one.
+            self.folder.begin([f"{name}/rng_state_{rank}.pth" for rank in range(args.world_size)], repair=True)
 
     def on_train_end(self, args, state, control, **kwargs):
-        # The other processes of a run save their random states without waiting for the first one.
         home = Path(args.output_dir).relative_to(self.folder.path).as_posix()
-        self.folder.record([f"{home}/{path.name}" for path in Path(args.output_dir).glob("checkpoint-*")])
+        if args.world_size > 1:
+            self.folder.record([f"{home}/{path.name}" for path in Path(args.output_dir).glob("checkpoint-*")])
+        self.folder.forget_missing(home)
