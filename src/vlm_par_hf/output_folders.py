@@ -93,7 +93,9 @@ def lock_file(path: Path, locked: Path) -> Iterator[None]:
 
     Raises:
         ValueError: another process holds it; the message names `locked`. A lock ends with its process.
+        OSError: `path` is a link.
     """
+    refuse_link(path)
     while True:
         lock = FileLock(path, mode=0o666, thread_local=False)
         try:

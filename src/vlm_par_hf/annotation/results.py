@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from vlm_par_hf.errors import ParFileExistsError, ParValueError
-from vlm_par_hf.output_folders import lock_file, refuse_link, sha256_of_file
+from vlm_par_hf.output_folders import LOCK, lock_file, refuse_link, sha256_of_file
 from vlm_par_hf.utils import atomic_write_json, atomic_write_text
 
 from .annotator import to_json
@@ -40,7 +40,6 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-_LOCK_FILE = "lock"
 _RUN_FILE = "run.json"
 _INPUTS_FILE = "inputs.jsonl"
 _WRITTEN_NAME = re.compile(r"run\.json|inputs\.jsonl|part-\d{6}\.jsonl|assembled\.(jsonl|parquet)")
@@ -248,7 +247,7 @@ def lock_parts(partial: Path, out: Path) -> Iterator[None]:
     refuse_link(partial)
     partial.mkdir(parents=True, exist_ok=True)
     try:
-        with lock_file(partial / _LOCK_FILE, out):
+        with lock_file(partial / LOCK, out):
             yield
     finally:
         with suppress(OSError):
