@@ -24,6 +24,7 @@ __all__ = [
     "format_percent",
     "read_json",
     "require",
+    "shared_mode",
     "shorten",
     "thread_map",
 ]
@@ -133,6 +134,19 @@ def atomic_write_json(path: str | Path, data: Any) -> None:
     """
     text = json.dumps(_to_plain(data), indent=2, ensure_ascii=False, allow_nan=False)
     atomic_write_text(path, text + "\n")
+
+
+def shared_mode(folder: str | Path) -> int:
+    """The permissions that a new file in a folder gets from `open`, that is from the umask of this process.
+
+    Libraries that first write to a temporary file leave 0600, which nobody else can read.
+    """
+    # os.umask would have to change it to read it, for all threads.
+    path = Path(folder) / f".{uuid.uuid4().hex}.tmp"
+    with path.open("x"):
+        mode = path.stat().st_mode & 0o777
+    path.unlink()
+    return mode
 
 
 def _to_plain(data: Any) -> Any:

@@ -8,7 +8,15 @@ import sys
 from vlm_par_hf.escaping import printable
 
 
-__all__ = ["add_data_options", "add_folder_options", "data_arguments", "process_index", "quiet_transformers", "say"]
+__all__ = [
+    "add_data_options",
+    "add_folder_options",
+    "add_overwrite_options",
+    "data_arguments",
+    "process_index",
+    "quiet_transformers",
+    "say",
+]
 
 
 def process_index() -> int:
@@ -56,6 +64,16 @@ def add_folder_options(group) -> None:
     group.add_argument("--negative", metavar="CELL", help='cell of a table that means "no", such as -1 (folder)')
     group.add_argument("--unknown", metavar="CELL", help='cell of a table that means "not annotated" (folder)')
     group.add_argument("--follow-links", action="store_true", help="links below the folder may lead out of it")
+
+
+def add_overwrite_options(parser: argparse.ArgumentParser, text: str) -> None:
+    """Adds `--overwrite` and `--delete-listed`, which every command that replaces an output has."""
+    parser.add_argument("--overwrite", action="store_true", help=f"{text}; only what vlm-par wrote is deleted")
+    parser.add_argument(
+        "--delete-listed", action="store_true",
+        help="with --overwrite: also delete the files that it names and asks about (changed since they were written, "
+        "or written by an earlier version)",
+    )  # fmt: skip
 
 
 def data_arguments(args) -> dict:

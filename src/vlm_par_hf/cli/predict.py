@@ -8,7 +8,7 @@ from pathlib import Path
 from vlm_par_hf.errors import ParValueError
 from vlm_par_hf.escaping import printable
 
-from .options import quiet_transformers, say
+from .options import add_overwrite_options, quiet_transformers, say
 
 
 __all__ = ["add_parser", "run"]
@@ -36,7 +36,7 @@ def add_parser(commands) -> argparse.ArgumentParser:
     parser.add_argument("--no-sensitive", action="store_true", help="leave out perceived gender and age")
     parser.add_argument("--draw", metavar="DIR", help="save each image with its attributes beside it here")
     parser.add_argument("--image-column", default="image", metavar="NAME", help="of parquet files (default: image)")
-    parser.add_argument("--overwrite", action="store_true", help="replace other work in --out")
+    add_overwrite_options(parser, "replace other work in --out")
     parser.add_argument("--device", metavar="NAME", help="cpu, cuda:0, ... (default: as transformers chooses)")
     parser.add_argument(
         "--dtype", choices=("auto", "bfloat16", "float32"),
@@ -63,9 +63,9 @@ def run(args) -> int:
         "dtype": args.dtype,
     }
     if args.out in (None, "-"):
-        for name in ("overwrite", "ray"):
+        for name in ("overwrite", "delete_listed", "ray"):
             if getattr(args, name):
-                raise ParValueError(f"--{name} needs --out with the name of a file")
+                raise ParValueError(f"--{name.replace('_', '-')} needs --out with the name of a file")
         return _print_predictions(args, options)
     report = annotate(
         args.images,
@@ -73,6 +73,7 @@ def run(args) -> int:
         draw=args.draw,
         image_column=args.image_column,
         overwrite=args.overwrite,
+        delete_listed=args.delete_listed,
         ray_workers=args.ray,
         cpus_per_worker=args.ray_cpus,
         gpus_per_worker=args.ray_gpus,

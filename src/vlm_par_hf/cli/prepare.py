@@ -2,7 +2,7 @@
 
 import argparse
 
-from .options import add_folder_options, data_arguments, say
+from .options import add_folder_options, add_overwrite_options, data_arguments, say
 
 
 __all__ = ["add_parser", "run"]
@@ -28,7 +28,7 @@ def add_parser(commands) -> argparse.ArgumentParser:
     for split in ("train", "validation", "test"):
         parser.add_argument(f"--num-{split}", type=int, metavar="N", help=f"{split} drawings (data set synthetic)")
     parser.add_argument("--images-per-file", type=int, default=5000, metavar="N", help="default: %(default)s")
-    parser.add_argument("--overwrite", action="store_true", help="start anew where DIR holds other work")
+    add_overwrite_options(parser, "start anew where DIR holds other work")
     parser.add_argument("--push-to-hub", metavar="ORG/NAME", help="upload to this data set repository, made private")
     parser.add_argument("--public", action="store_true", help="make that repository public")
     parser.set_defaults(run=run)
@@ -46,6 +46,7 @@ def run(args) -> None:
         broken=args.broken,
         images_per_file=args.images_per_file,
         overwrite=args.overwrite,
+        delete_listed=args.delete_listed,
         push_to_hub=args.push_to_hub,
         private=not args.public,
         schema=data["schema"],

@@ -7,7 +7,7 @@ import shlex
 from vlm_par_hf.families import FAMILIES, trainable_families
 from vlm_par_hf.training.settings import TrainSettings
 
-from .options import add_data_options, data_arguments, process_index, quiet_transformers, say
+from .options import add_data_options, add_overwrite_options, data_arguments, process_index, quiet_transformers, say
 
 
 __all__ = ["add_parser", "run"]
@@ -39,7 +39,7 @@ def add_parser(commands) -> argparse.ArgumentParser:
         "with other label spaces, heads, seeds or recipes read them",
     )  # fmt: skip
     parser.add_argument("--resume", action="store_true", help="continue the run in --out after an interruption")
-    parser.add_argument("--overwrite", action="store_true", help="replace the run in --out")
+    add_overwrite_options(parser, "replace the run in --out")
     group = parser.add_argument_group("model")
     for family in FAMILIES:
         for option in family.train_options:
@@ -100,6 +100,7 @@ def run(args) -> None:
         cache_features=args.cache_features,
         resume=args.resume,
         overwrite=args.overwrite,
+        delete_listed=args.delete_listed,
         command=args.command_line,
         **data,
     )

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vlm_par_hf.errors import ParOSError
-from vlm_par_hf.utils import atomic_write_json
+from vlm_par_hf.utils import atomic_write_json, shared_mode
 
 from .model_card import CARD, EVAL_RESULTS, write_model_card
 
@@ -46,7 +46,13 @@ class PushToHub:
                 given too.
         """
         hub_options = take_hub_options(save_directory, kwargs)
+        before = _stamps(save_directory)
         result = self._save_files(save_directory, **kwargs)
+        written = [path for path, stamp in _stamps(save_directory).items() if before.get(path) != stamp]
+        if written:  # safetensors makes files that only this user can read
+            mode = shared_mode(save_directory)
+            for path in written:
+                path.chmod(mode)
         if hub_options is not None:
             self.push_to_hub(**hub_options)
         return result
@@ -133,6 +139,12 @@ class PushToHub:
     def _model_of_card(self) -> Any:
         """The model that the card describes; None: no card is written."""
         return self
+
+
+def _stamps(folder: str | Path) -> dict[Path, tuple[int, int]]:
+    """Files of weights in a folder, each with what changes when it is written anew."""
+    found = {path: path.stat() for path in Path(folder).glob("*.safetensors") if path.is_file()}
+    return {path: (stat.st_ino, stat.st_mtime_ns) for path, stat in found.items()}
 
 
 def take_hub_options(save_directory: str | Path, kwargs: dict[str, Any]) -> dict[str, Any] | None:
