@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 
 from vlm_par_hf.errors import ParValueError
+from vlm_par_hf.utils import redact_command
 
 from . import card, demo, evaluate, export, predict, prepare, train
 from .options import process_index
@@ -30,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     args = build_parser().parse_args(arguments)
-    args.command_line = ["vlm-par", *arguments]
+    args.command_line = redact_command(["vlm-par", *arguments])  # for records, which are published
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     # Of the processes that torchrun starts, only the first one logs.
     level = logging.DEBUG if args.debug else logging.ERROR if process_index() else logging.INFO

@@ -162,12 +162,15 @@ def _versions(record: Mapping[str, Any]) -> str:
 
 
 def _without_local_paths(command: str) -> str:
-    """A command line in which absolute paths are replaced by their last part, so that no local folder is published."""
+    """A command line in which paths that start at the root or at home are replaced by their last part, so that no
+    local folder is published."""
     try:
         words = shlex.split(command)
     except ValueError:
         words = command.split()
-    return shlex.join(PurePath(word).name if PurePath(word).is_absolute() else word for word in words)
+    return shlex.join(
+        PurePath(word).name if PurePath(word).is_absolute() or word.startswith("~") else word for word in words
+    )
 
 
 def attributes_section(schema: AttributeSchema) -> str:

@@ -10,7 +10,7 @@ from vlm_par_hf.errors import ParTypeError, ParValueError
 from vlm_par_hf.utils import iterate, shorten
 
 
-__all__ = ["BOX_FORMATS", "Box", "EmptyBox", "check_box_options", "check_boxes", "check_detector_label"]
+__all__ = ["BOX_FORMATS", "Box", "EmptyBox", "check_box_options", "check_boxes", "check_detector_label", "scale_box"]
 
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 _NUMBERS = {
@@ -162,6 +162,18 @@ def _round_and_clip(x0: float, y0: float, x1: float, y1: float, width: int, heig
     y0, y1 = (min(max(value, 0.0), float(height)) for value in (y0, y1))
     left, top = min(math.floor(x0 + _ROUNDING), width - 1), min(math.floor(y0 + _ROUNDING), height - 1)
     return left, top, max(math.ceil(x1 - _ROUNDING), left + 1), max(math.ceil(y1 - _ROUNDING), top + 1)
+
+
+def scale_box(
+    box: tuple[int, int, int, int], size: tuple[int, int], other: tuple[int, int]
+) -> tuple[int, int, int, int]:
+    """A box in a picture of `size` as whole pixels of the same picture in another size."""
+    if size == other:
+        return box
+    x, y = other[0] / size[0], other[1] / size[1]
+    left, top = min(math.floor(box[0] * x), other[0] - 1), min(math.floor(box[1] * y), other[1] - 1)
+    right, bottom = min(math.ceil(box[2] * x), other[0]), min(math.ceil(box[3] * y), other[1])
+    return left, top, max(right, left + 1), max(bottom, top + 1)
 
 
 def check_detector_label(detector: Any, label: str) -> None:

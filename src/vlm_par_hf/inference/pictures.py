@@ -34,7 +34,7 @@ from vlm_par_hf.images.opening import (
 from vlm_par_hf.upstream import KeyDataset
 from vlm_par_hf.utils import iterate, shorten
 
-from .boxes import Box, EmptyBox, check_box_options, check_boxes, check_detector_label
+from .boxes import Box, EmptyBox, check_box_options, check_boxes, check_detector_label, scale_box
 from .predicting import collate_inputs, read_ahead
 
 
@@ -237,7 +237,7 @@ class Pictures:
 
     def _crop_person(self, picture: Picture, slot: int, image: Image.Image) -> Person:
         with self._prefix_errors(picture.where):
-            crop = image.crop(_scaled(picture.boxes[slot].crop, picture.full_size, image.size))
+            crop = image.crop(scale_box(picture.boxes[slot].crop, picture.full_size, image.size))
             return Person(picture, slot, crop if self.keep_crops else None, self._prepare(crop))
 
     def _prepare(self, image: Image.Image) -> dict[str, torch.Tensor]:
@@ -269,7 +269,7 @@ class Pictures:
                 continue
             except ValueError as error:
                 raise ParValueError(f"detector returned a wrong box for detection {index}: {error}") from error
-            picture.boxes.append(Box(*(_scaled(one, picture.image.size, picture.full_size) for one in checked)))
+            picture.boxes.append(Box(*(scale_box(one, picture.image.size, picture.full_size) for one in checked)))
             picture.scores.append(score)
 
     @contextmanager
@@ -355,18 +355,6 @@ def _length(items: Any) -> int | None:
         return len(items) if isinstance(items, Sized) else None
     except TypeError:  # a DataLoader over a stream
         return None
-
-
-def _scaled(
-    box: tuple[int, int, int, int], size: tuple[int, int], other: tuple[int, int]
-) -> tuple[int, int, int, int]:
-    """A box in a picture of `size` as whole pixels of the same picture in another size."""
-    if size == other:
-        return box
-    x, y = other[0] / size[0], other[1] / size[1]
-    left, top = min(math.floor(box[0] * x), other[0] - 1), min(math.floor(box[1] * y), other[1] - 1)
-    right, bottom = min(math.ceil(box[2] * x), other[0]), min(math.ceil(box[3] * y), other[1])
-    return left, top, max(right, left + 1), max(bottom, top + 1)
 
 
 def _prefix(where: str | None) -> str:

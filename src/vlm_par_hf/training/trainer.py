@@ -35,7 +35,7 @@ from vlm_par_hf.features import FeatureDataset, compute_features, feature_views
 from vlm_par_hf.inference.predicting import predict_logits
 from vlm_par_hf.labels.schema import AttributeSchema
 from vlm_par_hf.metrics.attributes import ParMetrics
-from vlm_par_hf.utils import require
+from vlm_par_hf.utils import redact_command, require
 
 from .building import build_model, loss_settings
 from .callbacks import FollowCheckpoints, QuietProgress, SaveProcessor
@@ -166,7 +166,7 @@ def train(
             "options": dict(model_options or {}),
         },
         "processes": arguments.world_size,
-        "command": shlex.join(sys.argv if command is None else command),
+        "command": shlex.join(redact_command(sys.argv if command is None else command)),
         "versions": versions(),
     }
     checkpoint = _in_first_process(
