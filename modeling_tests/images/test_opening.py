@@ -491,3 +491,23 @@ def test_what_is_one_image_and_what_is_a_container(noise):
     assert [image.size for image in open_images(np.array([noise, noise[:5]], object))] == [(10, 20), (10, 5)]
     with pytest.raises(TypeError, match="images is a set, which has no order"):
         open_images({"a.jpg"})
+
+
+MEMORY = """
+import resource, sys
+from concurrent.futures import ThreadPoolExecutor
+from vlm_par_hf.images.opening import open_image
+with ThreadPoolExecutor(8) as pool:
+    sizes = {image.size for image in pool.map(open_image, [sys.argv[1]] * 8)}
+print(*sizes, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024, sep=";")
+"""
+
+
+@pytest.mark.slow
+def test_eight_phone_photographs_at_once_stay_below_a_gigabyte(tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
+    Image.new("RGB", (16320, 12240), (9, 90, 200)).save(tmp_path / "200.jpg", exif=exif(6))
+    command = [sys.executable, "-c", MEMORY, str(tmp_path / "200.jpg")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    size, peak = done.stdout.strip().split(";")
+    assert size == "(3060, 4080)" and int(peak) < 1024

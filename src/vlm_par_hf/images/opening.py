@@ -10,10 +10,12 @@ another program; a path must lead to a regular file; and files, pixels and memor
 
 import base64
 import binascii
+import ctypes
 import io
 import os
 import re
 import stat
+import sys
 import threading
 from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
@@ -322,12 +324,24 @@ def _open_stream(stream: Any, name: str, max_pixels: int | None) -> Opened:
     with image:
         width, height = image.size
         factor = _reduce_jpeg(image, name, max_pixels) if image.format in ("JPEG", "MPO") else 1
-        with _LARGE_LOCK if width * height > _LARGE_PIXELS else nullcontext():
+        is_large = width * height > _LARGE_PIXELS
+        with _LARGE_LOCK if is_large else nullcontext():
             rgb = _to_rgb(image, name, max_pixels)
-        if factor == 1:
-            return Opened(rgb, rgb.size)
-        is_turned = _orientation(image) in (5, 6, 7, 8)
+            is_turned = factor > 1 and _orientation(image) in (5, 6, 7, 8)
+            if rgb is not image:
+                image.close()  # frees its pixels now, before another large picture is decoded
+            if is_large:
+                _return_memory()
+    if factor == 1:
+        return Opened(rgb, rgb.size)
     return Opened(rgb, (height, width) if is_turned else (width, height))
+
+
+def _return_memory() -> None:
+    """Gives freed memory back to the system: the allocator of Linux keeps it for each thread, which adds up."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
 
 
 def _reduce_jpeg(image: ImageFile.ImageFile, name: str, max_pixels: int | None) -> int:

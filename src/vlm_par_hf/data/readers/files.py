@@ -1,15 +1,14 @@
-"""Finding annotation files and images below the folder that a user names. Standard library only."""
+"""Finding annotation files and images below the folder that a user names."""
 
 import os
 from collections.abc import Iterable
 from pathlib import Path
 
 from vlm_par_hf.errors import ParFileNotFoundError, ParValueError
+from vlm_par_hf.images.opening import IMAGE_SUFFIXES
 
 
 __all__ = ["IMAGE_SUFFIXES", "find_file", "find_folder", "images_by_stem", "list_images"]
-
-IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff"})
 
 
 def find_file(root: Path, places: Iterable[str], what: str) -> Path:
