@@ -2,11 +2,14 @@
 
 import copy
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import pytest
 import torch
+from torch.nn import functional as F
 from transformers import AutoModel, AutoProcessor
+from transformers.trainer_pt_utils import LabelSmoother
 
 from modeling_tests.tiny import (
     randomize,
@@ -19,6 +22,7 @@ from modeling_tests.tiny import (
 from vlm_par_hf.base.backbones import BackbonePreTrainedModel
 from vlm_par_hf.base.modeling import ParPreTrainedModel
 from vlm_par_hf.families import FAMILIES, trainable_families
+from vlm_par_hf.labels.schema import AttributeSchema
 from vlm_par_hf.models.vlm_par import VlmParModel
 from vlm_par_hf.upstream import attention_implementation
 
@@ -247,6 +251,134 @@ def test_dropout_is_off_in_eval_and_training_is_seeded(trainable_row):
         assert torch.equal(model(**inputs).logits, first)
         if getattr(model.config, "fusion", "attention") != "none":
             assert not torch.equal(first, second)
+
+
+def test_what_trains_is_set_once_and_then_the_users(trainable_row, tmp_path):
+    """The configuration freezes when a model is built or loaded; `train` and `eval` leave `requires_grad` alone."""
+    model, inputs = trainable_row.model(), trainable_row.inputs()
+    tower = model.vlm.vision_model
+    first, last = tower.encoder.layers[0], tower.encoder.layers[-1]
+    model.vlm.requires_grad_(False)
+    last.requires_grad_(True)
+    asked = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    for mode in (True, False, True):
+        model.train(mode)
+        assert {name: parameter.requires_grad for name, parameter in model.named_parameters()} == asked
+        assert last.training == tower.training == mode and not model.vlm.text_model.training
+    model(**inputs, labels=labels_for(model)).loss.backward()
+    moved = {name for name, one in model.vlm.named_parameters() if one.grad is not None and one.grad.any()}
+    assert moved and all(name.startswith("vision_model.encoder.layers.1.") for name in moved)
+    assert all(parameter.grad is None for parameter in first.parameters())
+    model.vlm.requires_grad_(False)
+    model.train()
+    assert not any(module.training for module in model.vlm.modules())
+    model.save_pretrained(tmp_path)
+    loaded = AutoModel.from_pretrained(tmp_path).train()
+    fresh = {name: parameter.requires_grad for name, parameter in trainable_row.model().named_parameters()}
+    assert {name: parameter.requires_grad for name, parameter in loaded.named_parameters()} == fresh
+
+
+def test_gradients_reach_the_pixels_of_a_frozen_tower(trainable_row):
+    model, inputs = trainable_row.model(), trainable_row.inputs()
+    inputs["pixel_values"].requires_grad_(True)
+    model(**inputs).logits.softmax(-1)[..., 0].sum().backward()
+    assert inputs["pixel_values"].grad.any()
+
+
+def test_what_is_kept_follows_the_weights_however_they_are_changed(trainable_row):
+    """Libraries that average weights write through `parameter.data`, which torch's version counter does not see."""
+    model, inputs = trainable_row.model(), trainable_row.inputs()
+
+    def fresh_logits():
+        fresh = copy.deepcopy(model)
+        fresh._kept.clear()
+        return fresh(**inputs).logits
+
+    with torch.no_grad():
+        before = model(**inputs).logits
+        saved = [parameter.data.clone() for parameter in model.parameters()]
+        for parameter in model.parameters():
+            parameter.data.mul_(0.9)
+        averaged = model(**inputs).logits
+        assert torch.equal(averaged, fresh_logits()) and not torch.equal(averaged, before)
+        for parameter, data in zip(model.parameters(), saved):
+            parameter.data.copy_(data)
+        assert torch.equal(model(**inputs).logits, before)
+        if model.supports_attributes:  # the texts are encoded by the model, not once when it was built
+            model.vlm.text_model.embeddings.token_embedding.weight.data.mul_(0.5)
+            assert torch.equal(model(**inputs).logits, fresh_logits())
+            assert not torch.equal(model(**inputs).logits, before)
+
+
+def test_what_weights_mean_cannot_be_overridden_at_load(row, tmp_path):
+    model, inputs = row.model(), row.inputs()
+    model.save_pretrained(tmp_path)
+    other = {
+        "num_fusion_heads": 1, "layer_norm_eps": 1e-3, "fusion": "none", "num_local_tokens": 1, "num_regions": 2,
+        "text_template": "{label}", "question_input_ids": [[1]], "label_input_ids": [[[1]]],
+    }  # fmt: skip
+    own = {name: value for name, value in other.items() if getattr(model.config, name, value) != value}
+    assert len(own) >= 2
+    for name, value in own.items():
+        with pytest.raises(ValueError, match=f"{name}=.*cannot be changed when they are loaded"):
+            AutoModel.from_pretrained(tmp_path, **{name: value})
+        config = copy.deepcopy(model.config)
+        setattr(config, name, value)
+        with pytest.raises(ValueError, match=f"{name}=.*cannot be changed when they are loaded"):
+            type(model).from_pretrained(tmp_path, config=config)
+    for name, value in {"num_labels": 9, "id2label": {0: "x"}}.items():
+        with pytest.raises(ValueError, match=f"{name}=.*contradicts the label space"):
+            AutoModel.from_pretrained(tmp_path, **{name: value})
+    loaded = AutoModel.from_pretrained(tmp_path, config=copy.deepcopy(model.config))
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(**inputs).logits, model(**inputs).logits, rtol=1e-5, atol=1e-6)
+
+
+def test_attributes_at_load_exchange_the_label_space(row, tmp_path, caplog):
+    model, inputs = row.model(), row.inputs()
+    model.save_pretrained(tmp_path)
+    row.processor().save_pretrained(tmp_path)
+    new = {"name": "Scarf", "question": "is there a scarf?", "prompts": ["a person", "a person with a scarf"]}
+    schema = AttributeSchema([new, *reversed(model.schema.to_list()[1:])])
+    if not model.supports_training:
+        with pytest.raises(ValueError, match="attributes= names another label space"):
+            AutoModel.from_pretrained(tmp_path, attributes=schema)
+        return
+    for given in (schema, schema.to_list()):
+        caplog.clear()
+        loaded = AutoModel.from_pretrained(tmp_path, attributes=given)
+        assert "Scarf" in caplog.text and "label space is exchanged" in caplog.text
+        assert loaded.schema == loaded.config.schema == schema
+        assert list(loaded.config.id2label.values()) == list(schema.names)
+        with torch.no_grad():
+            found, before = loaded(**inputs).logits, model(**inputs).logits
+        for name in schema.names[1:]:
+            own = (slice(None), schema.index(name), slice(schema[name].num_labels))
+            old = (slice(None), model.schema.index(name), slice(schema[name].num_labels))
+            torch.testing.assert_close(found[own], before[old], rtol=1e-4, atol=1e-4)
+        again = tmp_path / "again"
+        loaded.save_pretrained(again)
+        with torch.no_grad():
+            torch.testing.assert_close(AutoModel.from_pretrained(again)(**inputs).logits, found, rtol=1e-5, atol=1e-6)
+        loaded.train()(**inputs, labels=labels_for(loaded)).loss.backward()
+        assert all(one.grad is not None for one in loaded.parameters() if one.requires_grad)
+
+
+def test_a_loss_outside_the_model_leaves_out_what_is_no_label(trainable_row):
+    """Past an attribute's own labels the logits hold -1e4; a label smoother would add thousands for them."""
+    model, inputs = trainable_row.model().train(), trainable_row.inputs()
+    labels, smoother = labels_for(model), LabelSmoother(epsilon=0.1)
+    output = model(**inputs)
+    mixed = len(set(model.schema.num_labels)) > 1
+    with pytest.raises(ValueError, match=r"label_smoothing.*split_logits") if mixed else nullcontext():
+        smoother(output, labels).backward()
+    output = model(**inputs)
+    split = output.split_logits(model.schema)
+    assert [one.shape for one in split] == [(3, K) for K in model.schema.num_labels]
+    loss = sum(F.cross_entropy(one, labels[:, a], label_smoothing=0.1) for a, one in enumerate(split))
+    assert loss < 100 * len(model.schema)
+    loss.backward()
+    F.cross_entropy(model(**inputs).logits.flatten(0, 1), labels.flatten()).backward()  # gives no label but its own
 
 
 def check_compiled(row, **options):

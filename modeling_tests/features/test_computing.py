@@ -226,10 +226,11 @@ class _Growing:
 
     training = False
     supports_features = supports_training = True
+    trains_vision_tower = False
     device = torch.device("cpu")
 
     def __init__(self, schema, scale=1.0):
-        self.config = SimpleNamespace(freeze_backbone=True, schema=schema)
+        self.config = SimpleNamespace(schema=schema)
         self.calls = 0
         self.scale = scale
 

@@ -4,6 +4,7 @@ import base64
 import logging
 import os
 from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -38,16 +39,15 @@ class TestOnePicture:
     def test_picture_matters(self, pipe):
         assert not close(pipe(crop(0)), pipe(Image.new("RGB", (24, 48))))
 
-    def test_training_mode_neither_matters_nor_is_lost(self):
-        pipe = PedestrianAttributesPipeline(
-            model=randomize(tiny_model("naflex", attention_dropout=0.5)),
-            processor=tiny_processor("naflex"),
-            device=-1,
-        )
-        expected = pipe(crop())
-        pipe.model.train()
-        assert close(pipe(crop()), expected)
-        assert pipe.model.training
+    def test_a_model_in_training_mode_is_put_in_evaluation_mode_once(self, monkeypatch):
+        model, processor = randomize(tiny_model("naflex", attention_dropout=0.5)), tiny_processor("naflex")
+        expected = PedestrianAttributesPipeline(model=model, processor=processor, device=-1)(crop())
+        pipe = PedestrianAttributesPipeline(model=model.train(), processor=processor, device=-1)
+        assert not any(module.training for module in model.modules())
+        # Calls leave the mode alone: threads that share the pipeline would see each other's changes.
+        monkeypatch.setattr(type(model), "train", lambda *args: pytest.fail("the mode was changed in a call"))
+        with ThreadPoolExecutor(4) as pool:
+            assert all(close(one, expected) for one in pool.map(lambda _: pipe(crop()), range(16)))
 
 
 class TestOptions:

@@ -1,5 +1,6 @@
 """The prediction loop that pipeline, annotation, evaluation and exports share."""
 
+import copy
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +22,6 @@ from modeling_tests.tiny import (
 )
 from vlm_par_hf.inference.predicting import (
     collate_inputs,
-    evaluation_mode,
     predict_batch,
     predict_batches,
     predict_logits,
@@ -40,35 +40,13 @@ def processor():
     return tiny_processor("naflex")
 
 
-@pytest.mark.parametrize("training", [True, False])
-def test_the_mode_is_restored_also_after_an_error(training):
-    model = torch.nn.Sequential(torch.nn.Dropout()).train(training)
-    with evaluation_mode(model):
-        assert not model.training and not model[0].training
-    assert model.training == model[0].training == training
-    with pytest.raises(RuntimeError, match="out of memory"), evaluation_mode(model):
-        raise RuntimeError("out of memory")
-    assert model.training == model[0].training == training
-
-
-def test_parts_that_stay_in_evaluation_mode_are_left_in_it():
-    """A frozen backbone is in evaluation mode under a training model; the model restores that itself."""
-    model = tiny_model("naflex").train()
-    before = {name: module.training for name, module in model.named_modules()}
-    with evaluation_mode(model):
-        pass
-    assert {name: module.training for name, module in model.named_modules()} == before
-    assert len(set(before.values())) == 2
-
-
 @pytest.mark.parametrize("kind", TINY_KINDS)
 @pytest.mark.parametrize("explain", [False, True])
 def test_a_batch_is_what_the_model_answers_and_explains(kind, explain):
     model, inputs = randomize(tiny_model(kind, attention_dropout=0.5)), tiny_inputs(kind)
     with torch.no_grad():
         logits, relevance = model(**inputs).logits, model.explain(**inputs)
-    found = predict_batch(model.train(), inputs, explain=explain)
-    assert model.training
+    found = predict_batch(model, inputs, explain=explain)
     torch.testing.assert_close(found.pop("logits"), logits, atol=1e-6, rtol=1e-5)
     if explain:
         torch.testing.assert_close(found.pop("relevance"), relevance, atol=1e-6, rtol=1e-5)
@@ -97,6 +75,7 @@ def test_a_batch_is_cast_and_comes_back_as_float32(model):
 def test_logits_of_another_dtype_become_float32():
     class Half(torch.nn.Linear):
         device, dtype = torch.device("cpu"), torch.bfloat16
+        config = SimpleNamespace(schema=tiny_schema())
 
         def forward(self, pixel_values):
             return SimpleNamespace(logits=pixel_values)
@@ -234,3 +213,22 @@ def test_an_error_comes_after_the_results_before_it(threads, place):
         for result in results:
             found.append(result)
     assert found == [0, 1, 2]
+
+
+def test_a_score_that_is_not_finite_is_refused_and_named(model, processor):
+    """A comparison with NaN is False, so it would be answered with "no"."""
+    broken = copy.deepcopy(model)
+    broken.attribute_heads.classifier_bias.data[1, 0] = torch.nan
+    inputs = tiny_inputs("naflex", batch=2)
+    with pytest.raises(ValueError, match="'Backpack', label 'no', is nan for image 0, expected a finite number"):
+        predict_batch(broken, inputs)
+    with pytest.raises(ValueError, match="'Backpack'.*image 'a.png'"):
+        predict_batch(broken, inputs, names=["a.png", "b.png"])
+    with torch.no_grad():
+        output = broken(**inputs)
+    with pytest.raises(ValueError, match="'Backpack', label 'no', is nan for image 0"):
+        processor.post_process_attributes(output, broken.config.schema)
+    logits = torch.zeros(2, 3, 2)
+    logits[1, 2, 1] = torch.inf
+    with pytest.raises(ValueError, match="'Female', label 'yes', is inf for image 1"):
+        processor.post_process_attributes(logits, broken.config.schema)

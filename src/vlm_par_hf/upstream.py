@@ -293,6 +293,10 @@ class Towers(ABC):
         """The table of token embeddings, `(vocabulary, width)`."""
         return vlm.text_model.embeddings.token_embedding.weight
 
+    def text_modules(self, vlm: PreTrainedModel) -> tuple[nn.Module, ...]:
+        """The modules that `embed_words` and `encode_words` use."""
+        return (vlm.text_model,)
+
     def encode_words(self, vlm: PreTrainedModel, words: torch.Tensor, last: torch.Tensor) -> torch.Tensor:
         """Text embeddings `(Z, E)`: runs token embeddings through the text tower, pools at the position `last` `(Z,)`
         and projects."""
@@ -315,6 +319,9 @@ class ClipTowers(Towers):
 
     num_class_tokens = 1
     num_start_tokens = 1
+
+    def text_modules(self, vlm: PreTrainedModel) -> tuple[nn.Module, ...]:
+        return (vlm.text_model, vlm.text_projection)
 
     def enter(self, vlm: PreTrainedModel, states: torch.Tensor) -> torch.Tensor:
         return vlm.vision_model.pre_layrnorm(states)

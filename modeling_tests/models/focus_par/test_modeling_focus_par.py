@@ -239,7 +239,7 @@ def test_vectors_in_the_place_of_padding_change_nothing_at_first(kind):
         expected = model.vlm.get_text_features(ids).pooler_output
         torch.testing.assert_close(model.encode_attributes(model.schema, processor).embeds, expected)
         model.prompts.mul_(-2.0)
-        model._clear_kept()
+        model._kept.clear()
         assert (model.encode_attributes(model.schema, processor).embeds - expected).abs().max() > 1e-3
 
 
@@ -254,7 +254,7 @@ def test_a_region_without_vectors_of_its_own_has_their_mean():
     assert (embeds[0] - embeds[2]).abs().max() > 1e-4
     with torch.no_grad():
         model.prompts.copy_(model.prompts.mean(0).expand_as(model.prompts))
-    model._clear_kept()
+    model._kept.clear()
     torch.testing.assert_close(model.encode_attributes([head], processor).embeds, embeds[0], rtol=1e-4, atol=1e-5)
 
 

@@ -152,7 +152,7 @@ def test_no_tensor_of_patches_by_width_per_attribute():
     B, N, A, D = 3, 11, len(model.schema), model.attribute_heads.width
     shapes = []
     with torch.autograd.graph.saved_tensors_hooks(lambda x: shapes.append(tuple(x.shape)) or x, lambda x: x):
-        model(**features(model, batch=B)).logits.sum().backward()
+        model(**features(model, batch=B)).logits.softmax(-1)[..., 0].sum().backward()
     assert (B, N, D) in shapes
     assert not [shape for shape in shapes if set(shape) >= {B, N, A, D}]
 
@@ -391,7 +391,7 @@ def test_folded_text_is_never_stale():
             return model(**inputs).logits
 
     def fresh_logits():
-        model._clear_kept()
+        model._kept.clear()
         return logits()
 
     first = logits()
@@ -639,6 +639,27 @@ def test_heads_alone_are_refused_without_a_way_back(backbone_folder, tmp_path):
     model = heads_model(backbone_folder, freeze_backbone=False)
     with pytest.raises(ValueError, match="vision tower would be lost"):
         model.save_pretrained(tmp_path / "x")
+    model = heads_model(backbone_folder)
+    model.vlm.vision_model.requires_grad_(True)
+    with pytest.raises(ValueError, match="vision tower would be lost"):
+        model.save_pretrained(tmp_path / "x")
+    model.vlm.requires_grad_(False)
+    model.save_pretrained(tmp_path / "x")
+    model.half().float().save_pretrained(tmp_path / "y")  # rounded, but the same backbone
+    model.vlm.vision_model.post_layernorm.weight.data[3] += 0.1  # as adapters that were merged
+    with pytest.raises(ValueError, match=r"not that of .*post_layernorm.weight.* differs"):
+        model.save_pretrained(tmp_path / "z")
+    config = json.loads((tmp_path / "x" / "config.json").read_text())
+    (tmp_path / "x" / "config.json").write_text(json.dumps({**config, "backbone_hash": None}))
+    with pytest.raises(ValueError, match="has no backbone_hash"):
+        AutoModel.from_pretrained(tmp_path / "x")
+
+
+def test_text_adapters_are_warned_about(caplog):
+    model = tiny_model("naflex")
+    model.vlm.text_model.encoder.layers[0].requires_grad_(True)
+    model.train()
+    assert "text tower require gradients and will get none" in caplog.text
 
 
 def test_a_missing_or_foreign_file_is_named(backbone_folder, tmp_path):

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from tokenizers import Tokenizer
 from transformers import AutoProcessor, AutoTokenizer, GemmaTokenizer
+from transformers.image_utils import ChannelDimension
 
 from modeling_tests.tiny import tiny_model, tiny_processor, tiny_schema, tiny_tokenizer
 from vlm_par_hf.base.outputs import ParOutput
@@ -243,3 +244,52 @@ def test_a_wrong_patch_grid_is_refused():
         tiny_processor().fix_patch_grid((16, 0))
     with pytest.raises(ValueError, match=r"patch_grid=\(4, 4\), but SiglipImageProcessorPil makes images of a fixed"):
         tiny_processor("fixed").fix_patch_grid((4, 4))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_calls_of_the_documentation_of_siglip2(kind):
+    """Texts with padding and max_length beside images, and a patch budget beside texts."""
+    processor, texts = tiny_processor(kind), ["a photo of 2 cats", "a photo of 2 dogs"]
+    more = {"max_num_patches": 9} if kind == "naflex" else {}
+    found = processor(text=texts, images=picture(), padding="max_length", max_length=32, return_tensors="pt", **more)
+    assert found["input_ids"].shape == (2, 32)
+    expected = processor(images=[picture()], **more)
+    assert torch.equal(found["pixel_values"], expected["pixel_values"])
+    text_alone = processor(text=texts, padding="max_length", truncation=True, return_tensors="pt")
+    assert text_alone["input_ids"].shape == (2, 64) and "pixel_values" not in text_alone
+    for padding in (True, False, "longest", "do_not_pad"):
+        with pytest.raises(ValueError, match='padding is .*expected "max_length"'):
+            processor(text=texts, padding=padding)
+    with pytest.raises(ValueError, match="has .* tokens, more than max_length=4"):
+        processor(text=texts, truncation=False, max_length=4)
+    assert torch.equal(processor(text=texts, truncation=False)["input_ids"], text_alone["input_ids"])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_a_caller_says_of_range_and_layout_is_true_or_refused(kind):
+    """These were applied to pictures that had been brought to uint8 and channels last already."""
+    processor, image = tiny_processor(kind), picture()
+    expected = processor(images=image)["pixel_values"]
+    whole = np.asarray(image)
+    share = (whole / 255).astype(np.float32)
+    for array in (whole, share, torch.from_numpy(whole.copy()), torch.from_numpy(share)):
+        first = array.permute(2, 0, 1) if isinstance(array, torch.Tensor) else array.transpose(2, 0, 1)
+        for given, layout in ((array, "channels_last"), (first, "channels_first"), (first, ChannelDimension.FIRST)):
+            found = processor(images=[given], input_data_format=layout)["pixel_values"]
+            torch.testing.assert_close(found, expected)
+    for array in (share, torch.from_numpy(share)):
+        torch.testing.assert_close(processor(images=[array], do_rescale=False)["pixel_values"], expected)
+    torch.testing.assert_close(
+        processor(images=image, do_rescale=True, rescale_factor=1 / 255)["pixel_values"], expected
+    )
+    for given in (image, whole, torch.from_numpy(whole.copy())):
+        with pytest.raises(ValueError, match=r"do_rescale is False.*image 0.*floating-point"):
+            processor(images=[given], do_rescale=False)
+    with pytest.raises(ValueError, match=r"rescale_factor is 1, expected 0\.0039"):
+        processor(images=image, rescale_factor=1)
+    with pytest.raises(ValueError, match="channels_first.*PIL image"):
+        processor(images=image, input_data_format="channels_first")
+    with pytest.raises(ValueError, match="input_data_format is 'sideways'"):
+        processor(images=whole, input_data_format="sideways")
+    with pytest.raises(TypeError, match="does not know one of the arguments colour"):
+        processor(images=image, colour="red")

@@ -1,25 +1,23 @@
 """Build, freeze, save and load models over a backbone: full checkpoints and checkpoints of the heads alone."""
 
-import hashlib
-import json
-import struct
 from abc import abstractmethod
-from dataclasses import fields
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
+import torch
 from safetensors.torch import load_file
 from torch import nn
-from transformers import AutoConfig, PreTrainedConfig
-from transformers.utils import cached_file
+from transformers import AutoConfig, AutoModel, PreTrainedConfig
 
 from vlm_par_hf.errors import ParValueError
 from vlm_par_hf.utils import embedded_path
 
+from .kept import fingerprint
 from .modeling import HUB_KEYS, ParPreTrainedModel, check_keys, loading_weights
+from .weights import check_dtypes, find_weights, hash_weights
 
 
-__all__ = ["BackbonePreTrainedModel", "backbone_source", "hash_weights"]
+__all__ = ["BackbonePreTrainedModel", "backbone_source"]
 
 
 class BackbonePreTrainedModel(ParPreTrainedModel):
@@ -40,32 +38,39 @@ class BackbonePreTrainedModel(ParPreTrainedModel):
     # Part of the model -> the keyword of `parameter_groups` that is its learning rate.
     parameter_rates: ClassVar[dict[str, str]]
 
+    # Fingerprint of the backbone as it was loaded by its name; None for one that came another way.
+    _loaded_backbone: tuple | None = None
+
     @abstractmethod
     def _prepare_texts(self, processor: Any) -> None:
         """Encodes the texts of the label space; tokenizes them first if a processor is given."""
 
-    # Freezing
+    # What trains
 
-    def train(self, mode: bool = True) -> Self:
-        """As `torch.nn.Module.train`, but frozen parts of the backbone stay frozen and in eval mode."""
-        super().train(mode)
-        self._freeze_backbone()
-        self._clear_kept()
-        return self
-
-    def _freeze_backbone(self) -> None:
-        # Called from `train()` as well, because loading replaces the parameters by new ones that require gradients:
-        # `from_pretrained` ends with `eval()`, which is `train(False)`.
+    def _freeze(self) -> None:
         self.vlm.requires_grad_(False)
-        self.vlm.eval()
         if not self.config.freeze_backbone:
             self.vlm.vision_model.requires_grad_(True)
-            self.vlm.vision_model.train(self.training)
             self._freeze_unused()
+        self.train(self.training)  # because the mode of the towers follows from what trains
 
     def _freeze_unused(self) -> None:
         """Called if the vision tower is trained: freezes its parameters that no score depends on, and unfreezes what
         else must be trained with it."""
+
+    def train(self, mode: bool = True) -> Self:
+        """As `torch.nn.Module.train`, but a tower of which no parameter trains stays in eval mode."""
+        super().train(mode)
+        if mode:
+            for part in (self.vlm, self.vlm.vision_model, self.vlm.text_model):
+                if not _trains(part):
+                    part.eval()
+        return self
+
+    @property
+    def trains_vision_tower(self) -> bool:
+        """Whether a parameter of the vision tower requires gradients."""
+        return _trains(self.vlm.vision_model)
 
     # Optimisation
 
@@ -146,16 +151,42 @@ class BackbonePreTrainedModel(ParPreTrainedModel):
                     f"be loaded; build the model with {type(self).__name__}.from_backbone(name, ...) or set "
                     "save_backbone=True"
                 )
-            if not config.freeze_backbone:
+            if _trains(self.vlm):
                 raise ParValueError(
-                    "save_backbone is False, but freeze_backbone is False too: the trained vision tower would be "
-                    "lost; set save_backbone=True"
+                    "save_backbone is False, but parameters of the backbone require gradients: the trained vision "
+                    "tower would be lost; set save_backbone=True"
                 )
+            self._check_backbone_unchanged()
             if config.backbone_hash is None:
                 config.backbone_hash = hash_weights(
                     backbone_source(config), config.backbone_revision, token=kwargs.get("token")
                 )
         super()._save_files(save_directory, **kwargs)
+
+    def _check_backbone_unchanged(self) -> None:
+        """Refuses to save heads alone if the backbone is not the one that would be loaded with them: because it was
+        trained and frozen again, adapters were merged into it, or a checkpoint was loaded into it.
+
+        Raises:
+            ValueError: names a tensor that differs.
+        """
+        state = self.vlm.state_dict()
+        if self._loaded_backbone is not None and fingerprint(state.values()) == self._loaded_backbone:
+            return
+        config = self.config
+        source = backbone_source(config)
+        with loading_weights(source):
+            original = AutoModel.from_pretrained(source, revision=config.backbone_revision or "main").state_dict()
+        for name, tensor in state.items():
+            found = original.get(name)
+            # A backbone in half precision, or one that was in half precision for a time, is the same backbone.
+            rounded = () if found is None else (found.to(kind) for kind in (tensor.dtype, torch.half, torch.bfloat16))
+            if not any(torch.equal(tensor.cpu(), one.to(tensor.dtype)) for one in rounded):
+                raise ParValueError(
+                    f"save_backbone is False, but the backbone is not that of {config.backbone_name!r} any more "
+                    f"(tensor {name!r} {'is not there' if found is None else 'differs'}): the change would be lost; "
+                    "set save_backbone=True"
+                )
 
     def check_pushable(self) -> None:
         """Refuses to publish heads whose backbone exists on this machine only.
@@ -217,12 +248,6 @@ class BackbonePreTrainedModel(ParPreTrainedModel):
         return model
 
     @classmethod
-    def _take_settings(cls, kwargs: dict[str, Any]) -> dict[str, Any]:
-        """Removes the fields of the configuration from `kwargs` and returns them."""
-        own = {one.name for one in fields(cls.config_class)} - {one.name for one in fields(PreTrainedConfig)}
-        return {key: kwargs.pop(key) for key in list(kwargs) if key in own}
-
-    @classmethod
     def _load_backbone(cls, source: str, config: PreTrainedConfig, **kwargs: Any) -> tuple[Self, set[str]]:
         """Loads the backbone of `source` into a new model.
 
@@ -237,6 +262,7 @@ class BackbonePreTrainedModel(ParPreTrainedModel):
                 model, info = cls._from_pretrained(source, config=config, **kwargs)
             except RuntimeError as error:
                 raise ParValueError(f"{source} does not fit its own configuration: {error} {report}") from error
+        model._loaded_backbone = fingerprint(model.vlm.state_dict().values())
         missing = set(info["missing_keys"])
         absent = sorted(key for key in missing if key.startswith("vlm."))
         if absent:
@@ -250,11 +276,13 @@ class BackbonePreTrainedModel(ParPreTrainedModel):
         """As `PreTrainedModel.from_pretrained`, for full checkpoints and for checkpoints of the heads alone.
 
         For the heads alone, the backbone is loaded by its name, and its weights must equal those that the heads were
-        trained on. Fields of the configuration that are given as keywords override the saved ones.
+        trained on. Fields of the configuration that are given as keywords override the saved ones, where these do not
+        say what the weights mean. `attributes=` exchanges the label space: what was trained is kept for attributes of
+        equal name and labels, the others start fresh, and a warning says which.
 
         Raises:
-            ValueError: the folder holds another kind of model, a tensor is missing, unknown or of another size, or the
-                backbone is not the one that the heads were trained on.
+            ValueError: the folder holds another kind of model, a tensor is missing, unknown or of another size, a
+                field cannot be overridden, or the backbone is not the one that the heads were trained on.
             OSError: the checkpoint does not exist, or a file is missing.
         """
         name = pretrained_model_name_or_path
@@ -264,10 +292,9 @@ class BackbonePreTrainedModel(ParPreTrainedModel):
             return (model, info) if with_info else model
         saved = cls._read_saved_config(name, kwargs)
         is_own = saved.get("model_type") == cls.config_class.model_type
-        if config is None:
-            cls._check_kind(name, saved)
-            hub = {key: kwargs[key] for key in HUB_KEYS if key in kwargs}
-            config = cls.config_class.from_pretrained(name, **hub, **cls._take_settings(kwargs))
+        wanted = None
+        if is_own or config is None:
+            config, wanted = cls._settle_config(name, saved, config, kwargs)
         if is_own and not saved.get("save_backbone", True):
             model, info = cls._load_heads(name, config, **kwargs)
         else:
@@ -275,6 +302,9 @@ class BackbonePreTrainedModel(ParPreTrainedModel):
             if is_own:  # the checkpoint of a backbone has no heads, so missing tensors are no error there
                 check_keys(name, info["missing_keys"], info["unexpected_keys"])
         model._prepare_texts(None)
+        if wanted is not None:
+            hub = {key: kwargs[key] for key in HUB_KEYS if key in kwargs}
+            model._exchange_attributes(wanted, cls.processor_class.from_pretrained(name, **hub))
         return (model, info) if with_info else model
 
     @classmethod
@@ -296,7 +326,12 @@ class BackbonePreTrainedModel(ParPreTrainedModel):
         access = {
             key: hub[key] for key in hub.keys() - {"revision", "subfolder"}
         }  # these two are of the heads' repository
-        found = hash_weights(source, config.backbone_revision, **access) if config.backbone_hash else None
+        if config.backbone_hash is None:
+            raise ParValueError(
+                f"{name}: config.json has no backbone_hash, so nothing shows that {config.backbone_name!r} is the "
+                "backbone that the heads were trained on; save the heads again with save_pretrained"
+            )
+        found = hash_weights(source, config.backbone_revision, **access)
         if found != config.backbone_hash:
             raise ParValueError(
                 f"backbone {config.backbone_name!r} (revision {config.backbone_revision}) has weights {found}, but "
@@ -305,8 +340,11 @@ class BackbonePreTrainedModel(ParPreTrainedModel):
         heads_only = ("revision", "subfolder", "state_dict", "use_safetensors", "variant")
         options = {key: value for key, value in kwargs.items() if key not in heads_only}
         model, missing = cls._load_backbone(source, config, revision=config.backbone_revision or "main", **options)
+        heads: dict[str, torch.Tensor] = {}
         with loading_weights(name):
-            heads = load_file(cached_file(name, "model.safetensors", **hub))
+            for path in find_weights(name, variant=kwargs.get("variant"), **hub):
+                heads.update(load_file(path))
+                check_dtypes(path, model.state_dict())
         try:
             result = model.load_state_dict(heads, strict=False)
         except RuntimeError as error:
@@ -317,53 +355,10 @@ class BackbonePreTrainedModel(ParPreTrainedModel):
         return model, {"missing_keys": set(), "unexpected_keys": set(), "mismatched_keys": set(), "error_msgs": []}
 
 
+def _trains(module: nn.Module) -> bool:
+    return any(parameter.requires_grad for parameter in module.parameters())
+
+
 def backbone_source(config: PreTrainedConfig) -> str:
     """The folder or repository to load the backbone `config.backbone_name` from."""
     return str(embedded_path("backbone")) if config.backbone_name == "embedded" else config.backbone_name
-
-
-def hash_weights(source: str, revision: str | None = None, **access: Any) -> str:
-    """sha256 over the tensors of a safetensors checkpoint: names, dtypes, shapes and bytes, in the order of the names.
-
-    The hash does not depend on how the tensors are divided into files, nor on the dtype that a model loads them in.
-
-    Args:
-        source: folder or repository.
-        revision: of the repository.
-        access: how to reach it, as in `from_pretrained` (`token`, `cache_dir`, `local_files_only`, ...).
-
-    Raises:
-        ValueError: there are no safetensors weights, or a file is truncated.
-    """
-    options = {**access, "revision": revision, "_raise_exceptions_for_missing_entries": False}
-    names = ["model.safetensors"]
-    index = cached_file(source, "model.safetensors.index.json", **options)
-    # As transformers does: prefer one single file over shards.
-    if index is not None and cached_file(source, names[0], **options) is None:
-        names = sorted(set(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values()))
-    tensors = []
-    for name in names:
-        path = cached_file(source, name, **options)
-        if path is None:
-            raise ParValueError(
-                f"backbone {source!r} has no {name}; heads can be saved alone only over safetensors weights"
-            )
-        with open(path, "rb") as file:
-            (size,) = struct.unpack("<Q", file.read(8))
-            header = json.loads(file.read(size))
-        header.pop("__metadata__", None)
-        tensors += [(key, path, 8 + size, entry) for key, entry in header.items()]
-    digest = hashlib.sha256()
-    for key, path, offset, entry in sorted(tensors, key=lambda tensor: tensor[0]):
-        digest.update(json.dumps([key, entry["dtype"], entry["shape"]]).encode())
-        start, end = entry["data_offsets"]
-        with open(path, "rb") as file:
-            file.seek(offset + start)
-            remaining = end - start
-            while remaining:
-                chunk = file.read(min(remaining, 1 << 24))
-                if not chunk:
-                    raise ParValueError(f"{path} is truncated: tensor {key!r} ends early")
-                digest.update(chunk)
-                remaining -= len(chunk)
-    return digest.hexdigest()

@@ -1,6 +1,7 @@
 """What the configurations of all families share: the label space, and for most of them a backbone."""
 
 import copy
+from dataclasses import fields
 from typing import Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
@@ -10,7 +11,14 @@ from vlm_par_hf.errors import ParValueError
 from vlm_par_hf.labels.schema import AttributeSchema
 
 
-__all__ = ["BackboneConfig", "LabelSpaceConfig"]
+__all__ = ["DERIVED_FIELDS", "BackboneConfig", "LabelSpaceConfig", "differing_fields"]
+
+DERIVED_FIELDS = ("num_labels", "id2label", "label2id")
+# Settings of transformers that a nested configuration holds too and that say nothing about the weights.
+RUNTIME_FIELDS = {
+    "_name_or_path", "architectures", "attn_implementation", "dtype", "initializer_factor", "initializer_range",
+    "name_or_path", "output_attentions", "output_hidden_states", "return_dict", "torch_dtype", "transformers_version",
+}  # fmt: skip
 
 
 class LabelSpaceConfig:
@@ -21,6 +29,42 @@ class LabelSpaceConfig:
     """
 
     attributes: Any
+
+    # Fields that may differ from the saved ones when a checkpoint is loaded. All others say what its weights mean.
+    free_at_load: ClassVar[tuple[str, ...]] = ("loss", "backbone_name", "backbone_revision")
+
+    @classmethod
+    def own_fields(cls) -> list[str]:
+        """The fields that this configuration adds to those of `PreTrainedConfig`."""
+        common = {one.name for one in fields(PreTrainedConfig)}
+        return [one.name for one in fields(cls) if one.name not in common]
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As `PreTrainedConfig.from_dict`; keywords that are fields replace those of the dict before it is read, so
+        they are checked and completed like these.
+
+        Raises:
+            ValueError: `num_labels`, `id2label` or `label2id` contradict the label space.
+        """
+        nested = getattr(cls, "sub_configs", {})
+        own = {key: kwargs.pop(key) for key in cls.own_fields() if key in kwargs and key not in nested}
+        derived = {key: kwargs.pop(key) for key in DERIVED_FIELDS if key in kwargs}
+        found = super().from_dict({**config_dict, **own}, **kwargs)
+        config = found[0] if isinstance(found, tuple) else found
+        for key, value in derived.items():
+            if value != getattr(config, key):
+                raise ParValueError(
+                    f"{key}={value!r:.200} contradicts the label space of {len(config.attributes or ())} attributes, "
+                    "from which it follows: pass attributes="
+                )
+        return found
+
+    def set_schema(self, schema: AttributeSchema) -> None:
+        """Sets `attributes`, and `id2label` and `label2id`, which follow from it."""
+        self.attributes = schema.to_list()
+        self.id2label = dict(enumerate(schema.names))
+        self.label2id = {name: index for index, name in enumerate(schema.names)}
 
     def _take_attributes(self, kwargs: dict[str, Any]) -> AttributeSchema | None:
         """Turns `attributes` into plain JSON and sets `id2label` and `label2id` from it.
@@ -38,10 +82,8 @@ class LabelSpaceConfig:
         if self.attributes is None:
             return None
         schema = AttributeSchema(self.attributes)
-        self.attributes = schema.to_list()
-        self.id2label = dict(enumerate(schema.names))
-        self.label2id = {name: index for index, name in enumerate(schema.names)}
-        for name in ("num_labels", "id2label", "label2id"):
+        self.set_schema(schema)
+        for name in DERIVED_FIELDS:
             kwargs.pop(name, None)
         return schema
 
@@ -59,6 +101,24 @@ class LabelSpaceConfig:
         return AttributeSchema(self.attributes)
 
 
+def differing_fields(config: LabelSpaceConfig, saved: LabelSpaceConfig) -> list[str]:
+    """The fields that say what weights mean and differ between two configurations of one class, in their order."""
+    free = config.free_at_load
+    return [
+        name
+        for name in config.own_fields()
+        if name not in free and _plain(getattr(config, name)) != _plain(getattr(saved, name))
+    ]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, PreTrainedConfig):
+        value = value.to_dict()
+    if isinstance(value, dict):
+        return {key: _plain(one) for key, one in value.items() if key not in RUNTIME_FIELDS}
+    return [_plain(one) for one in value] if isinstance(value, (list, tuple)) else value
+
+
 @strict
 class BackboneConfig(LabelSpaceConfig, PreTrainedConfig):
     """Fields of a model over a vision-language backbone, and the checks that every such family makes.
@@ -72,6 +132,7 @@ class BackboneConfig(LabelSpaceConfig, PreTrainedConfig):
     """
 
     keys_to_ignore_at_inference = ["image_embeds", "attentions", "hidden_states"]
+    free_at_load = (*LabelSpaceConfig.free_at_load, "attention_dropout", "freeze_backbone", "save_backbone")
     backbone_types: ClassVar[tuple[str, ...]] = ()
     default_backbone: ClassVar[dict[str, Any]] = {}
 

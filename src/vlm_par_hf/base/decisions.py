@@ -4,6 +4,7 @@
 compares the two.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from vlm_par_hf.labels.schema import UNKNOWN_LABEL, AttributeSchema
 from .priors import compute_class_weights, compute_priors
 
 
-__all__ = ["decide", "fit_decisions", "label_probabilities", "transfer_decisions"]
+__all__ = ["check_scores", "decide", "fit_decisions", "label_probabilities", "transfer_decisions"]
 
 
 def label_probabilities(logits: torch.Tensor, schema: AttributeSchema) -> torch.Tensor:
@@ -24,6 +25,29 @@ def label_probabilities(logits: torch.Tensor, schema: AttributeSchema) -> torch.
     shape."""
     mask = torch.from_numpy(schema.label_mask()).to(logits.device)
     return logits.float().masked_fill(~mask, -torch.inf).softmax(-1)
+
+
+def check_scores(logits: torch.Tensor, schema: AttributeSchema, names: Sequence[str] | None = None) -> None:
+    """Refuses scores that are not finite: a comparison with NaN is False, so they would all be answered with "no".
+
+    Args:
+        logits: `(B, A, C)`.
+        schema: the label space.
+        names: of the B images, for the message; None: their positions.
+
+    Raises:
+        ValueError: names the first attribute and image.
+    """
+    wrong = ~logits.isfinite() & torch.from_numpy(schema.label_mask()).to(logits.device)
+    if bool(wrong.any()):
+        image, attribute, label = wrong.nonzero()[0].tolist()
+        one, value = schema[attribute], float(logits[image, attribute, label])
+        name = f"image {image}" if names is None else f"image {names[image]!r}"
+        raise ParValueError(
+            f"the score of attribute {one.name!r}, label {one.labels[label]!r}, is {value:g} for {name}, expected a "
+            "finite number: are the weights damaged, or does their dtype overflow (float16)? bfloat16 and float32 do "
+            "not"
+        )
 
 
 def decide(probabilities: torch.Tensor, schema: AttributeSchema) -> torch.Tensor:
@@ -69,6 +93,7 @@ def fit_decisions(
             f"logits {tuple(logits.shape)} and labels {labels.shape} do not fit, expected {expected} and "
             f"{expected[:2]} for this label space"
         )
+    check_scores(logits, schema)
     weights = None
     if weighting is not None:
         weights = compute_class_weights(compute_priors(labels, schema), weighting)

@@ -1,5 +1,6 @@
 """The base class of every model: what a family must provide, what it may provide, and what all families share."""
 
+import copy
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,17 +10,21 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedConfig
+from transformers.quantizers import AutoQuantizationConfig
 
 from vlm_par_hf.errors import ParFileNotFoundError, ParValueError
 from vlm_par_hf.hub.pushing import PushToHub
 from vlm_par_hf.hub.remote_code import write_remote_code
+from vlm_par_hf.labels.schema import AttributeSchema
 from vlm_par_hf.upstream import TransformersModel, collect_load_report
 
+from .configuration import DERIVED_FIELDS, differing_fields
 from .kept import Kept
 from .losses import ParLoss
+from .weights import check_dtypes, find_weights
 
 
-__all__ = ["HUB_KEYS", "ParPreTrainedModel", "check_keys", "loading_weights"]
+__all__ = ["HUB_KEYS", "ParPreTrainedModel", "check_keys", "evaluation_mode", "loading_weights"]
 
 HUB_KEYS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 
@@ -52,6 +57,10 @@ class ParPreTrainedModel(PushToHub, TransformersModel):
 
     processor_class: ClassVar[type | None] = None
 
+    # Left as they are when a model is quantised at load. The towers of SigLIP 2 convert pixels to the dtype of the
+    # patch embedding's weights, and the attention of the pooling head reads the weights of this module directly.
+    not_quantized: ClassVar[tuple[str, ...]] = ("patch_embedding", "head.attention.out_proj")
+
     supports_training: ClassVar[bool] = True
     supports_features: ClassVar[bool] = False
     supports_explain: ClassVar[bool] = False
@@ -65,6 +74,11 @@ class ParPreTrainedModel(PushToHub, TransformersModel):
         self.schema = config.schema
         self._kept = Kept()
         self._built_loss: tuple | None = None
+
+    @property
+    def trains_vision_tower(self) -> bool:
+        """Whether a parameter of the vision tower requires gradients, so that its features change."""
+        return False
 
     @property
     def starts_from_priors(self) -> bool:
@@ -85,6 +99,46 @@ class ParPreTrainedModel(PushToHub, TransformersModel):
         if self._built_loss is None or self._built_loss[0] != settings:
             self._built_loss = ((dict(self.config.loss), self.schema), self._build_loss())
         return self._built_loss[1].train(self.training)
+
+    def _guard_padding(self, logits: torch.Tensor) -> None:
+        """Refuses a loss outside the model that was computed over the entries past an attribute's own labels.
+
+        They hold -1e4, so cross-entropy gives them no gradient, but a label smoother counts them as labels: its loss
+        is wrong by hundreds. Only the gradient shows it.
+        """
+        if not logits.requires_grad or torch.compiler.is_compiling() or len(set(self.schema.num_labels)) == 1:
+            return
+        outside = torch.from_numpy(~self.schema.label_mask()).to(logits.device)
+
+        def check(gradient: torch.Tensor) -> None:
+            if bool((gradient[:, outside] != 0).any()):
+                raise ParValueError(
+                    "a loss outside the model was computed over entries of `logits` past an attribute's own labels, "
+                    "which hold -1e4. For label smoothing set "
+                    'model.config.loss = {**model.config.loss, "label_smoothing": 0.1} in place of '
+                    "TrainingArguments(label_smoothing_factor=...); for a loss of your own take "
+                    "output.split_logits(model.config.schema), the logits of one attribute after another"
+                )
+
+        logits.register_hook(check)
+
+    # Label space
+
+    def _set_label_space(self, schema: AttributeSchema) -> None:
+        """Makes `schema` the label space of model and configuration. Weighting and priors of the loss belong to the
+        old one and are removed."""
+        self.schema = schema
+        self.config.set_schema(schema)
+        dropped = ("weighting", "priors")
+        self.config.loss = {name: value for name, value in self.config.loss.items() if name not in dropped}
+
+    def _exchange_attributes(self, schema: AttributeSchema, processor: Any) -> None:
+        """Called by `from_pretrained` when `attributes=` names another label space than the saved one; a family that
+        can go on with one overrides it."""
+        raise ParValueError(
+            f"attributes= names another label space than the checkpoint's ({self.schema.diff(schema)[0]}), and a "
+            f"{type(self).__name__} answers for that one only: load it without attributes="
+        )
 
     # Inputs
 
@@ -117,14 +171,14 @@ class ParPreTrainedModel(PushToHub, TransformersModel):
         pixel_attention_mask: torch.Tensor | None,
         spatial_shapes: torch.Tensor | None,
     ) -> Any:
-        """The outputs of the vision tower; computed without gradients if it is frozen."""
+        """The outputs of the vision tower. Gradients flow through it if a parameter of it, or the input, requires
+        them."""
         if naflex:
             inputs = {"pixel_attention_mask": pixel_attention_mask, "spatial_shapes": spatial_shapes}
         else:
             size = (tower.config.image_size,) * 2
             inputs = {"interpolate_pos_encoding": tuple(pixel_values.shape[-2:]) != size}
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.freeze_backbone):
-            return tower(pixel_values=pixel_values, **inputs)
+        return tower(pixel_values=pixel_values, **inputs)
 
     @staticmethod
     def _patch_mask(patches: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
@@ -143,18 +197,11 @@ class ParPreTrainedModel(PushToHub, TransformersModel):
         chosen = [attribute] if isinstance(attribute, (str, int)) else list(attribute)
         return relevance[:, [schema.index(one) if isinstance(one, str) else one for one in chosen]]
 
-    # Values that are cached until a parameter changes
+    # What trains
 
-    def _clear_kept(self) -> None:
-        self._kept.clear()
-
-    def _apply(self, fn, recurse=True):
-        self._clear_kept()  # `.to()` exchanges a parameter's data, which `Kept` does not notice
-        return super()._apply(fn, recurse)
-
-    def load_state_dict(self, state_dict, strict=True, assign=False):
-        self._clear_kept()
-        return super().load_state_dict(state_dict, strict, assign)
+    def _freeze(self) -> None:
+        """Sets `requires_grad` of the parameters as the configuration says. Called once when a model is built and once
+        when it was loaded, which makes new parameters; afterwards `requires_grad` is the user's."""
 
     # Saving and loading
 
@@ -172,16 +219,67 @@ class ParPreTrainedModel(PushToHub, TransformersModel):
         """As `PreTrainedModel.from_pretrained`.
 
         Raises:
-            ValueError: the folder holds another kind of model, a tensor is missing, unknown or of another size.
+            ValueError: the folder holds another kind of model, a tensor is missing, unknown or of another size, or the
+                configuration that is given contradicts the saved one.
             OSError: the checkpoint does not exist, or a file is missing.
         """
         name = pretrained_model_name_or_path
-        if config is None:
-            cls._check_kind(name, cls._read_saved_config(name, kwargs))
         with_info = kwargs.pop("output_loading_info", False)
+        if name is None:
+            model, info = cls._from_pretrained(None, *model_args, config=config, **kwargs)
+            return (model, info) if with_info else model
+        config, wanted = cls._settle_config(name, cls._read_saved_config(name, kwargs), config, kwargs)
         model, info = cls._load_whole(name, *model_args, config=config, **kwargs)
         check_keys(name, info["missing_keys"], info["unexpected_keys"])
+        if wanted is not None:
+            model._exchange_attributes(wanted, None)
         return (model, info) if with_info else model
+
+    @classmethod
+    def _take_settings(cls, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Removes the fields of the configuration from `kwargs` and returns them."""
+        own = {*cls.config_class.own_fields(), *DERIVED_FIELDS}
+        return {key: kwargs.pop(key) for key in list(kwargs) if key in own}
+
+    @classmethod
+    def _settle_config(
+        cls, name: str | Path, saved: dict[str, Any], config: Any, kwargs: dict[str, Any]
+    ) -> tuple[Any, AttributeSchema | None]:
+        """The configuration to load a checkpoint of this class with.
+
+        Args:
+            name: folder or repository.
+            saved: its config.json.
+            config: the configuration that was given; None: the saved one.
+            kwargs: of `from_pretrained`. Fields of the configuration are taken out of it and override the saved ones.
+
+        Returns:
+            The configuration with the saved label space, and the label space that was asked for if it is another one.
+
+        Raises:
+            ValueError: another kind of model, or a field that says what the weights mean differs from the saved one.
+        """
+        cls._check_kind(name, saved)
+        original = cls.config_class.from_dict(copy.deepcopy(saved))
+        if config is None:
+            config = cls.config_class.from_dict(copy.deepcopy(saved), **cls._take_settings(kwargs))
+        differing = differing_fields(config, original)
+        wanted = None
+        if "attributes" in differing and config.attributes is not None:
+            differing.remove("attributes")
+            wanted = config.schema
+        if differing:
+            field = differing[0]
+            free = ", ".join(one for one in config.own_fields() if one in config.free_at_load)
+            raise ParValueError(
+                f"{field}={getattr(config, field)!r:.200} is not what the weights in {name} were trained with "
+                f"({getattr(original, field)!r:.200}), so it cannot be changed when they are loaded; what can be: "
+                f"attributes, {free}"
+            )
+        if wanted is not None:
+            config = copy.deepcopy(config)
+            config.set_schema(original.schema)
+        return config, wanted
 
     @classmethod
     def _check_kind(cls, name: str | Path, saved: dict[str, Any]) -> None:
@@ -215,16 +313,58 @@ class ParPreTrainedModel(PushToHub, TransformersModel):
         """
         with loading_weights(name) as report:
             try:
-                return cls._from_pretrained(name, *model_args, **kwargs)
+                model, info = cls._from_pretrained(name, *model_args, **kwargs)
             except RuntimeError as error:
                 if not report:
                     raise  # no load report, so the error is not about the weights
                 raise ParValueError(f"{name}: the weights do not fit the configuration: {error} {report}") from error
+        access = {key: kwargs[key] for key in HUB_KEYS if kwargs.get(key) is not None}
+        if name is not None and not getattr(model, "is_quantized", False):
+            for path in find_weights(name, variant=kwargs.get("variant"), **access):
+                check_dtypes(path, model.state_dict())
+        return model, info
+
+    @classmethod
+    def _spare_modules(cls, quantization_config: Any) -> Any:
+        """A copy of a quantisation's settings that leaves out the modules of `not_quantized`.
+
+        Raises:
+            ValueError: the settings have no list of modules to leave out.
+        """
+        settings = copy.deepcopy(quantization_config)
+        if isinstance(settings, dict):
+            settings = AutoQuantizationConfig.from_dict(settings)
+        for name in ("llm_int8_skip_modules", "modules_to_not_convert"):
+            if hasattr(settings, name):
+                setattr(settings, name, [*(getattr(settings, name) or ()), *cls.not_quantized])
+                return settings
+        raise ParValueError(
+            f"quantization_config is {quantization_config!r:.200}, in which no modules can be named that are left out "
+            f"(llm_int8_skip_modules or modules_to_not_convert): {', '.join(cls.not_quantized)} must be, or answers "
+            "change"
+        )
 
     @classmethod
     def _from_pretrained(cls, name: str | Path | None, *model_args: Any, **kwargs: Any) -> tuple[Self, dict[str, Any]]:
         """transformers' own `from_pretrained`, which does not call our override; returns model and loading info."""
-        return super().from_pretrained(name, *model_args, output_loading_info=True, **kwargs)
+        if kwargs.get("quantization_config") is not None:
+            kwargs["quantization_config"] = cls._spare_modules(kwargs["quantization_config"])
+        model, info = super().from_pretrained(name, *model_args, output_loading_info=True, **kwargs)
+        model._freeze()
+        return model, info
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Puts a model in evaluation mode, and restores the mode of each of its modules at the end."""
+    were_training = [module for module in model.modules() if module.training]
+    if were_training:
+        model.eval()
+    try:
+        yield
+    finally:
+        for module in were_training:
+            module.training = True
 
 
 @contextmanager

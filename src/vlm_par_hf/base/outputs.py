@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import torch
 from transformers.utils import ModelOutput
 
+from vlm_par_hf.labels.schema import AttributeSchema
+
 
 __all__ = ["ParOutput"]
 
@@ -32,3 +34,7 @@ class ParOutput(ModelOutput):
     image_embeds: torch.Tensor | None = None
     attentions: torch.Tensor | None = None
     hidden_states: tuple[torch.Tensor, ...] | None = None
+
+    def split_logits(self, schema: AttributeSchema) -> list[torch.Tensor]:
+        """The logits of each attribute over its own labels, `(B, K)`, for a loss or a calibration of your own."""
+        return [self.logits[:, a, : one.num_labels] for a, one in enumerate(schema)]

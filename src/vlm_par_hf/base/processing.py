@@ -11,13 +11,13 @@ from transformers import AutoImageProcessor, AutoTokenizer, BatchFeature, Proces
 from vlm_par_hf.errors import ParFileNotFoundError, ParTypeError, ParValueError
 from vlm_par_hf.hub.pushing import PushToHub
 from vlm_par_hf.hub.remote_code import write_remote_code
-from vlm_par_hf.images.opening import is_one_image, open_images
+from vlm_par_hf.images.opening import describe_image_source, is_one_image, open_images
 from vlm_par_hf.images.preprocessing import preprocess_images
 from vlm_par_hf.labels.decisions import decide, read_thresholds
 from vlm_par_hf.labels.schema import AttributeSchema
 from vlm_par_hf.utils import embedded_path, iterate
 
-from .decisions import label_probabilities
+from .decisions import check_scores, label_probabilities
 from .outputs import ParOutput
 
 
@@ -133,7 +133,12 @@ class ParProcessor(PushToHub, ProcessorMixin):
         text: str | Sequence[str] | None = None,
         *,
         return_tensors: str | None = "pt",
+        padding: str | bool = "max_length",
+        truncation: bool = True,
         max_length: int = TEXT_LENGTH,
+        input_data_format: str | None = None,
+        do_rescale: bool | None = None,
+        rescale_factor: float | None = None,
         **kwargs: Any,
     ) -> BatchFeature:
         """Prepares images, texts, or both.
@@ -146,7 +151,14 @@ class ParProcessor(PushToHub, ProcessorMixin):
                 images, arrays, paths, ...). Each image shows one person.
             text: one text or a list.
             return_tensors: `"pt"`, `"np"` or None.
+            padding: of texts; only `"max_length"`, because the backbones were trained with it.
+            truncation: False refuses a text that is longer than `max_length`.
             max_length: padded length of the texts.
+            input_data_format: `"channels_first"` or `"channels_last"`, the layout of arrays and tensors; None:
+                channels last.
+            do_rescale, rescale_factor: accepted where they say what is done anyway: the range of values follows from
+                the kind of image (uint8 in [0, 255], floating point in [0, 1]; `open_image`), so `do_rescale=False`
+                needs floating point.
             kwargs: go to the image processor (`max_num_patches` for NaFlex).
 
         Returns:
@@ -156,7 +168,9 @@ class ParProcessor(PushToHub, ProcessorMixin):
             backbones were trained without one.
 
         Raises:
-            ValueError: neither images nor text, or an empty list.
+            ValueError: neither images nor text, an empty list, or an argument that contradicts the images or the way
+                in which the backbone was trained.
+            TypeError: the image processor does not know an argument.
         """
         if images is None and text is None:
             raise ParValueError("images and text are both None, expected at least one of them")
@@ -165,15 +179,35 @@ class ParProcessor(PushToHub, ProcessorMixin):
             images = [images] if is_one_image(images) else list(iterate(images, "images"))
             if not images:
                 raise ParValueError("images is empty, expected at least one image")
-            pictures = open_images(images)
+            self._check_ranges(images, do_rescale, rescale_factor)
+            pictures = open_images([_channels_last(one, input_data_format) for one in images])
             if self.patch_grid is not None:
                 size = [self.image_processor.patch_size * one for one in reversed(self.patch_grid)]  # width, height
                 pictures = [one.resize(size, self.image_processor.resample) for one in pictures]
-            data.update(preprocess_images(self.image_processor, pictures, return_tensors=return_tensors, **kwargs))
+            try:
+                values = preprocess_images(self.image_processor, pictures, return_tensors=return_tensors, **kwargs)
+            except TypeError as error:
+                if "unexpected keyword argument" not in str(error):
+                    raise
+                raise ParTypeError(
+                    f"{type(self.image_processor).__name__} does not know one of the arguments "
+                    f"{', '.join(sorted(kwargs))}: {error}"
+                ) from error
+            data.update(values)
         if text is not None:
             texts = [text] if isinstance(text, str) else list(iterate(text, "text"))
             if not texts:
                 raise ParValueError("text is empty, expected at least one text")
+            if padding != "max_length":
+                raise ParValueError(
+                    f'padding is {padding!r}, expected "max_length": the backbone reads texts that are filled up to '
+                    "max_length, without a mask"
+                )
+            if not truncation:
+                for one in texts:
+                    count = len(self.tokenizer(self._check_text(one).lower())["input_ids"])
+                    if count > max_length:
+                        raise ParValueError(f"text {one!r:.100} has {count} tokens, more than max_length={max_length}")
             encoded = self.tokenizer(
                 [self._check_text(one).lower() for one in texts],
                 padding="max_length",
@@ -185,6 +219,24 @@ class ParProcessor(PushToHub, ProcessorMixin):
             )
             data["input_ids"] = encoded["input_ids"]
         return BatchFeature(data)
+
+    def _check_ranges(self, images: Sequence[Any], do_rescale: bool | None, rescale_factor: float | None) -> None:
+        """Refuses what a caller says of the range of the values if the images have another one."""
+        own = getattr(self.image_processor, "rescale_factor", None)
+        if rescale_factor is not None and rescale_factor != own:
+            raise ParValueError(
+                f"rescale_factor is {rescale_factor}, expected {own}: the range of an image follows from its kind, "
+                "uint8 in [0, 255] and floating point in [0, 1]"
+            )
+        if do_rescale is None or do_rescale:
+            return
+        for index, image in enumerate(images):
+            dtype = getattr(image, "dtype", None)
+            if not (getattr(dtype, "is_floating_point", False) or getattr(dtype, "kind", "") == "f"):
+                raise ParValueError(
+                    f"do_rescale is False, which says that values lie in [0, 1], but image {index} is "
+                    f"{describe_image_source(image)}: expected a floating-point array or tensor"
+                )
 
     def encode_texts(self, texts: Sequence[str], max_length: int = TEXT_LENGTH) -> list[list[int]]:
         """Token ids of each text; lower-cased, at most `max_length` tokens, without padding.
@@ -224,7 +276,7 @@ class ParProcessor(PushToHub, ProcessorMixin):
             {label: probability}}}`.
 
         Raises:
-            ValueError: the logits do not fit the schema, or a threshold is not between 0 and 1.
+            ValueError: the logits do not fit the schema or are not finite, or a threshold is not between 0 and 1.
             KeyError: `threshold` names an unknown attribute.
         """
         schema = schema if isinstance(schema, AttributeSchema) else AttributeSchema(schema)
@@ -235,6 +287,7 @@ class ParProcessor(PushToHub, ProcessorMixin):
                 f"outputs: logits must have shape (people, {expected[0]}, {expected[1]}) for this schema of "
                 f"{len(schema)} attributes, got {tuple(logits.shape)}"
             )
+        check_scores(logits, schema)
         thresholds = read_thresholds(schema, threshold)
         table = label_probabilities(logits.detach().cpu(), schema).numpy()
         answers = decide(table, schema, thresholds)
@@ -251,6 +304,21 @@ class ParProcessor(PushToHub, ProcessorMixin):
                 }
             people.append(found)
         return people
+
+
+def _channels_last(image: Any, input_data_format: str | None) -> Any:
+    """An array or tensor `(C, H, W)` as `(H, W, C)` if the caller says that channels come first; else the image."""
+    layout = None if input_data_format is None else str(getattr(input_data_format, "value", input_data_format))
+    if layout in (None, "channels_last"):
+        return image
+    if layout != "channels_first":
+        raise ParValueError(f'input_data_format is {layout!r}, expected "channels_first" or "channels_last"')
+    if getattr(image, "ndim", None) != 3:
+        raise ParValueError(
+            f'input_data_format is "channels_first", but an image is {describe_image_source(image)}: expected an '
+            "array or tensor (channels, height, width)"
+        )
+    return image.permute(1, 2, 0) if isinstance(image, torch.Tensor) else image.transpose(1, 2, 0)
 
 
 def _check_files(folder: Path, *, needs_tokenizer: bool = True) -> None:

@@ -105,10 +105,11 @@ def compute_features(
             f"{type(model).__name__} cannot be trained, and features are there to train from: compute them with the "
             "model that it was made from"
         )
-    if not model.config.freeze_backbone:
+    if model.trains_vision_tower:
         raise ParValueError(
-            "compute_features needs a frozen backbone, and config.freeze_backbone is False: features would be stale "
-            "after the first step; train from images instead (precompute_features=False)"
+            "compute_features needs a frozen backbone, and parameters of the vision tower require gradients "
+            "(freeze_backbone=False?): features would be stale after the first step; train from images instead "
+            "(precompute_features=False)"
         )
     schema = model.config.schema
     labels, images = read_labels(dataset), _ImagesOnly(dataset)

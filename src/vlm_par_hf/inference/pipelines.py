@@ -82,7 +82,7 @@ class PedestrianAttributesPipeline(PushToHub, Pipeline):
         kwargs: `device`, `batch_size`, `num_workers` as for every pipeline.
 
     Each option may be given here or in a call, which takes precedence. Answers do not depend on `batch_size`, up to
-    rounding. The model answers in evaluation mode whatever its mode is.
+    rounding. The model is put in evaluation mode when the pipeline is made.
 
     Raises:
         ValueError: if there is no processor, or an option has a value that is not allowed.
@@ -113,6 +113,7 @@ class PedestrianAttributesPipeline(PushToHub, Pipeline):
                 "package, such as VlmParModel"
             )
         super().__init__(model=model, processor=processor, **kwargs)
+        self.model.eval()  # once: threads may share a pipeline, and each call would see what another one sets
         name = model.name_or_path
         if name and Path(name).resolve() == embedded_path("heads").resolve():
             logger.warning(

@@ -6,7 +6,6 @@ Its callers differ in how they open pictures, in which threads, and in what they
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import numpy as np
@@ -14,26 +13,14 @@ import torch
 from huggingface_hub.utils import tqdm
 from torch.utils.data import DataLoader
 
-from vlm_par_hf.base.modeling import ParPreTrainedModel
+from vlm_par_hf.base.decisions import check_scores
+from vlm_par_hf.base.modeling import ParPreTrainedModel, evaluation_mode
 from vlm_par_hf.errors import ParValueError
 
 
-__all__ = ["collate_inputs", "evaluation_mode", "predict_batch", "predict_batches", "predict_logits", "read_ahead"]
+__all__ = ["collate_inputs", "predict_batch", "predict_batches", "predict_logits", "read_ahead"]
 
 Carried = TypeVar("Carried")
-
-
-@contextmanager
-def evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
-    """Puts a model in evaluation mode and restores its mode at the end: in training mode it would apply dropout."""
-    was_training = model.training
-    if was_training:
-        model.eval()
-    try:
-        yield
-    finally:
-        if was_training:
-            model.train()
 
 
 @torch.no_grad()
@@ -43,36 +30,41 @@ def predict_batch(
     *,
     attributes: Any = None,
     explain: bool = False,
+    names: Sequence[str] | None = None,
 ) -> dict[str, torch.Tensor]:
-    """The outputs of a model for one batch, in evaluation mode whatever its mode is.
+    """The outputs of a model for one batch.
 
     Args:
-        model: is run on its own device.
+        model: is run on its own device. The caller has put it in evaluation mode, once: several threads may predict
+            with one model, and a mode that each call changes and restores would be seen by the others.
         inputs: keywords of its `forward`, on any device; floating ones are cast to the model's dtype.
         attributes: what `encode_attributes` returned, for a model with `supports_attributes`.
         explain: whether to compute the relevance of each patch too.
+        names: of the images, for messages; None: their positions.
 
     Returns:
         On the CPU: `logits` float32 `(B, A, C)`; with `explain` also `relevance` float32 `(B, A, N)` and, for NaFlex,
         `spatial_shapes` int64 `(B, 2)`.
+
+    Raises:
+        ValueError: a score is not finite.
     """
     inputs = {
         name: value.to(model.device, model.dtype if value.is_floating_point() else value.dtype)
         for name, value in inputs.items()
     }
     named = {} if attributes is None else {"attributes": attributes}
-    outputs = {}
-    with evaluation_mode(model):
-        model_inputs = inputs
-        if explain and model.supports_features:
-            # The vision tower, which is nearly all of the work, runs once for logits and relevance.
-            features = model.get_image_features(**inputs)
-            model_inputs = dict(zip(("patch_embeds", "image_embeds", "patch_mask"), features))
-        outputs["logits"] = model(**model_inputs, **named).logits.float()
-        if explain:
-            outputs["relevance"] = model.explain(**model_inputs, **named)
-            if "spatial_shapes" in inputs:
-                outputs["spatial_shapes"] = inputs["spatial_shapes"]
+    model_inputs = inputs
+    if explain and model.supports_features:
+        # The vision tower, which is nearly all of the work, runs once for logits and relevance.
+        features = model.get_image_features(**inputs)
+        model_inputs = dict(zip(("patch_embeds", "image_embeds", "patch_mask"), features))
+    outputs = {"logits": model(**model_inputs, **named).logits.float()}
+    check_scores(outputs["logits"], model.config.schema if attributes is None else attributes.schema, names)
+    if explain:
+        outputs["relevance"] = model.explain(**model_inputs, **named)
+        if "spatial_shapes" in inputs:
+            outputs["spatial_shapes"] = inputs["spatial_shapes"]
     return {name: value.cpu() for name, value in outputs.items()}
 
 

@@ -72,6 +72,7 @@ def look_at_pictures(
     pixel_attention_mask: torch.Tensor | None,
     spatial_shapes: torch.Tensor | None,
     *,
+    trains_tower: bool,
     output_maps: bool,
 ) -> PictureTokens:
     """Runs the vision tower together with the mix tokens.
@@ -84,12 +85,10 @@ def look_at_pictures(
         probe_share: `(K,)`, the factor with which each mix token is added to the probe of the pooling head; None if
             the tower has no pooling head.
         pixel_values, pixel_attention_mask, spatial_shapes: as in `FocusParModel.forward`; the mask for NaFlex only.
+        trains_tower: whether a parameter of the vision tower requires gradients.
         output_maps: whether to return the attention of each token over the patches.
     """
-    has_gradients = torch.is_grad_enabled()
-    trains_tower = has_gradients and not config.freeze_backbone
-    with torch.set_grad_enabled(trains_tower):
-        hidden = towers.embed_images(vlm, pixel_values, spatial_shapes)
+    hidden = towers.embed_images(vlm, pixel_values, spatial_shapes)
     tokens = towers.enter(vlm, mix_tokens.to(hidden.dtype).expand(len(hidden), -1, -1))
     length, K, num_class_tokens = hidden.shape[1], tokens.shape[1], towers.num_class_tokens
     if pixel_attention_mask is not None:
@@ -100,7 +99,7 @@ def look_at_pictures(
     patches_attend_to = F.pad(patch_mask, (num_class_tokens, 0), value=True)[:, None]
     tokens_attend_to = F.pad(patch_regions(config, patch_mask), (num_class_tokens, 0))
     attention_maps: list[torch.Tensor] = []
-    if output_maps or has_gradients and not trains_tower:
+    if output_maps or torch.is_grad_enabled() and not trains_tower:
         # Frozen tower: run the tokens separately, so that backward skips the patch stream.
         patch_bias = None if pixel_attention_mask is None else _attention_bias(patches_attend_to, hidden.dtype)
         token_bias = _attention_bias(tokens_attend_to, hidden.dtype)
@@ -108,8 +107,7 @@ def look_at_pictures(
             tokens, parts = towers.attend(layer, tokens, hidden, token_bias)
             if output_maps:
                 attention_maps.append(_attention_map(parts, token_bias))
-            with torch.set_grad_enabled(trains_tower):
-                hidden = layer(hidden, attention_mask=patch_bias)
+            hidden = layer(hidden, attention_mask=patch_bias)
     else:
         allowed = F.pad(torch.cat([patches_attend_to.expand(-1, length, -1), tokens_attend_to], 1), (0, K))
         bias = _attention_bias(allowed, hidden.dtype)
@@ -129,7 +127,8 @@ def look_at_pictures(
         image_embeds = towers.project(vlm, towers.leave(vlm, hidden[:, 0]))
         tokens = towers.project(vlm, tokens)
     maps = torch.stack(attention_maps).mean(0)[..., num_class_tokens:] if output_maps else None
-    image_embeds = image_embeds if trains_tower else image_embeds.detach()
+    # Of a frozen tower the mix tokens are the only part with gradients, and the pooled output does not depend on them.
+    image_embeds = image_embeds if trains_tower or hidden.requires_grad else image_embeds.detach()
     return PictureTokens(unit_rms(tokens), None, image_embeds, patch_mask, maps)
 
 

@@ -30,10 +30,11 @@ D vision width, E width of the space in which pictures and texts are compared.
 """
 
 import json
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -42,6 +43,7 @@ from transformers.utils import can_return_tuple
 
 from vlm_par_hf.base.backbones import BackbonePreTrainedModel, backbone_source
 from vlm_par_hf.base.decisions import fit_decisions, transfer_decisions
+from vlm_par_hf.base.kept import fingerprint
 from vlm_par_hf.base.numerics import NO_LABEL_LOGIT, no_autocast, wide
 from vlm_par_hf.base.outputs import ParOutput
 from vlm_par_hf.errors import ParValueError
@@ -57,6 +59,8 @@ from .texts_focus_par import AttributeGuidedExtraction, AttributeTexts, TextRead
 
 __all__ = ["FocusParModel", "FocusParPreTrainedModel"]
 
+logger = logging.getLogger(__name__)
+
 KEPT_SCHEMAS = 16  # number of encoded label spaces in the cache
 # Cache key of the model's own label space; the others have their JSON text as key, which is never empty.
 OWN_TEXTS = ""
@@ -64,6 +68,14 @@ OWN_TEXTS = ""
 # backbone's own pooled output.
 PROBE_SHARE = 0.1
 FEATURES = ("patch_embeds", "image_embeds", "patch_mask")
+
+
+class KeptTexts(NamedTuple):
+    """An entry of the cache: a tokenized label space, the fingerprint of its token embeddings, and its texts."""
+
+    table: TextTable
+    words: Any
+    texts: AttributeTexts
 
 
 class FocusParPreTrainedModel(BackbonePreTrainedModel):
@@ -117,7 +129,7 @@ class FocusParModel(FocusParPreTrainedModel):
         self._processor: FocusParProcessor | None = None
         self._own_table: TextTable | None = None
         self.post_init()
-        self._freeze_backbone()
+        self._freeze()
 
     def init_parameters(self) -> None:
         """Initial values of the parameters that belong to no submodule; `reset_tokens` sets better ones."""
@@ -153,10 +165,14 @@ class FocusParModel(FocusParPreTrainedModel):
         start = self.towers.start_of_tokens(self.vlm, regions).expand_as(self.mix_tokens)
         self.mix_tokens.copy_(start + 0.02 * torch.randn_like(start))
         self.prompts.copy_(self.texts.start_of_prompts(self.vlm, self.prompts))
-        self._clear_kept()
 
-    def _freeze_backbone(self) -> None:
-        super()._freeze_backbone()
+    @property
+    def trains_vision_tower(self) -> bool:
+        projects = not self.towers.has_pooling_head and self.vlm.visual_projection.weight.requires_grad
+        return projects or super().trains_vision_tower
+
+    def _freeze(self) -> None:
+        super()._freeze()
         for parameter in (self.mix_tokens, self.prompts):
             parameter.requires_grad_(parameter.numel() > 0)  # an empty tensor would never get a gradient
 
@@ -186,7 +202,6 @@ class FocusParModel(FocusParPreTrainedModel):
         self.config.label_input_ids = self.texts.tokenize(self.schema, processor)
         self.config.text_pad_token_id = int(processor.tokenizer.pad_token_id or 0)
         self._own_table = None
-        self._clear_kept()
 
     def label_texts(self, schema: AttributeSchema) -> list[list[str]]:
         """The text of each label of each attribute, by `config.text_template`."""
@@ -198,8 +213,8 @@ class FocusParModel(FocusParPreTrainedModel):
         return self.texts.max_tokens
 
     def _own_texts(self) -> AttributeTexts:
-        """The encoded texts of the model's own label space. Computed at each call if the prompts need gradients;
-        cached otherwise."""
+        """The encoded texts of the model's own label space. Computed at each call if something that they depend on
+        needs gradients, or if a compiler traces; cached otherwise."""
         if self.config.label_input_ids is None:
             raise ParValueError(
                 "the texts were never tokenized (label_input_ids is None): build the model with from_backbone, or "
@@ -207,27 +222,56 @@ class FocusParModel(FocusParPreTrainedModel):
             )
         if self._own_table is None or self._own_table.tokens.device != self.device:
             self._own_table = self.texts.build_table(self.schema, self.config.label_input_ids, self.device)
-        learns = torch.is_grad_enabled() and self.prompts.requires_grad
-        compiles = torch.compiler.is_compiling()
-        kept = self._kept.values if compiles else self._kept_texts()
-        texts = None if learns else kept.get(OWN_TEXTS)
-        if texts is None:
-            table = self._own_table
-            with no_autocast(self.prompts), torch.set_grad_enabled(learns):
-                embeds = self.texts.encode(self.vlm, self.prompts, table, in_parts=not learns)
+        table = self._own_table
+        has_gradients = torch.is_grad_enabled()
+        learns = has_gradients and any(one.requires_grad for one in (self.prompts, *self._text_parameters()))
+        if learns or torch.compiler.is_compiling():
+            texts = self._encode_table(self.schema, table, in_parts=not learns)
+        else:
             with torch.no_grad():
-                queries = self.extraction.ask(embeds)
-            gain, offset = wide(self.decision_gain), wide(self.decision_offset)
-            texts = AttributeTexts(self.schema, embeds, queries, table.slots, table.attribute, gain, offset)
-            if not (learns or compiles or torch.is_inference_mode_enabled()):
-                kept[OWN_TEXTS] = texts
-        if torch.is_grad_enabled():
-            texts = replace(texts, queries=self.extraction.ask(texts.embeds))
+                texts = self._kept_texts(OWN_TEXTS, self.schema, lambda: table)
+        gain, offset = wide(self.decision_gain), wide(self.decision_offset)
+        queries = self.extraction.ask(texts.embeds) if has_gradients else texts.queries
+        return replace(texts, queries=queries, gain=gain, offset=offset)
+
+    def _encode_table(self, schema: AttributeSchema, table: TextTable, *, in_parts: bool = True) -> AttributeTexts:
+        """Encodes a tokenized label space, with its gains and offsets."""
+        with no_autocast(table.tokens):
+            embeds = self.texts.encode(self.vlm, self.prompts, table, in_parts=in_parts)
+            queries = self.extraction.ask(embeds)
+        gain, offset = self._decisions_for(schema)
+        return AttributeTexts(schema, embeds, queries, table.slots, table.attribute, gain, offset)
+
+    def _text_parameters(self) -> Iterator[torch.Tensor]:
+        """The tensors of the text tower that texts are encoded with, without the table of token embeddings."""
+        words = self.towers.word_table(self.vlm)
+        for module in self.towers.text_modules(self.vlm):
+            yield from (one for one in (*module.parameters(), *module.buffers()) if one is not words)
+
+    def _kept_texts(self, key: str, schema: AttributeSchema, build_table: Callable[[], TextTable]) -> AttributeTexts:
+        """The encoded label space of the cache with this key, or a new one, which is added to the cache.
+
+        The cache is emptied when a tensor that texts are computed from has changed. Of the table of token embeddings,
+        which can be larger than the rest of the model, only the rows in use are compared.
+        """
+        decisions = (self.decision_gain, self.decision_offset)
+        sources = (self.prompts, self.extraction.query, *decisions, *self._text_parameters())
+        kept = self._kept.of(sources)
+        found = kept.get(key)
+        if found is not None and found.words == self._words_of(found.table):
+            kept.move_to_end(key)
+            return found.texts
+        table = build_table()
+        with torch.inference_mode(False), torch.no_grad():  # the first one alone would enable gradients
+            texts = self._encode_table(schema, table)
+        kept[key] = KeptTexts(table, self._words_of(table), texts)
+        other_keys = [one for one in kept if one != OWN_TEXTS]
+        for one in other_keys[: max(0, len(other_keys) - KEPT_SCHEMAS)]:  # the oldest ones
+            del kept[one]
         return texts
 
-    def _kept_texts(self) -> dict[str, AttributeTexts]:
-        """The cache of encoded label spaces, by their JSON text; emptied when prompts or query projection change."""
-        return self._kept.of((self.prompts, self.extraction.query))
+    def _words_of(self, table: TextTable) -> Any:
+        return fingerprint([self.towers.embed_words(self.vlm, table.tokens)])
 
     @torch.no_grad()
     def encode_attributes(self, attributes: Any, processor: FocusParProcessor | None = None) -> AttributeTexts:
@@ -243,22 +287,12 @@ class FocusParModel(FocusParPreTrainedModel):
             ValueError, TypeError: no attribute, an attribute twice, a text that is too long, or no processor.
         """
         schema = AttributeSchema.from_texts(attributes, subject=self.config.text_subject)
-        kept, key = self._kept_texts(), json.dumps(schema.to_list())
-        if key in kept:
-            kept.move_to_end(key)
-            return kept[key]
-        ids = self.texts.tokenize(schema, processor or self._own_processor())
-        table = self.texts.build_table(schema, ids, self.device)
-        with torch.inference_mode(False), no_autocast(table.tokens):
-            embeds = self.texts.encode(self.vlm, self.prompts, table)
-            queries = self.extraction.ask(embeds)
-        gain, offset = self._decisions_for(schema)
-        texts = AttributeTexts(schema, embeds, queries, table.slots, table.attribute, gain, offset)
-        kept[key] = texts
-        other_keys = [one for one in kept if one != OWN_TEXTS]
-        for one in other_keys[: max(0, len(other_keys) - KEPT_SCHEMAS)]:  # the oldest ones
-            del kept[one]
-        return texts
+
+        def build_table() -> TextTable:
+            ids = self.texts.tokenize(schema, processor or self._own_processor())
+            return self.texts.build_table(schema, ids, self.device)
+
+        return self._kept_texts(json.dumps(schema.to_list()), schema, build_table)
 
     def set_attributes(self, attributes: Any, processor: FocusParProcessor | None = None) -> None:
         """Makes `attributes` the label space of the model, which it answers for and which is saved with it.
@@ -273,14 +307,18 @@ class FocusParModel(FocusParPreTrainedModel):
         self.texts.tokenize(schema, processor)  # raises for a text that is too long, before anything is changed
         gain, offset = self._decisions_for(schema)
         self.decision_gain, self.decision_offset = gain.to(self.decision_gain), offset.to(self.decision_offset)
-        self.schema = schema
-        self.config.attributes = schema.to_list()
-        self.config.id2label = dict(enumerate(schema.names))
-        self.config.label2id = {name: position for position, name in enumerate(schema.names)}
+        self._set_label_space(schema)
         self._store_tokens(processor)
-        # Weighting and priors of the loss belong to the old label space.
-        dropped = ("weighting", "priors")
-        self.config.loss = {name: value for name, value in self.config.loss.items() if name not in dropped}
+
+    def _exchange_attributes(self, schema: AttributeSchema, processor: FocusParProcessor) -> None:
+        fitted = {(one.labels, one.prompts) for one in self.schema}
+        fresh = [one.name for one in schema if (one.labels, one.prompts) not in fitted]
+        self.set_attributes(schema, processor)
+        logger.warning(
+            "attributes=: the label space is exchanged. Attributes that were not trained on are answered by their "
+            "texts, with the usual threshold: %s",
+            ", ".join(fresh) or "none",
+        )
 
     def _own_processor(self) -> FocusParProcessor:
         """The processor that the model was built with, or else that of its checkpoint or of its backbone.
@@ -330,7 +368,6 @@ class FocusParModel(FocusParPreTrainedModel):
         before = self.decision_offset.cpu().double() * gain.repeat_interleave(counts)
         self.decision_offset.copy_(before + offset)
         self.decision_gain.mul_(gain.to(self.decision_gain))
-        self._clear_kept()
 
     # Pictures
 
@@ -351,14 +388,14 @@ class FocusParModel(FocusParPreTrainedModel):
         if len(self.mix_tokens):
             return look_at_pictures(
                 vlm, towers, self.config, self.mix_tokens, self._probe_share,
-                pixel_values, pixel_attention_mask, spatial_shapes, output_maps=output_maps,
+                pixel_values, pixel_attention_mask, spatial_shapes,
+                trains_tower=self.trains_vision_tower, output_maps=output_maps,
             )  # fmt: skip
         outputs = self._run_tower(vlm.vision_model, naflex, pixel_values, pixel_attention_mask, spatial_shapes)
         states, image_embeds = outputs.last_hidden_state, outputs.pooler_output
         if not towers.has_pooling_head:
-            with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.freeze_backbone):
-                states = towers.leave(vlm, states[:, towers.num_class_tokens :])
-                image_embeds = towers.project(vlm, image_embeds)
+            states = towers.leave(vlm, states[:, towers.num_class_tokens :])
+            image_embeds = towers.project(vlm, image_embeds)
         return patches_as_tokens(vlm, towers, states, image_embeds, self._patch_mask(states, pixel_attention_mask))
 
     @can_return_tuple
@@ -409,11 +446,14 @@ class FocusParModel(FocusParPreTrainedModel):
         if labels is not None:
             tokens = pictures.tokens if len(self.mix_tokens) else None
             loss = self.loss_module(scores, attention.mean(1), tokens, labels)
+        logits = self._calibrated_logits(texts, scores)
+        if labels is None and attributes is None:
+            self._guard_padding(logits)
         if output_attentions is None:
             output_attentions = self.config.output_attentions
         return ParOutput(
             loss=loss,
-            logits=self._calibrated_logits(texts, scores),
+            logits=logits,
             image_embeds=pictures.image_embeds,
             attentions=texts.by_label(attention.permute(0, 2, 1, 3), 0.0) if output_attentions else None,
         )

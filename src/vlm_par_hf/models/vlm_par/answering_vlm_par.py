@@ -48,7 +48,8 @@ class VlmParForward:
         pixel_attention_mask: torch.Tensor | None = None,
         spatial_shapes: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
-        """The features of the images that the heads work on; computed without gradients if the backbone is frozen.
+        """The features of the images that the heads work on; with gradients where a
+        parameter of the vision tower requires them.
 
         Args:
             pixel_values: `(B, N, 3 * patch_size**2)` for NaFlex, `(B, 3, height, width)` for fixed resolution.
@@ -127,6 +128,8 @@ class VlmParForward:
         loss = None
         if labels is not None:
             loss = self.compute_loss(output.logits, labels, kwargs.get("num_items_in_batch"))
+        else:
+            self._guard_padding(output.logits)
         return ParOutput(loss=loss, logits=output.logits, image_embeds=image_embeds, attentions=output.attentions)
 
     def compute_loss(

@@ -13,7 +13,7 @@ from transformers import AutoModel
 from transformers.utils import logging
 
 from vlm_par_hf.base.modeling import ParPreTrainedModel
-from vlm_par_hf.errors import ParRuntimeError
+from vlm_par_hf.errors import ParRuntimeError, ParValueError
 from vlm_par_hf.upstream import attention_implementation
 
 from .answering_vlm_par import VlmParForward
@@ -64,6 +64,7 @@ class FoldedVlmParModel(VlmParForward, ParPreTrainedModel):
             eps=config.layer_norm_eps,
         )
         self.post_init()
+        self._freeze()
         self.eval()
 
     def fold(self) -> "FoldedVlmParModel":
@@ -78,7 +79,7 @@ class FoldedVlmParModel(VlmParForward, ParPreTrainedModel):
         return self.attribute_heads.constants()
 
     def train(self, mode: bool = True) -> "FoldedVlmParModel":
-        """Accepts only `mode=False`; the model stays in eval mode and without gradients.
+        """Accepts only `mode=False`.
 
         Raises:
             RuntimeError: `mode` is True.
@@ -87,10 +88,10 @@ class FoldedVlmParModel(VlmParForward, ParPreTrainedModel):
             raise ParRuntimeError(
                 "a folded model is for answers only and cannot be trained: train the VlmParModel and fold it again"
             )
-        # Loading replaces the parameters by new ones that require gradients; `from_pretrained` ends with `eval()`,
-        # which calls this method.
-        self.requires_grad_(False)
         return super().train(False)
+
+    def _freeze(self) -> None:
+        self.requires_grad_(False)
 
     @classmethod
     def _creation_hint(cls) -> str:
@@ -100,6 +101,11 @@ class FoldedVlmParModel(VlmParForward, ParPreTrainedModel):
 @torch.no_grad()
 def fold_vlm_par(model: "VlmParModel") -> FoldedVlmParModel:
     """See `VlmParModel.fold`."""
+    if getattr(model, "is_quantized", False):
+        raise ParValueError(
+            "this model was quantised when it was loaded, and its weights cannot be copied: load it without "
+            "quantization_config, fold it, save that, and quantise it when it is loaded"
+        )
     constants = model._constants()  # raises a ValueError if the questions were never tokenized
     config, tower = model.config, model.vision_tower
     vision_config = copy.deepcopy(tower.config)

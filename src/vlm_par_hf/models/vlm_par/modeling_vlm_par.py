@@ -22,10 +22,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from transformers import AutoModel
+from transformers.utils import logging
 
 from vlm_par_hf.base.backbones import BackbonePreTrainedModel
+from vlm_par_hf.base.modeling import evaluation_mode
 from vlm_par_hf.base.numerics import no_autocast, wide
 from vlm_par_hf.errors import ParValueError
+from vlm_par_hf.labels.schema import AttributeSchema
 from vlm_par_hf.upstream import init
 
 from .answering_vlm_par import VlmParForward
@@ -36,6 +39,8 @@ from .processing_vlm_par import VlmParProcessor
 
 
 __all__ = ["VlmParModel", "VlmParPreTrainedModel"]
+
+logger = logging.get_logger(__name__)
 
 
 class VlmParPreTrainedModel(VlmParForward, BackbonePreTrainedModel):
@@ -66,18 +71,9 @@ class VlmParModel(VlmParPreTrainedModel):
 
     def __init__(self, config: VlmParConfig) -> None:
         super().__init__(config)
-        text, vision = config.vlm_config.text_config, config.vlm_config.vision_config
+        text = config.vlm_config.text_config
         self.vlm = AutoModel.from_config(config.vlm_config)
-        self.attribute_heads = AttributeHeads(
-            self.schema.num_labels,
-            vision.hidden_size,
-            text.hidden_size,
-            fusion=config.fusion,
-            alignment=config.alignment,
-            num_heads=config.num_fusion_heads,
-            dropout=config.attention_dropout,
-            eps=config.layer_norm_eps,
-        )
+        self.attribute_heads = self._build_heads()
         A, C, T = len(self.schema), self.schema.max_labels, max(self._question_lengths(), default=0)
         if config.fusion != "none":
             self.register_buffer("question_states", torch.zeros(A, T, text.hidden_size))
@@ -87,7 +83,20 @@ class VlmParModel(VlmParPreTrainedModel):
         self.attribute_heads.question_lengths = self._question_lengths()
         self._text_ready = False
         self.post_init()
-        self._freeze_backbone()
+        self._freeze()
+
+    def _build_heads(self) -> AttributeHeads:
+        config = self.config
+        return AttributeHeads(
+            self.schema.num_labels,
+            config.vlm_config.vision_config.hidden_size,
+            config.vlm_config.text_config.hidden_size,
+            fusion=config.fusion,
+            alignment=config.alignment,
+            num_heads=config.num_fusion_heads,
+            dropout=config.attention_dropout,
+            eps=config.layer_norm_eps,
+        )
 
     def init_parameters(self) -> None:
         """Zeros in the buffers that `encode_questions` fills. `attribute_heads` initialises its own parameters."""
@@ -150,7 +159,6 @@ class VlmParModel(VlmParPreTrainedModel):
             prompt_embeds[self.attribute_heads.label_mask] = pooled
             self.prompt_embeds = prompt_embeds
         self._text_ready = True
-        self._clear_kept()
 
     def _encode_text(self, ids: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
         """States `(texts, length, width)` and pooled vectors `(texts, projection)` of token ids. Padded to the right
@@ -158,11 +166,8 @@ class VlmParModel(VlmParPreTrainedModel):
         length = self.config.vlm_config.text_config.max_position_embeddings
         padding = self.config.text_pad_token_id
         padded = torch.tensor([(one + [padding] * length)[:length] for one in ids], device=self.vlm.logit_scale.device)
-        was_training = self.vlm.text_model.training
-        self.vlm.text_model.eval()
-        with no_autocast(padded):
+        with no_autocast(padded), evaluation_mode(self.vlm.text_model):
             outputs = [self.vlm.get_text_features(chunk) for chunk in padded.split(64)]
-        self.vlm.text_model.train(was_training)
         return torch.cat([one.last_hidden_state for one in outputs]), torch.cat([one.pooler_output for one in outputs])
 
     def _ensure_text(self) -> None:
@@ -204,6 +209,62 @@ class VlmParModel(VlmParPreTrainedModel):
     def _compute_constants(self) -> dict[str, torch.Tensor]:
         return self.attribute_heads.compute_constants(**self._text_tensors())
 
+    @torch.no_grad()
+    def exchange_attributes(self, attributes: Any, processor: VlmParProcessor) -> None:
+        """Gives the model another label space, to go on training with it.
+
+        An attribute whose name and labels were in the old label space keeps its head, the others get fresh ones. All
+        questions and prompts are encoded anew, and weighting and priors of `config.loss` are removed. A warning says
+        what was kept. New parameters require gradients where the old ones did.
+
+        Args:
+            attributes: `AttributeSchema` or list of dicts.
+            processor: tokenizes the questions and prompts.
+
+        Raises:
+            ValueError, TypeError: as for `AttributeSchema`.
+        """
+        schema = attributes if isinstance(attributes, AttributeSchema) else AttributeSchema(attributes)
+        before, old = self.schema, self.attribute_heads
+        places = {(one.name, one.labels): place for place, one in enumerate(before)}
+        kept = {
+            row: places[one.name, one.labels] for row, one in enumerate(schema) if (one.name, one.labels) in places
+        }
+        self._set_label_space(schema)
+        new = self._build_heads()
+        new.init_parameters()
+        new.to(old.norm_weight.device, old.norm_weight.dtype)
+        learns = {name: parameter.requires_grad for name, parameter in old.named_parameters()}
+        old_state = old.state_dict()
+        for name, tensor in new.state_dict().items():
+            if name in ("pooled_mean", "pooled_std"):  # of the images, not of an attribute
+                tensor.copy_(old_state[name])
+                continue
+            for row, place in kept.items():
+                target, source = tensor[row], old_state[name][place]
+                if name.startswith("classifier"):  # filled up to the largest number of labels of the label space
+                    target, source = (one[..., : schema[row].num_labels] for one in (target, source))
+                target.copy_(source)
+        for name, parameter in new.named_parameters():
+            parameter.requires_grad_(learns[name])
+        new.train(old.training)
+        self.attribute_heads = new
+        self.encode_questions(processor)
+        logger.warning(
+            "The label space is exchanged. Heads kept: %s. Fresh, to be trained: %s. Left out: %s.",
+            *(
+                ", ".join(names) or "none"
+                for names in (
+                    [schema[row].name for row in kept],
+                    [one.name for row, one in enumerate(schema) if row not in kept],
+                    [one.name for place, one in enumerate(before) if place not in kept.values()],
+                )
+            ),
+        )
+
+    def _exchange_attributes(self, schema: AttributeSchema, processor: VlmParProcessor) -> None:
+        self.exchange_attributes(schema, processor)
+
     def fold(self) -> FoldedVlmParModel:
         """A new model for inference that gives the same answers and consists of the vision tower and a few constants.
 
@@ -211,13 +272,23 @@ class VlmParModel(VlmParPreTrainedModel):
         any model, but not trained. It has no text tower, and without alignment its vision tower has no pooling head.
 
         Raises:
-            ValueError: the questions were never tokenized.
+            ValueError: the questions were never tokenized, or the model is quantised.
         """
         return fold_vlm_par(self)
 
     def load_state_dict(self, state_dict, strict=True, assign=False):
         self._text_ready = False
         return super().load_state_dict(state_dict, strict, assign)
+
+    def train(self, mode: bool = True) -> "VlmParModel":
+        super().train(mode)
+        if mode and self.vlm.text_model.training:
+            logger.warning_once(
+                "Parameters of the text tower require gradients and will get none: the questions are encoded once, "
+                "without gradients. Free parts of vlm.vision_model or of attribute_heads instead; after a change of "
+                "the text tower call model.encode_questions()."
+            )
+        return self
 
     def _freeze_unused(self) -> None:
         if self.config.alignment == "none":  # only the alignment reads the pooled output
@@ -242,16 +313,14 @@ class VlmParModel(VlmParPreTrainedModel):
             ValueError: fewer than two images.
         """
         heads = self.attribute_heads
-        was_training = self.training
-        self.eval()
         count, total, square = 0, 0.0, 0.0
-        for batch in batches:
-            pooled = self._answer_heads(batch)[0].pooled.double()
-            pooled = (pooled * heads.norm_weight.double() + heads.norm_bias.double()).flatten(0, 1)
-            count += pooled.shape[0]
-            total = total + pooled.sum(0)
-            square = square + pooled.square().sum(0)
-        self.train(was_training)
+        with evaluation_mode(self):
+            for batch in batches:
+                pooled = self._answer_heads(batch)[0].pooled.double()
+                pooled = (pooled * heads.norm_weight.double() + heads.norm_bias.double()).flatten(0, 1)
+                count += pooled.shape[0]
+                total = total + pooled.sum(0)
+                square = square + pooled.square().sum(0)
         if count < 2 * len(self.schema):
             raise ParValueError(f"batches must hold at least 2 images, got {count // len(self.schema)}")
         mean = total / count
