@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+from vlm_par_hf.cli import predict
 from vlm_par_hf.cli.main import build_parser, main
 
 
@@ -55,3 +56,10 @@ def test_an_error_is_one_line_and_status_2(arguments, words, checkpoint, files, 
 def test_debug_shows_the_traceback():
     with pytest.raises(FileNotFoundError):
         main(["predict", "nowhere.jpg", "--debug"])
+
+
+def test_the_command_line_of_records_holds_no_secrets(monkeypatch):
+    seen = []
+    monkeypatch.setattr(predict, "run", lambda args: seen.append(args.command_line))
+    assert main(["predict", "/home/alice/a.jpg", "--model", "https://u:word@host/m?token=abc"]) == 0
+    assert seen == [["vlm-par", "predict", "~/a.jpg", "--model", "https://***@host/m?token=***"]]
