@@ -21,6 +21,7 @@ ROOT = Path(vlm_par_hf.__file__).parent
 # (a family only its own folder). A new module gets its place here first.
 FLOORS: dict[str, tuple[int, int]] = {
     "errors": (0, -1),
+    "escaping": (0, -1),
     "utils": (0, 0),
     "families": (0, 0),
     "upstream": (0, 0),
@@ -53,6 +54,7 @@ FOR_FAMILIES = {"base", "errors", "labels", "upstream"}
 TORCH_FREE = (
     "labels/",
     "errors.py",
+    "escaping.py",
     "utils.py",
     "base/priors.py",
     "families.py",

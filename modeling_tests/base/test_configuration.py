@@ -7,7 +7,7 @@ import pytest
 from transformers import BertConfig
 
 from modeling_tests.tiny import tiny_backbone_config, tiny_schema
-from vlm_par_hf import FocusParConfig, VlmParConfig
+from vlm_par_hf import FocusParConfig, FocusParModel, VlmParConfig, VlmParModel
 from vlm_par_hf.base.configuration import BackboneConfig, LabelSpaceConfig
 from vlm_par_hf.families import FAMILIES
 
@@ -117,3 +117,54 @@ def test_values_that_all_of_them_check(config_class, names):
     backbone["vision_config"]["vision_use_head"] = False
     with pytest.raises(ValueError, match="vision tower must have its pooling head"):
         config_class(vlm_config=backbone)
+
+
+def nested(config, tower, **values):
+    """The dict of a configuration with other values in one of its towers."""
+    vlm = config.to_dict()["vlm_config"]
+    vlm[tower].update(values)
+    return vlm
+
+
+@pytest.mark.parametrize("tower", ["text_config", "vision_config"])
+@pytest.mark.parametrize("config_class", [VlmParConfig, FocusParConfig])
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("num_hidden_layers", 10**18), ("hidden_size", 0), ("hidden_size", -8), ("intermediate_size", 2**40),
+        ("num_attention_heads", 0), ("num_attention_heads", 5), ("hidden_act", "no such"), ("layer_norm_eps", -1.0),
+        ("layer_norm_eps", float("nan")), ("attention_dropout", 1.5), ("num_hidden_layers", True),
+    ],
+)  # fmt: skip
+def test_a_tower_that_cannot_be_built_is_refused(config_class, tower, field, value):
+    """A configuration with 10**18 layers once hung the process that read it."""
+    vlm = nested(build(config_class, attributes=tiny_schema()), tower, **{field: value})
+    words = field.replace("num_", "(num_|number of )").replace("_", ".")
+    with pytest.raises(ValueError, match=f"(?s)vlm.config.*{words}"):
+        config_class(vlm_config=vlm, attributes=tiny_schema())
+
+
+@pytest.mark.parametrize(
+    ("config_class", "values"),
+    [
+        (VlmParConfig, {"question_input_ids": [["a"]]}), (VlmParConfig, {"question_input_ids": [[10**9]]}),
+        (VlmParConfig, {"question_input_ids": [3]}), (VlmParConfig, {"prompt_input_ids": [[1]]}),
+        (VlmParConfig, {"prompt_input_ids": [[[-1]]]}), (VlmParConfig, {"num_fusion_heads": 10**12}),
+        (VlmParConfig, {"layer_norm_eps": 0.0}), (VlmParConfig, {"text_pad_token_id": 10**9}),
+        (FocusParConfig, {"label_input_ids": [[[1.5]]]}), (FocusParConfig, {"prompt_start_ids": [1] * 99}),
+        (FocusParConfig, {"num_global_tokens": 10**12}), (FocusParConfig, {"num_prompt_tokens": 64}),
+        (FocusParConfig, {"prompt_regions": []}), (FocusParConfig, {"prompt_regions": [1]}),
+    ],
+)  # fmt: skip
+def test_own_values_out_of_bounds_are_named(config_class, values):
+    with pytest.raises(ValueError, match=next(iter(values))):
+        build(config_class, attributes=tiny_schema(), **values)
+
+
+@pytest.mark.parametrize("name", ["question_input_ids", "prompt_input_ids"])
+def test_token_ids_of_another_label_space_are_refused(name):
+    texts = {"question_input_ids": [[1]] * 2, "prompt_input_ids": [[[1], [2]]] * 2}
+    with pytest.raises(ValueError, match=r"one entry per attribute \(3\)"):
+        VlmParModel(build(VlmParConfig, attributes=tiny_schema(), **{name: texts[name]}))
+    with pytest.raises(ValueError, match="label_input_ids must hold one text per label"):
+        FocusParModel(build(FocusParConfig, attributes=tiny_schema(), label_input_ids=[[[1], [2]]] * 2))

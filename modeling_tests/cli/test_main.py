@@ -1,5 +1,6 @@
 """The command `vlm-par`: help, errors in one line, and the traceback on request."""
 
+import errno
 import subprocess
 import sys
 
@@ -7,6 +8,7 @@ import pytest
 
 from vlm_par_hf.cli import predict
 from vlm_par_hf.cli.main import build_parser, main
+from vlm_par_hf.errors import ParValueError
 
 
 @pytest.mark.parametrize("command", ["demo", "predict", "train", "evaluate", "prepare"])
@@ -56,6 +58,34 @@ def test_an_error_is_one_line_and_status_2(arguments, words, checkpoint, files, 
 def test_debug_shows_the_traceback():
     with pytest.raises(FileNotFoundError):
         main(["predict", "nowhere.jpg", "--debug"])
+
+
+def test_a_fault_of_ours_keeps_its_traceback_and_asks_for_a_report(monkeypatch, capsys):
+    for error in (KeyError("inner"), ValueError("inner"), RecursionError("inner"), AttributeError("inner")):
+        monkeypatch.setattr(predict, "_print_predictions", lambda *args, error=error: raise_(error))
+        assert main(["predict", "x.jpg"]) == 70
+        text = capsys.readouterr().err
+        assert "Traceback" in text and type(error).__name__ in text
+        assert text.rstrip().splitlines()[-1].startswith("vlm-par: this is a fault of vlm-par")
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "big.parquet"), "No space left on device: big.parquet"),
+        (PermissionError(errno.EACCES, "Permission denied", "there"), "Permission denied: there"),
+        (MemoryError("4 GiB"), "out of memory: 4 GiB; a smaller --batch-size needs less"),
+        (ParValueError("two\nlines \x1b[31mred"), "two lines \\x1b[31mred"),
+    ],
+)
+def test_what_the_machine_or_the_package_refuses_is_one_line(error, words, monkeypatch, capsys):
+    monkeypatch.setattr(predict, "_print_predictions", lambda *args: raise_(error))
+    assert main(["predict", "x.jpg"]) == 2
+    assert capsys.readouterr().err == f"vlm-par: error: {words}\n"
+
+
+def raise_(error):
+    raise error
 
 
 def test_the_command_line_of_records_holds_no_secrets(monkeypatch):

@@ -120,6 +120,30 @@ def test_text_says_what_where_and_how(checkpoint):
     assert "SYNTHETIC" not in text
 
 
+def test_names_of_strangers_are_no_markup(checkpoint):
+    """Everything in a card comes from files, which may be a stranger's."""
+    evil = "<img src=x onerror=alert(1)> [click](https://evil.example) `x` | **y**"
+    config = json.loads((checkpoint / "config.json").read_text())
+    for one in config["attributes"]:
+        one.update(question=evil, labels=["no", evil])
+    config["attributes"][0]["name"] = evil
+    config["attributes"][0]["sensitive"] = True
+    write_json(checkpoint / "config.json", {**config, "fusion": evil, "alignment": "`"})
+    write_json(
+        checkpoint / "run.json",
+        {"settings": {evil: evil}, "data": {"name": evil}, "command": f"train {evil}", "versions": {evil: evil}},
+    )
+    record = make_record(name=evil) | {"note": evil, "resampled": evil, "command": evil, "versions": {"x": evil}}
+    record["attributes"][0]["name"] = evil
+    text = build_model_card(checkpoint, record, name="org/model").text
+    # Without what is escaped, and without code, where Markdown takes everything literally, no tag and no link is left.
+    outside = re.sub(r"(`+)(?!`).*?(?<!`)\1(?!`)", "", re.sub(r"\\.", "", text))
+    assert "<img" not in outside and "](" not in outside and "https://evil" not in outside
+    assert all(
+        line.count("|") - line.count("\\|") in (3, 4, 5, 6) for line in text.splitlines() if line.startswith("|")
+    )
+
+
 def test_a_card_without_results_says_so(checkpoint):
     card = build_model_card(checkpoint)
     assert card.data.eval_results is None and "model-index" not in str(card) and "model_name" not in str(card)

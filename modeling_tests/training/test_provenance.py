@@ -11,9 +11,10 @@ from modeling_tests.bands import build_data
 from modeling_tests.tiny import randomize, tiny_model, tiny_processor, tiny_schema
 from modeling_tests.training_runs import run
 from vlm_par_hf.data import attach_schema
+from vlm_par_hf.errors import ParValueError, argument_in_errors
 from vlm_par_hf.labels.schema import AttributeSchema
 from vlm_par_hf.training import check_schema, evaluate, provenance
-from vlm_par_hf.training.provenance import DataFacts, argument_in_errors, check_same_division
+from vlm_par_hf.training.provenance import DataFacts, check_same_division
 
 
 def relabeled(split, row, labels):
@@ -92,8 +93,12 @@ def test_a_loading_error_names_the_argument():
     words = "backbone='no/where' could not be loaded: not there"
     with pytest.raises(OSError, match=words), argument_in_errors("backbone", "no/where"):
         raise FileNotFoundError("not there")
-    with pytest.raises(ValueError, match="^as it is$"), argument_in_errors("backbone", "no/where"):
-        raise ValueError("as it is")
+    words = "backbone='no/where' could not be loaded: Unrecognized model"
+    with pytest.raises(OSError, match=words), argument_in_errors("backbone", "no/where"):
+        raise ValueError("Unrecognized model")  # as transformers raises it
+    for error in (ParValueError("as it is"), ZeroDivisionError("as it is")):  # ours is clear; the other is a fault
+        with pytest.raises(type(error), match="^as it is$"), argument_in_errors("backbone", "no/where"):
+            raise error
 
 
 def test_label_spaces_must_agree_and_wording_need_not(caplog):

@@ -1,9 +1,13 @@
-"""The errors that this package raises on purpose. Needs nothing.
+"""The errors that this package raises on purpose. Needs no torch.
 
 Each is a `ParError` and the built-in error that Python has for the case: `except ValueError` works as everywhere, and
 `except ParError` tells what was refused from a fault in the code. The message names the thing, its value and what was
 expected. The command line prints it in one line; any other error is a fault of ours and keeps its traceback.
 """
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 __all__ = [
     "ParError",
@@ -15,6 +19,7 @@ __all__ = [
     "ParRuntimeError",
     "ParTypeError",
     "ParValueError",
+    "argument_in_errors",
 ]
 
 
@@ -55,3 +60,22 @@ class ParImportError(ParError, ImportError):
 
 class ParRuntimeError(ParError, RuntimeError):
     """Something that cannot be done in this state."""
+
+
+@contextmanager
+def argument_in_errors(argument: str, value: str) -> Iterator[None]:
+    """Puts an argument and its value in front of what other packages say of a checkpoint that they cannot load.
+
+    Without a network, for instance, the Hub's message names neither.
+
+    Raises:
+        OSError: another package raised an error of a kind that it raises for bad files and names.
+    """
+    from huggingface_hub.errors import StrictDataclassError
+
+    try:
+        yield
+    except (OSError, ValueError, ImportError, StrictDataclassError) as error:
+        if isinstance(error, ParError) and not isinstance(error, OSError):
+            raise
+        raise ParOSError(f"{argument}={value!r} could not be loaded: {error}") from error

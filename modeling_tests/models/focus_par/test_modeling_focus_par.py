@@ -538,8 +538,8 @@ def _raw(config):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"num_global_tokens": -1}, "num_global_tokens must be 0 or more, got -1"),
-        ({"num_regions": 0}, "num_regions must be 1 or more, got 0"),
+        ({"num_global_tokens": -1}, "num_global_tokens must be a whole number from 0 to 4,096, got -1"),
+        ({"num_regions": 0}, "num_regions must be a whole number from 1 to 4,096, got 0"),
         ({"num_attention_heads": 5}, "num_attention_heads must divide the width of the texts 32, got 5"),
         ({"attention_dropout": 1.0}, r"attention_dropout must lie in \[0, 1\), got 1.0"),
         ({"text_template": "a {region}"}, "text_template must say {label} or {prompt} and may use the fields"),

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from PIL import Image
 
-from vlm_par_hf.errors import ParValueError
+from vlm_par_hf.errors import ParValueError, argument_in_errors
 from vlm_par_hf.images.opening import is_image_file
 from vlm_par_hf.inference.boxes import check_box_options
 from vlm_par_hf.inference.devices import inference_dtype
@@ -91,7 +91,8 @@ class Annotator:
         from transformers import pipeline
 
         options = {"model": self.model, "device": self.device, "dtype": self.dtype}
-        return pipeline(TASK, **{name: value for name, value in options.items() if value is not None})
+        with argument_in_errors("model", "embedded" if self.model is None else self.model):
+            return pipeline(TASK, **{name: value for name, value in options.items() if value is not None})
 
     def __call__(self, batch: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
         """Answers a batch of any size, `batch_size` people at a time.

@@ -1,19 +1,41 @@
 """What the configurations of all families share: the label space, and for most of them a backbone."""
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 from typing import Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
+from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig
+from transformers.activations import ACT2FN
 
-from vlm_par_hf.errors import ParValueError
+from vlm_par_hf.errors import ParError, ParValueError
 from vlm_par_hf.labels.schema import AttributeSchema
 
 
-__all__ = ["DERIVED_FIELDS", "BackboneConfig", "LabelSpaceConfig", "differing_fields"]
+__all__ = [
+    "DERIVED_FIELDS",
+    "LARGEST_OWN",
+    "BackboneConfig",
+    "LabelSpaceConfig",
+    "check_own_number",
+    "check_token_ids",
+    "check_tower",
+    "differing_fields",
+    "nested_errors",
+]
 
 DERIVED_FIELDS = ("num_labels", "id2label", "label2id")
+# The largest value of each number that decides how much memory and time building a model takes. Several times those of
+# the largest published towers; a damaged or hostile file would otherwise hang the process that reads it.
+LARGEST = {
+    "hidden_size": 16_384, "intermediate_size": 131_072, "num_hidden_layers": 512, "num_attention_heads": 1_024,
+    "num_channels": 64, "image_size": 16_384, "patch_size": 1_024, "num_patches": 1_048_576, "vocab_size": 4_194_304,
+    "max_position_embeddings": 1_048_576, "projection_size": 16_384, "projection_dim": 16_384,
+}  # fmt: skip
+LARGEST_OWN = 4_096  # number of heads, tokens, vectors and regions of our own parts
 # Settings of transformers that a nested configuration holds too and that say nothing about the weights.
 RUNTIME_FIELDS = {
     "_name_or_path", "architectures", "attn_implementation", "dtype", "initializer_factor", "initializer_range",
@@ -101,6 +123,100 @@ class LabelSpaceConfig:
         return AttributeSchema(self.attributes)
 
 
+@contextmanager
+def nested_errors(where: str) -> Iterator[None]:
+    """Puts the name of a nested configuration in front of what transformers says of it, which names nothing.
+
+    Raises:
+        ValueError: transformers cannot build it.
+    """
+    try:
+        yield
+    except (ArithmeticError, AttributeError, KeyError, TypeError, StrictDataclassError) as error:
+        if isinstance(error, ParError):
+            raise
+        raise ParValueError(f"{where} cannot be read: {type(error).__name__}: {error}") from error
+
+
+def check_sizes(where: str, sizes: Any) -> None:
+    """Refuses sizes that are no whole numbers from 1 to those of `LARGEST`.
+
+    Args:
+        where: for messages.
+        sizes: by name; what is no dict, and names that are not in `LARGEST`, are left to transformers.
+
+    Raises:
+        ValueError: names the field, its value and what was expected.
+    """
+    for name, value in sizes.items() if isinstance(sizes, dict) else ():
+        largest = LARGEST.get(name) if isinstance(name, str) else None
+        if largest is None or value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= largest:
+            raise ParValueError(f"{where}: {name} must be a whole number from 1 to {largest:,}, got {value!r:.40}")
+
+
+def check_tower(where: str, tower: Any) -> None:
+    """Refuses the configuration of a tower that cannot be built, or not in reasonable memory and time.
+
+    Args:
+        where: its name, for messages.
+        tower: a configuration of transformers, with the sizes of `LARGEST`.
+
+    Raises:
+        ValueError: names the field, its value and what was expected.
+    """
+    check_sizes(where, {name: getattr(tower, name, None) for name in LARGEST})
+    if tower.hidden_size % tower.num_attention_heads:
+        raise ParValueError(
+            f"{where}: num_attention_heads must divide hidden_size {tower.hidden_size}, got "
+            f"{tower.num_attention_heads}"
+        )
+    if tower.hidden_act not in ACT2FN:
+        raise ParValueError(f"{where}: hidden_act must be an activation of transformers, got {tower.hidden_act!r:.40}")
+    for name in ("layer_norm_eps", "attention_dropout"):
+        value = getattr(tower, name, 0.0)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1:
+            raise ParValueError(f"{where}: {name} must be a number in [0, 1), got {value!r:.40}")
+
+
+def check_own_number(name: str, value: int, smallest: int) -> None:
+    """Refuses a number of heads, tokens or regions below `smallest` or above `LARGEST_OWN`.
+
+    Raises:
+        ValueError: names the field.
+    """
+    if isinstance(value, bool) or not smallest <= value <= LARGEST_OWN:
+        raise ParValueError(f"{name} must be a whole number from {smallest} to {LARGEST_OWN:,}, got {value!r:.40}")
+
+
+def check_token_ids(name: str, ids: Any, vocab_size: int, depth: int) -> None:
+    """Refuses what is no nested list of token ids.
+
+    Args:
+        name: of the field.
+        ids: the value; None is allowed.
+        vocab_size: of the text tower.
+        depth: how many lists are nested: 0 for one token, 1 for one text, 2 for one text per attribute, 3 for one per
+            label.
+
+    Raises:
+        ValueError: names the field.
+    """
+    if ids is None:
+        return
+    if depth == 0:
+        if isinstance(ids, bool) or not isinstance(ids, int) or not 0 <= ids < vocab_size:
+            raise ParValueError(f"{name} must be token ids from 0 to {vocab_size - 1:,}, got {ids!r:.40}")
+        return
+    if not isinstance(ids, list):
+        raise ParValueError(f"{name} must be token ids in {depth} nested lists, got {ids!r:.40}")
+    for one in ids:
+        if one is None:
+            raise ParValueError(f"{name} must be token ids from 0 to {vocab_size - 1:,}, got None")
+        check_token_ids(name, one, vocab_size, depth - 1)
+
+
 def differing_fields(config: LabelSpaceConfig, saved: LabelSpaceConfig) -> list[str]:
     """The fields that say what weights mean and differ between two configurations of one class, in their order."""
     free = config.free_at_load
@@ -154,11 +270,19 @@ class BackboneConfig(LabelSpaceConfig, PreTrainedConfig):
         self._check_backbone_type()
         self._take_attributes(kwargs)
         self.loss = dict(self.loss or {})
-        super().__post_init__(**kwargs)
+        if isinstance(self.vlm_config, dict):  # before transformers computes with them
+            for name in ("text_config", "vision_config"):
+                check_sizes(f"vlm_config.{name}", self.vlm_config.get(name))
+        with nested_errors("vlm_config"):
+            super().__post_init__(**kwargs)
+        for name in ("text_config", "vision_config"):
+            check_tower(f"vlm_config.{name}", getattr(self.vlm_config, name))
         if not getattr(self.vlm_config.vision_config, "vision_use_head", True):
             raise ParValueError("vlm_config: the vision tower must have its pooling head (vision_use_head), got False")
         if not 0.0 <= self.attention_dropout < 1.0:
             raise ParValueError(f"attention_dropout must lie in [0, 1), got {self.attention_dropout}")
+        vocab_size = self.vlm_config.text_config.vocab_size
+        check_token_ids("text_pad_token_id", self.text_pad_token_id, vocab_size, 0)
         # Not `validate_architecture`: what that raises is wrapped in an error that is no ValueError.
         self._check_values()
 

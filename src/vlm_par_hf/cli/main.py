@@ -1,16 +1,20 @@
 """The command `vlm-par`: demo, predict, train, evaluate, card, prepare, export.
 
-Slow imports wait until a command runs. A mistake of the user ends in one line on standard error and exit status 2;
-`--debug` shows the traceback.
+Slow imports wait until a command runs. What the package refuses (`ParError`), and what the machine refuses (no space,
+no permission), ends in one line on standard error and exit status 2; `--debug` shows the traceback. Any other error is
+a fault of the package: it keeps its traceback and asks for a report.
 """
 
 import argparse
+import errno
 import logging
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 
-from vlm_par_hf.errors import ParValueError
+from vlm_par_hf.errors import ParError, ParValueError
+from vlm_par_hf.escaping import printable
 from vlm_par_hf.utils import redact_command
 
 from . import card, demo, evaluate, export, predict, prepare, train
@@ -20,19 +24,26 @@ from .options import process_index
 __all__ = ["build_parser", "main"]
 
 COMMANDS = (demo, predict, train, evaluate, card, prepare, export)  # in the order of the help
-# Errors whose message is written for the user. Any other error is a bug and keeps its traceback.
-_USER_ERRORS = (ValueError, TypeError, KeyError, OSError, ImportError)
+# What the operating system says when nothing is wrong with us.
+_OF_THE_MACHINE = {
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENAMETOOLONG,
+    errno.ENOTDIR, errno.EISDIR, errno.ENOENT, errno.EIO, errno.ESTALE,
+}  # fmt: skip
+STATUS_OF_A_FAULT = 70  # EX_SOFTWARE of sysexits.h
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status.
 
-    0: done; 1: done, except for images that cannot be read; 2: wrong use; 130: interrupted.
+    0: done; 1: done, except for images that cannot be read; 2: wrong use, or refused by the machine; 70: a fault of
+    this package; 130: interrupted.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     args = build_parser().parse_args(arguments)
     args.command_line = redact_command(["vlm-par", *arguments])  # for records, which are published
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Printable("%(message)s"))
+    logging.basicConfig(handlers=[handler], level=logging.WARNING)
     # Of the processes that torchrun starts, only the first one logs.
     level = logging.DEBUG if args.debug else logging.ERROR if process_index() else logging.INFO
     logging.getLogger("vlm_par_hf").setLevel(level)
@@ -51,13 +62,39 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader of our output (head, less) has ended: no error. Python must not flush into the closed pipe.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except _USER_ERRORS as error:
+    except Exception as error:
         if args.debug:
             raise
-        message = error.args[0] if isinstance(error, KeyError) and error.args else error
-        lines = [line.strip() for line in str(message).splitlines()]
-        sys.stderr.write(f"vlm-par: error: {' '.join(line for line in lines if line)}\n")
+        message = _one_line(error)
+        if message is None:
+            traceback.print_exc()
+            sys.stderr.write(
+                "vlm-par: this is a fault of vlm-par, not of your input. Please report it, with the lines above and "
+                "the command.\n"
+            )
+            return STATUS_OF_A_FAULT
+        sys.stderr.write(f"vlm-par: error: {message}\n")
         return 2
+
+
+class _Printable(logging.Formatter):
+    """Escapes control characters: names from files could steer the terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
+
+
+def _one_line(error: Exception) -> str | None:
+    """The message of an error that is no fault of this package; None for any other."""
+    if isinstance(error, ParError):
+        text = str(error)
+    elif isinstance(error, OSError) and error.errno in _OF_THE_MACHINE:
+        text = f"{error.strerror}: {error.filename}" if error.filename else str(error)
+    elif isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, without importing it
+        text = f"out of memory: {error}; a smaller --batch-size needs less"
+    else:
+        return None
+    return printable(" ".join(line.strip() for line in text.splitlines() if line.strip()))
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -5,6 +5,8 @@ import logging
 import os
 import sys
 
+from vlm_par_hf.escaping import printable
+
 
 __all__ = ["add_data_options", "data_arguments", "process_index", "quiet_transformers", "say"]
 
@@ -63,5 +65,5 @@ def data_arguments(args) -> dict:
 
 def say(text: str) -> None:
     """Writes a line to standard output, at once even into a pipe."""
-    sys.stdout.write(f"{text}\n")
+    sys.stdout.write(f"{printable(text)}\n")
     sys.stdout.flush()

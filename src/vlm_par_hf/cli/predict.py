@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from vlm_par_hf.errors import ParValueError
+from vlm_par_hf.escaping import printable
 from vlm_par_hf.inference.boxes import BOX_FORMATS
 
 from .options import quiet_transformers, say
@@ -119,10 +120,10 @@ def _print_predictions(args, options: dict, inputs: dict) -> int:
     for row, answer, error in annotator.rows(images):
         if error is not None:
             broken += 1
-            sys.stderr.write(f"vlm-par: {row.name}: {error}\n")
+            sys.stderr.write(f"vlm-par: {printable(f'{row.name}: {error}', one_line=True)}\n")
             continue
         if args.out:
-            say(json.dumps({"image": row.name, **answer}, ensure_ascii=False))
+            say(json.dumps({"image": row.name, **answer}, ensure_ascii=False, allow_nan=False))
         else:
             say(_table(row.name, answer["attributes"]))
         if args.draw:
@@ -135,7 +136,7 @@ def _print_predictions(args, options: dict, inputs: dict) -> int:
 def _table(name: str, attributes: dict) -> str:
     name_width = max((len(attribute) for attribute in attributes), default=0)
     label_width = max((len(answer["label"]) for answer in attributes.values()), default=0)
-    lines = [name]
+    lines = [printable(name, one_line=True)]
     lines += [
         f"  {attribute:<{name_width}}  {answer['label']:<{label_width}}  {answer['score']:6.1%}"
         for attribute, answer in attributes.items()

@@ -28,7 +28,7 @@ import torch
 from transformers import AutoModel, AutoProcessor, PreTrainedModel
 
 from vlm_par_hf.base.modeling import ParPreTrainedModel
-from vlm_par_hf.errors import ParFileExistsError, ParRuntimeError, ParTypeError, ParValueError
+from vlm_par_hf.errors import ParFileExistsError, ParRuntimeError, ParTypeError, ParValueError, argument_in_errors
 from vlm_par_hf.utils import atomic_write_json, require
 
 from .exported import (
@@ -160,8 +160,9 @@ def export_model(
 def _load(model: Any, processor: Any) -> tuple[PreTrainedModel, Any]:
     if isinstance(model, (str, Path)):
         name = str(model)
-        processor = processor or AutoProcessor.from_pretrained(name)
-        model = AutoModel.from_pretrained(name, dtype=torch.float32)
+        with argument_in_errors("model", name):
+            processor = processor or AutoProcessor.from_pretrained(name)
+            model = AutoModel.from_pretrained(name, dtype=torch.float32)
     elif processor is None:
         raise ParValueError("processor is None: a model in memory needs its processor beside it")
     if isinstance(model, ExportedParModel):

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
+from vlm_par_hf.escaping import markdown_code, markdown_text
 from vlm_par_hf.families import find_family
 from vlm_par_hf.labels.schema import AttributeSchema
 from vlm_par_hf.utils import format_percent
@@ -24,14 +25,10 @@ __all__ = [
 ]
 
 
-def _cell(text: Any) -> str:
-    """The text in a form that does not break a Markdown table."""
-    return str(text).replace("|", "\\|").replace("\n", " ")
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table of cells that are Markdown already."""
     lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(_cell(cell) for cell in line) + " |" for line in lines)
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def head_section(title, config, schema, training, records) -> str:
@@ -41,13 +38,13 @@ def head_section(title, config, schema, training, records) -> str:
     has_drawings = trained_on == "synthetic" or any(is_synthetic(record) for record in records)
     backbone = config.get("backbone_name")
     lines = [
-        f"# {title}",
+        f"# {markdown_text(title)}",
         "",
-        f"{family_title}: {len(schema)} attributes of a person from one image of that person, as a transformers "
-        "model.",
+        f"{markdown_text(family_title)}: {len(schema)} attributes of a person from one image of that person, as a "
+        "transformers model.",
     ]
     if is_repository(backbone):
-        lines += ["", f"Backbone: `{backbone}`."]
+        lines += ["", f"Backbone: {markdown_code(backbone)}."]
     elif backbone == "embedded":
         lines += ["", "Backbone: the one embedded in the package, which has only seen drawn pedestrians."]
     if has_drawings:
@@ -69,7 +66,7 @@ pip install vlm-par-hf
 import vlm_par_hf  # registers the model with transformers; without it, loading asks for trust_remote_code
 from transformers import pipeline
 
-pipe = pipeline("pedestrian-attributes", model="{name or "organisation/name"}")
+pipe = pipeline("pedestrian-attributes", model={json.dumps(name or "organisation/name")})
 pipe("crop.jpg")["attributes"]
 ```"""
 
@@ -86,21 +83,24 @@ def results_section(records) -> str:
         intervals = record.get("intervals") or {}
         level = f"{100 * record.get('confidence', 0.95):g}% interval"
         note = record.get("note") or ""
+        convention = markdown_text(convention_text(record))
+        resampled = markdown_text(record.get("resampled", "images"))
         if is_partial(record) and not data.get("skipped_images"):
             note = f"{note} {data['images']:,} images are not the official {data['split']} split.".strip()
         rows = []
         for metric, value in record["metrics"].items():
             interval = intervals.get(metric)
             interval_text = f"{format_percent(interval[0])} to {format_percent(interval[1])}" if interval else ""
-            rows.append([f"`{metric}`", format_percent(value) or "undefined", interval_text, METRICS.get(metric, "")])
+            shown = format_percent(value) or "undefined"
+            rows.append([markdown_code(metric), shown, interval_text, markdown_text(METRICS.get(metric, ""))])
         lines += [
             "",
-            f"### {dataset_title(record)}, {data['split']}: {data['images']:,} images",
+            f"### {markdown_text(dataset_title(record))}, {markdown_text(data['split'])}: {data['images']:,} images",
             "",
-            f"{convention_text(record)[0].upper()}{convention_text(record)[1:]}. Percent."
-            + (f" Intervals: bootstrap over {record.get('resampled', 'images')}." if intervals else " No intervals.")
+            f"{convention[0].upper()}{convention[1:]}. Percent."
+            + (f" Intervals: bootstrap over {resampled}." if intervals else " No intervals.")
             + (f" {data['unknown_labels']:,} unknown labels are left out." if data.get("unknown_labels") else ""),
-            *(["", f"**{note}**"] if note else []),
+            *(["", f"**{markdown_text(note)}**"] if note else []),
             "",
             _table(["metric", "value", level, "what it is"], rows),
             "",
@@ -110,10 +110,10 @@ def results_section(records) -> str:
                 ["attribute", "mean recall", "rarest label", "known"],
                 [
                     [
-                        row["name"],
+                        markdown_text(row["name"]),
                         format_percent(row.get("mA")),
-                        min((label["support"] for label in row["labels"].values()), default=0),
-                        row["known"],
+                        markdown_text(min((label["support"] for label in row["labels"].values()), default=0)),
+                        markdown_text(row["known"]),
                     ]
                     for row in record["attributes"]
                 ],
@@ -122,7 +122,7 @@ def results_section(records) -> str:
             "</details>",
         ]
         if record.get("command"):
-            lines += ["", f"Measured by `{_without_local_paths(record['command'])}` with {_versions(record)}."]
+            lines += ["", f"Measured by {_command(record)} with {_versions(record)}."]
     return "\n".join(lines)
 
 
@@ -137,7 +137,7 @@ def training_section(config, training) -> str:
             for key, word in (("train_images", "training"), ("validation_images", "validation"))
             if isinstance(data.get(key), int)
         )
-        lines += ["", f"Data: {DATASETS.get(data['name'], data['name'])}{count}."]
+        lines += ["", f"Data: {markdown_text(DATASETS.get(data['name'], data['name']))}{count}."]
     if result and isinstance(result.get("validation_mA"), (int, float)):
         lines += [
             "",
@@ -150,39 +150,47 @@ def training_section(config, training) -> str:
     choices = {key: config[key] for key in (() if family is None else family.card_settings) if key in config}
     rows = {**choices, **({"loss": json.dumps(loss)} if loss else {}), **(settings or {})}
     if rows:
-        lines += ["", _table(["setting", "value"], [[f"`{key}`", f"`{value}`"] for key, value in rows.items()])]
+        cells = [[markdown_code(key), markdown_code(value)] for key, value in rows.items()]
+        lines += ["", _table(["setting", "value"], cells)]
     if training.get("command"):
-        lines += ["", f"Trained by `{_without_local_paths(training['command'])}` with {_versions(training)}."]
+        lines += ["", f"Trained by {_command(training)} with {_versions(training)}."]
     return "\n".join(lines)
 
 
 def _versions(record: Mapping[str, Any]) -> str:
     shown = {key: value for key, value in (record.get("versions") or {}).items() if key != "platform"}
-    return ", ".join(f"{key} {value}" for key, value in shown.items()) or "versions that were not recorded"
+    texts = [markdown_text(f"{key} {value}") for key, value in shown.items()]
+    return ", ".join(texts) or "versions that were not recorded"
 
 
-def _without_local_paths(command: str) -> str:
-    """A command line in which paths that start at the root or at home are replaced by their last part, so that no
-    local folder is published."""
+def _command(record: Mapping[str, Any]) -> str:
+    """The command line of a record as code; paths that start at the root or at home are replaced by their last part, so
+    that no local folder is published."""
+    command = str(record["command"])
     try:
         words = shlex.split(command)
     except ValueError:
         words = command.split()
-    return shlex.join(
-        PurePath(word).name if PurePath(word).is_absolute() or word.startswith("~") else word for word in words
+    return markdown_code(
+        shlex.join(
+            PurePath(word).name if PurePath(word).is_absolute() or word.startswith("~") else word for word in words
+        )
     )
 
 
 def attributes_section(schema: AttributeSchema) -> str:
     rows = [
-        [one.name, one.question, ", ".join(one.labels), one.region or "", "yes" if one.sensitive else ""]
+        [
+            *(markdown_text(text) for text in (one.name, one.question, ", ".join(one.labels), one.region or "")),
+            "yes" if one.sensitive else "",
+        ]
         for one in schema
     ]
     return "## Attributes\n\n" + _table(["name", "question", "labels", "region", "sensitive"], rows)
 
 
 def intended_use_section(schema: AttributeSchema) -> str:
-    names = [f"`{one.name}`" for one in schema if one.sensitive]
+    names = [markdown_code(one.name) for one in schema if one.sensitive]
     text = """## Intended use
 
 Describing what a person in a crop visibly wears and carries: research on attribute recognition, sorting and searching

@@ -4,9 +4,8 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from vlm_par_hf.errors import ParValueError
+from vlm_par_hf.errors import ParValueError, argument_in_errors
 
-from .provenance import argument_in_errors
 from .settings import TrainSettings
 
 

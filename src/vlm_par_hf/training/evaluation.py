@@ -13,13 +13,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from vlm_par_hf.errors import ParValueError
+from vlm_par_hf.errors import ParValueError, argument_in_errors
+from vlm_par_hf.escaping import markdown_text
 from vlm_par_hf.inference.predicting import predict_logits
 from vlm_par_hf.metrics.attributes import ParMetrics
 from vlm_par_hf.utils import atomic_write_json, atomic_write_text, format_percent, redact_command
 
 from .plots import plot_attributes, table_text
-from .provenance import DataFacts, argument_in_errors, check_same_division, check_schema, load_data, versions
+from .provenance import DataFacts, check_same_division, check_schema, load_data, versions
 
 
 __all__ = ["evaluate", "markdown_table", "write_report"]
@@ -182,9 +183,10 @@ def markdown_table(record: dict[str, Any]) -> str:
     """The metrics and the table per attribute as Markdown; values in percent, with the interval if there is one."""
     data = record["data"]
     lines = [
-        f"# {data['name']}, {data['split']}: {data['images']:,} images, conventions of `{record['preset']}`",
+        f"# {markdown_text(data['name'])}, {data['split']}: {data['images']:,} images, conventions of "
+        f"`{record['preset']}`",
         "",
-        *([record["note"], ""] if record["note"] else []),
+        *([markdown_text(record["note"]), ""] if record["note"] else []),
         "| metric | value | interval |",
         "|---|---|---|",
     ]
@@ -195,7 +197,7 @@ def markdown_table(record: dict[str, Any]) -> str:
         lines.append(f"| {name} | {format_percent(value)} | {interval} |")
     lines += ["", "| attribute | mean recall | rarest label | samples |", "|---|---|---|---|"]
     lines += [
-        f"| {bar['name']} | {format_percent(bar['mA'])} | {bar['rarest']:,} | {bar['support']:,} |"
+        f"| {markdown_text(bar['name'])} | {format_percent(bar['mA'])} | {bar['rarest']:,} | {bar['support']:,} |"
         for bar in _bar_rows(record["attributes"])
     ]
     return "\n".join(lines) + "\n"

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vlm_par_hf.errors import ParValueError
+from vlm_par_hf.escaping import csv_cell
 from vlm_par_hf.images.fonts import fit_text
 from vlm_par_hf.utils import atomic_write_json, atomic_write_text, require
 
@@ -24,12 +25,15 @@ _SCORE = "#2a7f62"
 
 
 def table_text(rows: Sequence[dict[str, Any]]) -> str:
-    """Rows of one table as CSV text; columns in the order of their first appearance, missing cells empty."""
+    """Rows of one table as CSV text; columns in the order of their first appearance, missing cells empty.
+
+    Text that a spreadsheet would compute gets an apostrophe in front (`csv_cell`).
+    """
     columns = list(dict.fromkeys(name for row in rows for name in row))
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, fieldnames=columns, lineterminator="\n", restval="")
-    writer.writeheader()
-    writer.writerows(rows)
+    writer.writerow({name: csv_cell(name) for name in columns})
+    writer.writerows({name: csv_cell(value) for name, value in row.items()} for row in rows)
     return buffer.getvalue()
 
 

@@ -4,8 +4,6 @@ import hashlib
 import json
 import logging
 import platform
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,11 +15,11 @@ import transformers
 
 from vlm_par_hf.data import dataset_schema, load_par_dataset
 from vlm_par_hf.data.carried import read_labels
-from vlm_par_hf.errors import ParOSError, ParTypeError, ParValueError
+from vlm_par_hf.errors import ParTypeError, ParValueError
 from vlm_par_hf.labels.schema import AttributeSchema
 
 
-__all__ = ["DataFacts", "argument_in_errors", "check_same_division", "check_schema", "load_data", "versions"]
+__all__ = ["DataFacts", "check_same_division", "check_schema", "load_data", "versions"]
 
 logger = logging.getLogger(__name__)
 
@@ -51,15 +49,6 @@ def versions() -> dict[str, str]:
         "python": platform.python_version(),
         "platform": platform.platform(),
     }
-
-
-@contextmanager
-def argument_in_errors(argument: str, value: str) -> Iterator[None]:
-    """Puts the argument and its value in front of an `OSError`: without a network the Hub's message names neither."""
-    try:
-        yield
-    except OSError as error:
-        raise ParOSError(f"{argument}={value!r} could not be loaded: {error}") from error
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig
 
-from vlm_par_hf.base.configuration import BackboneConfig
+from vlm_par_hf.base.configuration import LARGEST_OWN, BackboneConfig, check_own_number, check_token_ids
 from vlm_par_hf.errors import ParValueError
 from vlm_par_hf.labels.schema import AttributeSchema
 from vlm_par_hf.upstream import SubConfigSpec
@@ -92,13 +92,30 @@ class FocusParConfig(BackboneConfig):
 
     def _check_values(self) -> None:
         for name in ("num_global_tokens", "num_local_tokens", "num_prompt_tokens"):
-            if getattr(self, name) < 0:
-                raise ParValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
+            check_own_number(name, getattr(self, name), 0)
+        for name in ("num_regions", "num_attention_heads"):
+            check_own_number(name, getattr(self, name), 1)
+        text = self.vlm_config.text_config
+        if self.num_prompt_tokens > text.max_position_embeddings - 3:
+            raise ParValueError(
+                f"num_prompt_tokens must leave room for a text in {text.max_position_embeddings} positions, got "
+                f"{self.num_prompt_tokens}"
+            )
+        check_token_ids("prompt_start_ids", self.prompt_start_ids, text.vocab_size, 1)
+        if len(self.prompt_start_ids or ()) > self.num_prompt_tokens:
+            raise ParValueError(
+                f"prompt_start_ids must be at most num_prompt_tokens={self.num_prompt_tokens} tokens, got "
+                f"{len(self.prompt_start_ids)}"
+            )
+        check_token_ids("label_input_ids", self.label_input_ids, text.vocab_size, 3)
+        regions = self.prompt_regions
+        if regions is not None and (
+            not regions or len(regions) > LARGEST_OWN or not all(isinstance(one, str) for one in regions)
+        ):
+            raise ParValueError(f"prompt_regions must be names of regions, got {regions!r:.80}")
         if self.prompt_init not in PROMPT_INITS:
             raise ParValueError(f"prompt_init must be one of {PROMPT_INITS}, got {self.prompt_init!r}")
-        if self.num_regions < 1:
-            raise ParValueError(f"num_regions must be 1 or more, got {self.num_regions}")
-        if self.num_attention_heads < 1 or self.text_width % self.num_attention_heads:
+        if self.text_width % self.num_attention_heads:
             raise ParValueError(
                 f"num_attention_heads must divide the width of the texts {self.text_width}, "
                 f"got {self.num_attention_heads}"

@@ -110,6 +110,13 @@ class FocusParModel(FocusParPreTrainedModel):
 
     def __init__(self, config: FocusParConfig) -> None:
         super().__init__(config)
+        if config.label_input_ids is not None:
+            counts = [len(one) if all(one) else 0 for one in config.label_input_ids]
+            if counts != list(self.schema.num_labels):
+                raise ParValueError(
+                    f"label_input_ids must hold one text per label, {list(self.schema.num_labels)!r:.80}, got "
+                    f"{counts!r:.80}"
+                )
         self.towers = TOWERS[config.vlm_config.model_type]
         self.texts = TextReader(config)
         text, vision = config.vlm_config.text_config, config.vlm_config.vision_config

@@ -5,7 +5,14 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 
-from vlm_par_hf.base.configuration import BackboneConfig, LabelSpaceConfig
+from vlm_par_hf.base.configuration import (
+    BackboneConfig,
+    LabelSpaceConfig,
+    check_own_number,
+    check_token_ids,
+    check_tower,
+    nested_errors,
+)
 from vlm_par_hf.errors import ParValueError
 from vlm_par_hf.upstream import SubConfigSpec
 
@@ -15,6 +22,7 @@ __all__ = ["FoldedVlmParConfig", "VlmParConfig"]
 ALIGNMENTS = ("logit", "none")
 FUSIONS = ("text_to_image", "image_to_text", "none")
 QUESTION_TOKENS = ("content", "all")
+LONGEST = 4_096  # tokens of a question
 VISION_TYPES = ("siglip2_vision_model", "siglip_vision_model")
 
 
@@ -79,6 +87,9 @@ class VlmParConfig(BackboneConfig):
         if self.question_tokens not in QUESTION_TOKENS:
             raise ParValueError(f"question_tokens must be one of {QUESTION_TOKENS}, got {self.question_tokens!r}")
         _check_fusion(self, self.vlm_config.vision_config.hidden_size)
+        vocab_size = self.vlm_config.text_config.vocab_size
+        check_token_ids("question_input_ids", self.question_input_ids, vocab_size, 2)
+        check_token_ids("prompt_input_ids", self.prompt_input_ids, vocab_size, 3)
 
     @classmethod
     def paper(cls, **kwargs: Any) -> "VlmParConfig":
@@ -143,10 +154,12 @@ class FoldedVlmParConfig(LabelSpaceConfig, PreTrainedConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         self._take_attributes(kwargs)
         self.loss = dict(self.loss or {})
-        super().__post_init__(**kwargs)
+        with nested_errors("vision_config"):
+            super().__post_init__(**kwargs)
         vision = self.vision_config
         if vision.model_type not in VISION_TYPES:
             raise ParValueError(f"vision_config must have a model_type of {VISION_TYPES}, got {vision.model_type!r}")
+        check_tower("vision_config", vision)
         _check_fusion(self, vision.hidden_size)
         if self.alignment == "logit" and not getattr(vision, "vision_use_head", True):
             raise ParValueError(
@@ -154,7 +167,9 @@ class FoldedVlmParConfig(LabelSpaceConfig, PreTrainedConfig):
             )
         if self.attributes is not None and self.fusion == "image_to_text":
             lengths = self.question_lengths or []
-            if len(lengths) != len(self.attributes) or not all(isinstance(T, int) and T > 0 for T in lengths):
+            if len(lengths) != len(self.attributes) or not all(
+                isinstance(T, int) and 0 < T <= LONGEST for T in lengths
+            ):
                 raise ParValueError(
                     f"question_lengths must be the number of tokens of each of the {len(self.attributes)} questions, "
                     f"got {self.question_lengths}"
@@ -167,5 +182,8 @@ def _check_fusion(config: PreTrainedConfig, width: int) -> None:
         if getattr(config, name) not in choices:
             raise ParValueError(f"{name} must be one of {choices}, got {getattr(config, name)!r}")
     heads = config.num_fusion_heads
-    if heads < 1 or (config.fusion != "none" and width % heads):
+    check_own_number("num_fusion_heads", heads, 1)
+    if not 0 < config.layer_norm_eps < 1:
+        raise ParValueError(f"layer_norm_eps must lie between 0 and 1, got {config.layer_norm_eps!r:.40}")
+    if config.fusion != "none" and width % heads:
         raise ParValueError(f"num_fusion_heads must divide the vision tower's width {width}, got {heads}")

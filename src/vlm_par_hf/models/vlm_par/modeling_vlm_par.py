@@ -71,6 +71,7 @@ class VlmParModel(VlmParPreTrainedModel):
 
     def __init__(self, config: VlmParConfig) -> None:
         super().__init__(config)
+        self._check_token_ids()
         text = config.vlm_config.text_config
         self.vlm = AutoModel.from_config(config.vlm_config)
         self.attribute_heads = self._build_heads()
@@ -105,6 +106,23 @@ class VlmParModel(VlmParPreTrainedModel):
                 init.zeros_(getattr(self, name))
 
     # Text
+
+    def _check_token_ids(self) -> None:
+        """Refuses token ids in the configuration that belong to another label space."""
+        config = self.config
+        found = [None if ids is None else len(ids) for ids in (config.question_input_ids, config.prompt_input_ids)]
+        if any(count not in (None, len(self.schema)) for count in found):
+            raise ParValueError(
+                f"question_input_ids and prompt_input_ids must have one entry per attribute ({len(self.schema)}), got "
+                f"{found[0]} and {found[1]}"
+            )
+        for one, ids in zip(self.schema, config.prompt_input_ids or ()):
+            if len(ids) != one.num_labels or not all(ids):
+                raise ParValueError(
+                    f"prompt_input_ids of {one.name!r} must be {one.num_labels} texts, got {ids!r:.80}"
+                )
+        if not all(config.question_input_ids or ()):
+            raise ParValueError("question_input_ids holds a question without tokens")
 
     def _question_lengths(self) -> tuple[int, ...]:
         """T of each attribute, from the configuration alone: the buffers need this size before a checkpoint is
