@@ -164,8 +164,8 @@ def _versions(record: Mapping[str, Any]) -> str:
 
 
 def _command(record: Mapping[str, Any]) -> str:
-    """The command line of a record as code; paths that start at the root or at home are replaced by their last part, so
-    that no local folder is published."""
+    """The command line of a record as code; paths that start at the root or at home are replaced by their last part,
+    so that no local folder is published."""
     command = str(record["command"])
     try:
         words = shlex.split(command)
