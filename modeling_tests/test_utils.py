@@ -9,6 +9,8 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pandas
+import pyarrow
 import pytest
 
 import vlm_par_hf
@@ -17,9 +19,13 @@ from vlm_par_hf.utils import (
     atomic_write_text,
     default_threads,
     embedded_path,
+    iterate,
     read_json,
+    redact,
+    redact_command,
     require,
     shorten,
+    shorten_text,
     thread_map,
 )
 
@@ -169,3 +175,78 @@ def test_json_keeps_every_value():
         read_json('{"a": {"b": 1, "b": 1}}')
     with pytest.raises(ValueError, match="nested too deeply"):
         read_json("[" * 100_000)
+
+
+def test_elements_come_in_the_order_of_their_container():
+    class ByPosition:
+        """As a map-style data set of torch."""
+
+        def __len__(self):
+            return 2
+
+        def __getitem__(self, position):
+            return "ab"[position]
+
+    series = pandas.Series(["a", "b", "c"]).iloc[::-1]
+    for items, expected in (
+        (series, ["c", "b", "a"]),
+        (series[series != "b"], ["c", "a"]),
+        (pyarrow.array(["a", None]), ["a", None]),
+        (ByPosition(), ["a", "b"]),
+        ({"x": "a", "y": "b"}.values(), ["a", "b"]),
+        ((one for one in "ab"), ["a", "b"]),
+    ):
+        assert list(iterate(items)) == expected
+        assert thread_map(str.upper, [one for one in expected if one]) == [one.upper() for one in expected if one]
+    assert thread_map(str.upper, series, threads=2) == ["C", "B", "A"]
+    for items in ({"a"}, "ab", b"ab", {"a": 1}, pandas.DataFrame({"a": [1]}), np.array([b"a"]), 7, np.array(7)):
+        with pytest.raises(TypeError, match="things (is|has) .*"):
+            iterate(items, "things")
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("https://u:p@host/a.jpg?id=17&token=abc", "https://***@host/a.jpg?id=17&token=***"),
+        (
+            "https://host/a?X-Amz-Signature=0f&sig=b&Key-Pair-Id=c",
+            "https://host/a?X-Amz-Signature=***&sig=***&Key-Pair-Id=***",
+        ),
+        ("https://host/a?blob=" + "a1" * 20, "https://host/a?blob=***"),
+        ("/home/alice/data and /Users/bob/x", "~/data and ~/x"),
+        ("--root=/home/alice/data", "--root=~/data"),
+        ("C:\\Users\\bob\\x", "~\\x"),
+        ("hf_" + "a" * 30, "***"),
+        ("HF_TOKEN=abc", "HF_TOKEN=***"),
+        ("password: abc", "password: ***"),
+        ("Bearer abc.def", "Bearer ***"),
+        (
+            "--question-tokens content /homework/x tokenizer.json",
+            "--question-tokens content /homework/x tokenizer.json",
+        ),
+    ],
+)
+def test_secrets_and_home_folders_are_left_out(text, expected):
+    assert redact(text) == expected
+
+
+def test_a_command_is_recorded_without_secrets(monkeypatch):
+    monkeypatch.setenv("HOME", "/srv/people/alice")
+    words = [
+        "vlm-par",
+        "train",
+        "pa100k",
+        "--root",
+        "/srv/people/alice/data",
+        "--hub-token",
+        "abc",
+        "--api-key=abc",
+        "--x",
+    ]
+    expected = ["vlm-par", "train", "--root", "~/data", "--hub-token", "***", "--api-key=***", "--x"]
+    assert redact_command(words) == expected
+
+
+def test_texts_in_messages_are_short_and_printable():
+    assert shorten_text("a\x1b[31m\nb") == "a\\x1b[31m\\nb" and shorten_text("Größe") == "Größe"
+    assert shorten_text("x" * 9999).endswith("xxx (9999 characters)") and len(shorten_text("x" * 9999)) < 200

@@ -50,14 +50,14 @@ def test_a_fingerprint_follows_the_weights_and_the_settings_not_the_place(model,
 
 
 def test_an_image_that_fails_on_reading_is_named(folder, model, tmp_path, monkeypatch):
-    real = annotator_module.open_image
+    real = annotator_module.open_row
 
-    def open_image(image):
+    def open_row(image, options):
         if str(image).endswith("/3.png"):
             raise PermissionError(13, "Permission denied", image)
-        return real(image)
+        return real(image, options)
 
-    monkeypatch.setattr(annotator_module, "open_image", open_image)
+    monkeypatch.setattr(annotator_module, "open_row", open_row)
     (entry,) = run(folder, tmp_path / "out.jsonl", model)["broken"]
     assert entry["image"].endswith("3.png") and "Permission denied" in entry["error"]
 

@@ -40,7 +40,7 @@ def test_what_a_worker_of_ray_does_gives_the_same(heavy, model, tmp_path):
     annotator = Annotator(model, batch_size=3)
     for start in range(0, 121, 50):
         segments = json.dumps(list(images.segments(start, start + 50)))
-        table = ReadForRay("image", images.folder)({"segments": np.array([segments], dtype=object)})
+        table = ReadForRay(images.columns, images.folder)({"segments": np.array([segments], dtype=object)})
         batch = {name: np.array(table[name].to_pylist(), dtype=object) for name in table.column_names}
         found = annotator(batch)
         assert list(found["index"]) == list(range(start, min(start + 50, 121)))

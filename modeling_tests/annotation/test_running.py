@@ -121,7 +121,7 @@ import vlm_par_hf.utils
 from vlm_par_hf.annotation import annotate, annotator
 
 images, out, model, steps = sys.argv[1:]
-real_open, real_replace = annotator.open_image, os.replace
+real_open, real_replace = annotator.open_row, os.replace
 count = 0
 
 def step():
@@ -130,10 +130,10 @@ def step():
     if count == int(steps):
         os.kill(os.getpid(), signal.SIGKILL)
 
-def open_image(image):
+def open_row(image, options):
     step()
     os.write(log, f"{os.path.basename(image)}\\n".encode())
-    return real_open(image)
+    return real_open(image, options)
 
 def replace(*paths):
     step()
@@ -146,7 +146,7 @@ for number in range(100):
     child = os.fork()
     if not child:
         os.close(reader)
-        annotator.open_image, os.replace = open_image, replace
+        annotator.open_row, os.replace = open_row, replace
         annotate(images, out, model=model, batch_size=2, images_per_part=4, progress=False)
         os._exit(0)
     os.close(log)

@@ -86,3 +86,10 @@ def test_what_the_machine_or_the_package_refuses_is_one_line(error, words, monke
 
 def raise_(error):
     raise error
+
+
+def test_the_command_line_of_records_holds_no_secrets(monkeypatch):
+    seen = []
+    monkeypatch.setattr(predict, "run", lambda args: seen.append(args.command_line))
+    assert main(["predict", "/home/alice/a.jpg", "--model", "https://u:word@host/m?token=abc"]) == 0
+    assert seen == [["vlm-par", "predict", "~/a.jpg", "--model", "https://***@host/m?token=***"]]

@@ -94,3 +94,24 @@ def test_predict_in_bfloat16_answers_nearly_the_same(tmp_path, capsys):
         answers = json.loads(capsys.readouterr().out)["attributes"]
         found.append([p for answer in answers.values() for p in answer["probabilities"].values()])
     assert found[0] != found[1] and found[0] == pytest.approx(found[1], abs=0.05)
+
+
+def test_boxes_links_and_urls_on_the_command_line(checkpoint, files, tmp_path, capsys):
+    table = tmp_path / "t.parquet"
+    with open(f"{files['data']}/test_000.png", "rb") as file:
+        data = file.read()
+    with Image.open(f"{files['data']}/test_000.png") as picture:
+        width, height = picture.size
+    columns = {"image": [data, data], "box": [[0.0, 0.5, 0.5, 1.0], [0.0, 0.0, 1.0, 0.5]]}
+    pyarrow.parquet.write_table(pyarrow.table(columns), table)
+    arguments = ["predict", "--model", str(checkpoint), "--out", "-", str(table), "--box-column", "box"]
+    assert main([*arguments, "--box-format", "xyxyn"]) == 0
+    boxes = [json.loads(line)["box"] for line in capsys.readouterr().out.splitlines()]
+    assert boxes == [[0, height // 2, width // 2, height], [0, 0, width, height // 2]]
+    assert main(arguments) == 1
+    assert "are shares of the picture, not pixels" in capsys.readouterr().err
+    assert main(["predict", str(table), "--box-margin", "0.1"]) == 2
+    assert "--box-format and --box-margin need --box-column" in capsys.readouterr().err
+    assert main(["predict", "https://u:word@example.org/a.jpg?token=abc"]) == 2
+    error = capsys.readouterr().err
+    assert "a URL: it is read only with allow_urls" in error and "word" not in error and "abc" not in error

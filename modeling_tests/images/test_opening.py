@@ -1,6 +1,8 @@
 """Opening images: every mode and kind gives the right RGB pixels, or an error that names the thing."""
 
+import base64
 import io
+import os
 import struct
 import subprocess
 import sys
@@ -13,7 +15,17 @@ import torch
 from PIL import Image
 
 import vlm_par_hf
-from vlm_par_hf.images.opening import BACKGROUND, is_image_file, open_image, open_images
+from vlm_par_hf.images import opening
+from vlm_par_hf.images.opening import (
+    BACKGROUND,
+    IMAGE_FORMATS,
+    IMAGE_SUFFIXES,
+    is_image_file,
+    is_one_image,
+    open_image,
+    open_images,
+    open_with_size,
+)
 
 
 def pixel(image, x=0, y=0):
@@ -315,3 +327,187 @@ def test_needs_no_torch():
     )
     command = [sys.executable, "-c", code, str(Path(vlm_par_hf.__file__).parent)]
     assert subprocess.run(command).returncode == 0
+
+
+@pytest.mark.parametrize("kind", ["EPS", "PDF", "PCX", "ICO", "TGA", "SGI"])
+def test_other_formats_are_not_tried(kind, noise):
+    """EPS would start Ghostscript; each format is one more parser that a file can choose."""
+    with pytest.raises(ValueError, match="it is in none of the formats AVIF, BMP, GIF, JPEG"):
+        open_image(encoded(Image.fromarray(noise), kind))
+
+
+@pytest.mark.parametrize("kind", IMAGE_FORMATS)
+def test_every_format_is_read(kind, noise, tmp_path):
+    try:
+        data = encoded(Image.fromarray(noise), kind)
+    except OSError:
+        pytest.skip(f"this Pillow writes no {kind}")
+    expected = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+    assert np.array_equal(np.asarray(open_image(data)), expected)
+    assert all(
+        Image.registered_extensions()[suffix] in (kind, "MPO") for suffix in IMAGE_FORMATS[kind] if suffix != ".pfm"
+    )
+    assert set(IMAGE_FORMATS[kind]) <= set(IMAGE_SUFFIXES)
+
+
+def test_only_regular_files_are_opened(tmp_path):
+    """A pipe that nobody writes to would be waited for, and /dev/zero read, without end."""
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "zero.jpg").symlink_to("/dev/zero")
+    for name in ("pipe.jpg", "zero.jpg"):
+        for source in (tmp_path / name, {"path": str(tmp_path / name), "bytes": None}):
+            with pytest.raises(ValueError, match=f"{name}' is no regular file"):
+                open_image(source)
+
+
+def test_a_file_that_becomes_another_while_it_is_opened(tmp_path, monkeypatch, noise):
+    path = tmp_path / "a.png"
+    path.write_bytes(encoded(Image.fromarray(noise), "PNG"))
+    status = os.stat(path)
+    path.unlink()
+    os.mkfifo(path)
+    monkeypatch.setattr(opening.os, "stat", lambda name: status)
+    with pytest.raises(ValueError, match="a.png' is no regular file"):
+        open_image(path)
+
+
+def test_a_file_that_is_too_large_is_not_read(tmp_path, monkeypatch):
+    with (tmp_path / "a.png").open("wb") as file:
+        file.truncate(opening.MAX_FILE_BYTES + 1)
+    with pytest.raises(ValueError, match="a.png' has 536870913 bytes; expected at most 536870912"):
+        open_image(tmp_path / "a.png")
+
+
+def test_base64_text_and_data_urls(noise, tmp_path, monkeypatch):
+    data = encoded(Image.fromarray(noise), "PNG")
+    text = base64.b64encode(data).decode()
+    broken = "\n".join(text[start : start + 76] for start in range(0, len(text), 76))
+    for source in (text, broken + "\n", f"data:image/png;base64,{text}", f"DATA:image/png;name=a;BASE64,{text}"):
+        assert np.array_equal(np.asarray(open_image(source)), noise)
+    monkeypatch.chdir(tmp_path)
+    name = "iVBORw0KGgo" + "a" * 40  # a file may be called like that
+    Image.new("RGB", (3, 2)).save(tmp_path / name, "PNG")
+    assert open_image(name).size == (3, 2)
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        (
+            base64.b64encode(b"no image at all" * 999).decode(),
+            "a text of 19980 characters, which is not that of an image",
+        ),
+        ("x.jpg" * 5000, "a text of 25000 characters, which is neither a path nor base64"),
+        ("a\0b.jpg", "a text of 7 characters, which is neither"),
+        ("data:image/png;base64,@@@@", "is not the base64 text of an image file"),
+        ("data:text/html,<p>", "is a data URL of another form; expected data:image/...;base64,"),
+        (base64.b64encode(b"\x89PNG\r\n\x1a\n" + b"x" * 5000).decode(), "image given as base64 text of 6680 char"),
+        ("https://example.org/a.jpg?token=abc", r"a.jpg\?token=\*\*\*' is a URL, which is not read here"),
+        ("x" * 3000 + ".jpg", "cannot be opened: File name too long"),
+    ],
+)
+def test_texts_that_are_refused_in_few_words(text, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        open_image(text)
+    assert len(str(caught.value)) < 500 and "abc" not in str(caught.value)
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+def test_a_large_jpeg_is_decoded_at_a_part_of_its_size(orientation, monkeypatch):
+    monkeypatch.setattr(opening, "_LARGE_PIXELS", 10_000)
+    pixels = np.zeros((300, 401, 3), np.uint8)
+    pixels[:, 200:] = (250, 120, 10)
+    upright = {1: pixels, 3: pixels[::-1, ::-1], 6: np.rot90(pixels, -1)}[orientation]
+    image, full_size = open_with_size(encoded(Image.fromarray(pixels), "JPEG", exif=exif(orientation), quality=95))
+    assert full_size == (upright.shape[1], upright.shape[0]) and image.size == (
+        -(-full_size[0] // 4),
+        -(-full_size[1] // 4),
+    )
+    reference = np.asarray(Image.fromarray(np.ascontiguousarray(upright)).resize(image.size, Image.Resampling.BOX))
+    assert np.abs(np.asarray(image).astype(int) - reference).mean() < 3
+    assert open_with_size(encoded(Image.fromarray(pixels), "PNG")).image.size == (401, 300)
+
+
+def test_a_phone_photograph_passes_and_a_bomb_does_not(monkeypatch):
+    """Pillow's own limit would refuse 200 megapixels, although a JPEG need not be decoded at that size."""
+    monkeypatch.setattr(opening, "_MAX_JPEG_PIXELS", 3_000_000)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500_000)
+    monkeypatch.setattr(opening, "_LARGE_PIXELS", 500_000)
+    image, full_size = open_with_size(encoded(Image.new("RGB", (2000, 1000), (9, 90, 200)), "JPEG"))
+    assert image.size == (1000, 500) and full_size == (2000, 1000)
+    with pytest.raises(ValueError, match="4000x1000 = 4000000 pixels; expected at most 3000000 of a JPEG"):
+        open_image(encoded(Image.new("RGB", (4000, 1000)), "JPEG"))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(ValueError, match="expected at most 2 . PIL.Image.MAX_IMAGE_PIXELS = 2000"):
+        open_image(encoded(Image.new("RGB", (2000, 1000)), "JPEG"))
+
+
+def test_the_budget_counts_bytes():
+    """A picture of another mode lies in memory beside the RGB one."""
+    assert open_image(Image.new("L", (10, 8)), max_pixels=100).size == (10, 8)
+    with pytest.raises(ValueError, match="of mode L, 5 bytes each; expected at most max_pixels=100 of 4 bytes"):
+        open_image(Image.new("L", (10, 9)), max_pixels=100)
+    with pytest.raises(ValueError, match="of mode RGBA, 8 bytes each"):
+        open_image(Image.new("RGBA", (10, 6)), max_pixels=100)
+
+
+def test_a_tiff_of_32_bits_does_not_say_its_range():
+    with pytest.raises(ValueError, match="mode 'I' with values in .0, 200.; expected a 16-bit file"):
+        open_image(encoded(Image.fromarray(np.array([[0, 200]], np.int32)), "TIFF"))
+
+
+def test_transparent_grey_of_16_bits():
+    values = np.array([[0, 257, 32896, 65535]], np.uint16)
+    opened = open_image(encoded(Image.fromarray(values), "PNG", transparency=257))
+    assert np.asarray(opened)[0].tolist() == [[0] * 3, list(BACKGROUND), [128] * 3, [255] * 3]
+
+
+def test_arrays_of_another_byte_order_and_masked_ones(noise):
+    assert np.array_equal(np.asarray(open_image((noise.astype(">u2") * 257).astype(">u2"))), noise)
+    assert np.array_equal(np.asarray(open_image((noise / 255).astype(">f4"))), noise)
+    with pytest.raises(ValueError, match="has masked pixels"):
+        open_image(np.ma.masked_less(noise, 9))
+    for tensor in (
+        torch.zeros(3, 4, dtype=torch.complex64),
+        torch.zeros(3, 4).to_sparse(),
+        torch.zeros(3, 4, device="meta"),
+    ):
+        with pytest.raises(ValueError, match="image .*expected"):
+            open_image(tensor)
+
+
+def test_what_is_one_image_and_what_is_a_container(noise):
+    one = (noise, "a.jpg", Path("a.jpg"), b"", bytearray(), Image.fromarray(noise), torch.zeros(2, 2), {"path": "a"})
+    assert all(map(is_one_image, one))
+    several = (
+        ["a.jpg"],
+        ("a.jpg",),
+        np.array(["a.jpg"]),
+        np.array([noise, None], object),
+        iter(["a"]),
+        {"a": 1}.values(),
+    )
+    assert not any(map(is_one_image, several))
+    assert [image.size for image in open_images(np.array([noise, noise[:5]], object))] == [(10, 20), (10, 5)]
+    with pytest.raises(TypeError, match="images is a set, which has no order"):
+        open_images({"a.jpg"})
+
+
+MEMORY = """
+import resource, sys
+from concurrent.futures import ThreadPoolExecutor
+from vlm_par_hf.images.opening import open_image
+with ThreadPoolExecutor(8) as pool:
+    sizes = {image.size for image in pool.map(open_image, [sys.argv[1]] * 8)}
+print(*sizes, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024, sep=";")
+"""
+
+
+@pytest.mark.slow
+def test_eight_phone_photographs_at_once_stay_below_a_gigabyte(tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
+    Image.new("RGB", (16320, 12240), (9, 90, 200)).save(tmp_path / "200.jpg", exif=exif(6))
+    command = [sys.executable, "-c", MEMORY, str(tmp_path / "200.jpg")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    size, peak = done.stdout.strip().split(";")
+    assert size == "(3060, 4080)" and int(peak) < 1024

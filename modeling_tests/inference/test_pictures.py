@@ -42,11 +42,22 @@ class TestSources:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         address = f"http://127.0.0.1:{server.server_address[1]}"
         try:
-            assert close(pipe(f"{address}/crop.png", timeout=5), pipe(crop()))
+            here = {"allow_private_urls": True, "timeout": 5}
+            assert close(pipe(f"{address}/crop.png", **here), pipe(crop()))
+            assert close(pipe([f"{address}/crop.png"], **here), [pipe(crop())])
             with pytest.raises(ValueError, match="could not read http://.*missing.png: .*404"):
-                pipe(f"{address}/missing.png")
+                pipe(f"{address}/missing.png", **here)
             with pytest.raises(ValueError, match="page.html holds no picture"):
-                pipe(f"{address}/page.html")
+                pipe(f"{address}/page.html", **here)
+            with pytest.raises(ValueError, match="the address 127.0.0.1, which is not public"):
+                pipe(f"{address}/crop.png")
+            for rows in (iter([f"{address}/crop.png"]), [{"image": f"{address}/crop.png"}]):
+                with pytest.raises(ValueError, match="item 0 .*is a URL, .*only with allow_urls=True"):
+                    list(pipe(rows, **here))
+            rows = [{"image": {"path": f"{address}/crop.png", "bytes": None}}]
+            assert close(pipe(rows, allow_urls=True, **here), [pipe(crop())])
+            with pytest.raises(ValueError, match="is a URL"):
+                pipe(f"{address}/crop.png", allow_urls=False, **here)
         finally:
             server.shutdown()
             server.server_close()
@@ -115,9 +126,9 @@ class TestReading:
         opened = []
         open_picture = pictures.open_picture
 
-        def noted(source, timeout):
+        def noted(source, **options):
             opened.append(threading.current_thread().name)
-            return open_picture(source, timeout)
+            return open_picture(source, **options)
 
         monkeypatch.setattr(pictures, "open_picture", noted)
         forward, answered = pipe.model.forward, []

@@ -1,10 +1,15 @@
 """The pipeline: answers, options, boxes, detectors, streams, loading and saving."""
 
+import base64
 import logging
+import os
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import pandas
+import pyarrow
 import pytest
 import torch
 from PIL import Image
@@ -15,6 +20,7 @@ from transformers.pipelines.pt_utils import KeyDataset
 import vlm_par_hf
 from modeling_tests.crops import Rows, close, crop, make_pipe
 from modeling_tests.tiny import randomize, tiny_model, tiny_processor
+from vlm_par_hf.images import opening
 from vlm_par_hf.inference import pipelines
 from vlm_par_hf.inference.pictures import TASK
 from vlm_par_hf.inference.pipelines import PedestrianAttributesPipeline
@@ -113,8 +119,14 @@ class TestOptions:
             naflex(crop(), explain=["Hatt"])
         with pytest.raises(ValueError, match="explain_as is 'picture', expected one of"):
             naflex(crop(), explain=True, explain_as="picture")
-        with pytest.raises(TypeError, match="only_positiv'"):
-            naflex(crop(), only_positiv=True)
+        for name in ("only_positiv", "threshold"):
+            with pytest.raises(
+                TypeError, match=rf"no option '{name}', expected one of boxes, .*, only_positive, "
+            ) as bad:
+                naflex(crop(), **{name: 0.7})
+            assert ("pipe.model.config.schema[name].threshold" in str(bad.value)) == (name == "threshold")
+        with pytest.raises(ValueError, match="box_format is 'voc', expected one of xyxy"):
+            naflex(crop(), box_format="voc")
         with pytest.raises(ValueError, match="batch_size is 0"):
             naflex([crop()], batch_size=0)
         with pytest.raises(ValueError, match="num_workers is -1"):
@@ -142,6 +154,38 @@ class TestBoxes:
         for boxes in (tuple(map(tuple, self.boxes)), np.array(self.boxes), torch.tensor(self.boxes), named):
             assert close(naflex(self.street, boxes=boxes, batch_size=8), expected)
         assert close(naflex({"image": self.street, "boxes": self.boxes}), expected)
+
+    def test_formats_and_margin(self, naflex):
+        width, height = self.street.size
+        shares = [[x0 / width, y0 / height, x1 / width, y1 / height] for x0, y0, x1, y1 in self.boxes]
+        expected = naflex(self.street, boxes=self.boxes)
+        assert close(naflex(self.street, boxes=shares, box_format="xyxyn"), expected)
+        assert close(make_pipe(box_format="xyxyn")(self.street, boxes=shares), expected)
+        with pytest.raises(ValueError, match="are shares of the picture, not pixels.*box_format='xyxyn'"):
+            naflex(self.street, boxes=shares)
+        (wider,) = naflex(self.street, boxes=[[40, 10, 70, 90]], box_margin=0.1)
+        assert list(wider) == ["box", "box_without_margin", "attributes"]
+        assert wider["box"] == [37, 2, 73, 90] and wider["box_without_margin"] == [40, 10, 70, 90]
+        assert close(wider["attributes"], naflex(self.street.crop((37, 2, 73, 90)))["attributes"])
+
+    def test_boxes_of_a_reduced_picture_are_in_pixels_of_the_whole(self, naflex, tmp_path, monkeypatch):
+        Image.fromarray(np.tile(np.asarray(self.street), (4, 4, 1))).save(tmp_path / "large.jpg", quality=95)
+        monkeypatch.setattr(opening, "_LARGE_PIXELS", 50_000)
+        small = opening.open_image(tmp_path / "large.jpg")
+        assert small.size == (240, 180)
+        boxes = [[100, 31, 301, 360], [0, 0, 480, 360]]
+        results = naflex(str(tmp_path / "large.jpg"), boxes=boxes)
+        assert [result["box"] for result in results] == boxes
+        crops = [small.crop((50, 15, 151, 180)), small]
+        assert close([one["attributes"] for one in results], [naflex(one)["attributes"] for one in crops])
+        seen = []
+
+        def detector(image, threshold):
+            seen.append(image.size)
+            return [{"label": "person", "score": 0.9, "box": [50, 15, 151, 180]}]
+
+        (found,) = naflex(str(tmp_path / "large.jpg"), detector=detector)
+        assert seen == [(240, 180)] and found["box"] == [100, 30, 302, 360]
 
     def test_no_boxes(self, naflex):
         assert naflex(self.street, boxes=[]) == []
@@ -262,7 +306,31 @@ class TestDetector:
         ):
             naflex(self.street, detector=detector)
 
+    @pytest.mark.parametrize(
+        "score, box, message",
+        [
+            (0.9, [0.1, 0.1, 0.6, 0.9], "wrong box for detection 0: .*shares of the picture"),
+            (0.9, {"xmin": 50, "ymin": 0, "xmax": 20, "ymax": 60}, "wrong box for detection 0: .*reversed"),
+            (0.9, [0, 0, float("nan"), 60], "wrong box for detection 0: .*finite"),
+            (float("nan"), [0, 0, 20, 60], "the score nan for detection 0"),
+            ("high", [0, 0, 20, 60], "expected a dict with label, score and box"),
+        ],
+    )
+    def test_wrong_detections_are_refused(self, naflex, score, box, message):
+        with pytest.raises(ValueError, match=message):
+            naflex(self.street, detector=lambda image, threshold: [{"label": "person", "score": score, "box": box}])
+
+    def test_a_detection_without_pixels_is_left_out_with_a_warning(self, naflex, caplog):
+        boxes = [[130, 0, 140, 60], [50, 50, 50, 51], [0, 0, 20, 60]]
+        found = [{"label": "person", "score": 0.9, "box": box} for box in boxes]
+        results = naflex([self.street], detector=lambda image, threshold: found)
+        assert [one["box"] for one in results[0]] == [[0, 0, 20, 60]]
+        assert "item 0: Detection 0 is left out: " in caplog.text and "Detection 1 is left out" in caplog.text
+
     def test_other_detectors(self, naflex):
+        for found in (None, {"label": "person"}, "person"):
+            with pytest.raises(TypeError, match="detector returned .*expected a list of dicts"):
+                naflex(self.street, detector=lambda image, threshold, found=found: found)
         with pytest.raises(ValueError, match="item 0: detector returned 3, expected a dict"):
             naflex([self.street], detector=lambda image, threshold: [3])
         with pytest.raises(ValueError, match="both boxes and detector"):
@@ -293,6 +361,77 @@ class TestStreams:
         assert len(naflex(rows)) == 7
         with pytest.raises(TypeError, match="no length"):
             len(naflex(picture for picture in self.pictures))
+
+    def test_containers_are_answered_in_their_own_order(self, naflex, tmp_path):
+        """A Series that was sorted or filtered: `[0]` is the label 0, which stands anywhere or is not there."""
+        paths = [str(tmp_path / f"{index}.png") for index in range(7)]
+        for path, picture in zip(paths, self.pictures):
+            picture.save(path)
+        answers = naflex(self.pictures)
+        series = pandas.Series(paths)
+        data = [Path(path).read_bytes() for path in paths]
+        turned = answers[::-1]
+        for container, expected in (
+            (series.iloc[::-1], turned),
+            (series[3:], answers[3:]),
+            (pandas.Index(paths)[::-1], turned),
+            (np.array(paths)[::-1], turned),
+            (np.array(paths, dtype=object), answers),
+            (pyarrow.array(paths), answers),
+            (pyarrow.chunked_array([paths[:2], paths[2:]]), answers),
+            (pyarrow.array(data), answers),
+            (dict(zip("gfedcba", paths)).values(), answers),
+            (deque(paths[::-1]), turned),
+        ):
+            stream = naflex(container, batch_size=3)
+            assert len(stream) == len(expected) and close(list(stream), expected), type(container)
+        boxes = pandas.Series([[[0, 0, 5, 5 + index]] for index in range(7)]).iloc[::-1]
+        found = naflex(series.iloc[::-1], boxes=boxes)
+        assert [one["box"] for (one,) in found] == [[0, 0, 5, 5 + index] for index in reversed(range(7))]
+
+    def test_containers_without_an_order_are_refused(self, naflex):
+        for container, word in (
+            ({"a.png"}, "is a set, which has no order"),
+            (frozenset({"a.png"}), "is a frozenset"),
+            (pandas.DataFrame({"image": ["a.png"]}), "is a pandas table"),
+            (pyarrow.table({"image": ["a.png"]}), "is a pyarrow table"),
+            (np.array([b"ab\0c"]), "is an array of dtype .S4, which cuts zero bytes"),
+        ):
+            with pytest.raises(TypeError, match=f"inputs {word}.*expected"):
+                naflex(container)
+        with pytest.raises(TypeError, match="boxes is .*expected a list"):
+            naflex([crop()], boxes={"a.png": [[0, 0, 5, 5]]})
+
+    def test_open_files_are_read_from_their_beginning(self, naflex, tmp_path):
+        crop().save(tmp_path / "a.png")
+        expected = naflex(crop())
+        with open(tmp_path / "a.png", "rb") as file:
+            Image.open(file).load()
+            for _ in range(2):
+                assert close(naflex(file), expected)
+            file.seek(7)
+            naflex([file])
+            assert file.tell() == 7
+        with pytest.raises(ValueError, match="the open file .*a.png' cannot be read: .*closed"):
+            naflex(file)
+        with (
+            open(tmp_path / "a.png", encoding="latin-1") as text,
+            pytest.raises(TypeError, match="gives str, expected bytes"),
+        ):
+            naflex(text)
+        reader, writer = os.pipe()
+        os.close(writer)
+        with open(reader, "rb") as pipe, pytest.raises(ValueError, match="nothing left to read and cannot be rewound"):
+            naflex(pipe)
+
+    def test_base64_text(self, naflex, tmp_path):
+        crop().save(tmp_path / "a.png")
+        text = base64.b64encode((tmp_path / "a.png").read_bytes()).decode()
+        for source in (text, f"data:image/png;base64,{text}"):
+            assert close(naflex(source), naflex(crop())) and close(naflex([source]), [naflex(crop())])
+        with pytest.raises(ValueError, match="expected") as caught:
+            naflex(["A" * 40_000])
+        assert len(str(caught.value)) < 600
 
     def test_datasets(self, naflex):
         datasets = pytest.importorskip("datasets")

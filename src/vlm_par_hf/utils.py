@@ -1,19 +1,23 @@
-"""Small helpers for the whole package: embedded files, optional packages, atomic writes, threads. Needs no torch."""
+"""Small helpers for the whole package: embedded files, optional packages, atomic writes, threads, containers, texts.
+
+Needs no torch.
+"""
 
 import importlib
 import json
 import math
 import multiprocessing
 import os
+import re
 import reprlib
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from vlm_par_hf.errors import ParImportError, ParValueError
+from vlm_par_hf.errors import ParImportError, ParTypeError, ParValueError
 
 
 __all__ = [
@@ -22,14 +26,35 @@ __all__ = [
     "default_threads",
     "embedded_path",
     "format_percent",
+    "iterate",
     "read_json",
+    "redact",
+    "redact_command",
     "require",
     "shared_mode",
     "shorten",
+    "shorten_text",
     "thread_map",
 ]
 
 EMBEDDED_KINDS = ("backbone", "heads")
+
+_TABLE_PACKAGES = ("pandas", "polars", "pyarrow")
+_SECRET = (
+    r"[\w.-]*(?:token(?![si])|secret|passw|passphrase|api[-_]?key|access[-_]?key|credential|signature|authorization)"
+    r"[\w.-]*"
+)
+# What a server takes as a key in the address of a file; `sig`, `key`, `code` and `auth` only as the whole name.
+_SECRET_PARAMETER = re.compile(
+    rf"(?P<start>[?&;](?:{_SECRET}|sig|key|code|auth|policy|session|key-pair-id|jwt|sas)=)[^&;#\s'\"]*", re.IGNORECASE
+)
+_LONG_PARAMETER = re.compile(r"(?P<start>[?&;][^=&;#\s'\"]*=)[^&;#\s'\"]{24,}")
+_USER_IN_URL = re.compile(r"(?P<start>\b[a-z][a-z0-9+.-]*://)[^/?#\s'\"]*@", re.IGNORECASE)
+_ASSIGNED_SECRET = re.compile(rf"(?P<start>(?<![?&;\w]){_SECRET}[=:]\s*)[^\s'\"&]+", re.IGNORECASE)
+_BEARER = re.compile(r"(?P<start>\bbearer\s+)[^\s'\"]+", re.IGNORECASE)
+_HUB_TOKEN = re.compile(r"(?P<start>)\b(?:hf|api_org|gh[pousr]|sk|glpat)[_-][A-Za-z0-9_-]{16,}")
+_SECRET_FLAG = re.compile(rf"--?{_SECRET}", re.IGNORECASE)
+_HOME = re.compile(r"(?<![\w.])(?:/home/[^/\s'\"]+|/Users/[^/\s'\"]+|/root|[A-Za-z]:\\Users\\[^\\\s'\"]+)(?![\w.-])")
 
 
 def embedded_path(kind: str) -> Path:
@@ -161,6 +186,43 @@ def _to_plain(data: Any) -> Any:
     return str(data) if isinstance(data, Path) else data
 
 
+def iterate(items: Iterable, name: str = "items") -> Iterator[Any]:
+    """The elements of a container, one by one, in the container's own order.
+
+    `items[0]` is the first element of a list, but of a pandas Series it is the element with the label 0, which stands
+    anywhere or is not there. Therefore containers are iterated; positions are asked for only where a type has nothing
+    else, as map-style data sets of torch have. Elements of Arrow arrays become Python objects.
+
+    Args:
+        items: a list, tuple, generator, view of a dict, Series, array, column or data set.
+        name: of the argument, for errors.
+
+    Raises:
+        TypeError: `items` cannot be iterated; is a set, which has no order; a dict; a table, whose columns would be
+            iterated; text; or an array of fixed-width bytes, which has lost zeros at their ends.
+    """
+    package = type(items).__module__.partition(".")[0]
+    if isinstance(items, (set, frozenset)):
+        raise ParTypeError(f"{name} is a {type(items).__name__}, which has no order; expected a list")
+    if isinstance(items, (str, bytes, bytearray, Mapping)):
+        raise ParTypeError(f"{name} is {shorten(items)}; expected a list, or another container with an order")
+    if package in _TABLE_PACKAGES and hasattr(items, "columns"):
+        raise ParTypeError(f"{name} is a {package} table ({type(items).__name__}); expected one of its columns")
+    if getattr(getattr(items, "dtype", None), "kind", None) == "S":
+        raise ParTypeError(
+            f"{name} is an array of dtype {items.dtype}, which cuts zero bytes at the end of its elements; expected "
+            "dtype object"
+        )
+    if package == "pyarrow" and hasattr(items, "to_pylist"):
+        return (element.as_py() for element in items)
+    if not hasattr(type(items), "__iter__") and hasattr(items, "__getitem__") and hasattr(items, "__len__"):
+        return (items[position] for position in range(len(items)))
+    try:
+        return iter(items)
+    except TypeError:
+        raise ParTypeError(f"{name} is {shorten(items)}; expected a list") from None
+
+
 def default_threads() -> int:
     """The number of threads for reading images: the cores that this process may use, at most 8.
 
@@ -174,19 +236,20 @@ def default_threads() -> int:
     return max(1, min(8, cores, int(limit) if limit.isdecimal() else cores))
 
 
-def thread_map(function: Callable[[Any], Any], items: Sequence, threads: int | None = None) -> list:
+def thread_map(function: Callable[[Any], Any], items: Iterable, threads: int | None = None) -> list:
     """`[function(item) for item in items]`, computed by several threads if there are enough items.
 
     It is faster only if `function` spends its time outside Python's global lock, as decoding and resizing do.
 
     Args:
         function: called once per item, from any thread.
-        items: read by index, from any thread.
+        items: any container that `iterate` takes.
         threads: their number; None: `default_threads()`.
 
     Raises:
         Exception: the first error of `function`, in the order of the items. Later items may have been computed too.
     """
+    items = list(iterate(items))
     # At least 4 items per thread: starting a thread takes as long as a few items.
     threads = min(default_threads() if threads is None else threads, len(items) // 4)
     if threads <= 1:
@@ -211,3 +274,37 @@ def thread_map(function: Callable[[Any], Any], items: Sequence, threads: int | N
 def format_percent(share: float | None) -> str:
     """A share in 0 to 1 as percent with two decimals, "12.34" for 0.1234; empty text for None, NaN and infinity."""
     return "" if share is None or not math.isfinite(share) else f"{100 * share:.2f}"
+
+
+def shorten_text(text: str, length: int = 160) -> str:
+    """Text for a message: its beginning and its end if it is longer than `length`; control characters are escaped."""
+    if len(text) > length:
+        text = f"{text[: length - 40]}...{text[-30:]} ({len(text)} characters)"
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode("ascii") for one in text)
+
+
+def redact(text: str) -> str:
+    """Text for a record, a card or a message: without secrets, and with home folders written as `~`.
+
+    Secrets are user names and passwords in URLs, parameters of URLs that hold keys or are long, values that are
+    assigned to something that is called a token, password or key, and tokens of known forms.
+    """
+    home = os.path.expanduser("~")
+    if len(home) > 1:
+        text = re.sub(rf"(?<![\w.]){re.escape(home.rstrip(os.sep))}(?![\w.-])", "~", text)
+    text = _HOME.sub("~", text)
+    text = _USER_IN_URL.sub(r"\g<start>***@", text)
+    for secret in (_SECRET_PARAMETER, _LONG_PARAMETER, _BEARER, _ASSIGNED_SECRET, _HUB_TOKEN):
+        text = secret.sub(r"\g<start>***", text)
+    return text
+
+
+def redact_command(arguments: Iterable[str]) -> list[str]:
+    """The words of a command line for a record: each through `redact`, and the value after `--token` and the like
+    replaced."""
+    words: list[str] = []
+    after_flag = False
+    for argument in arguments:
+        words.append("***" if after_flag and not argument.startswith("-") else redact(argument))
+        after_flag = _SECRET_FLAG.fullmatch(argument) is not None
+    return words

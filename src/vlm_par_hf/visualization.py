@@ -1,6 +1,7 @@
 """Pictures: patch relevance over a crop, boxes with labels, and a grid of people with their attributes.
 
-Everything is drawn by Pillow with its bundled font, so no display, no font file and no plotting package is needed.
+Everything is drawn by Pillow with its bundled font, so no display, no font file and no plotting package is needed;
+names that it has no letters for are drawn in a font of this machine (see `vlm_par_hf.images.fonts`).
 Right and wrong answers differ by a mark (tick or cross) and by words, not only by colour, so the pictures can be read
 without seeing colours.
 """
@@ -10,9 +11,10 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from vlm_par_hf.errors import ParValueError
+from vlm_par_hf.images.fonts import Lettering
 from vlm_par_hf.labels.decisions import is_positive_answer
 from vlm_par_hf.labels.schema import AttributeSchema
 
@@ -105,7 +107,6 @@ def draw_boxes(
         raise ParValueError(f"labels has {len(labels)} entries, expected one per box ({len(boxes)})")
     font_size = font_size or max(11, round(min(image.size) / 32))
     stroke = max(2, font_size // 6)
-    font = ImageFont.load_default(font_size)
     draw = ImageDraw.Draw(image)
     for index, (x0, y0, x1, y1) in enumerate(boxes):
         draw.rectangle((x0, y0, max(x0, x1 - 1), max(y0, y1 - 1)), outline=_colour_of(index), width=stroke)
@@ -116,6 +117,7 @@ def draw_boxes(
         text = "\n".join(line for line in lines if line)
         if not text:
             continue
+        font, text = Lettering(font_size).fit(text)
         left, top, right, bottom = draw.multiline_textbbox((0, 0), text, font=font, spacing=2)
         pad = max(2, font_size // 4)
         width, height = right - left + 2 * pad, bottom - top + 2 * pad
@@ -195,10 +197,10 @@ def people_grid(
         _card_lines(prediction, None if labels is None else labels[index], schema, max_lines)
         for index, prediction in enumerate(predictions)
     ]
-    font, small = ImageFont.load_default(font_size), ImageFont.load_default(font_size - 2)
+    font, small = Lettering(font_size), Lettering(font_size - 2)
     line_height, gap, mark = round(font_size * 1.5), font_size, round(font_size * 0.95)
-    name_width = max([font.getlength(line[1]) for lines, *_ in cards for line in lines] + [4 * font_size])
-    answer_width = max([font.getlength(line[2]) for lines, *_ in cards for line in lines] + [4 * font_size])
+    name_width = max([font.length(line[1]) for lines, *_ in cards for line in lines] + [4 * font_size])
+    answer_width = max([font.length(line[2]) for lines, *_ in cards for line in lines] + [4 * font_size])
     text_width = round(mark + font_size // 2 + name_width + font_size + answer_width)
     most_lines = max(len(lines) + bool(footer) for lines, footer, _ in cards)
     text_height = round(1.3 * line_height) + most_lines * line_height
@@ -207,8 +209,7 @@ def people_grid(
     card_height = 2 * gap + max(picture_height, text_height)
     # The heading of a card may be wider than its lines.
     heading_width = max(
-        font.getlength(str(name)) + 2 * font_size + small.getlength(summary)
-        for name, (_, _, summary) in zip(names, cards)
+        font.length(str(name)) + 2 * font_size + small.length(summary) for name, (_, _, summary) in zip(names, cards)
     )
     card_width = round(3 * gap + picture_width + max(text_width, heading_width, *_footer_widths(cards, small)))
 
@@ -224,8 +225,8 @@ def people_grid(
             legend["unknown"] = "truth unknown"
         for kind, words in legend.items():
             page.paste(*_mark_at(kind, mark, (x, y + 1)))
-            draw.text((x + mark + font_size // 2, y), words, font=font, fill=_FAINT)
-            x += mark + font_size * 2 + round(font.getlength(words))
+            font.draw(draw, (x + mark + font_size // 2, y), words, fill=_FAINT)
+            x += mark + font_size * 2 + round(font.length(words))
 
     for index, (image, name, (lines, footer, summary)) in enumerate(zip(images, names, cards)):
         left = gap + (index % columns) * (card_width + gap)
@@ -236,8 +237,8 @@ def people_grid(
         picture = _scale_to_fit(image, picture_width, picture_height)
         page.paste(picture, (left + gap + (picture_width - picture.width) // 2, top + gap))
         x, y = left + 2 * gap + picture_width, top + gap
-        draw.text((x, y), str(name), font=font, fill=_INK, stroke_width=0.4, stroke_fill=_INK)
-        draw.text((left + card_width - gap, y + 1), summary, font=small, fill=_FAINT, anchor="ra")
+        font.draw(draw, (x, y), str(name), fill=_INK, stroke_width=0.4, stroke_fill=_INK)
+        small.draw(draw, (left + card_width - gap, y + 1), summary, fill=_FAINT, anchor="ra")
         y += round(line_height * 1.3)
         for kind, attribute, answer in lines:
             if kind == "wrong":
@@ -247,12 +248,12 @@ def people_grid(
             if kind is not None:
                 page.paste(*_mark_at(kind, mark, (x, y + 1)))
             indent = 0 if kind is None else mark + font_size // 2
-            draw.text((x + indent, y), attribute, font=font, fill=_INK)
+            font.draw(draw, (x + indent, y), attribute, fill=_INK)
             colour = _WRONG if kind == "wrong" else _FAINT
-            draw.text((left + card_width - gap, y), answer, font=font, fill=colour, anchor="ra")
+            font.draw(draw, (left + card_width - gap, y), answer, fill=colour, anchor="ra")
             y += line_height
         if footer:
-            draw.text((x, y + 1), footer, font=small, fill=_FAINT)
+            small.draw(draw, (x, y + 1), footer, fill=_FAINT)
     return page
 
 
@@ -299,10 +300,10 @@ def explanation_grid(
             answer = result["attributes"].get(name)
             row.append((overlay, name, f"{answer['label']}  {_format_probability(answer['score'])}" if answer else ""))
         rows.append(row)
-    font, small = ImageFont.load_default(font_size), ImageFont.load_default(font_size - 2)
+    font, small = Lettering(font_size), Lettering(font_size - 2)
     gap, line_height = font_size, round(font_size * 1.5)
     widest = max(image.width / image.height for row in rows for image, *_ in row)
-    words = max(font.getlength(text) for row in rows for cell in row for text in cell[1:])
+    words = max(font.length(text) for row in rows for cell in row for text in cell[1:])
     cell_width = round(max(min(1.0, widest) * picture_height, words)) + gap
     cell_height = picture_height + 2 * line_height + 2 * gap
     size = (2 * gap + max(len(row) for row in rows) * cell_width, len(rows) * cell_height)
@@ -313,8 +314,8 @@ def explanation_grid(
             left = gap + column * cell_width
             picture = _scale_to_fit(image, cell_width - gap, picture_height)
             page.paste(picture, (left, top + picture_height - picture.height))
-            draw.text((left, top + picture_height + gap // 3), name, font=font, fill=_INK)
-            draw.text((left, top + picture_height + gap // 3 + line_height), answer, font=small, fill=_FAINT)
+            font.draw(draw, (left, top + picture_height + gap // 3), name, fill=_INK)
+            small.draw(draw, (left, top + picture_height + gap // 3 + line_height), answer, fill=_FAINT)
         top += cell_height
     return page
 
@@ -332,18 +333,18 @@ def _new_page(
     Returns:
         The page, an object to draw on it, and the y at which the legend begins.
     """
-    heading, font = ImageFont.load_default(font_size + 9), ImageFont.load_default(font_size)
+    heading, font = Lettering(font_size + 9), Lettering(font_size)
     title_height, note_height = round(font_size * 2.4) * bool(title), round(font_size * 1.5) * bool(note)
     header = title_height + note_height + legend_height
     header += 2 * font_size if header else font_size
-    widths = [heading.getlength(title or ""), font.getlength(note or "")]
+    widths = [heading.length(title or ""), font.length(note or "")]
     page = Image.new("RGB", (max(size[0], round(max(widths)) + 4 * font_size), header + size[1]), _PAPER)
     draw = ImageDraw.Draw(page)
     y = font_size
     if title:
-        draw.text((font_size * 2, y), title, font=heading, fill=_INK)
+        heading.draw(draw, (font_size * 2, y), title, fill=_INK)
     if note:
-        draw.text((font_size * 2, y + title_height), note, font=font, fill=_FAINT)
+        font.draw(draw, (font_size * 2, y + title_height), note, fill=_FAINT)
     return page, draw, y + title_height + note_height
 
 
@@ -364,7 +365,7 @@ def _scale_to_fit(image: Image.Image, width: int, height: int) -> Image.Image:
 
 
 def _footer_widths(cards: list, font) -> list[float]:
-    return [font.getlength(footer) for _, footer, _ in cards]
+    return [font.length(footer) for _, footer, _ in cards]
 
 
 def _card_lines(prediction, truth, schema, max_lines: int) -> tuple[list[tuple[str | None, str, str]], str, str]:

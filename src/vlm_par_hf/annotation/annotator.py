@@ -9,26 +9,34 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, partial
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
 
 from vlm_par_hf.errors import ParValueError, argument_in_errors
-from vlm_par_hf.images.opening import is_image_file, open_image
+from vlm_par_hf.images.opening import is_image_file
+from vlm_par_hf.inference.boxes import check_box_options
 from vlm_par_hf.inference.devices import inference_dtype
 from vlm_par_hf.inference.pictures import TASK
 from vlm_par_hf.inference.pipelines import PedestrianAttributesPipeline
 from vlm_par_hf.inference.predicting import predict_batch, read_ahead
-from vlm_par_hf.utils import default_threads, thread_map
+from vlm_par_hf.utils import default_threads, iterate, thread_map
 
-from .inputs import ImageList, Row
+from .inputs import ImageList, Row, RowOptions, open_row
 
 
 __all__ = ["Annotator", "answer_to_json", "to_json"]
 
 # Errors that a damaged or unusual picture raises. Any other error (no memory, a bug) ends the run.
 _PICTURE_ERRORS = (OSError, TypeError, ValueError, ArithmeticError)
+
+
+class _Person(NamedTuple):
+    """A picture of one person, and what the answer says beside the attributes."""
+
+    image: Image.Image
+    notes: dict[str, Any]
 
 
 class Annotator:
@@ -42,9 +50,12 @@ class Annotator:
         only_positive, sensitive: as for the pipeline.
         device: as for the pipeline.
         dtype: of the weights; None: as they were saved; `"auto"`: `vlm_par_hf.inference_dtype(device)`.
+        box_format, box_margin: as for the pipeline, for images that come with a box.
+        timeout, allow_private_urls: as for the pipeline.
+        allow_urls: whether URLs are read.
 
     Raises:
-        ValueError: `batch_size` is below 1.
+        ValueError: `batch_size` is below 1, or `box_format` or `box_margin` has a value that is not allowed.
         At its first use what `transformers.pipeline` raises.
     """
 
@@ -57,6 +68,11 @@ class Annotator:
         sensitive: bool = True,
         device: Any = None,
         dtype: Any = None,
+        box_format: str = "xyxy",
+        box_margin: float = 0.0,
+        timeout: float = 30.0,
+        allow_urls: bool = False,
+        allow_private_urls: bool = False,
     ):
         if batch_size < 1:
             raise ParValueError(f"batch_size={batch_size}: expected at least 1")
@@ -64,6 +80,8 @@ class Annotator:
         self.batch_size, self.device = batch_size, device
         self.dtype = inference_dtype(device) if dtype == "auto" else dtype
         self.only_positive, self.sensitive = only_positive, sensitive
+        check_box_options(box_format, box_margin)
+        self.row_options = RowOptions(box_format, box_margin, timeout, allow_urls, allow_private_urls)
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "pipe"}
@@ -82,13 +100,15 @@ class Annotator:
 
         Args:
             batch: columns of equal length. `"image"` holds what `open_image` takes: paths, encoded bytes, `{"bytes",
-                "path"}`, arrays or PIL images.
+                "path"}`, arrays or PIL images; and URLs, if they are allowed. A dict with a `"box"` too is one person
+                in a picture.
 
         Returns:
             The other columns; `"prediction"`: JSON text `{"attributes": {...}}` as the pipeline answers, None for an
-            image that cannot be read; and `"error"`: the reason, None for the others.
+            image that cannot be read; and `"error"`: the reason, None for the others. The answer for a box says which
+            pixels were read, under `"box"`, and with a margin `"box_without_margin"`.
         """
-        images = list(batch["image"])
+        images = list(iterate(batch["image"], "the column image"))
         chunks = (images[start : start + self.batch_size] for start in range(0, len(images), self.batch_size))
         answers = list(self.stream(chunks))
         return {
@@ -112,16 +132,16 @@ class Annotator:
         try:
             # In-memory images are opened in this thread: two entries may be one object, which Pillow cannot decode in
             # two threads.
-            opened = ([image if is_image_file(image) else _open(image) for image in batch] for batch in batches)
+            opened = ([image if is_image_file(image) else self._open(image) for image in batch] for batch in batches)
             prepared = read_ahead(((1, partial(self._prepare, batch)) for batch in opened), pool, 3)
-            for (errors, names), inputs in prepared:
+            for (opened, names), inputs in prepared:
                 answers = iter(())
                 if inputs is not None:
                     outputs = predict_batch(pipe.model, inputs, names=names)
                     options = {"only_positive": self.only_positive, "sensitive": self.sensitive}
                     answers = iter(pipe.postprocess(outputs, **options))
-                for error in errors:
-                    yield (next(answers), None) if error is None else (None, error)
+                for one in opened:
+                    yield (None, str(one)) if isinstance(one, Exception) else ({**one, **next(answers)}, None)
         finally:
             pool.shutdown(cancel_futures=True)
 
@@ -156,30 +176,44 @@ class Annotator:
 
     def _prepare(
         self, images: Sequence[Any]
-    ) -> tuple[tuple[list[str | None], list[str | int]], dict[str, torch.Tensor] | None]:
-        """For each image the reason why it cannot be read, or None; and names and inputs of the readable ones."""
-        opened = thread_map(lambda image: _open(image) if is_image_file(image) else image, images)
-        readable = [image for image in opened if not isinstance(image, Exception)]
+    ) -> tuple[tuple[list[dict[str, Any] | Exception], list[str | int]], dict[str, torch.Tensor] | None]:
+        """For each image what its answer says beside the attributes, or why it cannot be read; the names of the
+        readable ones; and their inputs, or None."""
+        opened = thread_map(lambda image: self._open(image) if is_image_file(image) else image, images)
         try:
+            readable = [one.image for one in opened if isinstance(one, _Person)]
             inputs = self._process(readable) if readable else None
         except _PICTURE_ERRORS:
             # The processor refuses one of them: each is tried alone, so that the others are answered.
-            opened = [image if isinstance(image, Exception) else self._check_processable(image) for image in opened]
-            readable = [image for image in opened if not isinstance(image, Exception)]
+            opened = [self._check_processable(one) if isinstance(one, _Person) else one for one in opened]
+            readable = [one.image for one in opened if isinstance(one, _Person)]
             inputs = self._process(readable) if readable else None
-        errors = [str(image) if isinstance(image, Exception) else None for image in opened]
-        names = [_name(image, position) for position, image in enumerate(images) if errors[position] is None]
-        return (errors, names), inputs
+        names = [
+            _name(image, position) for position, image in enumerate(images) if isinstance(opened[position], _Person)
+        ]
+        return ([one.notes if isinstance(one, _Person) else one for one in opened], names), inputs
+
+    def _open(self, image: Any) -> "_Person | Exception":
+        try:
+            picture, box = open_row(image, self.row_options)
+        except _PICTURE_ERRORS as error:
+            return error
+        notes: dict[str, Any] = {}
+        if box is not None:
+            notes["box"] = list(box.crop)
+            if self.row_options.box_margin:
+                notes["box_without_margin"] = list(box.given)
+        return _Person(picture, notes)
 
     def _process(self, pictures: list[Image.Image]) -> dict[str, torch.Tensor]:
         return dict(self.pipe.processor(images=pictures, return_tensors="pt"))
 
-    def _check_processable(self, picture: Image.Image) -> Image.Image | Exception:
+    def _check_processable(self, person: "_Person") -> "_Person | Exception":
         try:
-            self._process([picture])
+            self._process([person.image])
         except _PICTURE_ERRORS as error:
-            return ValueError(f"the image of size {picture.size} cannot be prepared for the model: {error}")
-        return picture
+            return ParValueError(f"the image of size {person.image.size} cannot be prepared for the model: {error}")
+        return person
 
     def fingerprint(self) -> str:
         """A digest of weights, configuration and processor, which decide the answers; paths do not count."""
@@ -221,13 +255,6 @@ def _name(image: Any, position: int) -> str | int:
     """An image for messages: its path if it has one, else its position in the batch."""
     path = image.get("path") if isinstance(image, dict) else image
     return os.fspath(path) if isinstance(path, (str, os.PathLike)) else position
-
-
-def _open(image: Any) -> Image.Image | Exception:
-    try:
-        return open_image(image)
-    except _PICTURE_ERRORS as error:
-        return error
 
 
 def _without_origin(value: Any) -> Any:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from vlm_par_hf.errors import ParRuntimeError
 
 from .annotator import Annotator
-from .inputs import Segment, read_segments
+from .inputs import Columns, Segment, read_segments
 from .results import make_line
 
 
@@ -38,6 +38,7 @@ def run_on_ray(inputs, annotator, ranges, missing, resources, bar) -> Iterator[t
         "sensitive": annotator.sensitive,
         "device": annotator.device,
         "dtype": annotator.dtype,
+        **annotator.row_options._asdict(),
     }
     items = [
         {"segments": json.dumps(list(inputs.segments(part.start, part.stop)))}
@@ -46,7 +47,7 @@ def run_on_ray(inputs, annotator, ranges, missing, resources, bar) -> Iterator[t
     with _ray_session(workers * cpus):
         data = (
             ray.data.from_items(items, override_num_blocks=len(items))
-            .map_batches(ReadForRay(inputs.image_column, inputs.folder), batch_size=1)
+            .map_batches(ReadForRay(inputs.columns, inputs.folder), batch_size=1)
             .map_batches(
                 Annotator,
                 fn_constructor_kwargs=options,
@@ -99,23 +100,26 @@ def _ray_session(cpus: int) -> Iterator[None]:
 class ReadForRay:
     """Reads segments to a table of rows whose column types are the same for all rows."""
 
-    def __init__(self, image_column: str, folder: str):
-        self.image_column, self.folder = image_column, folder
+    def __init__(self, columns: Columns, folder: str):
+        self.columns, self.folder = columns, folder
 
     def __call__(self, batch):
         import pyarrow
 
+        image = {"bytes": pyarrow.binary(), "path": pyarrow.string(), "root": pyarrow.string()}
+        if self.columns.box is not None:
+            image["box"] = pyarrow.list_(pyarrow.float64())
         schema = pyarrow.schema(
             {
                 "index": pyarrow.int64(),
                 "name": pyarrow.string(),
                 "image_id": pyarrow.string(),
-                "image": pyarrow.struct({"bytes": pyarrow.binary(), "path": pyarrow.string()}),
+                "image": pyarrow.struct(image),
             }
         )
         segments = [Segment(*segment) for text in batch["segments"] for segment in json.loads(text)]
         rows = []
-        for row in read_segments(segments, self.image_column, self.folder):
+        for row in read_segments(segments, self.columns, self.folder):
             image = row.image if isinstance(row.image, dict) else {"bytes": None, "path": row.image}
             rows.append({**row._asdict(), "image": image})
         return pyarrow.Table.from_pylist(rows, schema=schema)

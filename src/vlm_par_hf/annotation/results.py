@@ -254,7 +254,7 @@ def lock_parts(partial: Path, out: Path) -> Iterator[None]:
             partial.rmdir()
 
 
-def assemble(out: Path, partial: Path, count: int, run: dict, has_ids: bool) -> dict[str, Any]:
+def assemble(out: Path, partial: Path, count: int, run: dict, has_ids: bool, left_out: list) -> dict[str, Any]:
     """Joins the parts to `out`, writes the report and returns it.
 
     run.json is removed last: after a crash at any line the next run finds it and all parts, and does this again, or
@@ -286,6 +286,7 @@ def assemble(out: Path, partial: Path, count: int, run: dict, has_ids: bool) -> 
         "images": run["images"],
         "predictions": predictions,
         "broken": broken,
+        "left_out": left_out,
         "order": "as given; inside a folder natural order of names, folders and files together",
         "output_sha256": {**_digests(_read_json(_report_path(out))), out.suffix: sha256_of_file(temporary)},
         "run": run,

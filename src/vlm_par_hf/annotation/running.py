@@ -11,13 +11,12 @@ from typing import Any
 from huggingface_hub.utils import tqdm
 
 from vlm_par_hf.errors import ParValueError
-from vlm_par_hf.images.opening import open_image
 from vlm_par_hf.output_folders import refuse_overlap
-from vlm_par_hf.utils import require
+from vlm_par_hf.utils import iterate, redact, require
 from vlm_par_hf.visualization import people_grid
 
 from .annotator import Annotator, answer_to_json
-from .inputs import TABLE_SUFFIX, ImageList, Row
+from .inputs import TABLE_SUFFIX, ImageList, Row, RowOptions, open_row
 from .on_ray import run_on_ray
 from .results import (
     assemble,
@@ -50,6 +49,12 @@ def annotate(
     dtype: Any = None,
     draw: str | os.PathLike | None = None,
     image_column: str = "image",
+    image_root: str | os.PathLike | None = None,
+    box_column: str | None = None,
+    box_format: str = "xyxy",
+    box_margin: float = 0.0,
+    follow_links: bool = False,
+    allow_urls: bool = False,
     overwrite: bool = False,
     delete_listed: bool = False,
     images_per_part: int = 512,
@@ -67,10 +72,11 @@ def annotate(
     are not in the output: the report names them, each with the reason.
 
     Args:
-        images, image_column: as for `ImageList`.
+        images, image_column, image_root, box_column, follow_links: as for `ImageList`.
         out: the file to write, `.jsonl` or `.parquet`; the report stands beside it as `.report.json`. A finished
             output of the same images, model and options is left alone and its report returned.
-        model, batch_size, only_positive, sensitive, device, dtype: as for `Annotator`.
+        model, batch_size, only_positive, sensitive, device, dtype, box_format, box_margin: as for `Annotator`.
+        allow_urls: read URLs, those that are named and those in tables.
         draw: folder for a picture of each image with its attributes. It is not searched for images.
         overwrite: start anew if `out` or `out.partial` hold other work.
         delete_listed: with `overwrite`: replace `out` also if it was changed since it was written, or if no report
@@ -85,8 +91,8 @@ def annotate(
         progress: show a bar on standard error.
 
     Returns:
-        The report: `images`, `predictions`, `broken` (`{"image", "error"}` each), `order`, and `run`: what the images,
-        model and options were.
+        The report: `images`, `predictions`, `broken` (`{"image", "error"}` each), `left_out` (what folders hold and
+        was not read: `{"what", "count", "first"}` each), `order`, and `run`: what the images, model and options were.
 
     Raises:
         ValueError: a wrong argument; `out` or `out.partial` hold the work of other images, another model or other
@@ -118,12 +124,21 @@ def annotate(
     if ray_workers:
         require("ray.data", "ray")
     partial = out.with_name(f"{out.name}.partial")
-    sources = [images] if isinstance(images, (str, os.PathLike)) else images
+    sources = [images] if isinstance(images, (str, os.PathLike)) else list(iterate(images, "images"))
     refuse_overlap(out, {"images" if index == 0 else f"images[{index}]": one for index, one in enumerate(sources)})
-    inputs = ImageList(images, image_column=image_column, without=[partial, *([draw] if draw is not None else [])])
-    annotator = Annotator(
-        model, batch_size=batch_size, only_positive=only_positive, sensitive=sensitive, device=device, dtype=dtype
+    inputs = ImageList(
+        sources,
+        image_column=image_column,
+        box_column=box_column,
+        image_root=image_root,
+        without=[partial, *([draw] if draw is not None else [])],
+        follow_links=follow_links,
+        allow_urls=allow_urls,
     )
+    annotator = Annotator(
+        model, batch_size=batch_size, only_positive=only_positive, sensitive=sensitive, device=device, dtype=dtype,
+        box_format=box_format, box_margin=box_margin, allow_urls=allow_urls,
+    )  # fmt: skip
     schema = annotator.pipe.model.config.schema
     attributes = [attribute.name for attribute in schema if sensitive or not attribute.sensitive]
     if out.suffix == TABLE_SUFFIX:
@@ -133,6 +148,10 @@ def annotate(
         "images": len(inputs),
         "images_digest": hashlib.blake2b(listing.encode(), digest_size=16).hexdigest(),
         "image_column": image_column,
+        "image_root": None if image_root is None else redact(os.fspath(image_root)),
+        "box_column": box_column,
+        "box_format": None if box_column is None else box_format,
+        "box_margin": None if box_column is None else box_margin,
         "model": "embedded" if model is None else os.fspath(model),
         "model_digest": annotator.fingerprint(),
         "attributes": attributes,
@@ -166,12 +185,15 @@ def annotate(
                 parts = _run_here(inputs, annotator, ranges, missing, draw, bar)
             for number, lines in parts:
                 write_part(partial / part_name(number), lines, run)
-        return assemble(out, partial, len(ranges), run, inputs.has_ids)
+        return assemble(out, partial, len(ranges), run, inputs.has_ids, inputs.left_out)
 
 
-def draw_annotation(row: Row, answer: Mapping[str, Any], path: str | os.PathLike) -> None:
-    """Saves an image with its attributes beside it."""
-    picture = people_grid([open_image(row.image)], [answer["attributes"]], names=[Path(row.name).name])
+def draw_annotation(
+    row: Row, answer: Mapping[str, Any], path: str | os.PathLike, options: RowOptions | None = None
+) -> None:
+    """Saves an image with its attributes beside it; of an image with a box the box."""
+    person, _ = open_row(row.image, options)
+    picture = people_grid([person], [answer["attributes"]], names=[Path(row.name).name])
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     picture.save(path)
@@ -183,7 +205,7 @@ def _run_here(inputs, annotator, ranges, missing, draw, bar) -> Iterator[tuple[i
         lines = []
         for row, answer, error in islice(answers, len(ranges[number])):
             if draw is not None and answer is not None:
-                draw_annotation(row, answer, Path(draw) / inputs.picture_name(row))
+                draw_annotation(row, answer, Path(draw) / inputs.picture_name(row), annotator.row_options)
             prediction = None if answer is None else answer_to_json(answer, f"image {row.name!r}")
             lines.append(make_line(row.name, row.image_id, prediction, error))
             bar.update(1)

@@ -10,11 +10,11 @@ from transformers import AutoImageProcessor, AutoTokenizer, BatchFeature, Proces
 from vlm_par_hf.errors import ParFileNotFoundError, ParTypeError, ParValueError, unreadable
 from vlm_par_hf.hub.pushing import PushToHub
 from vlm_par_hf.hub.remote_code import write_remote_code
-from vlm_par_hf.images.opening import describe_image_source, open_images
+from vlm_par_hf.images.opening import describe_image_source, is_one_image, open_images
 from vlm_par_hf.images.preprocessing import preprocess_images
 from vlm_par_hf.labels.decisions import decide, read_thresholds
 from vlm_par_hf.labels.schema import AttributeSchema
-from vlm_par_hf.utils import embedded_path
+from vlm_par_hf.utils import embedded_path, iterate
 
 from .decisions import check_scores, label_probabilities
 from .outputs import ParOutput
@@ -142,8 +142,8 @@ class ParProcessor(PushToHub, ProcessorMixin):
         is decoded by several threads.
 
         Args:
-            images: one image or a list, of the kinds that `open_image` takes (PIL images, arrays, paths, ...). Each
-                image shows one person.
+            images: one image, or a list or another container with an order, of the kinds that `open_image` takes (PIL
+                images, arrays, paths, ...). Each image shows one person.
             text: one text or a list.
             return_tensors: `"pt"`, `"np"` or None.
             padding: of texts; only `"max_length"`, because the backbones were trained with it.
@@ -171,7 +171,7 @@ class ParProcessor(PushToHub, ProcessorMixin):
             raise ParValueError("images and text are both None, expected at least one of them")
         data: dict[str, Any] = {}
         if images is not None:
-            images = list(images) if isinstance(images, (list, tuple)) else [images]
+            images = [images] if is_one_image(images) else list(iterate(images, "images"))
             if not images:
                 raise ParValueError("images is empty, expected at least one image")
             self._check_ranges(images, do_rescale, rescale_factor)
@@ -190,7 +190,7 @@ class ParProcessor(PushToHub, ProcessorMixin):
                 ) from error
             data.update(values)
         if text is not None:
-            texts = [text] if isinstance(text, str) else list(text)
+            texts = [text] if isinstance(text, str) else list(iterate(text, "text"))
             if not texts:
                 raise ParValueError("text is empty, expected at least one text")
             if padding != "max_length":

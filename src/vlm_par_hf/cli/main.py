@@ -15,6 +15,7 @@ from collections.abc import Sequence
 
 from vlm_par_hf.errors import ParError, ParValueError
 from vlm_par_hf.escaping import printable
+from vlm_par_hf.utils import redact_command
 
 from . import card, demo, evaluate, export, predict, prepare, train
 from .options import process_index
@@ -39,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     args = build_parser().parse_args(arguments)
-    args.command_line = ["vlm-par", *arguments]
+    args.command_line = redact_command(["vlm-par", *arguments])  # for records, which are published
     handler = logging.StreamHandler()
     handler.setFormatter(_Printable("%(message)s"))
     logging.basicConfig(handlers=[handler], level=logging.WARNING)

@@ -8,7 +8,7 @@ import numpy as np
 from vlm_par_hf.errors import ParTypeError, ParValueError
 from vlm_par_hf.images.opening import open_images
 from vlm_par_hf.labels.schema import UNKNOWN_LABEL, AttributeSchema, check_label_range
-from vlm_par_hf.utils import shorten
+from vlm_par_hf.utils import iterate, shorten
 
 
 __all__ = ["ParCollator", "StackedRows"]
@@ -63,6 +63,8 @@ class ParCollator:
                 The message names the row.
             TypeError: labels that are not whole numbers.
         """
+        if not isinstance(examples, StackedRows):
+            examples = list(iterate(examples, "examples"))  # in their own order, whatever `[]` means to them
         if len(examples) == 0:
             raise ParValueError("examples is empty; expected at least one row")
         feature_keys = [key for key in _FEATURE_KEYS if examples[0].get(key) is not None]

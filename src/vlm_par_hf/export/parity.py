@@ -1,6 +1,7 @@
 """Parity check: how far the answers of an exported file are from those of its checkpoint, and on which images."""
 
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from vlm_par_hf.base.decisions import decide, label_probabilities
 from vlm_par_hf.errors import ParRuntimeError, ParValueError
 from vlm_par_hf.images.opening import IMAGE_SUFFIXES, open_image
 from vlm_par_hf.inference.predicting import predict_batch
+from vlm_par_hf.utils import iterate
 
 
 __all__ = ["NUM_COMPARED", "compare_answers", "draw_people", "pick_images", "prepare_inputs"]
@@ -75,8 +77,8 @@ def draw_people(number: int) -> list:
 
 def prepare_inputs(processor: Any, images: Sequence, batch_size: int) -> Iterator[dict[str, torch.Tensor]]:
     """The model's inputs, batch after batch; images are opened when their batch is asked for."""
-    for start in range(0, len(images), batch_size):
-        chosen = [open_image(images[index]) for index in range(start, min(start + batch_size, len(images)))]
+    images = iterate(images, "images")
+    while chosen := [open_image(image) for image in islice(images, batch_size)]:
         yield dict(processor(images=chosen, return_tensors="pt"))
 
 

@@ -164,14 +164,18 @@ def _versions(record: Mapping[str, Any]) -> str:
 
 
 def _command(record: Mapping[str, Any]) -> str:
-    """The command line of a record as code; absolute paths are replaced by their last part, so that no local folder is
-    published."""
+    """The command line of a record as code; paths that start at the root or at home are replaced by their last part,
+    so that no local folder is published."""
     command = str(record["command"])
     try:
         words = shlex.split(command)
     except ValueError:
         words = command.split()
-    return markdown_code(shlex.join(PurePath(word).name if PurePath(word).is_absolute() else word for word in words))
+    return markdown_code(
+        shlex.join(
+            PurePath(word).name if PurePath(word).is_absolute() or word.startswith("~") else word for word in words
+        )
+    )
 
 
 def attributes_section(schema: AttributeSchema) -> str:

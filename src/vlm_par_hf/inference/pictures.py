@@ -1,7 +1,8 @@
 """The pictures of a call of the pipeline: taken one by one, opened by threads, cropped to people, put into batches."""
 
+import itertools
+import math
 import os
-import urllib.request
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from concurrent.futures import ThreadPoolExecutor
@@ -10,28 +11,44 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from transformers.utils import logging
 
-from vlm_par_hf.errors import ParTypeError, ParValueError
-from vlm_par_hf.images.opening import is_image_file, open_image
+from vlm_par_hf.errors import (
+    ParFileNotFoundError,
+    ParOSError,
+    ParRuntimeError,
+    ParTypeError,
+    ParValueError,
+)
+from vlm_par_hf.images.downloading import download, is_url
+from vlm_par_hf.images.opening import (
+    MAX_FILE_BYTES,
+    Opened,
+    describe_image_source,
+    is_image_file,
+    open_image,
+    open_with_size,
+)
 from vlm_par_hf.upstream import KeyDataset
+from vlm_par_hf.utils import iterate, shorten_text
 
-from .boxes import check_boxes, check_detector_label
+from .boxes import Box, EmptyBox, check_box_options, check_boxes, check_detector_label, scale_box
 from .predicting import collate_inputs, read_ahead
 
 
-__all__ = ["ONE_IMAGE", "TASK", "Person", "Picture", "Pictures", "Results", "fill_batches", "open_picture"]
+__all__ = ["TASK", "Person", "Picture", "Pictures", "Results", "fill_batches", "open_picture", "read_file_object"]
 
 logger = logging.get_logger(__name__)
 
 TASK = "pedestrian-attributes"
-# Types of which one object is one picture, although some of them can be iterated.
-ONE_IMAGE = (str, os.PathLike, bytes, bytearray, memoryview, Image.Image, np.ndarray, torch.Tensor, Mapping)
-# Far above any crop or street picture, but a wrong URL may point to something larger.
-_MAX_DOWNLOAD_BYTES = 256 * 1024 * 1024
+_KINDS_OF_ERRORS = (
+    (FileNotFoundError, ParFileNotFoundError),
+    (OSError, ParOSError),
+    (TypeError, ParTypeError),
+    (ValueError, ParValueError),
+)
 
 
 @dataclass
@@ -41,13 +58,17 @@ class Picture:
     where: str | None  # its index and name, for error messages; None if it is the only picture
     image: Image.Image | None
     inputs: dict[str, torch.Tensor] | None = None  # the model's inputs, if the whole picture is one person
-    boxes: list[tuple[int, int, int, int]] | None = None  # of its people; None if the whole picture is one person
+    boxes: list[Box] | None = None  # of its people; None if the whole picture is one person
     scores: list[float] | None = None  # of the boxes, from a detector
+    full_size: tuple[int, int] | None = None  # that boxes refer to; the image is smaller if it was reduced
+    with_margin: bool = False  # whether boxes were widened, so that results say the given ones too
     answers: dict[int, dict[str, Any]] = field(default_factory=dict)  # by the position of the person among the boxes
 
     def answer(self, slot: int, result: dict[str, Any]) -> None:
         if self.boxes is not None:
-            found = {"box": list(self.boxes[slot])}
+            found: dict[str, Any] = {"box": list(self.boxes[slot].crop)}
+            if self.with_margin:
+                found["box_without_margin"] = list(self.boxes[slot].given)
             if self.scores is not None:
                 found["score"] = self.scores[slot]
             result = {**found, **result}
@@ -83,11 +104,13 @@ class Pictures:
         batch_size: people per forward; as many are prepared ahead.
         keep_crops: whether to keep the picture of each person, for overlays.
         boxes: a list of boxes for each picture; None: a detector finds the people, or each picture is one person.
-        detector, detector_label, detector_threshold, timeout: as for the pipeline.
+        box_format, box_margin, detector, detector_label, detector_threshold, timeout, allow_urls, allow_private_urls:
+            as for the pipeline.
 
     Raises:
-        TypeError: `boxes` is no list.
-        ValueError: there are not as many lists of boxes as pictures, or the detector does not have its label.
+        TypeError: `items` or `boxes` is no container with an order.
+        ValueError: there are not as many lists of boxes as pictures, the form of boxes is unknown, or the detector
+            does not have its label.
     """
 
     def __init__(
@@ -100,27 +123,39 @@ class Pictures:
         batch_size: int = 1,
         keep_crops: bool = False,
         boxes=None,
+        box_format: str = "xyxy",
+        box_margin: float = 0.0,
         detector=None,
         detector_label: str = "person",
         detector_threshold: float = 0.5,
         timeout: float = 30.0,
+        allow_urls: bool | None = None,
+        allow_private_urls: bool = False,
     ):
-        self.items, self.boxes, self.processor, self.single, self.timeout = items, boxes, processor, single, timeout
+        check_box_options(box_format, box_margin)
+        self.items, self.boxes, self.processor, self.single = _disable_decoding(items), boxes, processor, single
         self.threads, self.batch_size, self.keep_crops = threads, batch_size, keep_crops
+        self.box_format, self.box_margin = box_format, float(box_margin)
         self.detector = detector if boxes is None else None
         self.detector_label, self.detector_threshold = detector_label, detector_threshold
-        self.is_sized = isinstance(items, Sized) and hasattr(items, "__getitem__")
+        # A URL that the caller wrote into the call is asked; one that a data set or a stream holds only on request.
+        self.asks_urls = isinstance(items, (list, tuple)) if allow_urls is None else allow_urls
+        self.asks_urls_of_rows = bool(allow_urls)
+        self.url_options = {"timeout": timeout, "allow_private": allow_private_urls}
+        self._elements = iterate(self.items, "inputs")
+        self.length = _length(items)
         if self.detector is not None:
             check_detector_label(self.detector, detector_label)
         if boxes is None:
             return
-        if not isinstance(boxes, Iterable):
-            raise ParTypeError(f"boxes is {boxes!r}, expected a list of boxes [x0, y0, x1, y1]")
-        if self.is_sized:
-            self.boxes = boxes if isinstance(boxes, Sized) else list(boxes)
-            if len(self.boxes) != len(items):
+        if not isinstance(boxes, Iterable) and not hasattr(boxes, "__getitem__"):
+            raise ParTypeError(f"boxes is {boxes!r:.100}, expected a list of boxes [x0, y0, x1, y1]")
+        self.boxes = iterate(boxes, "boxes")
+        if self.length is not None:
+            self.boxes = list(self.boxes)
+            if len(self.boxes) != self.length:
                 raise ParValueError(
-                    f"boxes has {len(self.boxes)} entries for {len(items)} pictures, expected one list for each"
+                    f"boxes has {len(self.boxes)} entries for {self.length} pictures, expected one list for each"
                 )
 
     def read(self) -> Iterator[Person]:
@@ -151,32 +186,39 @@ class Pictures:
         """A function that opens each picture, and its weight for `read_ahead`: one with many people fills a batch."""
         boxes = iter(self.boxes) if self.boxes is not None else None
         for index, item in enumerate(self._take_items()):
-            where = None if self.single else f"item {index}{_describe_name(item)}"
+            where, in_row = None if self.single else f"item {index}{_describe_name(item)}", isinstance(item, Mapping)
             try:
                 own = next(boxes) if boxes is not None else None
             except StopIteration:
                 raise ParValueError(f"item {index}: boxes ended before the pictures, expected one list each") from None
             with self._prefix_errors(where):
-                if isinstance(item, Mapping):
+                if in_row:
                     item, own = _unpack_row(item, own)
-                source = self._independent_source(item)
+                source = self._independent_source(item, in_row and not self.single)
             one_person = own is None and self.detector is None
             yield 1 if one_person else self.batch_size, partial(self._open, where, source, own)
 
     def _take_items(self) -> Iterator[Any]:
-        if not self.is_sized:
-            yield from self.items
-            return
-        items = _disable_decoding(self.items)
-        for index in range(len(items)):
+        for index in itertools.count():
             with self._prefix_errors(None if self.single else f"item {index}"):
-                item = items[index]  # a data set that decodes its images may fail here
+                try:
+                    item = next(self._elements)  # a data set that decodes its images may fail here
+                except StopIteration:
+                    return
             yield item
 
-    def _independent_source(self, source: Any) -> Any:
+    def _independent_source(self, source: Any, in_row: bool) -> Any:
         """A source that a thread can open later, even if the caller changes the original meanwhile."""
         if hasattr(source, "read") and not isinstance(source, Image.Image):
-            return source.read()
+            return read_file_object(source)
+        url = source.get("path") if isinstance(source, Mapping) and source.get("bytes") is None else source
+        if is_url(url):
+            if not (self.asks_urls_of_rows if in_row else self.asks_urls):
+                raise ParValueError(
+                    f"{describe_image_source(url)} is a URL, and those of data sets and streams are read only with "
+                    "allow_urls=True"
+                )
+            return url
         if is_image_file(source):
             return source
         image = open_image(source)
@@ -184,16 +226,18 @@ class Pictures:
 
     def _open(self, where: str | None, source: Any, boxes: Any) -> Picture:
         with self._prefix_errors(where):
-            image = open_picture(source, self.timeout)
+            image, size = open_picture(source, **self.url_options)
+            picture = Picture(where, image, full_size=size, with_margin=self.box_margin > 0)
             if boxes is not None:
-                return Picture(where, image, boxes=check_boxes(boxes, image.size))
-            if self.detector is not None:  # `read` runs it in the caller's thread, because it may be a model on a GPU
-                return Picture(where, image)
-            return Picture(where, image if self.keep_crops else None, inputs=self._prepare(image))
+                picture.boxes = check_boxes(boxes, size, box_format=self.box_format, box_margin=self.box_margin)
+            elif self.detector is None:  # `read` runs it in the caller's thread: it may be a model on a GPU
+                picture.inputs = self._prepare(image)
+                picture.image = image if self.keep_crops else None
+            return picture
 
     def _crop_person(self, picture: Picture, slot: int, image: Image.Image) -> Person:
         with self._prefix_errors(picture.where):
-            crop = image.crop(picture.boxes[slot])
+            crop = image.crop(scale_box(picture.boxes[slot].crop, picture.full_size, image.size))
             return Person(picture, slot, crop if self.keep_crops else None, self._prepare(crop))
 
     def _prepare(self, image: Image.Image) -> dict[str, torch.Tensor]:
@@ -201,23 +245,31 @@ class Pictures:
 
     def _detect_people(self, picture: Picture) -> None:
         found = self.detector(picture.image, threshold=self.detector_threshold)
+        if isinstance(found, (str, Mapping)) or not isinstance(found, Iterable):
+            raise ParTypeError(f"detector returned {found!r:.200}, expected a list of dicts with label, score and box")
         picture.boxes, picture.scores = [], []
-        for detection in found:
+        for index, detection in enumerate(found):
             try:
                 label, score, box = detection["label"], float(detection["score"]), detection["box"]
-            except (TypeError, KeyError):
+            except (TypeError, KeyError, ValueError):
                 raise ParValueError(
                     f"detector returned {detection!r:.200}, expected a dict with label, score and box"
                 ) from None
+            if not math.isfinite(score):
+                raise ParValueError(f"detector returned the score {score} for detection {index}, expected a number")
             if str(label).lower() != self.detector_label.lower() or score < self.detector_threshold:
                 continue
             try:
-                (box,) = check_boxes([box], picture.image.size)
-            except ValueError as error:
+                (checked,) = check_boxes(
+                    [box], picture.image.size, box_format=self.box_format, box_margin=self.box_margin
+                )
+            except EmptyBox as error:
                 # A detector that rounds to whole pixels may give an empty box for a far person: no error of the user.
-                logger.info("A detection was left out: %s", error)
+                logger.warning("%sDetection %d is left out: %s", _prefix(picture.where), index, error)
                 continue
-            picture.boxes.append(box)
+            except ValueError as error:
+                raise ParValueError(f"detector returned a wrong box for detection {index}: {error}") from error
+            picture.boxes.append(Box(*(scale_box(one, picture.image.size, picture.full_size) for one in checked)))
             picture.scores.append(score)
 
     @contextmanager
@@ -228,9 +280,8 @@ class Pictures:
         except Exception as error:
             if where is None:
                 raise
-            kinds = (FileNotFoundError, OSError, TypeError, ValueError)
-            kind = next((kind for kind in kinds if isinstance(error, kind)), RuntimeError)
-            raise kind(f"{where}: {error}") from error
+            ours = next((ours for kind, ours in _KINDS_OF_ERRORS if isinstance(error, kind)), ParRuntimeError)
+            raise ours(f"{where}: {error}") from error
 
 
 def fill_batches(
@@ -299,13 +350,24 @@ def _disable_decoding(items: Any) -> Any:
     return disable_decoding(items)
 
 
+def _length(items: Any) -> int | None:
+    try:
+        return len(items) if isinstance(items, Sized) else None
+    except TypeError:  # a DataLoader over a stream
+        return None
+
+
+def _prefix(where: str | None) -> str:
+    return "" if where is None else f"{where}: "
+
+
 def _describe_name(item: Any) -> str:
     if isinstance(item, Mapping):
         item = item.get("image")
     if isinstance(item, (str, os.PathLike)):
-        return f" ({os.fspath(item)!s:.200})"
+        return f" ({describe_image_source(item)})"
     name = getattr(item, "filename", None) or getattr(item, "name", None)
-    return f" ({name!s:.200})" if isinstance(name, (str, os.PathLike)) and name else ""
+    return f" ({describe_image_source(name)})" if isinstance(name, (str, os.PathLike)) and name else ""
 
 
 def _unpack_row(row: Mapping, boxes: Any) -> tuple[Any, Any]:
@@ -325,29 +387,51 @@ def _unpack_row(row: Mapping, boxes: Any) -> tuple[Any, Any]:
     return row["image"], boxes
 
 
-def open_picture(source: Any, timeout: float) -> Image.Image:
-    """What the pipeline takes as a picture, as upright RGB.
+def open_picture(source: Any, *, timeout: float = 30.0, allow_private: bool = False) -> Opened:
+    """What the pipeline takes as a picture, as upright RGB, and the size that boxes refer to.
 
     Args:
         source: a URL, an open binary file, or what `open_image` takes.
-        timeout: seconds to wait for a URL.
+        timeout, allow_private: as for `download`.
 
     Raises:
         ValueError, TypeError, OSError: it cannot be read.
     """
-    if isinstance(source, str) and source.startswith(("http://", "https://")):
+    if is_url(source):
+        data = download(source, timeout=timeout, allow_private=allow_private)
         try:
-            request = urllib.request.Request(source, headers={"User-Agent": "vlm-par-hf"})
-            with urllib.request.urlopen(request, timeout=timeout) as response:
-                data = response.read(_MAX_DOWNLOAD_BYTES + 1)
-        except OSError as error:
-            raise ParValueError(f"could not read {source}: {error}") from error
-        if len(data) > _MAX_DOWNLOAD_BYTES:
-            raise ParValueError(f"{source} is larger than {_MAX_DOWNLOAD_BYTES} bytes, expected a picture")
-        try:
-            return open_image(data)
+            return open_with_size(data)
         except (OSError, ValueError) as error:
-            raise ParValueError(f"{source} holds no picture that can be read: {error}") from error
+            name = describe_image_source(source)
+            raise ParValueError(f"{name} holds no picture that can be read: {error}") from error
     if hasattr(source, "read") and not isinstance(source, Image.Image):
-        source = source.read()
-    return open_image(source)
+        source = read_file_object(source)
+    return open_with_size(source)
+
+
+def read_file_object(file: Any) -> bytes:
+    """All bytes of an open binary file, from its beginning, wherever it stands; it is left where it was.
+
+    Raises:
+        TypeError: it is open as text.
+        ValueError: it holds nothing that is left to read, more than an image file may hold, or is closed.
+    """
+    name = shorten_text(str(getattr(file, "name", type(file).__name__)))
+    try:
+        position = file.tell() if getattr(file, "seekable", bool)() else None
+        if position is not None:
+            file.seek(0)
+        data = file.read(MAX_FILE_BYTES + 1)
+        if position is not None:
+            file.seek(position)
+    except ValueError as error:  # a closed file, or text that is no UTF-8
+        raise ParValueError(f"the open file {name!r} cannot be read: {error}") from error
+    if not isinstance(data, (bytes, bytearray)):
+        raise ParTypeError(
+            f"the open file {name!r} gives {type(data).__name__}, expected bytes: open it with mode 'rb'"
+        )
+    if not data and position is None:
+        raise ParValueError(f"the open file {name!r} has nothing left to read and cannot be rewound")
+    if len(data) > MAX_FILE_BYTES:
+        raise ParValueError(f"the open file {name!r} has more than {MAX_FILE_BYTES} bytes, expected an image file")
+    return bytes(data)

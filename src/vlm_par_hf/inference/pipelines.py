@@ -13,6 +13,7 @@ and a picture with any number of boxes need memory for two batches only.
     for result in pipe(KeyDataset(dataset, "image"), batch_size=16): ...
 """
 
+import inspect
 import math
 import os
 from collections import deque
@@ -29,12 +30,14 @@ from transformers.utils import logging
 from vlm_par_hf.base.outputs import ParOutput
 from vlm_par_hf.errors import ParTypeError, ParValueError
 from vlm_par_hf.hub.pushing import PushToHub
+from vlm_par_hf.images.opening import is_one_image
 from vlm_par_hf.labels.decisions import is_positive_answer
 from vlm_par_hf.upstream import is_task_registered, register_task
 from vlm_par_hf.utils import default_threads, embedded_path
 from vlm_par_hf.visualization import overlay_relevance
 
-from .pictures import ONE_IMAGE, TASK, Person, Picture, Pictures, Results, fill_batches
+from .boxes import check_box_options
+from .pictures import TASK, Person, Picture, Pictures, Results, fill_batches
 from .predicting import predict_batch, predict_batches
 
 
@@ -67,7 +70,15 @@ class PedestrianAttributesPipeline(PushToHub, Pipeline):
             `{"label", "score", "box": {"xmin", "ymin", "xmax", "ymax"}}`.
         detector_label (`str`, defaults to `"person"`): the label of people, compared without case.
         detector_threshold (`float`, defaults to 0.5): the lowest score of a person.
-        timeout (`float`, defaults to 30): seconds to wait for a URL.
+        box_format (`str`, defaults to `"xyxy"`): how boxes are given, those of `boxes` and those of a detector:
+            `"xyxy"` (corners), `"xywh"` (corner and size) or `"cxcywh"` (center and size) in pixels; `"xyxyn"`,
+            `"xywhn"`, `"cxcywhn"` as shares of the picture's width and height.
+        box_margin (`float`, defaults to 0): share of a box's width and height that is added on each side; what would
+            lie outside the picture is cut off.
+        timeout (`float`, defaults to 30): seconds for a URL in all.
+        allow_urls (`bool`, *optional*): whether `http(s)` URLs are read. By default those that are given directly, as
+            one picture or in a list, but not those in rows of data, data sets and streams.
+        allow_private_urls (`bool`, defaults to `False`): also read URLs of this machine and of its own network.
         kwargs: `device`, `batch_size`, `num_workers` as for every pipeline.
 
     Each option may be given here or in a call, which takes precedence. Answers do not depend on `batch_size`, up to
@@ -121,8 +132,17 @@ class PedestrianAttributesPipeline(PushToHub, Pipeline):
         detector=None,
         detector_label: str | None = None,
         detector_threshold: float | None = None,
+        box_format: str | None = None,
+        box_margin: float | None = None,
         timeout: float | None = None,
+        allow_urls: bool | None = None,
+        allow_private_urls: bool | None = None,
+        **unknown: Any,
     ):
+        if unknown:
+            raise ParTypeError(_describe_unknown(unknown))
+        if box_format is not None or box_margin is not None:
+            check_box_options("xyxy" if box_format is None else box_format, 0.0 if box_margin is None else box_margin)
         if explain_as is not None and explain_as not in _EXPLAIN_AS:
             raise ParValueError(f"explain_as is {explain_as!r}, expected one of {_EXPLAIN_AS}")
         if detector is not None and not callable(detector):
@@ -144,6 +164,10 @@ class PedestrianAttributesPipeline(PushToHub, Pipeline):
             "detector": detector,
             "detector_label": detector_label,
             "detector_threshold": detector_threshold,
+            "box_format": box_format,
+            "box_margin": box_margin,
+            "allow_urls": allow_urls,
+            "allow_private_urls": allow_private_urls,
         }
         forward = {"attributes": attributes, "explain": explain}
         postprocess = {
@@ -183,16 +207,19 @@ class PedestrianAttributesPipeline(PushToHub, Pipeline):
     def __call__(self, inputs, *, boxes=None, batch_size: int | None = None, num_workers: int | None = None, **kwargs):
         """Answer for one picture, a list, or a stream of pictures.
 
-        A picture is a path, an `http(s)` URL, bytes, an open binary file, a `PIL.Image.Image`, a NumPy array or
-        tensor `(height, width, 3)`, or a dict with such a value under `"image"` and, if wanted, `"boxes"`. Orientation
-        tags are applied first: boxes refer to the upright picture.
+        A picture is a path, an `http(s)` URL, bytes, base64 text (`data:image/...;base64,` or bare), an open binary
+        file (read from its beginning), a `PIL.Image.Image`, a NumPy array or tensor `(height, width, 3)`, or a dict
+        with such a value under `"image"` and, if wanted, `"boxes"`. Orientation tags are applied first: boxes refer to
+        the upright picture, and to its full size where a large JPEG is decoded smaller.
 
         Args:
-            inputs: one picture; a list or tuple of them; or any iterable, generator, torch or `datasets` data set
-                (rows with an `"image"` column, or one column through `transformers.pipelines.pt_utils.KeyDataset`).
-            boxes: for one picture a list of boxes `[x0, y0, x1, y1]` in pixels (or an `(n, 4)` array, or the `"box"`
-                dicts of a detector); for several pictures one such list for each. A box that is partly outside is
-                clipped. Boxes rule out `detector` in the same call and override the detector of the pipeline.
+            inputs: one picture; a list or tuple of them; or any iterable with an order: a generator, a Series or
+                column, an array of paths, a torch or `datasets` data set (rows with an `"image"` column, or one column
+                through `transformers.pipelines.pt_utils.KeyDataset`). Answers come in the order of iteration.
+            boxes: for one picture a list of boxes in the form of `box_format`, by default `[x0, y0, x1, y1]` in pixels
+                (or an `(n, 4)` array, or the `"box"` dicts of a detector); for several pictures one such list for
+                each. A box that is partly outside is clipped. Boxes rule out `detector` in the same call and override
+                the detector of the pipeline.
             batch_size (`int`): people per forward.
             num_workers (`int`): threads that open pictures ahead of the model; by default one per core
                 (`OMP_NUM_THREADS` lowers it), at most 8. With 0 nothing is read ahead. The items themselves are taken
@@ -204,12 +231,14 @@ class PedestrianAttributesPipeline(PushToHub, Pipeline):
         Returns:
             For one picture `{"attributes": {name: {"label", "score", "probabilities"}}}`; with boxes or a detector a
             list of `{"box": [x0, y0, x1, y1], "attributes": {...}}`, in the order of the boxes (`"score"` too, with a
-            detector), where `box` holds the whole pixels that were read. For a list of pictures a list of these. For
-            anything else an iterator that reads ahead by about two batches, with one result per picture, in order.
+            detector), where `box` holds the whole pixels that were read; with a `box_margin` also
+            `"box_without_margin"`, the pixels of the box itself. For a list of pictures a list of these. For anything
+            else an iterator that reads ahead by about two batches, with one result per picture, in order.
 
         Raises:
-            ValueError, TypeError, OSError: for a picture that cannot be read or a box that is empty, reversed, not
-                finite or outside; for several pictures the message starts with the item's index and path.
+            ValueError, TypeError, OSError: for a picture that cannot be read, a box that is empty, reversed, not
+                finite, outside or in another unit, a container without an order, or an option that there is not; for
+                several pictures the message starts with the item's index and path.
         """
         if boxes is not None and kwargs.get("detector") is not None:
             raise ParValueError("both boxes and detector were given, expected one of them")
@@ -225,10 +254,11 @@ class PedestrianAttributesPipeline(PushToHub, Pipeline):
             raise ParValueError(f"batch_size is {batch_size}, expected at least 1")
         if num_workers < 0:
             raise ParValueError(f"num_workers is {num_workers}, expected 0 or more")
-        single = isinstance(inputs, ONE_IMAGE) or hasattr(inputs, "read")
+        single = is_one_image(inputs) or hasattr(inputs, "read")
         if not single and not isinstance(inputs, Iterable) and not hasattr(inputs, "__getitem__"):
             raise ParTypeError(
-                f"inputs is {inputs!r}, expected a picture (path, URL, bytes, PIL image, array) or an iterable of them"
+                f"inputs is {inputs!r:.200}, expected a picture (path, URL, bytes, PIL image, array) or an iterable "
+                "of them"
             )
         pictures = Pictures(
             [inputs] if single else inputs,
@@ -245,7 +275,7 @@ class PedestrianAttributesPipeline(PushToHub, Pipeline):
             return next(results)
         if isinstance(inputs, (list, tuple)):
             return list(results)
-        return Results(results, len(inputs) if pictures.is_sized else None)
+        return Results(results, pictures.length)
 
     def preprocess(self, input_, **preprocess_params) -> dict[str, torch.Tensor]:
         """The model's inputs for one picture of one person, with a leading axis of 1."""
@@ -329,6 +359,23 @@ def register_pipeline() -> None:
         register_task(
             TASK, PedestrianAttributesPipeline, model_class=AutoModel, default_model=str(embedded_path("heads"))
         )
+
+
+def _describe_unknown(options: Mapping[str, Any]) -> str:
+    """The message for options that the pipeline does not have."""
+    known = inspect.signature(PedestrianAttributesPipeline._sanitize_parameters).parameters
+    names = [name for name, one in known.items() if one.kind is inspect.Parameter.KEYWORD_ONLY]
+    hint = ""
+    if "threshold" in options or "thresholds" in options:
+        hint = (
+            ". Each binary attribute has its own threshold, in the schema of the model: "
+            "pipe.model.config.schema[name].threshold; processor.post_process_attributes(..., threshold=) decides "
+            "with others, and detector_threshold= is for a detector"
+        )
+    return (
+        f"the pipeline has no option {', '.join(repr(name) for name in options)}, expected one of boxes, batch_size, "
+        f"num_workers, {', '.join(names)}{hint}"
+    )
 
 
 def _relevance_map(outputs: dict[str, torch.Tensor], row: int, attribute: int) -> np.ndarray:

@@ -17,7 +17,7 @@ from vlm_par_hf.errors import ParValueError, argument_in_errors
 from vlm_par_hf.escaping import markdown_text
 from vlm_par_hf.inference.predicting import predict_logits
 from vlm_par_hf.metrics.attributes import ParMetrics
-from vlm_par_hf.utils import atomic_write_json, atomic_write_text, format_percent
+from vlm_par_hf.utils import atomic_write_json, atomic_write_text, format_percent, redact_command
 
 from .plots import plot_attributes, table_text
 from .provenance import DataFacts, check_same_division, check_schema, load_data, versions
@@ -106,7 +106,7 @@ def evaluate(
     report = metrics.report(
         (logits, labels), bootstrap=bootstrap, seed=seed, min_positives=min_positives, groups=groups
     )
-    command = sys.argv if command is None else command
+    command = redact_command(sys.argv if command is None else command)
     record = {
         "data": {
             "name": facts.name,

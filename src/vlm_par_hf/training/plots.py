@@ -11,6 +11,7 @@ from typing import Any
 
 from vlm_par_hf.errors import ParValueError
 from vlm_par_hf.escaping import csv_cell
+from vlm_par_hf.images.fonts import fit_text
 from vlm_par_hf.utils import atomic_write_json, atomic_write_text, require
 
 
@@ -111,7 +112,7 @@ def plot_learning_curve(
     for axes in (top, bottom):
         _style_axes(axes)
     if title:
-        figure.suptitle(title, color=_INK)
+        figure.suptitle(**_words(title, 12), color=_INK)
     return _save(figure, path)
 
 
@@ -149,15 +150,26 @@ def plot_attributes(table: Sequence[dict[str, Any]], path: str | Path, *, title:
             1.01, place, f"{row['rarest']:,}", va="center", fontsize=8, color=_MUTED, transform=_right_margin(axes)
         )
     axes.text(1.01, len(order), "rarest label", va="center", fontsize=8, color=_MUTED, transform=_right_margin(axes))
-    axes.set_yticks(range(len(order)), [row["name"] for row in order], fontsize=8)
+    names = [_words(row["name"], 8) for row in order]
+    axes.set_yticks(range(len(order)), [words.pop("t") for words in names])
+    for tick, words in zip(axes.get_yticklabels(), names):
+        tick.set(**words)
     axes.set_ylim(-0.7, len(order) + 0.4)
     axes.set_xlim(0, 108)
     axes.set_xticks(range(0, 101, 25))
     axes.set_xlabel("mean recall over the attribute's labels (%); tick: chance")
     _style_axes(axes)
     if title:
-        figure.suptitle(title, color=_INK, fontsize=10)
+        figure.suptitle(**_words(title, 10), color=_INK)
     return _save(figure, path)
+
+
+def _words(text: str, size: int) -> dict[str, Any]:
+    """A line of a user as arguments of matplotlib: not read as a formula, in a font that has its letters."""
+    from matplotlib.font_manager import FontProperties
+
+    path, text = fit_text(text.replace("\n", "\\n"))
+    return {"t": text, "parse_math": False, "fontproperties": FontProperties(fname=path, size=size)}
 
 
 def _right_margin(axes):

@@ -36,7 +36,7 @@ from vlm_par_hf.inference.predicting import predict_logits
 from vlm_par_hf.labels.schema import AttributeSchema
 from vlm_par_hf.metrics.attributes import ParMetrics
 from vlm_par_hf.output_folders import OutputFolder, open_output, refuse_overlap
-from vlm_par_hf.utils import require
+from vlm_par_hf.utils import redact_command, require
 
 from .building import build_model, loss_settings
 from .callbacks import FollowCheckpoints, ListCheckpoints, QuietProgress, SaveProcessor
@@ -190,7 +190,7 @@ def train(
                 "options": dict(model_options or {}),
             },
             "processes": arguments.world_size,
-            "command": shlex.join(sys.argv if command is None else command),
+            "command": shlex.join(redact_command(sys.argv if command is None else command)),
             "versions": versions(),
         }
         checkpoint = _in_first_process(

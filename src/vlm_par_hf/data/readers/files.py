@@ -1,4 +1,4 @@
-"""Finding annotation files and images below the folder that a user names. Standard library only.
+"""Finding annotation files and images below the folder that a user names.
 
 What a data set says of paths is data, and may come from a stranger: `../key.png`, a link to a private picture, a pipe
 that never ends. So paths stay below the folder, links too unless the user lets them (`links_may_leave`), and only
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from vlm_par_hf.errors import ParFileNotFoundError, ParValueError
+from vlm_par_hf.images.opening import IMAGE_SUFFIXES
 from vlm_par_hf.utils import shorten
 
 
@@ -38,8 +39,6 @@ __all__ = [
 
 MAX_TABLE_BYTES = 1 << 30  # of a table of labels: millions of rows
 _LINKS_MAY_LEAVE: ContextVar[bool] = ContextVar("links_may_leave", default=False)
-
-IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff"})
 
 
 def find_file(root: Path, places: Iterable[str], what: str) -> Path:
