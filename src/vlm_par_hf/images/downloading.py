@@ -198,7 +198,8 @@ def _addresses(host: str, port: int, deadline: float, allow_private: bool) -> li
     for *_, address in found:
         if not allow_private and not _is_public(address[0]):
             raise _Refused(
-                f"the host {shorten_text(host, 80)!r} has the address {address[0]}, which is not public and is not asked"
+                f"the host {shorten_text(host, 80)!r} has the address {address[0]}, which is not public and is not "
+                "asked"
             )
     return [(family, address) for family, *_, address in found]
 

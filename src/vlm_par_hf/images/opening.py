@@ -229,8 +229,8 @@ def _open_text(text: str, max_pixels: int | None) -> Opened:
     if len(text) > _LONGEST_PATH or "\0" in text:
         what = "which is not that of an image" if is_base64 else "which is neither a path nor base64"
         raise ParValueError(
-            f"image {shorten_text(text, 80)!r} is a text of {len(text)} characters, {what}; expected a path, or the base64 "
-            "text of an image file"
+            f"image {shorten_text(text, 80)!r} is a text of {len(text)} characters, {what}; expected a path, or the "
+            "base64 text of an image file"
         )
     return _open_path(text, max_pixels)
 
