@@ -415,7 +415,9 @@ def open_row(image: Any, options: RowOptions | None = None) -> tuple[Image.Image
                 f"{describe_image_source(root)!r}; expected a path below it (image_root, --image-root, names another)"
             )
         source = Path(path)  # what was checked; and a text in a table is a path and nothing else
-    picture, size = open_picture(source, timeout=options.timeout, allow_private=options.allow_private_urls)
+    picture, size = open_picture(
+        source, one_person=not boxed, timeout=options.timeout, allow_private=options.allow_private_urls
+    )
     if not boxed:
         return picture, None
     if image["box"] is None:
