@@ -243,7 +243,7 @@ def test_a_command_is_recorded_without_secrets(monkeypatch):
         "--api-key=abc",
         "--x",
     ]
-    expected = ["vlm-par", "train", "--root", "~/data", "--hub-token", "***", "--api-key=***", "--x"]
+    expected = ["vlm-par", "train", "pa100k", "--root", "~/data", "--hub-token", "***", "--api-key=***", "--x"]
     assert redact_command(words) == expected
 
 

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from vlm_par_hf.escaping import printable
+
 
 __all__ = [
     "ParError",
@@ -27,7 +29,13 @@ __all__ = [
 
 
 class ParError(Exception):
-    """Something that this package was given is refused: an argument, a file, a folder, a model."""
+    """Something that this package was given is refused: an argument, a file, a folder, a model.
+
+    Control characters in the message, which may quote a file, are escaped.
+    """
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
 
 
 class ParValueError(ParError, ValueError):
@@ -41,8 +49,9 @@ class ParTypeError(ParError, TypeError):
 class ParKeyError(ParError, KeyError):
     """A name that is not there."""
 
-    # KeyError would show the message in quotes, with its line breaks escaped.
-    __str__ = Exception.__str__
+    def __str__(self) -> str:
+        # KeyError would show the message in quotes, with its line breaks escaped.
+        return printable(Exception.__str__(self))
 
 
 class ParOSError(ParError, OSError):

@@ -180,13 +180,14 @@ class ParProcessor(PushToHub, ProcessorMixin):
                 size = [self.image_processor.patch_size * one for one in reversed(self.patch_grid)]  # width, height
                 pictures = [one.resize(size, self.image_processor.resample) for one in pictures]
             try:
-                values = preprocess_images(self.image_processor, pictures, return_tensors=return_tensors, **kwargs)
-            except TypeError as error:
+                with unreadable(type(self.image_processor).__name__, "one of its settings or of the arguments"):
+                    values = preprocess_images(self.image_processor, pictures, return_tensors=return_tensors, **kwargs)
+            except ParValueError as error:
                 if "unexpected keyword argument" not in str(error):
                     raise
                 raise ParTypeError(
                     f"{type(self.image_processor).__name__} does not know one of the arguments "
-                    f"{', '.join(sorted(kwargs))}: {error}"
+                    f"{', '.join(sorted(kwargs))}: {error.__cause__}"
                 ) from error
             data.update(values)
         if text is not None:

@@ -68,8 +68,8 @@ MAX_PIXELS = 89_478_485
 MAX_FILE_BYTES = 512 * 1024 * 1024
 
 # A larger JPEG (phones take 12 to 200 megapixels) is decoded at a half, a quarter or an eighth of its size, which the
-# format allows without decoding it at full size first. 25 megapixels are 100 MB in memory. Of one person a quarter of that
-# is more than enough; where people are cut out of the picture, each has only a part of its pixels.
+# format allows without decoding it at full size first. 25 megapixels are 100 MB in memory. Of one person a quarter of
+# that is more than enough; where people are cut out of the picture, each has only a part of its pixels.
 _LARGE_PIXELS = 25_000_000
 _LARGE_PERSON_PIXELS = 6_250_000
 _MAX_JPEG_PIXELS = 400_000_000

@@ -8,6 +8,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from vlm_par_hf.base.configuration import (
     BackboneConfig,
     LabelSpaceConfig,
+    check_dtype,
     check_own_number,
     check_token_ids,
     check_tower,
@@ -160,6 +161,7 @@ class FoldedVlmParConfig(LabelSpaceConfig, PreTrainedConfig):
         if vision.model_type not in VISION_TYPES:
             raise ParValueError(f"vision_config must have a model_type of {VISION_TYPES}, got {vision.model_type!r}")
         check_tower("vision_config", vision)
+        check_dtype(type(self).__name__, self)
         _check_fusion(self, vision.hidden_size)
         if self.alignment == "logit" and not getattr(vision, "vision_use_head", True):
             raise ParValueError(
