@@ -11,6 +11,7 @@ from modeling_tests.exports import difference, noise_images
 from modeling_tests.tiny import tiny_inputs, tiny_processor
 from vlm_par_hf.export.exported import ExportedParConfig, ExportedParModel
 from vlm_par_hf.export.exporting import export_model
+from vlm_par_hf.labels.schema import AttributeSchema
 from vlm_par_hf.utils import embedded_path
 
 
@@ -107,8 +108,13 @@ def test_a_file_that_is_missing_or_broken_is_named(exported, tmp_path):
         AutoModel.from_pretrained(tmp_path / "broken")
     config = ExportedParConfig.from_pretrained(folder)
     config.files = None
-    with pytest.raises(ValueError, match="config.json names no files"):
+    with pytest.raises(ValueError, match="files=None is not what the weights in .* were trained with"):
         ExportedParModel.from_pretrained(folder, config=config)
+    schema = AttributeSchema([{**one, "threshold": 0.25} for one in config.attributes])
+    assert AutoModel.from_pretrained(folder, attributes=schema).schema == schema
+    config.save_pretrained(tmp_path / "broken")
+    with pytest.raises(ValueError, match="config.json names no files"):
+        ExportedParModel.from_pretrained(tmp_path / "broken")
     with pytest.raises(ValueError, match="this model has no file to run"):
         ExportedParModel(config)(**tiny_inputs())
     with pytest.raises(ValueError, match="this model has no file to save"):

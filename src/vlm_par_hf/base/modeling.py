@@ -133,12 +133,24 @@ class ParPreTrainedModel(PushToHub, TransformersModel):
         self.config.loss = {name: value for name, value in self.config.loss.items() if name not in dropped}
 
     def _exchange_attributes(self, schema: AttributeSchema, processor: Any) -> None:
-        """Called by `from_pretrained` when `attributes=` names another label space than the saved one; a family that
-        can go on with one overrides it."""
-        raise ParValueError(
-            f"attributes= names another label space than the checkpoint's ({self.schema.diff(schema)[0]}), and a "
-            f"{type(self).__name__} answers for that one only: load it without attributes="
-        )
+        """Called by `from_pretrained` when `attributes=` names another label space than the saved one.
+
+        Here only what is done with the answers may differ, such as thresholds; a family that can go on with other
+        attributes overrides this.
+
+        Raises:
+            ValueError: the attributes, or what is asked about them, differ.
+        """
+        asked = ("name", "labels", "question", "prompts")
+        if [[getattr(one, name) for name in asked] for one in schema] != [
+            [getattr(one, name) for name in asked] for one in self.schema
+        ]:
+            raise ParValueError(
+                f"attributes= names another label space than the checkpoint's ({self.schema.diff(schema)[0]}), and a "
+                f"{type(self).__name__} answers for that one only: load it without attributes="
+            )
+        self.schema = schema
+        self.config.set_schema(schema)
 
     # Inputs
 

@@ -187,7 +187,7 @@ class ExportedParModel(ParPreTrainedModel):
 
         Args:
             pretrained_model_name_or_path: folder or repository.
-            config: an `ExportedParConfig` in place of the saved one.
+            config: an `ExportedParConfig` in place of the saved one; it may differ in what is done with the answers.
             num_threads: threads of the runtime; None: as many as torch has now.
             dtype: None, `"auto"` or float32, the dtype of inputs and outputs; the precision was chosen at export.
             kwargs: `revision`, `token`, ... as for every model; those about torch weights are ignored.
@@ -203,8 +203,10 @@ class ExportedParModel(ParPreTrainedModel):
                 f"dtype is {dtype}, but the precision of an exported model was chosen when it was exported"
             )
         hub = {key: kwargs[key] for key in HUB_KEYS if kwargs.get(key) is not None}
-        if not isinstance(config, ExportedParConfig):
-            config = ExportedParConfig.from_pretrained(config or name, **hub)
+        saved = cls._read_saved_config(name, hub)
+        if isinstance(config, (str, Path)):
+            config = ExportedParConfig.from_pretrained(config, **hub)
+        config, wanted = cls._settle_config(name, saved, config, kwargs)
         _check_files(name, config)
         paths = {file: _find_file(name, file, digest, hub) for file, digest in config.files.items()}
         path = paths[MAIN_FILE[config.format]]
@@ -215,6 +217,8 @@ class ExportedParModel(ParPreTrainedModel):
         open_file = _open_onnx if config.format == "onnx" else _open_openvino
         model._run, opened = open_file(path, config.precision, threads)
         _check_description(path, config, opened)
+        if wanted is not None:
+            model._exchange_attributes(wanted, None)
         return model
 
     def _save_files(self, save_directory: str | Path, **kwargs: Any) -> None:
