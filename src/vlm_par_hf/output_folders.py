@@ -9,7 +9,6 @@ first. No link is followed to what is deleted.
 """
 
 import hashlib
-import json
 import logging
 import os
 import re
@@ -23,7 +22,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from vlm_par_hf.errors import ParFileExistsError, ParOSError, ParValueError
-from vlm_par_hf.utils import atomic_write_json
+from vlm_par_hf.utils import atomic_write_json, read_json
 
 
 __all__ = [
@@ -178,7 +177,7 @@ class OutputFolder:
 
     def _read(self) -> None:
         try:
-            found = json.loads((self.path / LIST).read_text(encoding="utf-8"))
+            found = read_json((self.path / LIST).read_text(encoding="utf-8"))
             kind, self._files, self._pending = found["kind"], dict(found["files"]), list(found["being_written"])
             names = [*self._files, *self._pending]
             damaged = not all(_is_plain(name) for name in names) or not all(

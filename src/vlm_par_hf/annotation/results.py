@@ -21,7 +21,7 @@ from typing import Any
 
 from vlm_par_hf.errors import ParFileExistsError, ParValueError
 from vlm_par_hf.output_folders import LOCK, lock_file, refuse_link, sha256_of_file
-from vlm_par_hf.utils import atomic_write_json, atomic_write_text
+from vlm_par_hf.utils import atomic_write_json, atomic_write_text, read_json
 
 from .annotator import to_json
 from .inputs import TABLE_SUFFIX
@@ -193,7 +193,7 @@ def _digests(report: dict[str, Any] | None) -> dict[str, Any]:
 def _read_json(path: Path) -> dict[str, Any] | None:
     """The object in a JSON file; None if it is missing, damaged or something else."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     return found if isinstance(found, dict) else None

@@ -137,7 +137,7 @@ def nested_errors(where: str) -> Iterator[None]:
     except (ArithmeticError, AttributeError, KeyError, TypeError, StrictDataclassError) as error:
         if isinstance(error, ParError):
             raise
-        raise ParValueError(f"{where} cannot be read: {type(error).__name__}: {error}") from error
+        raise ParValueError(f"{where} cannot be read: {type(error).__name__}: {str(error)[:500]}") from error
 
 
 def check_sizes(where: str, sizes: Any) -> None:

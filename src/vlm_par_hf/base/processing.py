@@ -204,15 +204,17 @@ class ParProcessor(PushToHub, ProcessorMixin):
                     count = len(self.tokenizer(self._check_text(one).lower())["input_ids"])
                     if count > max_length:
                         raise ParValueError(f"text {one!r:.100} has {count} tokens, more than max_length={max_length}")
-            encoded = self.tokenizer(
-                [self._check_text(one).lower() for one in texts],
-                padding="max_length",
-                padding_side="right",
-                max_length=max_length,
-                truncation=True,
-                return_attention_mask=False,
-                return_tensors=return_tensors,
-            )
+            lowered = [self._check_text(one).lower() for one in texts]
+            with unreadable(type(self.tokenizer).__name__, "one of its settings or of the arguments"):
+                encoded = self.tokenizer(
+                    lowered,
+                    padding="max_length",
+                    padding_side="right",
+                    max_length=max_length,
+                    truncation=True,
+                    return_attention_mask=False,
+                    return_tensors=return_tensors,
+                )
             data["input_ids"] = encoded["input_ids"]
         return BatchFeature(data)
 
@@ -241,7 +243,8 @@ class ParProcessor(PushToHub, ProcessorMixin):
             TypeError: a text is not text.
         """
         lowered = [self._check_text(text).lower() for text in texts]
-        encoded = self.tokenizer(lowered, truncation=True, max_length=max_length, return_attention_mask=False)
+        with unreadable(type(self.tokenizer).__name__, "one of its settings"):
+            encoded = self.tokenizer(lowered, truncation=True, max_length=max_length, return_attention_mask=False)
         return [list(ids) for ids in encoded["input_ids"]]
 
     @staticmethod

@@ -25,7 +25,7 @@ from vlm_par_hf.errors import ParFileExistsError, ParValueError
 from vlm_par_hf.images.opening import open_image
 from vlm_par_hf.labels.schema import AttributeSchema, check_label_range
 from vlm_par_hf.output_folders import OutputFolder, open_output, refuse_overlap, sha256_of_file
-from vlm_par_hf.utils import atomic_write_json, atomic_write_text, require
+from vlm_par_hf.utils import atomic_write_json, atomic_write_text, read_json, require
 
 from .carried import dataset_schema
 from .loading import load_par_dataset
@@ -202,7 +202,7 @@ def _list_earlier_work(out: Path) -> list[str] | None:
 def _read_json(path: Path) -> Any:
     """What a JSON file holds; None if it is missing or damaged."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return read_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
 

@@ -14,7 +14,6 @@ answers are from those of the checkpoint in float32, and on which images.
 """
 
 import copy
-import json
 import logging
 import platform
 from collections.abc import Sequence
@@ -28,7 +27,7 @@ from transformers import AutoModel, AutoProcessor, PreTrainedModel
 from vlm_par_hf.base.modeling import ParPreTrainedModel
 from vlm_par_hf.errors import ParFileExistsError, ParRuntimeError, ParTypeError, ParValueError, argument_in_errors
 from vlm_par_hf.output_folders import LOCK, is_model_file, open_output, refuse_overlap, sha256_of_file
-from vlm_par_hf.utils import atomic_write_json, require
+from vlm_par_hf.utils import atomic_write_json, read_json, require
 
 from .exported import (
     FORMATS,
@@ -166,7 +165,7 @@ def export_model(
 def _list_earlier_export(out: Path) -> list[str] | None:
     """The files that an earlier version wrote, which kept no list; None if its record is not there."""
     try:
-        record = json.loads((out / PARITY_FILE).read_text(encoding="utf-8"))
+        record = read_json((out / PARITY_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     if not isinstance(record, dict) or not {"format", "precision", "files", "max_abs_logit"} <= set(record):

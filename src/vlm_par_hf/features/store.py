@@ -26,7 +26,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 
 from vlm_par_hf.errors import ParFileNotFoundError, ParValueError
-from vlm_par_hf.utils import atomic_write_json
+from vlm_par_hf.utils import atomic_write_json, read_json
 
 from .views import FeatureView
 
@@ -442,7 +442,7 @@ def _check_finite(stored: torch.Tensor, values: torch.Tensor, name: str, dtype: 
 def _read_manifest(directory: Path) -> dict[str, Any]:
     path = directory / MANIFEST
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = read_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ParFileNotFoundError(f"{str(directory)!r} has no {MANIFEST}: expected a folder of features") from None
     except ValueError as error:

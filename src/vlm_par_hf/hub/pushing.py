@@ -1,7 +1,6 @@
 """Pushing models, processors, pipelines and data sets to the Hub, each in one commit and with a card."""
 
 import filecmp
-import json
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vlm_par_hf.errors import ParOSError
-from vlm_par_hf.utils import atomic_write_json, shared_mode
+from vlm_par_hf.utils import atomic_write_json, read_json, shared_mode
 
 from .model_card import CARD, EVAL_RESULTS, write_model_card
 
@@ -261,7 +260,7 @@ def _remove_local_backbone(path: Path) -> None:
 
     A full checkpoint does not need the path, because it holds the backbone's weights.
     """
-    config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    config = read_json(path.read_text(encoding="utf-8")) if path.is_file() else {}
     if Path(config.get("backbone_name") or "").is_absolute():
         atomic_write_json(path, {**config, "backbone_name": None})
 

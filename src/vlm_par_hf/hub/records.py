@@ -1,12 +1,12 @@
 """Evaluation records, as `vlm-par evaluate` writes them, and what a model card may claim from one."""
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from vlm_par_hf.errors import ParFileNotFoundError, ParValueError
+from vlm_par_hf.utils import read_json
 
 
 __all__ = [
@@ -75,7 +75,7 @@ def read_record(source: str | Path | Mapping[str, Any]) -> dict[str, Any]:
         if not Path(source).is_file():
             raise ParFileNotFoundError(f"{name}: no such file, expected the metrics.json that vlm-par evaluate writes")
         try:
-            record = json.loads(Path(source).read_text(encoding="utf-8"))
+            record = read_json(Path(source).read_text(encoding="utf-8"))
         except ValueError as error:
             raise ParValueError(f"{name} is no JSON file: {error}") from error
     for part, keys in _REQUIRED_KEYS.items():

@@ -14,7 +14,6 @@ and is clipped after each pass, so the pixels depend on the order of the passes,
 Pillow. Therefore bicubic resizing is done by Pillow, and only the other steps here.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
@@ -32,6 +31,7 @@ __all__ = ["preprocess_images"]
 
 _RESAMPLING = {int(one) for one in Image.Resampling}
 _LARGEST_SIDE, _LARGEST_PATCHES = 1_024, 1_048_576
+_LARGEST_NUMBER, _SMALLEST_STD = 1e6, 1e-6  # what is beyond overflows in float32, or would soon
 
 
 def preprocess_images(
@@ -81,19 +81,20 @@ def _check_settings(image_processor: Any) -> None:
         raise ParValueError(f"{type(image_processor).__name__}: {name} is {value}, expected {expected}")
 
     for name in ("do_resize", "do_rescale", "do_normalize"):
-        if getattr(image_processor, name, None) not in (True, False, None):
+        if not isinstance(getattr(image_processor, name, None), (bool, type(None))):
             refuse(name, "True or False")
     if getattr(image_processor, "do_rescale", False) and not _is_number(image_processor.rescale_factor):
-        refuse("rescale_factor", "a finite number")
+        refuse("rescale_factor", "a number below a million")
     if getattr(image_processor, "do_normalize", False):
         for name in ("image_mean", "image_std"):
             value = getattr(image_processor, name)
             values = list(value) if isinstance(value, (list, tuple)) else [value] * 3
             if len(values) != 3 or not all(_is_number(one) for one in values):
-                refuse(name, "three finite numbers")
-            if name == "image_std" and not all(one > 0 for one in values):
+                refuse(name, "three numbers below a million")
+            if name == "image_std" and not all(one >= _SMALLEST_STD for one in values):
                 refuse(name, "three numbers above 0")
-    if hasattr(image_processor, "resample") and image_processor.resample not in _RESAMPLING:
+    resample = getattr(image_processor, "resample", 0)
+    if isinstance(resample, bool) or not isinstance(resample, int) or resample not in _RESAMPLING:
         refuse("resample", f"one of {sorted(_RESAMPLING)}")
     for name, largest in (("patch_size", _LARGEST_SIDE), ("max_num_patches", _LARGEST_PATCHES)):
         value = getattr(image_processor, name, 1)
@@ -102,7 +103,7 @@ def _check_settings(image_processor: Any) -> None:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < math.inf
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < _LARGEST_NUMBER
 
 
 def _naflex_arrays(image_processor: Any, images: Sequence[Image.Image], **kwargs: Any) -> dict[str, np.ndarray] | None:

@@ -15,7 +15,7 @@ from transformers.trainer_callback import TrainerState
 
 from vlm_par_hf.errors import ParFileExistsError, ParValueError
 from vlm_par_hf.output_folders import STAGING, OutputFolder, is_model_file
-from vlm_par_hf.utils import atomic_write_json, atomic_write_text
+from vlm_par_hf.utils import atomic_write_json, atomic_write_text, read_json
 
 from .plots import plot_learning_curve, write_history
 from .settings import TrainSettings
@@ -81,7 +81,7 @@ def last_complete_checkpoint(folder: str | Path, processes: int = 1) -> Path | N
         if not step.isdigit():
             continue
         try:
-            state = json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
+            state = read_json((path / "trainer_state.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
             logger.warning("%s is incomplete and is not used", path)
             continue
@@ -126,7 +126,7 @@ def prepare_folder(
         folder.clear(within=CHECKPOINTS)
     if resume and run_record.exists():
         folder.check_unchanged(without=CHECKPOINTS)
-        earlier = json.loads(run_record.read_text(encoding="utf-8"))
+        earlier = read_json(run_record.read_text(encoding="utf-8"))
         differences = settings.differences(earlier["settings"])
         for part in ("data", "model"):
             differences += [
@@ -156,7 +156,7 @@ def prepare_folder(
 def _list_earlier_run(output_dir: Path) -> list[str] | None:
     """The files that an earlier version wrote, which kept no list; None if its record is not there."""
     try:
-        earlier = json.loads((output_dir / RUN_RECORD).read_text(encoding="utf-8"))
+        earlier = read_json((output_dir / RUN_RECORD).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     if not isinstance(earlier, dict) or not {"settings", "data", "model", "versions"} <= set(earlier):
@@ -205,7 +205,7 @@ def _move_paths(checkpoint: Path) -> None:
     """Writes the path of today into the state of a checkpoint: the Trainer takes the one that is there."""
     state = read_state(checkpoint)
     path = checkpoint / _STATE
-    before = json.loads(path.read_text(encoding="utf-8"))
+    before = read_json(path.read_text(encoding="utf-8"))
     now = {name: getattr(state, name) for name in ("best_model_checkpoint", "best_metric", "best_global_step")}
     if any(before.get(name) != value for name, value in now.items()):
         atomic_write_text(path, json.dumps({**before, **now}, indent=2, sort_keys=True) + "\n")
@@ -213,7 +213,7 @@ def _move_paths(checkpoint: Path) -> None:
 
 def is_finished(checkpoint: Path, settings: TrainSettings) -> bool:
     """Whether a checkpoint is that of the last step of its run."""
-    state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    state = read_json((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
     stopped_early = state["stateful_callbacks"].get("TrainerControl", {}).get("args", {}).get("should_training_stop")
     return state["global_step"] >= state["max_steps"] or bool(stopped_early)
 
