@@ -13,7 +13,7 @@ from vlm_par_hf import errors
 
 
 ROOT = Path(vlm_par_hf.__file__).parent
-# Python's protocols ask for these, and the last one is caught in the file that raises it; the others have a class of ours.
+# Python's protocols ask for these, and the last one is caught where it is raised; the others have a class of ours.
 OF_PROTOCOLS = {"AttributeError", "IndexError", "KeyboardInterrupt", "StopIteration", "TimeoutError"}
 
 
