@@ -6,7 +6,9 @@ import shutil
 import pytest
 
 from modeling_tests.tiny import tiny_schema
+from vlm_par_hf.cli import train
 from vlm_par_hf.cli.main import build_parser, main
+from vlm_par_hf.cli.options import data_arguments
 
 
 def test_every_setting_of_training_has_its_option(capsys):
@@ -75,3 +77,12 @@ def test_training_on_lists_of_minus_one_and_one(files, tmp_path, capsys, caplog)
     command = capsys.readouterr().out.strip().splitlines()[-1]
     assert "--negative -1 --unknown 0" in command
     assert f"in train 1 attributes have one label only: {names[1]}" in caplog.text
+
+
+def test_ignored_names_reach_the_reader_and_the_command_that_measures():
+    parser = build_parser()
+    words = ["train", "peta35", "--out", "x", "--ignore", "accessoryHat", "--ignore", "a label"]
+    args = parser.parse_args(words)
+    assert data_arguments(args)["dataset_options"]["ignore"] == ["accessoryHat", "a label"]
+    assert train._data_flags(args) == words[4:]
+    assert "ignore" not in data_arguments(parser.parse_args(words[:4]))["dataset_options"]

@@ -60,9 +60,14 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_folder_options(group) -> None:
-    """Adds how cells and links of a data set are read."""
+    """Adds how cells, labels and links of a data set are read."""
     group.add_argument("--negative", metavar="CELL", help='cell of a table that means "no", such as -1 (folder)')
     group.add_argument("--unknown", metavar="CELL", help='cell of a table that means "not annotated" (folder)')
+    group.add_argument(
+        "--ignore", action="append", metavar="NAME",
+        help="attribute that may have no positive, or label in the files that no attribute takes, of a published data "
+        "set (more than once for several)",
+    )  # fmt: skip
     group.add_argument("--follow-links", action="store_true", help="links below the folder may lead out of it")
 
 
@@ -79,7 +84,8 @@ def add_overwrite_options(parser: argparse.ArgumentParser, text: str) -> None:
 def data_arguments(args) -> dict:
     """Keywords `root`, `schema` and `dataset_options` of `train` and `evaluate` from the parsed options."""
     options = {"partition": args.partition, "missing": args.missing, "seed": args.data_seed}
-    given = {name: getattr(args, name) for name in ("num_train", "num_validation", "num_test", "negative", "unknown")}
+    names = ("num_train", "num_validation", "num_test", "negative", "unknown", "ignore")
+    given = {name: getattr(args, name) for name in names}
     options.update({name: value for name, value in given.items() if value is not None})
     if args.follow_links:
         options["follow_links"] = True

@@ -119,6 +119,8 @@ def _data_flags(args) -> list[str]:
         value = getattr(args, name)
         if value:
             flags += [f"--{name.replace('_', '-')}", str(value)]
+    for name in args.ignore or ():
+        flags += ["--ignore", name]
     if args.follow_links:
         flags.append("--follow-links")
     return flags if args.missing == "error" else [*flags, "--missing", args.missing]

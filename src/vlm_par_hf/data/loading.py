@@ -15,6 +15,7 @@ from vlm_par_hf.utils import require
 from .carried import attach_schema, dataset_schema
 from .prepared import load_hub_dataset
 from .readers.files import check_image_files, links_may_leave
+from .readers.label_check import read_names
 from .readers.records import PedestrianRecord
 from .readers.registry import READERS, DatasetReader
 
@@ -65,7 +66,9 @@ def load_par_dataset(
             data set that somebody else made could copy a private picture into yours.
         options: for `"folder"` `negative` and `unknown`, the cells that say "no" and "not annotated" where a table
             uses -1 (see `read_folder`); for `"synthetic"` keywords of `build_synthetic_dataset` (such as
-            `num_train`); for `"hub"` `revision`.
+            `num_train`); for `"hub"` `revision`; for the published data sets `ignore`, a list of names: of a complete
+            one, an attribute without a positive and a label in the files that no attribute takes are errors unless
+            they are named there. Of other data they are a warning and an entry of the `info.description`.
 
     Returns:
         A `datasets.DatasetDict` with the splits train, validation and test (a folder: those that it has; Market-1501
@@ -97,6 +100,8 @@ def load_par_dataset(
     unknown_options = sorted(set(options) - set(reader.options))
     if unknown_options:
         raise ParTypeError(f"load_par_dataset({name!r}) got an unexpected keyword argument {unknown_options[0]!r}")
+    if "ignore" in options:
+        options["ignore"] = read_names(options["ignore"])
     _check_partition(partition, reader.num_partitions, name)
     if root is None:
         raise ParValueError(f"root is None; {name!r} needs root={reader.how_to_get}")

@@ -10,7 +10,7 @@ file whose header begins with `# image,` and whose paths are relative to the fol
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from vlm_par_hf.labels.tables import get_schema
 from vlm_par_hf.utils import shorten
 
 from .files import find_file, look_for_file, read_csv_rows, relative_path
+from .label_check import check_labels, count_positives
 from .records import PedestrianRecord
 
 
@@ -43,6 +44,7 @@ _TABLES = {
     ),
 }  # fmt: skip
 _QUERY_FOLDERS = {"train": "annotations/task2/train", "validation": "annotations/task2/val"}
+_OFFICIAL_IMAGES = {"train": 97_669, "validation": 33_407}  # 2027
 _VALUES = {"0": 0, "1": 1, "-1": UNKNOWN_LABEL}
 
 
@@ -59,12 +61,15 @@ class UparQueries:
 
 
 def read_upar(
-    root: str | os.PathLike,
+    root: str | os.PathLike, *, ignore: Iterable[str] = ()
 ) -> tuple[AttributeSchema, dict[str, list[PedestrianRecord]], dict[str, Any]]:
     """Reads the splits of UPAR that lie under `root`, with -1 as unknown.
 
     A table without labels (what a challenge asks to predict) gives records whose labels are all unknown. Labels belong
     to images, not to persons: `person_id` is None.
+
+    An attribute without a positive is an error if train and validation are complete (2027), else a warning and a note;
+    `ignore` names those that may have none.
 
     Returns:
         The schema `upar40`, the records of train and, where present, validation and test, and notes.
@@ -88,7 +93,10 @@ def read_upar(
         if all((record.labels == UNKNOWN_LABEL).all() for record in splits[split]):
             unlabelled.append(split)
             logger.warning("%s has no labels: those of %r are all unknown", path, split)
-    return schema, splits, {"division": "official", "splits_without_labels": unlabelled}
+    complete = all(len(splits.get(split, ())) == count for split, count in _OFFICIAL_IMAGES.items())
+    # Other columns than the 40 are refused when a table is read.
+    notes = check_labels(root, count_positives(schema, splits), {}, complete=complete, ignore=ignore)
+    return schema, splits, {"division": "official", "splits_without_labels": unlabelled, **notes}
 
 
 def read_upar_queries(root: str | os.PathLike, split: str) -> UparQueries:
