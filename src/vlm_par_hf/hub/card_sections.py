@@ -11,7 +11,16 @@ from vlm_par_hf.families import find_family
 from vlm_par_hf.labels.schema import AttributeSchema
 from vlm_par_hf.utils import format_percent
 
-from .records import DATASETS, METRICS, convention_text, dataset_title, is_partial, is_repository, is_synthetic
+from .records import (
+    DATASETS,
+    METRICS,
+    convention_text,
+    dataset_title,
+    is_partial,
+    is_repository,
+    is_synthetic,
+    left_out_of_ranking,
+)
 
 
 __all__ = [
@@ -87,6 +96,7 @@ def results_section(records) -> str:
         resampled = markdown_text(record.get("resampled", "images"))
         if is_partial(record) and not data.get("skipped_images"):
             note = f"{note} {data['images']:,} images are not the official {data['split']} split.".strip()
+        left_out = left_out_of_ranking(record)
         rows = []
         for metric, value in record["metrics"].items():
             interval = intervals.get(metric)
@@ -104,6 +114,7 @@ def results_section(records) -> str:
             "",
             _table(["metric", "value", level, "what it is"], rows),
             "",
+            *([markdown_text(left_out), ""] if left_out else []),
             "<details><summary>Per attribute</summary>",
             "",
             _table(

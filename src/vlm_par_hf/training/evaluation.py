@@ -15,6 +15,7 @@ import torch
 from vlm_par_hf.data.readers.ids import read_id
 from vlm_par_hf.errors import ParValueError, argument_in_errors
 from vlm_par_hf.escaping import markdown_text
+from vlm_par_hf.hub.records import left_out_of_ranking
 from vlm_par_hf.inference.predicting import predict_logits
 from vlm_par_hf.metrics.attributes import ParMetrics
 from vlm_par_hf.utils import atomic_write_json, atomic_write_text, format_percent, redact_command
@@ -197,11 +198,16 @@ def markdown_table(record: dict[str, Any]) -> str:
         low, high = intervals.get(name) or (None, None)
         interval = "" if low is None else f"{format_percent(low)} to {format_percent(high)}"
         lines.append(f"| {name} | {format_percent(value)} | {interval} |")
-    lines += ["", "| attribute | mean recall | rarest label | samples |", "|---|---|---|---|"]
+    left_out = markdown_text(left_out_of_ranking(record))
+    lines += ["", *([left_out, ""] if left_out else [])]
     lines += [
-        f"| {markdown_text(bar['name'])} | {format_percent(bar['mA'])} | {bar['rarest']:,} | {bar['support']:,} |"
-        for bar in _bar_rows(record["attributes"])
+        "| attribute | mean recall | rarest label | samples | AUC | average precision |",
+        "|---|---|---|---|---|---|",
     ]
+    for row, bar in zip(record["attributes"], _bar_rows(record["attributes"])):
+        cells = [markdown_text(bar["name"]), format_percent(bar["mA"]), f"{bar['rarest']:,}", f"{bar['support']:,}"]
+        cells += [format_percent(row["auc"]), format_percent(row["average_precision"])]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
