@@ -15,7 +15,7 @@ from modeling_tests.hub_server import DROP, HubServer
 from vlm_par_hf.cli.main import main
 from vlm_par_hf.data import dataset_schema, load_par_dataset, prepare_dataset
 from vlm_par_hf.labels.schema import AttributeSchema
-from vlm_par_hf.output_folders import LIST
+from vlm_par_hf.output_folders import LIST, OutputFolder
 
 
 SCHEMA = AttributeSchema(
@@ -358,3 +358,23 @@ def test_files_have_the_permissions_of_the_umask(root, tmp_path):
         os.umask(before)
     modes = {path.stat().st_mode & 0o777 for path in (tmp_path / "out").rglob("*") if path.is_file()}
     assert modes == {0o640}
+
+
+def test_a_file_that_was_finished_and_not_listed_is_listed_later(root, tmp_path, monkeypatch):
+    """A process may end after the last byte of a file and before it says so."""
+    prepare_dataset("folder", root, tmp_path / "whole", images_per_file=2, broken="skip")
+    record = OutputFolder.record
+
+    def dies(folder, names):
+        names = list(names)
+        if any(name.endswith(".parquet") for name in names):
+            raise KeyboardInterrupt
+        record(folder, names)
+
+    monkeypatch.setattr(OutputFolder, "record", dies)
+    with pytest.raises(KeyboardInterrupt):
+        prepare_dataset("folder", root, tmp_path / "killed", images_per_file=2, broken="skip")
+    monkeypatch.setattr(OutputFolder, "record", record)
+    prepare_dataset("folder", root, tmp_path / "killed", images_per_file=2, broken="skip")
+    lists = [json.loads((tmp_path / name / LIST).read_text()) for name in ("whole", "killed")]
+    assert lists[0]["files"].keys() == lists[1]["files"].keys() and lists[1]["being_written"] == []

@@ -235,6 +235,10 @@ class OutputFolder:
             return True
         return path.is_dir() and all(self.owns(f"{name}/{inside}") for inside in os.listdir(path))
 
+    def lists(self, name: str) -> bool:
+        """Whether a file is listed as written, and not only as being written."""
+        return self._files.get(name) is not None and name not in self._pending
+
     def strangers(self) -> list[str]:
         """Names of all files and links below the folder that are not listed, sorted."""
         found = []

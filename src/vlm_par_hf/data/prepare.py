@@ -230,6 +230,8 @@ def _write_split(
                 folder.record([file, record, _partial(file)])
             else:
                 bar.update(len(rows))
+                if not (folder.lists(file) and folder.lists(record)):  # the process was ended before it listed them
+                    folder.record([file, record, _partial(file)])
             counted.append(found)
     return counted
 

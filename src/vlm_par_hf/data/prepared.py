@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vlm_par_hf.errors import ParFileNotFoundError, ParOSError, ParValueError
+from vlm_par_hf.errors import ParError, ParFileNotFoundError, ParOSError, ParValueError
 from vlm_par_hf.labels.schema import UNKNOWN_LABEL, AttributeSchema, check_label_range
 from vlm_par_hf.utils import require, shorten
 
@@ -152,6 +152,10 @@ def _load_repository(name: str, revision: str | None) -> dict[str, Any]:
         raise ParFileNotFoundError(
             f"the data set {name!r} is not on the Hub, or not for you ({error}); expected a folder or 'org/name'"
         ) from error
+    except OSError as error:  # no network, for instance
+        if isinstance(error, ParError):
+            raise
+        raise ParOSError(f"the data set {name!r} could not be loaded: {error}") from error
 
 
 def _repository_file(name: str, file: str, revision: str | None) -> Path | None:
