@@ -6,6 +6,7 @@ import logging
 import shutil
 import struct
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -235,7 +236,9 @@ def test_tokenizer_files(name, edit):
 
     def right(found):
         # The tokenizer's class of transformers sets the normalizer and the like itself, whatever the file says.
-        files = [Tokenizer.from_file(str(one / "tokenizer.json")) for one in (folder, source)]
+        files = [Tokenizer.from_file(str(source / "tokenizer.json"))]
+        with suppress(Exception):  # what the class does not read may be damaged
+            files.append(Tokenizer.from_file(str(folder / "tokenizer.json")))
         for reference in files:
             reference.no_padding()
             reference.no_truncation()
