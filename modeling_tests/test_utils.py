@@ -21,6 +21,7 @@ from vlm_par_hf.utils import (
     embedded_path,
     iterate,
     read_json,
+    read_json_object,
     redact,
     redact_command,
     require,
@@ -250,3 +251,13 @@ def test_a_command_is_recorded_without_secrets(monkeypatch):
 def test_texts_in_messages_are_short_and_printable():
     assert shorten_text("a\x1b[31m\nb") == "a\\x1b[31m\\nb" and shorten_text("Größe") == "Größe"
     assert shorten_text("x" * 9999).endswith("xxx (9999 characters)") and len(shorten_text("x" * 9999)) < 200
+
+
+@pytest.mark.parametrize("content", [None, b"", b"{", b"[1]", b"7", b'{"a": 1, "a": 2}', b"\xff{}", b"[" * 100_000])
+def test_a_record_that_cannot_be_read_is_no_record(tmp_path, content):
+    path = tmp_path / "run.json"
+    if content is not None:
+        path.write_bytes(content)
+    assert read_json_object(path) is None
+    path.write_text('{"a": [1]}')
+    assert read_json_object(path) == {"a": [1]}

@@ -28,6 +28,7 @@ __all__ = [
     "format_percent",
     "iterate",
     "read_json",
+    "read_json_object",
     "redact",
     "redact_command",
     "require",
@@ -119,6 +120,15 @@ def read_json(text: str) -> Any:
         return json.loads(text, object_pairs_hook=_unique_keys)
     except RecursionError:
         raise ParValueError("it is nested too deeply") from None
+
+
+def read_json_object(path: Path) -> dict[str, Any] | None:
+    """The object that a JSON file holds; None if it is missing, damaged or something else."""
+    try:
+        found = read_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

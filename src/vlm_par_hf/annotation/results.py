@@ -21,7 +21,7 @@ from typing import Any
 
 from vlm_par_hf.errors import ParFileExistsError, ParValueError
 from vlm_par_hf.output_folders import LOCK, lock_file, refuse_link, sha256_of_file
-from vlm_par_hf.utils import atomic_write_json, atomic_write_text, read_json
+from vlm_par_hf.utils import atomic_write_json, atomic_write_text, read_json_object
 
 from .annotator import to_json
 from .inputs import TABLE_SUFFIX
@@ -113,7 +113,7 @@ def check_earlier_work(
     """
     report_path = _report_path(out)
     hint = "name another file, or overwrite it (overwrite=True, --overwrite)"
-    earlier = _read_json(partial / _RUN_FILE)
+    earlier = read_json_object(partial / _RUN_FILE)
     if earlier is not None and not set(earlier) >= _RUN_KEYS:
         earlier = None  # the record of something else
     if earlier is not None and earlier.pop("finished", False):
@@ -136,7 +136,7 @@ def check_earlier_work(
             "yourself, or name another file to write"
         )
     elif out.exists() and not overwrite:
-        report = _read_json(report_path)
+        report = read_json_object(report_path)
         if report is None or not isinstance(report.get("run"), dict):
             raise ParValueError(f"out={str(out)!r} exists, and no report says what it is; {hint}")
         differences = _differences(report["run"], run)
@@ -160,7 +160,7 @@ def check_earlier_work(
 
 def _refuse_doubtful(out: Path, report_path: Path) -> None:
     """Refuses to replace an output that no report describes as it is, and a report of something else."""
-    report = _read_json(report_path)
+    report = read_json_object(report_path)
     doubtful = []
     if out.exists() and _digests(report).get(out.suffix) != sha256_of_file(out):
         doubtful.append(out)
@@ -188,15 +188,6 @@ def _digests(report: dict[str, Any] | None) -> dict[str, Any]:
     """The sha256 of outputs by suffix: `out.jsonl` and `out.parquet` share a report, which is of the later one."""
     found = {} if report is None else report.get("output_sha256")
     return found if isinstance(found, dict) else {}
-
-
-def _read_json(path: Path) -> dict[str, Any] | None:
-    """The object in a JSON file; None if it is missing, damaged or something else."""
-    try:
-        found = read_json(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return found if isinstance(found, dict) else None
 
 
 def _remove_parts(partial: Path) -> None:
@@ -288,7 +279,7 @@ def assemble(out: Path, partial: Path, count: int, run: dict, has_ids: bool, lef
         "broken": broken,
         "left_out": left_out,
         "order": "as given; inside a folder natural order of names, folders and files together",
-        "output_sha256": {**_digests(_read_json(_report_path(out))), out.suffix: sha256_of_file(temporary)},
+        "output_sha256": {**_digests(read_json_object(_report_path(out))), out.suffix: sha256_of_file(temporary)},
         "run": run,
     }
     report["checksum"] = _checksum_of(report)

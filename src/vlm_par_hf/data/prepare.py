@@ -25,7 +25,7 @@ from vlm_par_hf.errors import ParFileExistsError, ParValueError
 from vlm_par_hf.images.opening import open_image
 from vlm_par_hf.labels.schema import AttributeSchema, check_label_range
 from vlm_par_hf.output_folders import OutputFolder, open_output, refuse_overlap, sha256_of_file
-from vlm_par_hf.utils import atomic_write_json, atomic_write_text, read_json, require
+from vlm_par_hf.utils import atomic_write_json, atomic_write_text, read_json_object, require
 
 from .carried import dataset_schema
 from .loading import load_par_dataset
@@ -167,7 +167,7 @@ def _prepare_folder(folder: OutputFolder, fingerprint: dict[str, Any], overwrite
         folder.claim(delete_listed=delete_listed, recognise=_list_earlier_work)
         folder.clear()
     elif path.is_file():
-        if _read_json(path) != fingerprint:
+        if read_json_object(path) != fingerprint:
             raise ParValueError(
                 f"out={str(out)!r} holds the work of other arguments or of another state of the data; expected an "
                 "empty folder, or overwrite=True"
@@ -191,20 +191,12 @@ def _prepare_folder(folder: OutputFolder, fingerprint: dict[str, Any], overwrite
 
 def _list_earlier_work(out: Path) -> list[str] | None:
     """The files that an earlier version wrote, which kept no list; None if its record is not there."""
-    arguments = _read_json(out / _ARGUMENTS)
+    arguments = read_json_object(out / _ARGUMENTS)
     if not isinstance(arguments, dict) or not {"name", "images_per_file", "rows", "attributes"} <= set(arguments):
         return None
     files = [path.relative_to(out).as_posix() for folder in ("data", _WORK) for path in (out / folder).glob("*")]
     written = sorted(name for name in files if _WRITTEN_NAME.fullmatch(name))
     return [*written, *(f for f in (REPORT_FILE, SCHEMA_FILE, _CARD) if (out / f).is_file()), _ARGUMENTS]
-
-
-def _read_json(path: Path) -> Any:
-    """What a JSON file holds; None if it is missing or damaged."""
-    try:
-        return read_json(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
 
 
 def _write_split(
@@ -245,7 +237,7 @@ def _read_finished(path: Path, record: Path) -> dict[str, Any] | None:
     """What was counted in a parquet file; None if it is to be written, for the first time or because it is damaged."""
     if not record.is_file() or not path.is_file():
         return None
-    found = _read_json(record)
+    found = read_json_object(record)
     needed = {"rows", "contents", "sizes", "broken", "sha256"}
     if isinstance(found, dict) and needed <= set(found) and sha256_of_file(path) == found["sha256"]:
         return found

@@ -27,7 +27,7 @@ from transformers import AutoModel, AutoProcessor, PreTrainedModel
 from vlm_par_hf.base.modeling import ParPreTrainedModel
 from vlm_par_hf.errors import ParFileExistsError, ParRuntimeError, ParTypeError, ParValueError, argument_in_errors
 from vlm_par_hf.output_folders import LOCK, is_model_file, open_output, refuse_overlap, sha256_of_file
-from vlm_par_hf.utils import atomic_write_json, read_json, require
+from vlm_par_hf.utils import atomic_write_json, read_json_object, require
 
 from .exported import (
     FORMATS,
@@ -164,11 +164,8 @@ def export_model(
 
 def _list_earlier_export(out: Path) -> list[str] | None:
     """The files that an earlier version wrote, which kept no list; None if its record is not there."""
-    try:
-        record = read_json((out / PARITY_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    if not isinstance(record, dict) or not {"format", "precision", "files", "max_abs_logit"} <= set(record):
+    record = read_json_object(out / PARITY_FILE)
+    if record is None or not {"format", "precision", "files", "max_abs_logit"} <= set(record):
         return None
     named = {PARITY_FILE, *record["files"]}
     return sorted(path.name for path in out.iterdir() if path.name in named or is_model_file(path.name))

@@ -15,7 +15,7 @@ from transformers.trainer_callback import TrainerState
 
 from vlm_par_hf.errors import ParFileExistsError, ParValueError
 from vlm_par_hf.output_folders import STAGING, OutputFolder, is_model_file
-from vlm_par_hf.utils import atomic_write_json, atomic_write_text, read_json
+from vlm_par_hf.utils import atomic_write_json, atomic_write_text, read_json_object
 
 from .plots import plot_learning_curve, write_history
 from .settings import TrainSettings
@@ -80,9 +80,8 @@ def last_complete_checkpoint(folder: str | Path, processes: int = 1) -> Path | N
         step = path.name.removeprefix("checkpoint-")
         if not step.isdigit():
             continue
-        try:
-            state = read_json((path / "trainer_state.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        state = read_json_object(path / "trainer_state.json")
+        if state is None or not {"global_step", "max_steps", "stateful_callbacks"} <= set(state):
             logger.warning("%s is incomplete and is not used", path)
             continue
         if all((path / name).is_file() for name in needed):
@@ -126,7 +125,9 @@ def prepare_folder(
         folder.clear(within=CHECKPOINTS)
     if resume and run_record.exists():
         folder.check_unchanged(without=CHECKPOINTS)
-        earlier = read_json(run_record.read_text(encoding="utf-8"))
+        earlier = read_json_object(run_record)
+        if earlier is None or not all(isinstance(earlier.get(part), dict) for part in ("settings", "data", "model")):
+            raise ParValueError(f"{run_record} is damaged, so nothing says which run it is of: start a new one")
         differences = settings.differences(earlier["settings"])
         for part in ("data", "model"):
             differences += [
@@ -155,11 +156,8 @@ def prepare_folder(
 
 def _list_earlier_run(output_dir: Path) -> list[str] | None:
     """The files that an earlier version wrote, which kept no list; None if its record is not there."""
-    try:
-        earlier = read_json((output_dir / RUN_RECORD).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    if not isinstance(earlier, dict) or not {"settings", "data", "model", "versions"} <= set(earlier):
+    earlier = read_json_object(output_dir / RUN_RECORD)
+    if earlier is None or not {"settings", "data", "model", "versions"} <= set(earlier):
         return None
     found = [path.name for path in output_dir.iterdir() if _is_name_of_a_run(path.name) and path.is_file()]
     inside = [path for name in (f"{CHECKPOINTS}/checkpoint-*", STAGING) for path in output_dir.glob(f"{name}/**/*")]
@@ -205,7 +203,7 @@ def _move_paths(checkpoint: Path) -> None:
     """Writes the path of today into the state of a checkpoint: the Trainer takes the one that is there."""
     state = read_state(checkpoint)
     path = checkpoint / _STATE
-    before = read_json(path.read_text(encoding="utf-8"))
+    before = read_json_object(path) or {}
     now = {name: getattr(state, name) for name in ("best_model_checkpoint", "best_metric", "best_global_step")}
     if any(before.get(name) != value for name, value in now.items()):
         atomic_write_text(path, json.dumps({**before, **now}, indent=2, sort_keys=True) + "\n")
@@ -213,7 +211,7 @@ def _move_paths(checkpoint: Path) -> None:
 
 def is_finished(checkpoint: Path, settings: TrainSettings) -> bool:
     """Whether a checkpoint is that of the last step of its run."""
-    state = read_json((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    state = read_json_object(checkpoint / "trainer_state.json") or {}
     stopped_early = state["stateful_callbacks"].get("TrainerControl", {}).get("args", {}).get("should_training_stop")
     return state["global_step"] >= state["max_steps"] or bool(stopped_early)
 
