@@ -180,13 +180,26 @@ def test_an_output_stays_out_of_inputs(tmp_path, out, replaced, words):
 
 # Starts each command twice at once, in processes that are forked after the imports; says how they ended.
 TWICE = """
-import json, os, sys
+import json, os, select, sys
 import datasets, pyarrow.parquet
 import vlm_par_hf.annotation, vlm_par_hf.export, vlm_par_hf.training
+from filelock import FileLock
 from vlm_par_hf.cli.main import main
+from vlm_par_hf.output_folders import LOCK
+
+release = FileLock.release
+
+def release_late(lock, *args, **options):
+    # The one that holds the output keeps it until the other has ended, however long that one takes to start.
+    if lock.is_locked and os.path.basename(lock.lock_file) == LOCK:
+        select.select([ended], [], [], 60)
+    release(lock, *args, **options)
+
+FileLock.release = release_late
 
 for arguments in json.loads(sys.argv[1]):
     wait, go = os.pipe()
+    ended, end = os.pipe()
     children, said = [], []
     for _ in range(2):
         reader, writer = os.pipe()
@@ -196,13 +209,17 @@ for arguments in json.loads(sys.argv[1]):
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
             os.close(go)
             os.read(wait, 1)
-            os._exit(main(arguments))
+            status = main(arguments)
+            os.write(end, b"x")
+            os._exit(status)
         os.close(writer)
         children.append(child)
         said.append(reader)
     os.close(wait)
     os.close(go)
     texts = [os.fdopen(reader).read() for reader in said]
+    os.close(ended)
+    os.close(end)
     ends = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
     print(json.dumps([[end, text] for end, text in zip(ends, texts)]))
 """

@@ -81,7 +81,7 @@ def last_complete_checkpoint(folder: str | Path, processes: int = 1) -> Path | N
         if not step.isdigit():
             continue
         state = read_json_object(path / "trainer_state.json")
-        if state is None or not {"global_step", "max_steps", "stateful_callbacks"} <= set(state):
+        if state is None or not isinstance(state.get("global_step"), int):
             logger.warning("%s is incomplete and is not used", path)
             continue
         if all((path / name).is_file() for name in needed):

@@ -46,9 +46,9 @@ class VlmParConfig(BackboneConfig):
         num_fusion_heads: attention heads of the fusion block (8 in the paper); divides the vision tower's width.
         attention_dropout: dropout on the attention probabilities of the fusion block, in training.
         layer_norm_eps: of the fusion block's LayerNorm.
-        freeze_backbone: True freezes the backbone and keeps it in eval mode even under `model.train()`; False trains
-            the vision tower. The text tower and the backbone's logit scale stay frozen in both cases, because the text
-            is encoded only once.
+        freeze_backbone: what is frozen when a model is built or loaded: with True the backbone, with False all of it
+            but the vision tower, because the text is encoded only once. Afterwards `requires_grad` is the user's; a
+            tower of which nothing trains stays in eval mode under `model.train()`.
         backbone_name: where the backbone came from: a repository, a folder, or `"embedded"`. Needed to save the heads
             alone.
         backbone_revision: its revision, None for the default one.
