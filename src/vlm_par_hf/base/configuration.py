@@ -1,18 +1,15 @@
 """What the configurations of all families share: the label space, and for most of them a backbone."""
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import fields
 from typing import Any, ClassVar
 
 import torch
 from huggingface_hub.dataclasses import strict
-from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 
-from vlm_par_hf.errors import ParError, ParValueError
+from vlm_par_hf.errors import ParValueError, unreadable
 from vlm_par_hf.labels.schema import AttributeSchema
 
 
@@ -26,7 +23,6 @@ __all__ = [
     "check_token_ids",
     "check_tower",
     "differing_fields",
-    "nested_errors",
 ]
 
 DERIVED_FIELDS = ("num_labels", "id2label", "label2id")
@@ -123,21 +119,6 @@ class LabelSpaceConfig:
                 f"attributes is None: this {type(self).__name__} names no attributes, expected a schema or a list"
             )
         return AttributeSchema(self.attributes)
-
-
-@contextmanager
-def nested_errors(where: str) -> Iterator[None]:
-    """Puts the name of a nested configuration in front of what transformers says of it, which names nothing.
-
-    Raises:
-        ValueError: transformers cannot build it.
-    """
-    try:
-        yield
-    except (ArithmeticError, AttributeError, KeyError, TypeError, StrictDataclassError) as error:
-        if isinstance(error, ParError):
-            raise
-        raise ParValueError(f"{where} cannot be read: {type(error).__name__}: {str(error)[:500]}") from error
 
 
 def check_sizes(where: str, sizes: Any) -> None:
@@ -289,7 +270,7 @@ class BackboneConfig(LabelSpaceConfig, PreTrainedConfig):
         if isinstance(self.vlm_config, dict):  # before transformers computes with them
             for name in ("text_config", "vision_config"):
                 check_sizes(f"vlm_config.{name}", self.vlm_config.get(name))
-        with nested_errors("vlm_config"):
+        with unreadable(type(self).__name__, "vlm_config"):
             super().__post_init__(**kwargs)
         for name in ("text_config", "vision_config"):
             check_tower(f"vlm_config.{name}", getattr(self.vlm_config, name))

@@ -12,9 +12,8 @@ from vlm_par_hf.base.configuration import (
     check_own_number,
     check_token_ids,
     check_tower,
-    nested_errors,
 )
-from vlm_par_hf.errors import ParValueError
+from vlm_par_hf.errors import ParValueError, unreadable
 from vlm_par_hf.upstream import SubConfigSpec
 
 
@@ -155,7 +154,7 @@ class FoldedVlmParConfig(LabelSpaceConfig, PreTrainedConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         self._take_attributes(kwargs)
         self.loss = dict(self.loss or {})
-        with nested_errors("vision_config"):
+        with unreadable(type(self).__name__, "vision_config"):
             super().__post_init__(**kwargs)
         vision = self.vision_config
         if vision.model_type not in VISION_TYPES:
