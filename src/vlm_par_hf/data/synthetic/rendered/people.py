@@ -259,7 +259,7 @@ def logo_place(garment: Garment) -> str:
     return "chest" if garment.phase < 0.62 else "badge" if garment.phase < 0.78 else "back"
 
 
-# --- drawing -----------------------------------------------------------------------------------------------------------
+# --- drawing ---------------------------------------------------------------------------------------------------------
 
 
 class _Draw:
@@ -311,7 +311,7 @@ class _Draw:
         return max(tries, key=lambda c: color_distance(color, c))
 
 
-# --- tables ------------------------------------------------------------------------------------------------------------
+# --- tables ----------------------------------------------------------------------------------------------------------
 
 _AGES = {"child": 0.09, "adult": 0.835, "elderly": 0.075}
 _FEMALE = {"child": 0.41, "adult": 0.46, "elderly": 0.34}
@@ -338,7 +338,8 @@ _UPPER_PATTERNS = {
         "plain": 0.51, "stripes": 0.09, "logo": 0.13, "floral": 0.09, "dots": 0.03, "splice": 0.10, "plaid": 0.05,
     },
     (False, True): {
-        "plain": 0.46, "stripes": 0.12, "logo": 0.21, "floral": 0.02, "camouflage": 0.02, "splice": 0.11, "plaid": 0.06,
+        "plain": 0.46, "stripes": 0.12, "logo": 0.21, "floral": 0.02, "camouflage": 0.02, "splice": 0.11,
+        "plaid": 0.06,
     },
     (True, False): {
         "plain": 0.61, "stripes": 0.07, "logo": 0.07, "floral": 0.03, "dots": 0.02, "splice": 0.13, "plaid": 0.07,
@@ -440,7 +441,7 @@ _STRANGERS = 10_000_000  # beyond every person of a data set
 _OCCLUDERS = {"": 0.87, "person": 0.035, "pole": 0.03, "car": 0.025, "bush": 0.02, "box": 0.02}
 
 
-# --- clothes -----------------------------------------------------------------------------------------------------------
+# --- clothes ---------------------------------------------------------------------------------------------------------
 
 
 def _sample_skin(rng: np.random.Generator) -> RGB:
@@ -631,7 +632,7 @@ def _sample_shoes(draw: _Draw, female: bool, age: str, season: str, upper: Garme
     return Thing(kind, color, draw.cloth({"white": 0.5, "black": 0.3, "gray": 0.2}), size=draw.uniform(0.85, 1.2))
 
 
-# --- things ------------------------------------------------------------------------------------------------------------
+# --- things ----------------------------------------------------------------------------------------------------------
 
 
 def _sample_things(draw: _Draw, female: bool, age: str, season: str, upper: Garment) -> dict[str, Thing]:
@@ -720,7 +721,7 @@ def _add_held(draw, add, things, female, age, season) -> None:
             add(name, name, {"brown": 0.6, "black": 0.4} if name == "cane" else _BAG_COLORS, side)
 
 
-# --- shots -------------------------------------------------------------------------------------------------------------
+# --- shots -----------------------------------------------------------------------------------------------------------
 
 
 def _possible_poses(person: RenderedPerson) -> dict[str, float]:
