@@ -13,22 +13,29 @@ from vlm_par_hf.labels.schema import UNKNOWN_LABEL, AttributeSchema
 from vlm_par_hf.labels.tables import get_schema
 
 from .colors import color_name, hair_color_name
-from .people import Garment, RenderedPerson, Shot, logo_place, view_of
+from .people import Garment, RenderedPerson, Shot, view_of
 
 
 __all__ = ["as_pa100k", "picture_labels"]
 
-# A thing is seen from this share of the picture's area on: at 192 x 72 pixels 14, of a bag's some 600; of what is small
-# or thin (glasses, straps, a phone) 5. A garment needs 1 %, shoes half of that.
+# A thing is seen from this share of the picture on: at 192 x 72 pixels 14, of a bag's some 600; of what is small or
+# thin (glasses, straps, a phone) 5. A garment needs 1 %, shoes less than half of that.
 _THING, _SMALL_THING, _GARMENT, _SHOES = 0.001, 0.00035, 0.01, 0.004
 _SMALL = ("glasses", "headphones", "phone", "cane", "backpack_straps")
 _THING_SHARE = 0.12  # of the thing's own pixels: less of it could be anything
 _PLACE_SHARE = 0.6  # of the place where a thing would be
+_FACE_SHARE = 0.3  # a face in profile hides most of itself
 _GARMENT_SHARE = 0.35
+# The renderer counts disjoint parts; these together make what a label speaks of.
+_FACE = ("face", "eyes", "glasses", "mask")
+_HEAD = ("head", *_FACE)
+_UPPER = ("upper", "sleeves", "torso_front", "torso_back", "print", "backpack_straps")
+_LEGS = ("lower", "legs")
+_ON_HEAD, _ON_UPPER = ("hair", "hat", "headphones"), ("inner", "backpack", "in_front", "scarf", "shoulder_bag")
 _SHORT = 0.62  # sleeves up to here are short, from `_LONG` on long; those between are neither
 _LONG = 0.8
-_KNEE = 0.55  # share of the leg
-_CALF_COAT = 0.16  # a coat that ends so far below the hip joint is long: from the middle of the thigh on
+_KNEE, _KNEE_DRESS = 0.55, 0.42  # where the knee ends: share of the leg, and metres below the hip joint
+_LONG_COAT = 0.16  # a coat that ends so far below the hip joint is long: from the middle of the thigh on
 _PRINTS = ("logo", "floral", "camouflage", "dots")  # PA-100K's "logo" is any print
 _CARRIED = (
     "Backpack",
@@ -95,16 +102,20 @@ class _Seen:
         self.visible, self.whole = visible, whole
         self.area = shot.height * round(shot.height * shot.aspect)
         self.view = view_of(shot)
-        parts = ("head", "upper", "lower", "legs", "shoes")
-        self.body = self.share(*parts)
+        # What the person wears over a place hides it, but shows that nothing else is there.
+        self.head = self.share(*_HEAD, over=_ON_HEAD)
+        self.trunk = self.share(*_UPPER, over=_ON_UPPER)
+        self.cloth = self.share(*_UPPER)
+        self.legs = self.share(*_LEGS)
+        self.body = self.share(*_HEAD, *_UPPER, *_LEGS, "arms", "hands", "shoes", over=_ON_HEAD + _ON_UPPER)
 
     def pixels(self, *parts: str) -> int:
         return sum(self.visible.get(part, 0) for part in parts)
 
-    def share(self, *parts: str) -> float:
-        """Seen pixels of the parts together / all of them, 0 to 1; 0 for what faces away altogether."""
+    def share(self, *parts: str, over: tuple[str, ...] = ()) -> float:
+        """Seen pixels of the parts, and of what lies `over` them, / all of theirs, 0 to 1; 0 for what has none."""
         whole = sum(self.whole.get(part, 0) for part in parts)
-        return min(1.0, self.pixels(*parts) / whole) if whole else 0.0
+        return min(1.0, self.pixels(*parts, *over) / whole) if whole else 0.0
 
     def covers(self, area: float, *parts: str) -> bool:
         """At least this share of the picture."""
@@ -128,18 +139,18 @@ def _body_answers(person: RenderedPerson, shot: Shot, seen: _Seen) -> dict[str, 
     if seen.body < 0.3:
         return {}
     answers: dict[str, str | bool | None] = {"View": seen.view}
-    if seen.share("head") >= 0.3 or seen.body >= 0.6:
+    if seen.head >= 0.3 or seen.body >= 0.6:
         answers |= {"Female": person.female, "Age": person.age}
-    if seen.share("lower", "legs", "shoes") >= 0.45 or shot.pose == "cycling" and seen.body >= 0.5:
+    if seen.legs >= 0.45:
         answers["Motion"] = shot.pose
     return answers
 
 
 def _head_answers(person: RenderedPerson, seen: _Seen) -> dict[str, str | bool | None]:
     things = person.things
-    head = seen.share("head") >= _PLACE_SHARE and seen.covers(_SHOES, "head")
-    eyes = seen.share("eyes") >= _PLACE_SHARE and seen.covers(_SMALL_THING, "eyes")
-    face = seen.share("face") >= _PLACE_SHARE and seen.covers(_THING, "face")
+    head = seen.head >= _PLACE_SHARE and seen.covers(_SHOES, *_HEAD, *_ON_HEAD)
+    eyes = seen.share("eyes") >= _FACE_SHARE and seen.covers(_SMALL_THING, "eyes")
+    face = seen.share(*_FACE) >= _FACE_SHARE and seen.covers(_THING, *_FACE)
     hat = seen.answer("hat" in things, "hat", head)
     glasses = seen.answer("glasses" in things, "glasses", eyes)
     answers: dict[str, str | bool | None] = {
@@ -149,7 +160,7 @@ def _head_answers(person: RenderedPerson, seen: _Seen) -> dict[str, str | bool |
         "Sunglasses": glasses and things["glasses"].kind == "dark",
         "Mask": seen.answer("mask" in things, "mask", face),
         "Headphones": seen.answer("headphones" in things, "headphones", head),
-        "Scarf": seen.answer("scarf" in things, "scarf", head and seen.share("upper") >= 0.4),
+        "Scarf": seen.answer("scarf" in things, "scarf", head and seen.trunk >= 0.4),
     }
     if hat:
         answers["HatColor"] = color_name(things["hat"].color)
@@ -170,10 +181,9 @@ def _hair_length(person: RenderedPerson, seen: _Seen) -> str | None:
 
 def _upper_answers(person: RenderedPerson, shot: Shot, seen: _Seen) -> dict[str, str | bool | None]:
     upper = person.upper
-    if not seen.covers(_GARMENT, "upper") or seen.share("upper") < _GARMENT_SHARE:
+    if not seen.covers(_GARMENT, *_UPPER) or seen.cloth < _GARMENT_SHARE:
         return {}
     answers: dict[str, str | bool | None] = {
-        "UpperType": upper.kind if seen.share("upper") >= 0.5 else None,
         "UpperColor": _main_color(upper),
         "UpperStripes": upper.pattern == "stripes",
         "UpperLogo": _print_seen(upper, seen),
@@ -182,8 +192,9 @@ def _upper_answers(person: RenderedPerson, shot: Shot, seen: _Seen) -> dict[str,
     }
     if seen.share("sleeves", "arms") >= 0.4:
         answers["Sleeves"] = _sleeves(upper)
-    if seen.share("upper") >= 0.6:
-        answers["LongCoat"] = upper.kind == "coat" and upper.hem >= _CALF_COAT
+    if seen.trunk >= _PLACE_SHARE:
+        answers["UpperType"] = upper.kind
+        answers["LongCoat"] = upper.kind == "coat" and upper.hem >= _LONG_COAT
         if seen.view == "front":
             answers["OpenJacket"] = upper.open and upper.kind in ("jacket", "coat", "vest")
         if seen.view != "back" or not person.suit:
@@ -199,18 +210,12 @@ def _main_color(garment: Garment) -> str | None:
 
 
 def _print_seen(upper: Garment, seen: _Seen) -> bool | None:
-    """A print all over is seen wherever cloth is; one on the chest or back needs that side."""
-    if upper.pattern != "logo" or upper.kind == "coat":
+    """A print all over is seen wherever cloth is, one on the chest or back only from there."""
+    if upper.pattern != "logo":
         return upper.pattern in _PRINTS
-    place = logo_place(upper)
-    if "print" in seen.whole or "print" in seen.visible:
-        if seen.covers(_THING, "print") and seen.share("print") >= 0.3:
-            return True
-        return False if not seen.whole.get("print", 0) else None
-    if seen.view == ("back" if place == "back" else "front"):
-        side = "torso_back" if place == "back" else "torso_front"
-        return True if seen.share(side) >= 0.5 else None
-    return False if seen.view in ("front", "back") else None
+    if seen.covers(_THING, "print") and seen.share("print") >= 0.3:
+        return True
+    return None if seen.whole.get("print", 0) else False
 
 
 def _sleeves(upper: Garment) -> str | None:
@@ -222,13 +227,10 @@ def _sleeves(upper: Garment) -> str | None:
 def _lower_answers(person: RenderedPerson, seen: _Seen) -> dict[str, str | bool | None]:
     lower = person.lower
     answers: dict[str, str | bool | None] = {}
-    legs = seen.share("lower", "legs", "upper") if lower is None else seen.share("lower", "legs")
-    # Under a long coat so little of the garment shows that its kind is a guess, its color is not.
-    cloth = seen.share("upper") >= 0.6 if lower is None else seen.covers(_GARMENT, "lower")
-    if cloth and legs >= 0.6:
+    if _lower_kind_seen(person, seen):
         garment = lower or person.upper
         pattern = garment.pattern
-        short = lower is not None and lower.hem < _KNEE or lower is None and garment.hem < 0.42
+        short = garment.hem < (_KNEE if lower is not None else _KNEE_DRESS)
         answers |= {
             "LowerType": "dress" if lower is None else lower.kind,
             "LowerColor": _main_color(garment),
@@ -237,22 +239,35 @@ def _lower_answers(person: RenderedPerson, seen: _Seen) -> dict[str, str | bool 
             "LowerPattern": pattern in ("floral", "dots", "plaid", "camouflage"),
             "Jeans": pattern == "denim",
         }
-        if pattern == "side_stripe" and seen.view in ("front", "back") and lower is not None and lower.fit < 0.15:
+        if pattern == "side_stripe" and seen.view in ("front", "back") and garment.fit < 0.15:
             answers["LowerStripe"] = None  # the seam of tight trousers lies at the silhouette
-    if lower is not None and lower.kind == "trousers":
-        if cloth and legs >= 0.6:
+        if garment.kind == "trousers":
             answers["Stockings"] = False
-    elif seen.share("legs") >= 0.4 and seen.covers(_SHOES, "legs"):
+    if (lower is None or lower.kind != "trousers") and seen.share("legs") >= 0.4 and seen.covers(_SHOES, "legs"):
         answers["Stockings"] = person.legs is not None
     if seen.covers(_SHOES, "shoes") and seen.share("shoes") >= 0.4:
         answers |= {"Footwear": person.shoes.kind, "ShoeColor": color_name(person.shoes.color)}
     return answers
 
 
+def _lower_kind_seen(person: RenderedPerson, seen: _Seen) -> bool:
+    """Whether the picture shows where the lower garment ends: bare legs below it, or feet below trousers."""
+    lower = person.lower
+    if lower is None:
+        return seen.trunk >= _PLACE_SHARE and seen.covers(_SHOES, "legs")
+    if not seen.covers(_GARMENT, "lower"):
+        return False
+    if lower.kind == "trousers":
+        # A long coat leaves a quarter of them.
+        needed = 0.15 if person.upper.kind == "coat" else 0.45
+        return seen.legs >= 0.75 or seen.legs >= needed and seen.covers(_SHOES, "shoes")
+    return seen.legs >= 0.4 and seen.covers(_SHOES, "legs")
+
+
 def _carried_answers(person: RenderedPerson, seen: _Seen) -> dict[str, str | bool | None]:
     things = person.things
-    trunk = seen.share("upper") >= _PLACE_SHARE
-    hips = trunk and seen.share("lower", "legs") >= 0.5
+    trunk = seen.trunk >= _PLACE_SHARE
+    hips = trunk and seen.legs >= (0.15 if person.upper.kind == "coat" else 0.45)
     feet = hips and seen.share("shoes") >= 0.3
     chest = trunk and seen.view != "back"
     handbag = seen.answer("handbag" in things, "handbag", hips)
@@ -263,7 +278,7 @@ def _carried_answers(person: RenderedPerson, seen: _Seen) -> dict[str, str | boo
         "ShoppingBag": handbag and things["handbag"].kind == "shopping",
         "HoldObjectsInFront": seen.answer("in_front" in things, "in_front", chest),
         "Suitcase": seen.answer("suitcase" in things, "suitcase", feet),
-        "Umbrella": seen.answer("umbrella" in things, "umbrella", trunk and seen.share("head") >= 0.5),
+        "Umbrella": seen.answer("umbrella" in things, "umbrella", trunk and seen.head >= 0.5),
         "Phone": seen.answer("phone" in things, "phone", chest),
         "Cane": seen.answer("cane" in things, "cane", hips),
     }
