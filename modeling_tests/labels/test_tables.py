@@ -9,7 +9,18 @@ from vlm_par_hf.labels.schema import AttributeSchema
 from vlm_par_hf.labels.tables import get_schema, list_schemas
 
 
-NAMES = ["market1501", "market1501_30", "pa100k", "peta35", "peta65", "rapv1", "rapv2", "synthetic", "upar40"]
+NAMES = [
+    "market1501",
+    "market1501_30",
+    "pa100k",
+    "peta35",
+    "peta65",
+    "rapv1",
+    "rapv2",
+    "rendered",
+    "synthetic",
+    "upar40",
+]
 
 PA100K_ORDER = (
     "Female AgeOver60 Age18-60 AgeLess18 Front Side Back Hat Glasses HandBag ShoulderBag Backpack HoldObjectsInFront "
