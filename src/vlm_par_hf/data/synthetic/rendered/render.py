@@ -174,7 +174,7 @@ def _draw(figure: _Figure, camera: _Camera, shot: Shot, rng: np.random.Generator
     if strength > 0.3:
         direct = direct * (1 - 0.85 * _shadow_map(figure, sun)(world))
     # The sky is above, the ground throws some of it back; low and inner places see less of either.
-    ambient = sky * (0.62 + 0.30 * normal[:, 1] + 0.08 * normal[:, 2])
+    ambient = sky * (0.74 + 0.36 * normal[:, 1] + 0.10 * normal[:, 2])
     light = ambient + 0.9 * strength * direct
     light[away] *= 0.55
     color = np.clip(surface.color, 0.01, 1) ** 2.2 * light[:, None]
