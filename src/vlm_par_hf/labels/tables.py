@@ -667,7 +667,7 @@ _RENDERED = (
         },
     ),
     _wear("Hat", "head", "a hat"),
-    _color_choice("HatColor", "head", "hat", _COLORS, "wearing a {} hat"),
+    _color_choice("HatColor", "head", "hat", _COLORS, "wearing a hat that is {}"),
     _wear("Helmet", "head", "a helmet"),
     _wear("Glasses", "head", "glasses"),
     _wear("Sunglasses", "head", "sunglasses"),

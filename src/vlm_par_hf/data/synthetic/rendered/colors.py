@@ -1,5 +1,7 @@
 """Colors of cloth, hair and skin, and the names that people give them."""
 
+import math
+
 import numpy as np
 
 
@@ -24,6 +26,7 @@ _NAMED: dict[str, tuple[RGB, ...]] = {
         (66, 92, 132),
         (48, 62, 96),
         (60, 160, 200),
+        (20, 40, 205),
     ),
     "purple": ((116, 56, 148), (152, 116, 184), (70, 40, 92), (120, 60, 110)),
     "pink": ((232, 152, 178), (240, 192, 202), (218, 78, 134), (226, 132, 138)),
@@ -41,13 +44,14 @@ HAIR_COLORS = tuple(_HAIR_NAMED)
 _MARGIN = 4.0  # in Lab: a shade that is as near to another name has no certain one
 
 
-def _lab(color: RGB) -> np.ndarray:
+def _lab(color: RGB) -> tuple[float, float, float]:
     """CIE Lab of an sRGB color."""
-    rgb = np.array(color, float) / 255
-    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
-    xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]) @ linear
-    x, y, z = np.cbrt(xyz / (0.9505, 1.0, 1.089))
-    return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
+    r, g, b = (c / 3294.6 if c <= 10.3 else ((c / 255 + 0.055) / 1.055) ** 2.4 for c in color)
+    x = (0.4124 * r + 0.3576 * g + 0.1805 * b) / 0.9505
+    y = 0.2126 * r + 0.7152 * g + 0.0722 * b
+    z = (0.0193 * r + 0.1192 * g + 0.9505 * b) / 1.089
+    x, y, z = (t ** (1 / 3) if t > 0.008856 else 7.787 * t + 16 / 116 for t in (x, y, z))
+    return 116 * y - 16, 500 * (x - y), 200 * (y - z)
 
 
 def _table(named: dict[str, tuple[RGB, ...]]) -> tuple[np.ndarray, list[str]]:
@@ -78,4 +82,4 @@ def hair_color_name(color: RGB) -> str | None:
 
 def color_distance(first: RGB, second: RGB) -> float:
     """Distance in Lab: about 2 is just visible, 100 lies between black and white."""
-    return float(np.linalg.norm(_lab(first) - _lab(second)))
+    return math.dist(_lab(first), _lab(second))

@@ -123,10 +123,10 @@ class _Seen:
 
     def thing(self, name: str) -> bool:
         """Enough of a thing, with its straps, to see that it is there."""
-        names = (name, f"{name}_straps")
-        if self.share(*names) < _THING_SHARE:
-            return False
-        return any(self.covers(_SMALL_THING if n in _SMALL else _THING, n) for n in names)
+        return any(
+            self.share(part) >= _THING_SHARE and self.covers(_SMALL_THING if part in _SMALL else _THING, part)
+            for part in (name, f"{name}_straps")
+        )
 
     def answer(self, has: bool, name: str, place: bool) -> bool | None:
         """Yes, no or unknown: whether a thing that the person `has`, or its empty `place`, is seen."""

@@ -5,6 +5,7 @@ square root of their share (boots 0.6 % to about 5, long coats 2.8 to about 6), 
 hundreds of each. Build and skin come from random streams of their own: they say nothing about any attribute.
 """
 
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -295,8 +296,9 @@ class _Draw:
 
     def shade(self, color: RGB, brightness: float = 0.14, spread: float = 6.0) -> RGB:
         """A color near `color`: no two blacks are the same."""
-        values = np.array(color) * np.exp(self.rng.normal(0, brightness)) + self.rng.normal(0, spread, 3)
-        return tuple(int(v) for v in np.clip(values, 6, 248))
+        light, *shift = self.rng.standard_normal(4).tolist()
+        factor = math.exp(light * brightness)
+        return tuple(min(max(int(c * factor + s * spread), 6), 248) for c, s in zip(color, shift, strict=True))
 
     def cloth(self, palette: dict[str, float]) -> RGB:
         return self.shade(_SHADES[self.choice(palette)])
@@ -582,7 +584,7 @@ def _pattern_colors(draw: _Draw, main: RGB, pattern: str, palette: dict[str, flo
 
 
 def _pattern_scale(draw: _Draw) -> float:
-    return float(np.clip(np.exp(draw.normal(0, 0.38)), 0.5, 2.0))
+    return min(max(math.exp(draw.normal(0, 0.38)), 0.5), 2.0)
 
 
 def _sample_lower(draw: _Draw, kind: str, female: bool, age: str) -> Garment:
@@ -642,7 +644,7 @@ def _sample_things(draw: _Draw, female: bool, age: str, season: str, upper: Garm
         side = side or (1 if draw.yes(0.5) else -1)
         color = draw.cloth(palette)
         second = draw.cloth({"black": 0.4, "white": 0.3, "gray": 0.2, "red": 0.1})
-        things[name] = Thing(kind, color, second, side, float(np.clip(draw.normal(1, 0.14), 0.7, 1.3)))
+        things[name] = Thing(kind, color, second, side, min(max(draw.normal(1, 0.14), 0.7), 1.3))
 
     _add_worn(draw, add, things, female, age, season, upper)
     _add_bags(draw, add, things, female, age)
