@@ -57,7 +57,7 @@ def _develop(pixels: np.ndarray, shot: "Shot", settings: np.random.Generator) ->
     contrast = settings.uniform(1.0, 1.5) * (0.82 if shot.camera else 1.0)
     slope = np.linspace(-1, 1, pixels.shape[0], dtype=np.float32)[:, None, None] * settings.normal(0, 0.04)
     haze = settings.uniform(0.12, 0.5) if settings.random() < 0.17 else settings.uniform(0.0, 0.1)
-    black = settings.uniform(0.0, 0.17)
+    black, gamma = settings.uniform(0.0, 0.17), settings.uniform(1.05, 1.45)
     haze_level = settings.uniform(0.5, 0.85)
 
     pixels = pixels * (gain * balance).astype(np.float32)
@@ -68,7 +68,8 @@ def _develop(pixels: np.ndarray, shot: "Shot", settings: np.random.Generator) ->
         gray = pixels[..., :1]
     pixels = gray + (pixels - gray) * np.float32(saturation)
     pixels = 0.45 + (pixels - 0.45) * np.float32(contrast) + slope.astype(np.float32)
-    pixels = np.float32(black) + np.maximum(pixels, 0) * np.float32(1 - 0.7 * black)  # cameras lift shadows
+    # Cameras lift shadows and darken what is between them and the lights.
+    pixels = np.float32(black) + np.maximum(pixels, 0) ** np.float32(gamma) * np.float32(1 - 0.7 * black)
     return pixels * np.float32(1 - haze) + np.float32(haze * haze_level)
 
 
