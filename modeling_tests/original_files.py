@@ -79,8 +79,11 @@ def peta_variables(data: np.ndarray, sizes=(9500, 1900, 7600), names=PETA_NAMES)
     }
 
 
-def write_peta_archive(root: Path, data: np.ndarray) -> dict[int, str]:
-    """The original sub-folders with the images of `data`; returns image number -> file below the archive."""
+def write_peta_archive(
+    root: Path, data: np.ndarray, *, extra_line: bytes = b"9999 hairLong caf\xe9\r\n"
+) -> dict[int, str]:
+    """The original sub-folders with the images of `data`; returns image number -> file below the archive. The labels
+    end with `extra_line`: here and there a letter that is not UTF-8."""
     suffixes = dict(zip(PETA_SUBSETS, ["bmp", "jpg", "png", "jpeg", "jpg", "jpg", "png", "BMP", "jpg", "bmp"]))
     files = {}
     for number, subset in enumerate(PETA_SUBSETS, start=1):
@@ -95,11 +98,13 @@ def write_peta_archive(root: Path, data: np.ndarray) -> dict[int, str]:
             files[image] = f"{subset}/{stem}.{suffixes[subset]}"
             write_picture(folder / f"{stem}.{suffixes[subset]}", image)
             positive = [name for name, value in zip(PETA_NAMES, labels) if value]
+            # Label.txt spells one of the 105 differently, and holds four that PETA.mat does not have.
+            positive = ["footwearSneakers" if name == "footwearSneaker" else name for name in positive]
             key = f"{stem}.png" if subset == "CUHK" else f"{person:03d}"
             if index == 0:
                 lines.append(" ".join([key, *positive, "accessoryFaceMask"]))
-        # as the real files: other line ends, and here and there a letter that is not UTF-8
-        (folder / "Label.txt").write_bytes("\r\n".join([*lines, ""]).encode() + (b"9999 hairLong caf\xe9\r\n"))
+        # as the real files: other line ends
+        (folder / "Label.txt").write_bytes("\r\n".join([*lines, ""]).encode() + extra_line)
     return files
 
 

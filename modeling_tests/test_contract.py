@@ -343,6 +343,9 @@ def test_attributes_at_load_exchange_the_label_space(row, tmp_path, caplog):
     if not model.supports_training:
         with pytest.raises(ValueError, match="attributes= names another label space"):
             AutoModel.from_pretrained(tmp_path, attributes=schema)
+        other = AttributeSchema([{**one, "threshold": 0.25} for one in model.schema.to_list()])
+        loaded = AutoModel.from_pretrained(tmp_path, attributes=other)
+        assert loaded.schema == loaded.config.schema == other
         return
     for given in (schema, schema.to_list()):
         caplog.clear()

@@ -5,6 +5,7 @@ import io
 
 import pytest
 
+from vlm_par_hf import errors
 from vlm_par_hf.escaping import csv_cell, markdown_code, markdown_text, printable
 
 
@@ -43,6 +44,11 @@ def test_a_spreadsheet_computes_nothing():
     assert [csv_cell(one) for one in formulas] == [f"'{one}" for one in formulas]
     plain = ["hat", "", -0.5, None, 3, "a=b"]
     assert [csv_cell(one) for one in plain] == plain
+
+
+def test_errors_quote_files_without_commands():
+    for kind in (errors.ParValueError, errors.ParKeyError, errors.ParOSError, errors.ParFileNotFoundError):
+        assert str(kind("a \x1b[31mred\x1b name")) == "a \\x1b[31mred\\x1b name"
 
 
 def test_tables_of_results_escape_names():

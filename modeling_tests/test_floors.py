@@ -21,11 +21,12 @@ ROOT = Path(vlm_par_hf.__file__).parent
 # (a family only its own folder). A new module gets its place here first.
 FLOORS: dict[str, tuple[int, int]] = {
     "errors": (0, -1),
-    "escaping": (0, -1),
+    "escaping": (0, -2),
     "utils": (0, 0),
     "families": (0, 0),
     "upstream": (0, 0),
     "labels": (0, 1),
+    "output_folders": (0, 1),
     "images": (0, 1),
     "metrics": (1, 0),
     "hub": (1, 0),
@@ -56,6 +57,7 @@ TORCH_FREE = (
     "errors.py",
     "escaping.py",
     "utils.py",
+    "output_folders.py",
     "base/priors.py",
     "families.py",
     "images/",

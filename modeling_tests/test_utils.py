@@ -20,10 +20,13 @@ from vlm_par_hf.utils import (
     default_threads,
     embedded_path,
     iterate,
+    read_json,
+    read_json_object,
     redact,
     redact_command,
     require,
     shorten,
+    shorten_text,
     thread_map,
 )
 
@@ -158,6 +161,23 @@ def test_thread_map_raises_the_first_error_of_the_list():
             thread_map(work, range(20), threads)
 
 
+def test_shorten_keeps_messages_short_and_printable():
+    assert shorten("a\x07b") == r"'a\x07b'" and shorten(["a", 1]) == "['a', 1]" and shorten(None) == "None"
+    deep = []
+    for _ in range(100_000):
+        deep = [deep]
+    for value in ("x" * 10**6, list(range(10**5)), 2**100_000, deep, {"a": "y" * 10**6}, np.zeros(10**5)):
+        assert len(shorten(value)) <= 300
+
+
+def test_json_keeps_every_value():
+    assert read_json('{"a": {"b": [1, null]}}') == {"a": {"b": [1, None]}}
+    with pytest.raises(ValueError, match="the key 'b' appears twice in one object"):
+        read_json('{"a": {"b": 1, "b": 1}}')
+    with pytest.raises(ValueError, match="nested too deeply"):
+        read_json("[" * 100_000)
+
+
 def test_elements_come_in_the_order_of_their_container():
     class ByPosition:
         """As a map-style data set of torch."""
@@ -224,10 +244,20 @@ def test_a_command_is_recorded_without_secrets(monkeypatch):
         "--api-key=abc",
         "--x",
     ]
-    expected = ["vlm-par", "train", "--root", "~/data", "--hub-token", "***", "--api-key=***", "--x"]
+    expected = ["vlm-par", "train", "pa100k", "--root", "~/data", "--hub-token", "***", "--api-key=***", "--x"]
     assert redact_command(words) == expected
 
 
 def test_texts_in_messages_are_short_and_printable():
-    assert shorten("a\x1b[31m\nb") == "a\\x1b[31m\\nb" and shorten("Größe") == "Größe"
-    assert shorten("x" * 9999).endswith("xxx (9999 characters)") and len(shorten("x" * 9999)) < 200
+    assert shorten_text("a\x1b[31m\nb") == "a\\x1b[31m\\nb" and shorten_text("Größe") == "Größe"
+    assert shorten_text("x" * 9999).endswith("xxx (9999 characters)") and len(shorten_text("x" * 9999)) < 200
+
+
+@pytest.mark.parametrize("content", [None, b"", b"{", b"[1]", b"7", b'{"a": 1, "a": 2}', b"\xff{}", b"[" * 100_000])
+def test_a_record_that_cannot_be_read_is_no_record(tmp_path, content):
+    path = tmp_path / "run.json"
+    if content is not None:
+        path.write_bytes(content)
+    assert read_json_object(path) is None
+    path.write_text('{"a": [1]}')
+    assert read_json_object(path) == {"a": [1]}

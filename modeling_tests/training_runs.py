@@ -14,7 +14,7 @@ EXACT = {"atol": 1e-6, "rtol": 1e-5}
 
 
 def run(data, folder, *, kind="naflex", model=None, **settings):
-    own = ("resume", "overwrite", "callbacks", "cache_features")
+    own = ("resume", "overwrite", "delete_listed", "callbacks", "cache_features")
     options = {name: settings.pop(name) for name in own if name in settings}
     return train(
         data,

@@ -8,10 +8,12 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
+import torch
 
 from modeling_tests.image_folders import names, read, run, save_image, save_model
-from modeling_tests.tiny import tiny_model, tiny_processor, tiny_schema
+from modeling_tests.tiny import randomize, tiny_model, tiny_processor, tiny_schema
 from vlm_par_hf.annotation import ImageList
+from vlm_par_hf.annotation.annotator import answer_to_json, to_json
 from vlm_par_hf.annotation.results import lock_parts
 
 
@@ -95,7 +97,96 @@ def test_a_finished_output_is_left_alone(folder, model, tmp_path, caplog):
 def test_two_processes_do_not_write_one_output(folder, model, tmp_path):
     out, partial = tmp_path / "out.jsonl", tmp_path / "out.jsonl.partial"
     with lock_parts(partial, out):
-        with pytest.raises(ValueError, match=r"out='.*out.jsonl': another process is writing it"):
+        with pytest.raises(ValueError, match=r"'.*out.jsonl': another process is writing it"):
             run(folder, out, model)
         assert partial.exists()
     run(folder, out, model)
+
+
+DAMAGE = {
+    "a line is missing": lambda data: b"".join(data.splitlines(keepends=True)[:-1]),
+    "a line is there twice": lambda data: data + data.splitlines(keepends=True)[-1],
+    "a label is another": lambda data: data.replace(b'"label": "no"', b'"label": "yes"', 1),
+    "a bit is another": lambda data: data[:-9] + bytes([data[-9] ^ 1]) + data[-8:],
+    "it is empty": lambda data: b"",
+    "it is of another part": None,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_part_is_answered_again(stopped, folder, model, tmp_path, caplog, damage):
+    run(folder, tmp_path / "whole.jsonl", model)
+    part, other = (Path(f"{stopped}.partial") / f"part-00000{number}.jsonl" for number in (1, 0))
+    data = part.read_bytes() if DAMAGE[damage] else other.read_bytes()
+    changed = DAMAGE[damage](data) if DAMAGE[damage] else data
+    assert changed != part.read_bytes()
+    part.write_bytes(changed)
+    with caplog.at_level(logging.INFO, logger="vlm_par_hf"):
+        run(folder, stopped, model)
+    assert "part-000001.jsonl is not as it was written" in caplog.text and "8 of 20 images" in caplog.text
+    assert stopped.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+
+
+def test_foreign_files_in_the_folder_of_parts_stay(stopped, folder, model, tmp_path):
+    partial = Path(f"{stopped}.partial")
+    (partial / "notes.md").write_text("mine")
+    run(folder, stopped, model, only_positive=True, overwrite=True)
+    assert [path.name for path in partial.iterdir()] == ["notes.md"]
+    # A folder of that name that no run wrote.
+    other = tmp_path / "other.jsonl.partial"
+    other.mkdir()
+    (other / "part-000000.jsonl").write_text("mine")
+    for options in ({}, {"overwrite": True, "delete_listed": True}):
+        with pytest.raises(FileExistsError, match="holds 'part-000000.jsonl', and no run.json that says of which run"):
+            run(folder, tmp_path / "other.jsonl", model, **options)
+    (tmp_path / "linked.jsonl.partial").symlink_to(other)
+    with pytest.raises(OSError, match="linked.jsonl.partial' is a link to '.*other.jsonl.partial'"):
+        run(folder, tmp_path / "linked.jsonl", model, overwrite=True)
+    assert [path.read_text() for path in other.iterdir()] == ["mine"]
+
+
+def test_an_output_that_no_run_wrote_is_replaced_on_a_second_word(folder, model, tmp_path):
+    out = tmp_path / "out.jsonl"
+    run(folder, out, model)
+    run(folder, tmp_path / "out.parquet", model)  # shares the report
+    run(folder, out, model, only_positive=True, overwrite=True)
+    out.write_text("mine")
+    with pytest.raises(ValueError, match="out.jsonl' was changed since it was written"):
+        run(folder, out, model, only_positive=True)
+    with pytest.raises(FileExistsError, match="out.jsonl': not as a run of this package wrote it.*--delete-listed"):
+        run(folder, out, model, overwrite=True)
+    assert out.read_text() == "mine"
+    run(folder, out, model, overwrite=True, delete_listed=True)
+    assert len(read(out)) == 20
+
+
+def test_the_output_stays_out_of_the_inputs(folder, model, tmp_path):
+    run(folder, tmp_path / "out.jsonl", model)
+    with pytest.raises(ValueError, match="lies inside images '.*images', which is only read"):
+        run(folder, folder / "out.jsonl", model)
+    table = tmp_path / "in.parquet"
+    pyarrow.parquet.write_table(pyarrow.table({"image": [(folder / "1.png").read_bytes()]}), table)
+    before = table.read_bytes()
+    with pytest.raises(ValueError, match=r"is images\[1\] '.*in.parquet'"):
+        run([folder / "2.png", table], table, model, overwrite=True, delete_listed=True)
+    assert table.read_bytes() == before
+
+
+def test_scores_that_are_no_numbers_are_not_written(folder, tmp_path):
+    model = randomize(tiny_model("kway"), 2, scale=2.0)
+    broken = next(iter(model.attribute_heads.parameters()))
+    with torch.no_grad():
+        broken.fill_(float("nan"))
+    model.save_pretrained(tmp_path / "model")
+    tiny_processor("naflex").save_pretrained(tmp_path / "model")
+    with pytest.raises(ValueError, match="the score of attribute 'Hat'.* is nan for image '.*/images/1.png'"):
+        run(folder, tmp_path / "out.jsonl", str(tmp_path / "model"))
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_an_answer_that_is_no_number_names_attribute_and_image():
+    answer = {"attributes": {"Hat": {"label": "no", "score": float("nan"), "probabilities": {"no": float("nan")}}}}
+    with pytest.raises(ValueError, match="the score of attribute 'Hat' for image 'a.png' is nan"):
+        answer_to_json(answer, "image 'a.png'")
+    with pytest.raises(ValueError, match="Out of range float values are not JSON compliant"):
+        to_json(float("inf"))

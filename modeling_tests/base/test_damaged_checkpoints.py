@@ -66,5 +66,7 @@ def test_configuration(checkpoint, damage, content):
 @pytest.mark.parametrize("content", ["half", WEB_PAGE])
 def test_processor(checkpoint, damage, name, content):
     damage(name, content)
-    with pytest.raises((OSError, ValueError), match="my-model.*(is damaged, it is no JSON|is not a valid JSON file)"):
+    with pytest.raises(
+        (OSError, ValueError), match="my-model.*(cannot be read, it is damaged|is not a valid JSON file)"
+    ):
         AutoProcessor.from_pretrained(checkpoint)

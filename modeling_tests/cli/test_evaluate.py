@@ -10,5 +10,6 @@ def test_evaluate(checkpoint, files, capsys):
     assert main([*arguments, "--by-person", "--threshold", "schema"]) == 0
     text = capsys.readouterr().out
     assert "folder, test, 12 images" in text and "instance_f1_harmonic" in text
+    assert "auc_macro" in text and "average_precision_macro" in text
     record = json.loads((checkpoint / "evaluation_folder_test" / "metrics.json").read_text())
     assert record["threshold"] == "schema" and record["resampled"] == "persons"

@@ -1,10 +1,14 @@
 """`vlm-par train`."""
 
 import json
+import shutil
 
 import pytest
 
+from modeling_tests.tiny import tiny_schema
+from vlm_par_hf.cli import train
 from vlm_par_hf.cli.main import build_parser, main
+from vlm_par_hf.cli.options import data_arguments
 
 
 def test_every_setting_of_training_has_its_option(capsys):
@@ -50,3 +54,35 @@ def test_a_second_run_in_the_same_folder_is_refused(checkpoint, files, capsys):
     arguments = ["train", "folder", "--root", files["data"], "--backbone", files["backbone"], "--out", str(checkpoint)]
     assert main(arguments) == 2
     assert "holds an earlier run" in capsys.readouterr().err
+
+
+def test_training_on_lists_of_minus_one_and_one(files, tmp_path, capsys, caplog):
+    """The command says which options are wanted, takes them, and prints them for the measurement."""
+    data = tmp_path / "data"
+    shutil.copytree(files["data"], data)
+    lines = (data / "labels.csv").read_text().splitlines()
+    names = tiny_schema().names
+    head = lines[0].split(",")
+    rows = [dict(zip(head, line.split(","))) for line in lines[1:]]
+    for row in rows:
+        row.update({name: {"0": "-1", "1": "1", "": "0"}[row[name]] for name in names})
+        if row["split"] == "train":
+            row[names[1]] = "1"
+    (data / "labels.csv").write_text("\n".join([lines[0], *(",".join(row[name] for name in head) for row in rows)]))
+    arguments = ["train", "folder", "--root", str(data), "--backbone", files["backbone"], "--max-steps", "1"]
+    arguments += ["--no-progress", "--out", str(tmp_path / "out")]
+    assert main(arguments) == 2
+    assert "--negative -1 --unknown 0" in capsys.readouterr().err
+    assert main([*arguments, "--negative", "-1", "--unknown", "0"]) == 0
+    command = capsys.readouterr().out.strip().splitlines()[-1]
+    assert "--negative -1 --unknown 0" in command
+    assert f"in train 1 attributes have one label only: {names[1]}" in caplog.text
+
+
+def test_ignored_names_reach_the_reader_and_the_command_that_measures():
+    parser = build_parser()
+    words = ["train", "peta35", "--out", "x", "--ignore", "accessoryHat", "--ignore", "a label"]
+    args = parser.parse_args(words)
+    assert data_arguments(args)["dataset_options"]["ignore"] == ["accessoryHat", "a label"]
+    assert train._data_flags(args) == words[4:]
+    assert "ignore" not in data_arguments(parser.parse_args(words[:4]))["dataset_options"]

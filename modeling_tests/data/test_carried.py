@@ -1,5 +1,7 @@
 """The schema and the labels that a data set carries."""
 
+import json
+
 import datasets
 import numpy as np
 import pytest
@@ -67,3 +69,23 @@ def test_labels_of_data_without_them():
     assert read_labels([{"n": 1}, {"labels": None}]) is None
     with pytest.raises(ValueError, match="labels in 1 of 2 rows: expected all or none"):
         read_labels([{"labels": [0, 1]}, {"n": 1}])
+
+
+def test_labels_are_not_rounded_and_rows_are_alike():
+    for labels, error, message in (
+        ([[0.7, 1.0]], TypeError, "labels are float64; expected whole numbers"),
+        ([["1"]], TypeError, "labels are <U1"),
+        ([[0], [0, 1]], ValueError, "rows with different numbers of labels"),
+    ):
+        with pytest.raises(error, match=message):
+            read_labels([{"labels": row} for row in labels])
+
+
+def test_why_a_carried_schema_is_refused_is_said():
+    data = datasets.Dataset.from_dict({"labels": [[0]]})
+    wrong = {"name": "Hat", "question": "a hat?", "labels": ["yes", "no"], "prompts": ["a", "b"]}
+    data.info.description = json.dumps({"attributes": [wrong]})
+    with pytest.raises(ValueError, match="carries no attribute schema .*the second is the positive one"):
+        dataset_schema(data)
+    data.info.description = "[" * 100_000
+    assert carried_schema(data) is None

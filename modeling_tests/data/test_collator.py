@@ -124,3 +124,8 @@ def test_wrong_processor():
         ParCollator()([row()])
     with pytest.raises(TypeError, match="processor is a str"):
         ParCollator("google/siglip2-base-patch16-naflex")
+
+
+def test_labels_of_different_lengths_are_named():
+    with pytest.raises(ValueError, match=r"labels of row 0 are \[\[0\], \[0, 1\]\]; expected one per attribute"):
+        ParCollator()([{"image_embeds": np.zeros(2), "labels": [[0], [0, 1]]}])

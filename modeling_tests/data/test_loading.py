@@ -14,6 +14,10 @@ from PIL import Image
 import vlm_par_hf
 from modeling_tests.pa100k_files import pa100k_variables
 from vlm_par_hf.data import dataset_schema, list_par_datasets, load_par_dataset
+from vlm_par_hf.data.readers import registry
+from vlm_par_hf.data.readers.label_check import count_positives
+from vlm_par_hf.data.readers.records import PedestrianRecord
+from vlm_par_hf.errors import ParValueError
 from vlm_par_hf.labels.schema import AttributeSchema
 from vlm_par_hf.labels.tables import get_schema
 
@@ -129,8 +133,8 @@ def test_schema_argument_selects_and_orders(write_pa100k):
     hat = get_schema("pa100k")["Hat"].to_dict()
     with pytest.raises(ValueError, match="schema names 'Hats', which the data set does not label; did you mean 'Hat'"):
         load_par_dataset("pa100k", root, schema=[{**hat, "name": "Hats"}])
-    with pytest.raises(ValueError, match=r"gives 'Hat' the labels \['yes', 'no'\]; the data set has \['no', 'yes'\]"):
-        load_par_dataset("pa100k", root, schema=[{**hat, "labels": ["yes", "no"]}])
+    with pytest.raises(ValueError, match=r"gives 'Hat' the labels \['none', 'hat'\]; the data set has"):
+        load_par_dataset("pa100k", root, schema=[{**hat, "labels": ["none", "hat"]}])
 
 
 def test_missing_images(write_pa100k, caplog):
@@ -220,6 +224,46 @@ def test_synthetic():
     assert np.array_equal(chosen["train"]["labels"][:], np.asarray(data["train"]["labels"][:])[:, columns])
     assert np.array_equal(np.asarray(chosen["train"][3]["image"]), np.asarray(data["train"][3]["image"]))
     assert chosen["train"].column_names == data["train"].column_names
+
+
+def test_an_attribute_without_a_positive_is_told_and_refused_in_the_complete_pa100k(write_pa100k, monkeypatch, caplog):
+    variables = pa100k_variables()
+    boots = get_schema("pa100k").index("boots")
+    for prefix in ("train", "val", "test"):
+        variables[f"{prefix}_label"][:, boots] = 0
+        variables[f"{prefix}_label"][0, :boots] = 1
+    root = write_pa100k(variables)
+    notes = json.loads(load_par_dataset("pa100k", root)["train"].info.description)
+    assert notes["attributes_without_positive"] == ["boots"] and "no image has 'boots'" in caplog.text
+    monkeypatch.setattr(registry, "_PA100K_IMAGES", 11)
+    with pytest.raises(ParValueError, match="no image has 'boots'. All images of the published data set are there"):
+        load_par_dataset("pa100k", root)
+    caplog.clear()
+    load_par_dataset("pa100k", root, ignore=["boots"])
+    assert "boots" not in caplog.text
+
+
+def test_an_attribute_without_a_positive_in_a_folder_is_a_warning(folder, caplog):
+    notes = json.loads(load_par_dataset("folder", folder)["test"].info.description)
+    assert notes["attributes_without_positive"] == ["Bag"] and "no image has 'Bag'" in caplog.text
+    with pytest.raises(TypeError, match="unexpected keyword argument 'ignore'"):
+        load_par_dataset("folder", folder, ignore=["Bag"])
+
+
+def test_an_attribute_with_more_labels_has_no_positive_where_one_label_is_all_there_is():
+    colors = ["red", "green", "blue"]
+    schema = AttributeSchema(
+        [*SCHEMA, {"name": "Coat", "question": "c?", "labels": colors, "prompts": [f"in {color}" for color in colors]}]
+    )
+
+    def records(rows):
+        return [PedestrianRecord("", str(number), np.asarray(row)) for number, row in enumerate(rows)]
+
+    splits = {"train": records([[0, 1, 2], [0, -100, 2]]), "test": records([[0, 1, -100]])}
+    assert count_positives(schema, splits) == {"Hat": 0, "Bag": 2, "Coat": 0}
+    splits["test"] += records([[1, 0, 0]])
+    assert count_positives(schema, splits) == {"Hat": 1, "Bag": 2, "Coat": 1}
+    assert count_positives(schema, {"train": []}) == {"Hat": 0, "Bag": 0, "Coat": 0}
 
 
 def test_importing_and_reading_need_no_torch(write_pa100k):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -14,6 +15,7 @@ from modeling_tests.hub_server import DROP, HubServer
 from vlm_par_hf.cli.main import main
 from vlm_par_hf.data import dataset_schema, load_par_dataset, prepare_dataset
 from vlm_par_hf.labels.schema import AttributeSchema
+from vlm_par_hf.output_folders import LIST, OutputFolder
 
 
 SCHEMA = AttributeSchema(
@@ -253,12 +255,12 @@ def test_public_upload_of_what_must_not_be_passed_on(tmp_path):
     from modeling_tests.original_files import rapv2_variables, write_picture
 
     variables = rapv2_variables(images=10)
-    (tmp_path / "RAP_annotation").mkdir()
-    savemat(tmp_path / "RAP_annotation" / "RAP_annotation.mat", variables)
+    (tmp_path / "rap" / "RAP_annotation").mkdir(parents=True)
+    savemat(tmp_path / "rap" / "RAP_annotation" / "RAP_annotation.mat", variables)
     for name in variables["RAP_annotation"][0, 0]["name"].ravel():
-        write_picture(tmp_path / "RAP_dataset" / str(name[0]))
+        write_picture(tmp_path / "rap" / "RAP_dataset" / str(name[0]))
     with pytest.raises(ValueError, match="'rapv2' must not be passed on"):
-        prepare_dataset("rapv2", tmp_path, tmp_path / "out", push_to_hub="org/rap", private=False)
+        prepare_dataset("rapv2", tmp_path / "rap", tmp_path / "out", push_to_hub="org/rap", private=False)
 
 
 def test_command_line(root, tmp_path, capsys):
@@ -280,3 +282,99 @@ def test_command_line(root, tmp_path, capsys):
 def test_wrong_arguments(root, tmp_path, options, message):
     with pytest.raises(ValueError, match=message):
         prepare_dataset("folder", root, tmp_path / "out", **options)
+
+
+def tree(folder):
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_the_source_is_never_deleted(root, tmp_path):
+    (root / "data").mkdir()
+    for path in root.glob("*.png"):
+        path.rename(root / "data" / path.name)
+    text = (root / "labels.csv").read_text()
+    (root / "labels.csv").write_text(re.sub(r"(\d+\.png)", r"data/\1", text))
+    before = tree(root)
+    for out in (root, root / "out", tmp_path):
+        with pytest.raises(ValueError, match="which is only read: name another output"):
+            prepare_dataset("folder", root, out, overwrite=True, delete_listed=True)
+    assert tree(root) == before
+
+
+def test_overwrite_deletes_what_was_written_and_nothing_else(root, tmp_path):
+    foreign = tmp_path / "foreign"
+    (foreign / "data").mkdir(parents=True)
+    for name in ("README.md", "data/train-00000-of-00001.parquet", "report.json"):
+        (foreign / name).write_text("mine")
+    before = tree(foreign)
+    with pytest.raises(FileExistsError, match="nothing in it says that this package wrote it"):
+        prepare_dataset("folder", root, foreign, overwrite=True, delete_listed=True)
+    assert tree(foreign) == before
+
+    out = tmp_path / "out"
+    prepare_dataset("folder", root, out)
+    (out / "notes.md").write_text("mine")
+    (out / "README.md").write_text("my own card")
+    with pytest.raises(FileExistsError, match=r"1 files were changed since they were written.*'README.md'"):
+        prepare_dataset("folder", root, out, images_per_file=4, overwrite=True)
+    assert (out / "README.md").read_text() == "my own card"
+    prepare_dataset("folder", root, out)  # what is finished stays, the card too
+    assert (out / "README.md").read_text() == "my own card"
+    prepare_dataset("folder", root, out, images_per_file=4, overwrite=True, delete_listed=True)
+    assert (out / "notes.md").read_text() == "mine" and len(list((out / "data").glob("train-*"))) == 2
+    assert "# mine" in (out / "README.md").read_text()
+    (out / "data" / "extra.parquet").write_text("mine")
+    with pytest.raises(FileExistsError, match="'data/extra.parquet' was not written by this package"):
+        prepare_dataset("folder", root, out, images_per_file=4)
+
+
+def test_a_folder_of_an_earlier_version_is_shown_first(root, tmp_path):
+    out = tmp_path / "out"
+    prepare_dataset("folder", root, out)
+    (out / LIST).unlink()
+    (out / "notes.md").write_text("mine")
+    with pytest.raises(FileExistsError, match=r"earlier version.*'data/test-00000.*'README.md'.*--delete-listed"):
+        prepare_dataset("folder", root, out, images_per_file=4, overwrite=True)
+    prepare_dataset("folder", root, out, images_per_file=4, overwrite=True, delete_listed=True)
+    assert (out / "notes.md").read_text() == "mine" and len(list((out / "data").glob("train-*"))) == 2
+
+
+def test_a_file_that_was_damaged_is_written_again(root, tmp_path, caplog):
+    out = tmp_path / "out"
+    prepare_dataset("folder", root, out, images_per_file=4)
+    whole = tree(out / "data")
+    path = out / "data" / "train-00001-of-00002.parquet"
+    data = path.read_bytes()
+    path.write_bytes(data[:100] + bytes([data[100] ^ 1]) + data[101:])
+    prepare_dataset("folder", root, out, images_per_file=4)
+    assert "train-00001-of-00002.parquet is not as it was written" in caplog.text and tree(out / "data") == whole
+
+
+def test_files_have_the_permissions_of_the_umask(root, tmp_path):
+    before = os.umask(0o027)
+    try:
+        prepare_dataset("folder", root, tmp_path / "out")
+    finally:
+        os.umask(before)
+    modes = {path.stat().st_mode & 0o777 for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    assert modes == {0o640}
+
+
+def test_a_file_that_was_finished_and_not_listed_is_listed_later(root, tmp_path, monkeypatch):
+    """A process may end after the last byte of a file and before it says so."""
+    prepare_dataset("folder", root, tmp_path / "whole", images_per_file=2, broken="skip")
+    record = OutputFolder.record
+
+    def dies(folder, names):
+        names = list(names)
+        if any(name.endswith(".parquet") for name in names):
+            raise KeyboardInterrupt
+        record(folder, names)
+
+    monkeypatch.setattr(OutputFolder, "record", dies)
+    with pytest.raises(KeyboardInterrupt):
+        prepare_dataset("folder", root, tmp_path / "killed", images_per_file=2, broken="skip")
+    monkeypatch.setattr(OutputFolder, "record", record)
+    prepare_dataset("folder", root, tmp_path / "killed", images_per_file=2, broken="skip")
+    lists = [json.loads((tmp_path / name / LIST).read_text()) for name in ("whole", "killed")]
+    assert lists[0]["files"].keys() == lists[1]["files"].keys() and lists[1]["being_written"] == []

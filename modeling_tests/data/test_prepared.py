@@ -1,13 +1,16 @@
 """Data sets with image and labels from a folder: the schema beside them, labels checked, pictures by our opener."""
 
 import json
+import os
 
 import datasets
 import numpy as np
+import pyarrow.parquet
 import pytest
 from PIL import Image
 
 from vlm_par_hf.data import attach_schema, dataset_schema, load_par_dataset
+from vlm_par_hf.data.prepared import _check_path
 from vlm_par_hf.labels.schema import AttributeSchema
 
 
@@ -186,3 +189,83 @@ def test_half_downloaded_and_nothing(tmp_path):
         load_par_dataset("hub")
     with pytest.raises(TypeError, match="unexpected keyword argument 'num_train'"):
         load_par_dataset("hub", root, num_train=3)
+
+
+def test_an_image_that_is_a_path_out_of_the_data_is_refused(tmp_path):
+    secret = tmp_path / "secret.png"
+    Image.new("RGB", (6, 14)).save(secret)
+    rows = {"image": [{"path": str(secret), "bytes": None}], "labels": [[0, 1]]}
+    feature = {"image": datasets.Image(decode=False), "labels": datasets.List(datasets.Value("int64"))}
+    root = tmp_path / "set"
+    (root / "data").mkdir(parents=True)
+    SCHEMA.to_json(root / "schema.json")
+    split = datasets.Dataset.from_dict(rows, features=datasets.Features(feature))
+    table = split.data.table.cast(datasets.Features({**feature, "image": datasets.Image()}).arrow_schema)
+    pyarrow.parquet.write_table(table, root / "data" / "train-00000-of-00001.parquet")
+    with pytest.raises(
+        ValueError, match="train: the image of row 0 is the path '.*secret.png' out of .*expected the bytes"
+    ):
+        load_par_dataset("hub", root)
+
+
+@pytest.mark.parametrize("path", ["http://127.0.0.1:9/a.png", "../../a.png", "/dev/zero"])
+def test_other_paths_in_the_data_are_refused(tmp_path, path):
+    folder = tmp_path / "set"
+    folder.mkdir()
+    with pytest.raises(ValueError, match="the image of row 3 is the path .* out of"):
+        _check_path(path, "the image of row 3", [folder])
+    os.mkfifo(folder / "pipe.png")
+    with pytest.raises(ValueError, match="pipe.png', is no regular file"):
+        _check_path(str(folder / "pipe.png"), "the image of row 3", [folder])
+
+
+def test_ids_have_one_form_over_all_splits(tmp_path):
+    def split(persons):
+        return make_split([[0, 1]] * len(persons)).add_column("person_id", persons)
+
+    root = write(tmp_path / "set", {"train": split(["7", "0007", "-1"]), "test": split(["8.0", "unknown", ""])})
+    data = load_par_dataset("hub", root)
+    assert data["train"]["person_id"][:] == [7, 7, None] and data["test"]["person_id"][:] == [8, None, None]
+    assert data["train"].column_names == ["image", "labels", "note", "person_id"]
+    assert data["train"].features["person_id"].dtype == data["test"].features["person_id"].dtype == "int64"
+    kept = load_par_dataset("hub", write(tmp_path / "kept", {"train": split([3, 4])}))
+    assert kept["train"]["person_id"][:] == [3, 4]
+
+
+def test_a_report_that_is_no_report_is_ignored(tmp_path):
+    root = write(tmp_path / "set", {"train": [[0, 1]]})
+    (root / "report.json").write_text("[" * 100_000)
+    assert json.loads(load_par_dataset("hub", root)["train"].info.description)["name"] == "set"
+
+
+def test_a_split_under_two_names_or_under_none(tmp_path):
+    root = write(tmp_path / "set", {"val": [[0, 1]], "validation": [[1, 1]]})
+    with pytest.raises(ValueError, match="has the split 'validation' under two names"):
+        load_par_dataset("hub", root)
+    root = write(tmp_path / "other", {"my split": [[0, 1]]})
+    with pytest.raises(ValueError, match="'my split' is no name of a split"):
+        load_par_dataset("hub", root)
+    (tmp_path / "pipe").mkdir()
+    os.mkfifo(tmp_path / "pipe" / "train.parquet")
+    with pytest.raises(ValueError, match="train.parquet is no regular file"):
+        load_par_dataset("hub", tmp_path / "pipe")
+
+
+def test_a_damaged_folder_of_save_to_disk(tmp_path):
+    data = datasets.DatasetDict(test=attach_schema(make_split([[0, 2]]), SCHEMA))
+    data.save_to_disk(tmp_path / "saved")
+    data.save_to_disk(tmp_path / "elsewhere")
+    state = tmp_path / "saved" / "test" / "state.json"
+    whole = json.loads(state.read_text())
+    for change, message in (
+        ("{", "cannot be read as what save_to_disk writes"),
+        ("[" * 100_000, "cannot be read as what save_to_disk writes"),
+        (json.dumps({**whole, "_data_files": []}), "cannot be read|no column"),
+        (
+            json.dumps({**whole, "_data_files": [{"filename": "../../elsewhere/test/data-00000-of-00001.arrow"}]}),
+            "names the table '.*elsewhere.*arrow' out of it",
+        ),
+    ):
+        state.write_text(change)
+        with pytest.raises(ValueError, match=message):
+            load_par_dataset("hub", tmp_path / "saved")

@@ -1,5 +1,6 @@
 """The model that answers from an exported file: equal answers, and what it refuses."""
 
+import json
 import shutil
 
 import pytest
@@ -10,6 +11,7 @@ from modeling_tests.exports import difference, noise_images
 from modeling_tests.tiny import tiny_inputs, tiny_processor
 from vlm_par_hf.export.exported import ExportedParConfig, ExportedParModel
 from vlm_par_hf.export.exporting import export_model
+from vlm_par_hf.labels.schema import AttributeSchema
 from vlm_par_hf.utils import embedded_path
 
 
@@ -106,12 +108,61 @@ def test_a_file_that_is_missing_or_broken_is_named(exported, tmp_path):
         AutoModel.from_pretrained(tmp_path / "broken")
     config = ExportedParConfig.from_pretrained(folder)
     config.files = None
-    with pytest.raises(ValueError, match="config.json names no files"):
+    with pytest.raises(ValueError, match="files=None is not what the weights in .* were trained with"):
         ExportedParModel.from_pretrained(folder, config=config)
+    schema = AttributeSchema([{**one, "threshold": 0.25} for one in config.attributes])
+    assert AutoModel.from_pretrained(folder, attributes=schema).schema == schema
+    config.save_pretrained(tmp_path / "broken")
+    with pytest.raises(ValueError, match="config.json names no files"):
+        ExportedParModel.from_pretrained(tmp_path / "broken")
     with pytest.raises(ValueError, match="this model has no file to run"):
         ExportedParModel(config)(**tiny_inputs())
     with pytest.raises(ValueError, match="this model has no file to save"):
         ExportedParModel(config).save_pretrained(tmp_path / "x")
+
+
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        ({"../payload": "0" * 64}, "files of config.json holds '../payload'"),
+        ({"/etc/passwd": "0" * 64}, "files of config.json holds '/etc/passwd'"),
+        ({"sub/model.onnx": "0" * 64}, "files of config.json holds"),
+        ({".": "0" * 64}, "files of config.json holds"),
+        ({"model.onnx": None}, "'model.onnx': None, expected names of files beside it"),
+        ({}, "names no files"),
+        ({"config.json": "0" * 64}, "lacks 'model.onnx', which 'onnx' needs"),
+    ],
+)
+def test_names_of_files_are_not_paths(exported, tmp_path, files, words):
+    _, _, folder = exported()
+    shutil.copytree(folder, tmp_path / "model")
+    (tmp_path / "payload").write_text("secret")
+    config = json.loads((folder / "config.json").read_text())
+    (tmp_path / "model" / "config.json").write_text(json.dumps({**config, "files": files}))
+    with pytest.raises(ValueError, match=words):
+        AutoModel.from_pretrained(tmp_path / "model")
+    loaded = AutoModel.from_pretrained(folder)
+    loaded.config.files = files
+    with pytest.raises(ValueError, match=words):
+        loaded.save_pretrained(tmp_path / "deep" / "copy")
+    assert {path.name for path in tmp_path.iterdir()} == {"model", "payload"}
+
+
+def test_a_file_that_is_a_link_out_of_the_folder_is_refused(exported, tmp_path):
+    _, _, folder = exported()
+    shutil.copytree(folder, tmp_path / "model")
+    (tmp_path / "model" / "model.onnx").rename(tmp_path / "elsewhere")
+    (tmp_path / "model" / "model.onnx").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match="model.onnx' is a link to '.*elsewhere': expected a file of the folder"):
+        AutoModel.from_pretrained(tmp_path / "model")
+    # In the cache of the Hub a file of a revision is a link to the blobs of its repository.
+    revision = tmp_path / "models--org--name" / "snapshots" / "0123"
+    shutil.copytree(folder, revision)
+    (revision.parents[1] / "blobs").mkdir()
+    (revision / "model.onnx").rename(revision.parents[1] / "blobs" / "abc")
+    (revision / "model.onnx").symlink_to("../../blobs/abc")
+    AutoModel.from_pretrained(revision).save_pretrained(tmp_path / "copy")
+    assert (tmp_path / "copy" / "model.onnx").is_file() and not (tmp_path / "copy" / "model.onnx").is_symlink()
 
 
 def test_wrong_inputs_are_refused(exported):

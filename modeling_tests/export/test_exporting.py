@@ -13,7 +13,8 @@ from modeling_tests.exports import noise_images
 from modeling_tests.tiny import randomize, tiny_model, tiny_processor
 from vlm_par_hf.export import exporting as export
 from vlm_par_hf.export.exporting import export_model
-from vlm_par_hf.export.parity import pick_images
+from vlm_par_hf.export.parity import compare_answers, pick_images
+from vlm_par_hf.output_folders import LIST
 from vlm_par_hf.utils import embedded_path, require
 
 
@@ -131,3 +132,109 @@ def test_without_the_extra_the_error_says_what_to_install(exported, tmp_path, mo
         AutoModel.from_pretrained(folder)
     assert not list(tmp_path.iterdir())
     assert require("onnx", "export")
+
+
+def folded_export(model, out, **options):
+    return export_model(
+        model, out, to="folded", processor=tiny_processor("kway"), compared_images=noise_images(3), **options
+    )
+
+
+def files(folder):
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_checkpoint_is_not_replaced_by_its_export(exported, tmp_path):
+    model, _, _ = exported("folded")
+    checkpoint = tmp_path / "checkpoint"
+    model.save_pretrained(checkpoint)
+    tiny_processor("kway").save_pretrained(checkpoint)
+    before = files(checkpoint)
+    for out in (checkpoint, checkpoint / "export", tmp_path):
+        with pytest.raises(ValueError, match="which is only read: name another output"):
+            export_model(checkpoint, out, to="folded", overwrite=True, delete_listed=True)
+    with pytest.raises(FileExistsError, match="nothing in it says that this package wrote it"):
+        folded_export(model, checkpoint, overwrite=True, delete_listed=True)
+    assert files(checkpoint) == before
+
+
+def test_overwrite_replaces_the_export_and_nothing_else(exported, tmp_path, monkeypatch):
+    model, _, _ = exported("folded")
+    out = tmp_path / "out"
+    folded_export(model, out)
+    (out / "notes.md").write_text("mine")
+    before = files(out)
+    # After an error it is as it was before.
+    monkeypatch.setattr(export, "compare_answers", lambda *given: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        folded_export(model, out, overwrite=True)
+    monkeypatch.undo()
+    assert files(out) == before and [path.name for path in tmp_path.iterdir()] == ["out"]
+    folded_export(model, out, precision="bfloat16", overwrite=True)
+    assert (out / "notes.md").read_text() == "mine"
+    assert AutoModel.from_pretrained(out).dtype == torch.bfloat16
+    (out / "config.json").write_text((out / "config.json").read_text() + " ")
+    with pytest.raises(FileExistsError, match="1 files were changed since.*'config.json'"):
+        folded_export(model, out, overwrite=True)
+    (out / LIST).unlink()
+    with pytest.raises(FileExistsError, match="earlier version of this package.*'config.json'.*'model.safetensors'"):
+        folded_export(model, out, overwrite=True)
+    folded_export(model, out, overwrite=True, delete_listed=True)
+    assert (out / "notes.md").read_text() == "mine" and AutoModel.from_pretrained(out).dtype == torch.float32
+
+
+def test_an_export_that_was_ended_while_it_replaced_files_does_not_load_and_is_completed(
+    exported, tmp_path, monkeypatch
+):
+    model, _, _ = exported("folded")
+    out = tmp_path / "out"
+    folded_export(model, out)
+    replace, count = os.replace, iter(range(100))
+
+    def end_at_the_third(source, target):
+        if "/.saving/" in str(source) and Path(target).parent == out and next(count) == 2:
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", end_at_the_third)
+        with pytest.raises(KeyboardInterrupt):
+            folded_export(model, out, precision="bfloat16", overwrite=True)
+    with pytest.raises(ValueError, match="Unrecognized model"):
+        AutoModel.from_pretrained(out)
+    folded_export(model, out, precision="bfloat16")
+    assert AutoModel.from_pretrained(out).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("whose", ["the checkpoint", "the exported file"])
+def test_answers_that_are_no_numbers_are_no_parity(exported, whose):
+    model, _, _ = exported("folded")
+    names = model.config.schema.names
+
+    class Broken(torch.nn.Module):
+        config, device, dtype = model.config, model.device, model.dtype
+
+        def forward(self, **inputs):
+            output = model(**inputs)
+            output.logits = output.logits.clone()
+            output.logits[1, 2, 0] = float("nan")
+            return output
+
+    pair = (Broken().eval(), model) if whose == "the checkpoint" else (model, Broken().eval())
+    expected = f"{whose} gives no answer, and nothing was written: .*attribute {names[2]!r}.* is nan for image 1,"
+    with pytest.raises(RuntimeError, match=expected):
+        compare_answers(*pair, tiny_processor("kway"), noise_images(3))
+
+
+def test_files_of_an_export_have_the_permissions_of_the_umask(exported, tmp_path):
+    model, _, _ = exported()
+    before = os.umask(0o027)
+    try:
+        for to in ("folded", "onnx", "openvino"):
+            export_model(
+                model, tmp_path / to, to=to, processor=tiny_processor("kway"), compared_images=noise_images(2)
+            )
+    finally:
+        os.umask(before)
+    modes = {path: path.stat().st_mode & 0o777 for path in tmp_path.rglob("*") if path.is_file()}
+    assert set(modes.values()) == {0o640}, modes

@@ -262,7 +262,7 @@ def test_batches_of_unequal_length_are_padded_under_the_mask(model, processor, d
 @pytest.mark.parametrize("dtype", ["float16", "int8"])
 def test_features_that_cannot_be_stored_are_refused(model, processor, data, dtype):
     rows = data["train"].select(range(4))
-    with pytest.raises(ValueError, match="not finite"):
+    with pytest.raises(ValueError, match="patch_embeds of image 0 is not finite"):
         compute_features(_Growing(tiny_schema(), float("nan")), rows, processor, dtype=dtype, progress=False)
     with pytest.raises(ValueError, match="reaches 1e.06, beyond the range of dtype='float16'.*'bfloat16'"):
         compute_features(_Growing(tiny_schema(), 1e6), rows, processor, progress=False)

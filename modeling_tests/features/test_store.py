@@ -22,6 +22,8 @@ import torch
 from datasets import Dataset
 from filelock import FileLock
 from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader
 
 from modeling_tests.bands import build_data
@@ -229,6 +231,42 @@ def test_damaged_and_foreign_shards_are_computed_again(model, processor, data, t
         "identity-00004.safetensors",
     }  # fmt: skip
     assert_same(found, expected)
+
+
+def test_a_shard_is_compared_with_its_checksum_rows_dtype_and_shape(model, processor, data, tmp_path, caplog):
+    expected = compute(model, data["train"], processor)
+    compute(model, data["train"], processor, tmp_path)
+    files = [tmp_path / f"{name}.safetensors" for name in ("identity-00001", "flip-00000", "crop1-00002")]
+    flipped = bytearray(files[0].read_bytes())
+    flipped[-5] ^= 1
+    files[0].write_bytes(flipped)
+    for path, change in (
+        (files[1], lambda name, value: value.float() if name == "patch_embeds" else value),
+        (files[2], lambda name, value: value[:-1]),
+    ):
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata()
+        # As whoever converts or cuts a file leaves it: the description is the old one.
+        save_file({name: change(name, value).contiguous() for name, value in load_file(path).items()}, path, metadata)
+    with pytest.raises(ValueError, match="lacks 3 shards, the first is identity-00001.safetensors"):
+        FeatureStore.open(tmp_path, VIEWS)
+    with counting(model) as seen:
+        assert_same(compute(model, data["train"], processor, tmp_path), expected)
+        assert seen[0] == 30
+    assert all(f"{path.name} is damaged or belongs to other features: it is computed again" in caplog.text
+               for path in files)  # fmt: skip
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    for change in ({"images": 40}, {"rows_per_shard": 12}, {"shape": [1, 2, 3]}, {"views": {}}):
+        (tmp_path / "manifest.json").write_text(json.dumps({**manifest, **change}))
+        with pytest.raises(ValueError, match="manifest.json' is damaged: delete the folder"):
+            FeatureStore.open(tmp_path, VIEWS)
+        with pytest.raises(ValueError, match="manifest.json' is damaged: delete the folder"):
+            compute(model, data["train"], processor, tmp_path)
+    del manifest["checksum"]
+    manifest["depends_on"]["format"] = 1
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match="of an earlier version, which kept no checksums"):
+        compute(model, data["train"], processor, tmp_path)
 
 
 def test_a_folder_is_opened_without_model_and_images(model, processor, data, tmp_path):

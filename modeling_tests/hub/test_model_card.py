@@ -210,6 +210,19 @@ def test_undefined_values_are_left_out_of_the_metadata(checkpoint):
     assert "| `label_f1_macro` | undefined |" in card.text and "No intervals." in card.text
 
 
+def test_attributes_that_cannot_be_ranked_are_named(checkpoint):
+    record = make_record()
+    low, high = (f"{100 * bound:.2f}" for bound in record["intervals"]["auc_macro"])
+    text = build_model_card(checkpoint, record).text
+    value = f"{100 * record['metrics']['auc_macro']:.2f}"
+    assert f"| `auc_macro` | {value} | {low} to {high} | mean over attributes of the area under the ROC curve" in text
+    assert "are over" not in text
+    record["ranked"] = {"attributes": 1, "left_out": ["Hat", "Bag"]}
+    assert "are over 1 of 3 attributes; of the others one label occurs at most: Hat, Bag." in build_model_card(
+        checkpoint, record
+    ).text.replace("\\", "")
+
+
 @pytest.mark.parametrize("backbone", [None, "embedded", "/home/somebody/backbone"])
 def test_only_a_repository_is_a_base_model(checkpoint, backbone):
     config = json.loads((checkpoint / "config.json").read_text())

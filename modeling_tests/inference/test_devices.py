@@ -34,3 +34,9 @@ def test_what_cannot_be_known_counts_as_slow(monkeypatch):
     for check in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
         monkeypatch.delattr(torch.cpu, check)  # private names of torch may go
     assert inference_dtype("cpu") == torch.float32
+
+
+@pytest.mark.parametrize("device", ["foo", "cuda:x", 1.5])
+def test_what_is_no_device_is_refused(device):
+    with pytest.raises(ValueError, match=f"device='{device}' is none of torch"):
+        inference_dtype(device)

@@ -171,7 +171,7 @@ class TestBoxes:
     def test_boxes_of_a_reduced_picture_are_in_pixels_of_the_whole(self, naflex, tmp_path, monkeypatch):
         Image.fromarray(np.tile(np.asarray(self.street), (4, 4, 1))).save(tmp_path / "large.jpg", quality=95)
         monkeypatch.setattr(opening, "_LARGE_PIXELS", 50_000)
-        small = opening.open_image(tmp_path / "large.jpg")
+        small = opening.open_with_size(tmp_path / "large.jpg", one_person=False).image
         assert small.size == (240, 180)
         boxes = [[100, 31, 301, 360], [0, 0, 480, 360]]
         results = naflex(str(tmp_path / "large.jpg"), boxes=boxes)

@@ -57,7 +57,7 @@ def test_an_attribute_has_labels_and_says_how_many():
         ({"prompts": ("a", "a")}, ValueError, "prompts must all be different"),
         ({"region": "hand"}, ValueError, "region must be one of .*'attachment'.* got 'hand'"),
         ({"threshold": 0.0}, ValueError, "threshold must lie strictly between 0 and 1, got 0.0"),
-        ({"threshold": 1}, ValueError, "threshold must lie strictly between 0 and 1, got 1.0"),
+        ({"threshold": 1}, ValueError, "threshold must lie strictly between 0 and 1, got 1"),
         ({"threshold": float("nan")}, ValueError, "threshold must lie strictly"),
         ({"threshold": "0.5"}, TypeError, "threshold must be a number, got '0.5'"),
         ({"sensitive": "yes"}, TypeError, "sensitive must be True or False, got 'yes'"),
@@ -308,3 +308,90 @@ def test_how_the_prompts_of_a_schema_begin():
     assert get_schema("pa100k").usual_subject() == "a photo of a person"
     assert get_schema("synthetic").usual_subject() == "a drawing of a person"
     assert AttributeSchema([Attribute("x", "x?", prompts=("a", "b"))]).usual_subject() == "a photo of a person"
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [("yes", "no"), ("True", "false"), ("present", "absent"), ("cap", "none"), ("with", "without"), ("1", "0")],
+)
+def test_the_positive_label_of_two_is_the_second(labels):
+    with pytest.raises(
+        ValueError, match=rf"the second is the positive one; write them as \['{labels[1]}', '{labels[0]}'"
+    ):
+        Attribute("Hat", "is there a hat?", labels, ("one", "other"))
+    assert Attribute("Hat", "is there a hat?", labels[::-1], ("one", "other")).is_binary
+
+
+@pytest.mark.parametrize(
+    "labels", [("male", "female"), ("m", "f"), ("1", "2"), ("short", "long"), ("on foot", "on a bike")]
+)
+def test_two_labels_in_any_other_words_are_taken_as_they_stand(labels):
+    assert Attribute("A", "which?", labels, ("one", "other")).labels == labels
+
+
+@pytest.mark.parametrize(
+    "hidden", ["\x00", "\x1b", "\n", "\x85", "\ud800", "\u2028", "\u202e", "\u2066", "\u200b", "\ufeff"]
+)
+@pytest.mark.parametrize("field", ["name", "question", "labels", "prompts", "group"])
+def test_texts_that_cannot_be_seen_are_refused(field, hidden):
+    text = f"a{hidden}b"
+    valid = {"name": "Hat", "question": "is there a hat?", "prompts": ("no hat", "a hat")}
+    value = (text, "yes") if field in ("labels", "prompts") else text
+    with pytest.raises(ValueError, match=rf"{field} holds the character U\+{ord(hidden):04X}, which cannot be seen"):
+        Attribute(**{**valid, field: value})
+
+
+@pytest.mark.parametrize("text", ["帽子", "قبعة", "می\u200cرود", "👨\u200d👩\u200d👧", "a\u200fb", "e\u0301"])
+def test_texts_of_any_script(text, tmp_path):
+    schema = AttributeSchema([Attribute(text, text, ("no", text), (text, f"{text} {text}"))])
+    schema.to_json(tmp_path / "schema.json")
+    assert AttributeSchema.from_json(tmp_path / "schema.json") == schema
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"name": "x" * 5000}, ValueError, "name has 5000 characters, expected at most 4096: 'xxx"),
+        ({"labels": {"no": 0, "yes": 1}}, TypeError, "labels must be a sequence of strings, got {'no': 0"),
+        ({"labels": {"no", "yes"}}, TypeError, "labels must be a sequence of strings"),
+        ({"labels": [str(n) for n in range(5000)]}, ValueError, "labels holds 5000 texts, expected at most 4096"),
+        ({"labels": ("a", "e\u0301", "é"), "prompts": tuple("abc")}, ValueError, "labels must all be different"),
+        ({"threshold": 10**400}, ValueError, "threshold must lie strictly between 0 and 1, got 1000"),
+        ({"mirror": (True, False)}, TypeError, "mirror must hold whole numbers, got .True, False"),
+        ({"mirror": (1.0, 0.0)}, TypeError, "mirror must hold whole numbers"),
+        ({"mirror": {"a": 1}}, TypeError, "mirror must be an attribute's name"),
+        ({"region": [[["deep"] * 99] * 99] * 99}, ValueError, "region must be one of .* got"),
+    ],
+)
+def test_a_wrong_attribute_is_refused_in_a_short_message(options, error, message):
+    valid = {"name": "Hat", "question": "is there a hat?", "prompts": ("no hat", "a hat")}
+    with pytest.raises(error, match=message) as raised:
+        Attribute(**(valid | options))
+    assert len(str(raised.value)) < 700
+
+
+def test_names_that_look_the_same_and_too_many_attributes():
+    with pytest.raises(ValueError, match="names must be unique"):
+        AttributeSchema([yes_no("é"), yes_no("e\u0301")])
+    with pytest.raises(ValueError, match="attributes holds 4097 attributes, expected at most 4096"):
+        AttributeSchema([yes_no(f"n{number}") for number in range(4097)])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('[{"name": "a", "name": "b"}]', "is not JSON: the key 'name' appears twice in one object"),
+        ("[" * 100_000, "is not JSON: it is nested too deeply"),
+        ("[" + "1" * 5000 + "]", "is not JSON: Exceeds the limit"),
+        ("[" * 500 + "]" * 500, r"an attribute must be an Attribute or a dict, got list: \[\[\[\[\.\.\.\]"),
+    ],
+)
+def test_a_schema_file_that_would_lose_a_value_or_the_process(tmp_path, text, message):
+    (tmp_path / "schema.json").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        AttributeSchema.from_json(tmp_path / "schema.json")
+
+
+def test_a_schema_file_with_a_byte_order_mark(tmp_path):
+    (tmp_path / "schema.json").write_text(json.dumps(bags().to_list()), encoding="utf-8-sig")
+    assert AttributeSchema.from_json(tmp_path / "schema.json") == bags()

@@ -17,7 +17,7 @@ from vlm_par_hf.labels.schema import AttributeSchema
 from vlm_par_hf.metrics import attributes as metrics_module
 from vlm_par_hf.metrics import counting
 from vlm_par_hf.metrics.attributes import METRIC_NAMES, PRESETS, MetricPreset, ParMetrics
-from vlm_par_hf.metrics.ranking import average_precision, roc_auc
+from vlm_par_hf.metrics.ranking import ResampledRanking, average_precision, roc_auc
 from vlm_par_hf.metrics.retrieval import image_to_text_recall
 
 
@@ -119,7 +119,45 @@ def reference(schema, probabilities, labels, threshold, empty="zero"):
         "label_f1_macro": mean(f1s),
         "f1_micro": ratio(2 * pooled[0], pooled[1] + pooled[2]),
         "f1_weighted": mean(weighted),
+        **reference_ranking(schema, probabilities, labels),
     }
+
+
+def loop_auc(scores, truth):
+    """Over all pairs of a positive and a negative; None without one."""
+    pairs = [
+        (p > n) + 0.5 * (p == n) for p, yes in zip(scores, truth) if yes for n, also in zip(scores, truth) if not also
+    ]
+    return sum(pairs) / len(pairs) if pairs else None
+
+
+def loop_average_precision(scores, truth):
+    """Over all thresholds, from the top."""
+    total, before = 0.0, 0
+    for threshold in sorted(set(scores), reverse=True):
+        chosen = [yes for score, yes in zip(scores, truth) if score >= threshold]
+        total += (sum(chosen) - before) / sum(truth) * sum(chosen) / len(chosen)
+        before = sum(chosen)
+    return total
+
+
+def reference_ranking(schema, probabilities, labels):
+    areas, precisions = [], []
+    for a, K in enumerate(schema.num_labels):
+        rows = [n for n in range(len(labels)) if labels[n][a] != -100]
+        found = []
+        for k in [1] if K == 2 else range(K):
+            scores, truth = [float(probabilities[n][a][k]) for n in rows], [bool(labels[n][a] == k) for n in rows]
+            if 0 < sum(truth) < len(rows):
+                found.append((loop_auc(scores, truth), loop_average_precision(scores, truth)))
+        if found:
+            areas.append(sum(area for area, _ in found) / len(found))
+            precisions.append(sum(precision for _, precision in found) / len(found))
+    if not areas:
+        return {"auc_macro": math.nan, "average_precision_macro": math.nan}
+    return {
+        "auc_macro": sum(areas) / len(areas), "average_precision_macro": sum(precisions) / len(precisions),
+    }  # fmt: skip
 
 
 def softmax(schema, logits):
@@ -392,6 +430,108 @@ def test_bootstrap_equals_recomputing_every_resample(grouped):
         np.testing.assert_allclose(report["intervals"][name], expected[name], rtol=1e-12, atol=1e-12)
 
 
+# Without a threshold
+
+
+def tied_split(schema, N=80, seed=0, missing=0.2):
+    """Probabilities of one decimal, so that many are equal."""
+    generator = np.random.default_rng(seed)
+    probabilities = np.round(generator.random((N, len(schema), schema.max_labels)), 1)
+    labels = np.stack([generator.integers(0, K, N) for K in schema.num_labels], axis=1)
+    labels[generator.random(labels.shape) < missing] = -100
+    return probabilities, labels
+
+
+@pytest.mark.parametrize("schema", [MIXED, make_schema(*[2] * 6), make_schema(5, 3)], ids=["mixed", "binary", "kway"])
+def test_rankings_with_ties_equal_the_plain_loop_and_scikit_learn(schema):
+    probabilities, labels = tied_split(schema)
+    labels[:, -1] = np.where(labels[:, -1] == -100, -100, 1)  # nothing to rank
+    metrics = ParMetrics(schema, inputs="probabilities")
+    values = metrics((probabilities, labels))
+    expected = reference_ranking(schema, probabilities, labels)
+    for name, value in expected.items():
+        assert values[name] == pytest.approx(value, rel=1e-12), name
+    report = metrics.report((probabilities, labels), bootstrap=0)
+    assert report["ranked"] == {"attributes": len(schema) - 1, "left_out": [schema.names[-1]]}
+    assert report["attributes"][-1]["auc"] is None
+    sklearn = pytest.importorskip("sklearn.metrics")
+    areas, precisions = [], []
+    for a, K in enumerate(schema.num_labels[:-1]):
+        known = labels[:, a] != -100
+        columns = [1] if K == 2 else range(K)
+        pairs = [(labels[known, a] == k, probabilities[known, a, k]) for k in columns]
+        areas.append(np.mean([sklearn.roc_auc_score(*pair) for pair in pairs]))
+        precisions.append(np.mean([sklearn.average_precision_score(*pair) for pair in pairs]))
+        assert report["attributes"][a]["auc"] == pytest.approx(areas[-1], rel=1e-12)
+    assert values["auc_macro"] == pytest.approx(np.mean(areas), rel=1e-12)
+    assert values["average_precision_macro"] == pytest.approx(np.mean(precisions), rel=1e-12)
+
+
+def test_rankings_depend_on_neither_preset_nor_threshold():
+    split = make_split(MIXED, missing=0.2)
+    expected = {name: ParMetrics(MIXED)(split)[name] for name in ("auc_macro", "average_precision_macro")}
+    for preset in PRESETS:
+        for threshold in (None, 0.1, 0.9):
+            values = ParMetrics(MIXED, preset, threshold)(split)
+            assert {name: values[name] for name in expected} == expected
+
+
+def test_what_is_always_yes_is_not_averaged_in():
+    schema = make_schema(2, 2)
+    scores, labels = np.array([[0.9, 0.1], [0.2, 0.3], [0.4, 0.2]]), np.array([[1, 1], [0, 1], [1, 1]])
+    report = ParMetrics(schema, inputs="probabilities").report((scores, labels), bootstrap=20)
+    assert report["metrics"]["auc_macro"] == report["metrics"]["average_precision_macro"] == 1
+    assert report["ranked"] == {"attributes": 1, "left_out": ["Attribute1"]}
+    assert report["attributes"][1]["average_precision"] == 1  # of the attribute alone; it says nothing
+    assert report["attributes"][1]["average_precision_interval"] is None
+    labels[:, 0] = 1
+    report = ParMetrics(schema, inputs="probabilities").report((scores, labels), bootstrap=20)
+    assert report["metrics"]["auc_macro"] is None and report["intervals"]["average_precision_macro"] is None
+    assert report["ranked"]["left_out"] == list(schema.names)
+    assert "auc_macro" not in ParMetrics(schema, inputs="probabilities")((scores, labels))
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_intervals_of_rankings_with_ties_equal_recomputing(grouped):
+    probabilities, labels = tied_split(MIXED, N=30)
+    persons = np.random.default_rng(1).integers(0, 9, 30)
+    units = [np.flatnonzero(persons == person) for person in dict.fromkeys(persons.tolist())]
+    units = units if grouped else np.arange(30)[:, None]
+    metrics = ParMetrics(MIXED, inputs="probabilities")
+    report = metrics.report(
+        (probabilities, labels), bootstrap=40, seed=2, groups=persons.tolist() if grouped else None
+    )
+    drawn = np.random.default_rng(2).integers(0, len(units), size=(40, len(units)))
+    again = []
+    for row in drawn:
+        images = np.concatenate([units[unit] for unit in row])
+        again.append(metrics.report((probabilities[images], labels[images]), bootstrap=0))
+    for name in ("auc_macro", "average_precision_macro"):
+        expected = np.quantile([one["metrics"][name] for one in again], [0.025, 0.975])
+        np.testing.assert_allclose(report["intervals"][name], expected, rtol=1e-12)
+    for a, row in enumerate(report["attributes"]):
+        for name in ("auc", "average_precision"):
+            values = [one["attributes"][a][name] for one in again if one["attributes"][a]["auc"] is not None]
+            np.testing.assert_allclose(row[f"{name}_interval"], np.quantile(values, [0.025, 0.975]), rtol=1e-12)
+
+
+def test_resamples_of_a_ranking_equal_repeated_images():
+    generator = np.random.default_rng(0)
+    for _ in range(200):
+        N = int(generator.integers(2, 40))
+        scores, positives = np.round(generator.random(N), 1), generator.random(N) < generator.random()
+        positives[0] = True
+        counts = generator.integers(0, 3, (5, N)).astype(np.int32)
+        found = ResampledRanking(scores, positives, np.arange(N)).compute(counts)
+        for row, area, precision in zip(counts, *found):
+            repeated = np.repeat(scores, row), np.repeat(positives, row)
+            if roc_auc(*repeated) is None:
+                assert math.isnan(area) and math.isnan(precision)
+            else:
+                assert area == pytest.approx(roc_auc(*repeated), rel=1e-12)
+                assert precision == pytest.approx(average_precision(*repeated), rel=1e-12)
+
+
 def test_bootstrap_does_not_depend_on_its_blocks(monkeypatch):
     split = make_split(MIXED, N=40)
     whole = ParMetrics(MIXED).report(split, bootstrap=50)
@@ -492,7 +632,7 @@ def test_auc_and_average_precision():
 
 
 def test_full_size_in_seconds():
-    # 10,000 x 26 with 1,000 resamples takes about half a second; the bound is for a busy machine.
+    # 10,000 x 26 with 1,000 resamples takes one or two seconds; the bound is for a busy machine.
     import time
 
     split = make_split(make_schema(*[2] * 26), N=10_000)

@@ -13,6 +13,7 @@ from modeling_tests.tiny import randomize, tiny_model, tiny_processor, tiny_sche
 from vlm_par_hf.data import attach_schema
 from vlm_par_hf.metrics.attributes import ParMetrics
 from vlm_par_hf.training import evaluate, predict_logits
+from vlm_par_hf.training.evaluation import markdown_table
 
 
 QUIET = {"progress": False, "bootstrap": 50}
@@ -76,11 +77,24 @@ def test_tables_and_picture(written):
     assert float(rows[0]["labels.yes.recall"]) == pytest.approx(record["attributes"][0]["labels"]["yes"]["recall"])
     text = (folder / "attributes.md").read_text()
     assert "bands, test: 20 images" in text and f"| mA | {100 * record['metrics']['mA']:.2f} |" in text
+    low, high = record["intervals"]["auc_macro"]
+    assert f"| auc_macro | {100 * record['metrics']['auc_macro']:.2f} | {100 * low:.2f} to {100 * high:.2f} |" in text
+    first = record["attributes"][0]
+    assert f" | {100 * first['auc']:.2f} | {100 * first['average_precision']:.2f} |\n" in text
     with Image.open(folder / "attributes.png") as image:
         assert image.width > 300
     assert {path.name for path in folder.iterdir()} == {
         "metrics.json", "attributes.csv", "attributes.md", "attributes.png",
     }  # fmt: skip
+
+
+def test_attributes_that_cannot_be_ranked_are_named(written):
+    record, _ = written
+    assert "are over" not in markdown_table(record)
+    ranked = {"attributes": 2, "left_out": ["a|b"]}
+    text = markdown_table({**record, "ranked": ranked})
+    assert "auc_macro and average_precision_macro are over 2 of 3 attributes" in text.replace("\\", "")
+    assert "| a|b" not in text
 
 
 @pytest.mark.parametrize(("split", "words"), [("validation", "chooses the checkpoint"), ("train", "fitted")])
@@ -128,3 +142,20 @@ def test_wrong_use(checkpoint, model, data):
     plain = datasets.Dataset.from_dict({"labels": [[0, 1, 0]]})
     with pytest.raises(ValueError, match="carries no attribute schema"):
         evaluate(checkpoint, {"test": plain}, **QUIET)
+
+
+def test_attributes_with_one_label_are_told(checkpoint, tmp_path, caplog):
+    schema = tiny_schema()
+    split = build_data(schema, {"test": 6}, unknown=0.0)["test"]
+    same = split.map(lambda row: {"labels": [1, *row["labels"][1:]]})
+    evaluate(checkpoint, datasets.DatasetDict(test=attach_schema(same, schema, name="bands")), **QUIET)
+    first = schema[0]
+    assert f"bands: in test 1 attributes have one label only: {first.name} ({first.labels[1]})" in caplog.text
+
+
+def test_images_of_nobody_known_are_persons_of_their_own(checkpoint, data):
+    split = data["test"].remove_columns("person_id")
+    persons = ["7", "0007", "-1", "", "unknown", None] + [str(number) for number in range(100, 100 + len(split) - 6)]
+    named = split.add_column("person_id", persons)
+    record = evaluate(checkpoint, datasets.DatasetDict(test=named), by_person=True, **QUIET)
+    assert record["num_groups"] == len(split) - 1

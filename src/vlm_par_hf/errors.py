@@ -7,6 +7,9 @@ expected. The command line prints it in one line; any other error is a fault of 
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+
+from vlm_par_hf.escaping import printable
 
 
 __all__ = [
@@ -20,11 +23,19 @@ __all__ = [
     "ParTypeError",
     "ParValueError",
     "argument_in_errors",
+    "raised_elsewhere",
+    "unreadable",
 ]
 
 
 class ParError(Exception):
-    """Something that this package was given is refused: an argument, a file, a folder, a model."""
+    """Something that this package was given is refused: an argument, a file, a folder, a model.
+
+    Control characters in the message, which may quote a file, are escaped.
+    """
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
 
 
 class ParValueError(ParError, ValueError):
@@ -38,8 +49,9 @@ class ParTypeError(ParError, TypeError):
 class ParKeyError(ParError, KeyError):
     """A name that is not there."""
 
-    # KeyError would show the message in quotes, with its line breaks escaped.
-    __str__ = Exception.__str__
+    def __str__(self) -> str:
+        # KeyError would show the message in quotes, with its line breaks escaped.
+        return printable(Exception.__str__(self))
 
 
 class ParOSError(ParError, OSError):
@@ -69,13 +81,44 @@ def argument_in_errors(argument: str, value: str) -> Iterator[None]:
     Without a network, for instance, the Hub's message names neither.
 
     Raises:
-        OSError: another package raised an error of a kind that it raises for bad files and names.
+        OSError: another package raised an error.
     """
-    from huggingface_hub.errors import StrictDataclassError
-
     try:
         yield
-    except (OSError, ValueError, ImportError, StrictDataclassError) as error:
+    except Exception as error:
         if isinstance(error, ParError) and not isinstance(error, OSError):
             raise
+        if not isinstance(error, (OSError, ImportError)) and not raised_elsewhere(error):
+            raise
         raise ParOSError(f"{argument}={value!r} could not be loaded: {error}") from error
+
+
+@contextmanager
+def unreadable(name: object, what: str) -> Iterator[None]:
+    """Turns what other packages raise for damaged files of a checkpoint, such as a KeyError, into an error that says
+    so.
+
+    Args:
+        name: the checkpoint.
+        what: which of its files, such as "config.json".
+
+    Raises:
+        ValueError: another package raised an error that is no OSError.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, (ParError, OSError, MemoryError)) or not raised_elsewhere(error):
+            raise
+        raise ParValueError(
+            f"{name}: {what} cannot be read, it is damaged or was written for something else "
+            f"({type(error).__name__}: {str(error)[:500]})"
+        ) from error
+
+
+def raised_elsewhere(error: BaseException) -> bool:
+    """Whether an error was raised by the code of another package."""
+    here, trace = str(Path(__file__).parent), error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is None or not trace.tb_frame.f_code.co_filename.startswith(here)

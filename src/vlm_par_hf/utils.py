@@ -9,6 +9,7 @@ import math
 import multiprocessing
 import os
 import re
+import reprlib
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -26,10 +27,14 @@ __all__ = [
     "embedded_path",
     "format_percent",
     "iterate",
+    "read_json",
+    "read_json_object",
     "redact",
     "redact_command",
     "require",
+    "shared_mode",
     "shorten",
+    "shorten_text",
     "thread_map",
 ]
 
@@ -71,7 +76,7 @@ def require(module: str, extra: str) -> ModuleType:
     """Imports an optional package where it is used.
 
     Args:
-        module: dotted name, `"datasets"` or `"scipy.io"`.
+        module: dotted name, `"datasets"` or `"pyarrow.parquet"`.
         extra: the extra of this package that installs it, `"train"` or `"demo"`.
 
     Raises:
@@ -87,6 +92,52 @@ def require(module: str, extra: str) -> ModuleType:
         raise ParImportError(
             f'{package} is needed here and is not installed: pip install "vlm-par-hf[{extra}]"', name=package
         ) from error
+
+
+def shorten(value: Any, length: int = 100) -> str:
+    """A value for an error message: its `repr` (control characters escaped), with its middle cut out where it is long.
+
+    Deeply nested and huge values are cut before they are printed.
+    """
+    short = reprlib.Repr()
+    short.maxlevel = 3
+    short.maxstring = short.maxother = short.maxlong = length
+    short.maxlist = short.maxtuple = short.maxdict = short.maxset = 8
+    try:
+        text = short.repr(value)
+    except ValueError:  # Python does not print whole numbers of thousands of digits
+        text = f"a {type(value).__name__} too large to print"
+    return text if len(text) <= 3 * length else f"{text[: 3 * length - 4]} ..."
+
+
+def read_json(text: str) -> Any:
+    """The value of a JSON text, in which no object has a key twice: of two values one would be lost.
+
+    Raises:
+        ValueError: it is not JSON, has a key twice, or is nested too deeply; the message says where or which.
+    """
+    try:
+        return json.loads(text, object_pairs_hook=_unique_keys)
+    except RecursionError:
+        raise ParValueError("it is nested too deeply") from None
+
+
+def read_json_object(path: Path) -> dict[str, Any] | None:
+    """The object that a JSON file holds; None if it is missing, damaged or something else."""
+    try:
+        found = read_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))
+        raise ParValueError(f"the key {shorten(twice)} appears twice in one object")
+    return found
 
 
 def atomic_write_text(path: str | Path, text: str) -> None:
@@ -120,6 +171,19 @@ def atomic_write_json(path: str | Path, data: Any) -> None:
     atomic_write_text(path, text + "\n")
 
 
+def shared_mode(folder: str | Path) -> int:
+    """The permissions that a new file in a folder gets from `open`, that is from the umask of this process.
+
+    Libraries that first write to a temporary file leave 0600, which nobody else can read.
+    """
+    # os.umask would have to change it to read it, for all threads.
+    path = Path(folder) / f".{uuid.uuid4().hex}.tmp"
+    with path.open("x"):
+        mode = path.stat().st_mode & 0o777
+    path.unlink()
+    return mode
+
+
 def _to_plain(data: Any) -> Any:
     if hasattr(data, "tolist"):
         data = data.tolist()
@@ -151,7 +215,7 @@ def iterate(items: Iterable, name: str = "items") -> Iterator[Any]:
     if isinstance(items, (set, frozenset)):
         raise ParTypeError(f"{name} is a {type(items).__name__}, which has no order; expected a list")
     if isinstance(items, (str, bytes, bytearray, Mapping)):
-        raise ParTypeError(f"{name} is {shorten(repr(items))}; expected a list, or another container with an order")
+        raise ParTypeError(f"{name} is {shorten(items)}; expected a list, or another container with an order")
     if package in _TABLE_PACKAGES and hasattr(items, "columns"):
         raise ParTypeError(f"{name} is a {package} table ({type(items).__name__}); expected one of its columns")
     if getattr(getattr(items, "dtype", None), "kind", None) == "S":
@@ -166,7 +230,7 @@ def iterate(items: Iterable, name: str = "items") -> Iterator[Any]:
     try:
         return iter(items)
     except TypeError:
-        raise ParTypeError(f"{name} is {shorten(repr(items))}; expected a list") from None
+        raise ParTypeError(f"{name} is {shorten(items)}; expected a list") from None
 
 
 def default_threads() -> int:
@@ -222,7 +286,7 @@ def format_percent(share: float | None) -> str:
     return "" if share is None or not math.isfinite(share) else f"{100 * share:.2f}"
 
 
-def shorten(text: str, length: int = 160) -> str:
+def shorten_text(text: str, length: int = 160) -> str:
     """Text for a message: its beginning and its end if it is longer than `length`; control characters are escaped."""
     if len(text) > length:
         text = f"{text[: length - 40]}...{text[-30:]} ({len(text)} characters)"

@@ -106,7 +106,7 @@ def test_split_column(root):
 
 
 def test_ids_stay_text_unless_all_are_plain_numbers(root):
-    for ids, expected in ((["7", "12"], [7, 12]), (["007", "7"], ["007", "7"]), (["a", "1"], ["a", "1"])):
+    for ids, expected in ((["7", "12"], [7, 12]), (["007", "7"], [7, 7]), (["a", "1"], ["a", "1"])):
         rows = [f"{i}.jpg,train,1,1,{person}" for i, person in enumerate(ids)]
         write_split_table(root, rows, "image,split,Hat,Color,person_id")
         assert [record.person_id for record in read_folder(root)[1]["train"]] == expected
@@ -161,7 +161,7 @@ def test_schema_argument_ignores_columns_that_only_the_file_names(root):
         ("image,Hat,Colour,Color\na.jpg,1,1,1\n", "line 2: unknown column 'Colour'; did you mean 'Color'"),
         ("image,Hat,Color,remarks\na.jpg,1,1,x\n", "unknown column 'remarks'; remove it, or add the attribute"),
         ("image,Hat,Hat,Color\na.jpg,1,1,1\n", "line 1: column 'Hat' appears twice"),
-        ("image;Hat;Color\na.jpg;1;1\n", "line 1: the columns are not separated"),
+        ("image;Hat;Color\na.jpg;1;1\n", "line 1: begins with .*: the columns are not separated by commas"),
         (HEADER + "a.jpg,1\n", "line 2: 2 cells; the header has 3"),
         (HEADER + "a.jpg,1,1\nb.jpg,1,1,1\n", "line 3: 4 cells; the header has 3"),
         (HEADER + "a.jpg,maybe,1\n", r"line 2: column 'Hat' is 'maybe'; expected one of \['no', 'yes'\]"),
@@ -237,3 +237,121 @@ def test_split_column_must_be_filled_throughout(root):
     write_split_table(root, ["a.jpg,test,1,1", "b.jpg,,1,1"])
     with pytest.raises(ValueError, match="line 3: column 'split' is filled in some rows only"):
         read_folder(root)
+
+
+def read_column(tmp_path, labels, cells, name="train.csv", **options):
+    """The labels of one attribute from cells of a table; `name` says CSV or JSON lines."""
+    prompts = [f"prompt {label}" for label in labels]
+    schema = AttributeSchema([{"name": "A", "question": "which?", "labels": labels, "prompts": prompts}])
+    rows = [{"image": f"{number}.jpg", "A": cell} for number, cell in enumerate(cells)]
+    lines = (
+        ["image,A", *(f"{row['image']},{row['A']}" for row in rows)] if name.endswith("csv") else map(json.dumps, rows)
+    )
+    (tmp_path / name).write_text("\n".join(lines) + "\n")
+    return [record.labels[0] for record in read_folder(tmp_path, schema, **options)[1]["train"]]
+
+
+def test_null_is_unknown_also_where_none_is_a_label(tmp_path):
+    cells = [None, "none", "None", float("nan"), "cap"]
+    assert read_column(tmp_path, ["none", "cap"], cells, "train.jsonl") == [-100, 0, 0, -100, 1]
+
+
+def test_labels_that_differ_by_case_stay_apart(tmp_path):
+    assert read_column(tmp_path, ["S", "s", "M"], ["S", "s", "m"]) == [0, 1, 2]
+    with pytest.raises(ValueError, match="column 'A' is 'NONE'; expected one of"):
+        read_column(tmp_path, ["None", "none", "cap"], ["NONE"])
+
+
+def test_a_number_is_no_index_where_labels_are_numbers(tmp_path):
+    assert read_column(tmp_path, ["2", "1", "0"], ["2", "2.0", "0", "02"]) == [0, 0, 2, 0]
+    with pytest.raises(ValueError, match=r"column 'A' is '0'; expected one of \['1', '2', '3'\], or nothing"):
+        read_column(tmp_path, ["1", "2", "3"], ["0"])
+
+
+def test_true_and_false_need_labels_that_deny_and_affirm(tmp_path):
+    assert read_column(tmp_path, ["no hat", "hat"], ["true", "False", True]) == [1, 0, 1]
+    with pytest.raises(ValueError, match="column 'A' is 'true'; expected one of .'male', 'female'."):
+        read_column(tmp_path, ["male", "female"], ["true"])
+
+
+@pytest.mark.parametrize("name", ["train.csv", "train.jsonl"])
+@pytest.mark.parametrize(
+    ("cells", "options", "expected"),
+    [
+        ([-1, 1, -1], {"negative": -1}, [0, 1, 0]),
+        ([-1, 1, 0], {"negative": "-1", "unknown": "0"}, [0, 1, -100]),
+        ([-1, 1, 0], {"unknown": -1}, [-100, 1, 0]),
+        ([-1, 1, 0], {"negative": 0}, [-100, 1, 0]),
+        (["no", "yes", -1], {}, [0, 1, -100]),
+    ],
+)
+def test_minus_one_as_the_user_says(tmp_path, name, cells, options, expected):
+    assert read_column(tmp_path, ["no", "yes"], cells, name, **options) == expected
+
+
+@pytest.mark.parametrize(
+    ("cells", "options", "message"),
+    [
+        ([1, -1], {}, "line 3: column 'A' holds -1 and neither 0 nor 'no'.*negative=-1 .--negative -1.*unknown=-1"),
+        ([-1], {}, "column 'A' holds -1 and neither 0 nor 'no'"),
+        ([1, 0, -1], {}, r"line 4: column 'A' holds both 0 and -1.*WIDER.*negative=-1, unknown=0.*unknown=-1"),
+        ([1, 0, -1], {"negative": -1}, "line 3: column 'A' holds 0, and negative=-1 says that -1 is 'no'.*unknown=0"),
+        ([1], {"negative": -1, "unknown": "-1.0"}, "negative and unknown are both -1"),
+    ],
+)
+def test_minus_one_with_two_meanings_is_refused(tmp_path, cells, options, message):
+    with pytest.raises(ValueError, match=message):
+        read_column(tmp_path, ["no", "yes"], cells, **options)
+
+
+def test_unknown_persons_are_nobody_and_one_id_is_one_person(root):
+    people = ["7", "0007", "7.0", "-1", "", "nan", "Unknown", "8"]
+    rows = [f"{number}.jpg,1,1,{person},{person}" for number, person in enumerate(people)]
+    write_split_table(root, rows, "image,Hat,Color,person_id,camera_id")
+    records = [record for part in read_folder(root)[1].values() for record in part]
+    found = {int(record.image_id[:-4]): (record.person_id, record.camera_id) for record in records}
+    expected = [7, 7, 7, None, None, None, None, 8]
+    assert [found[number] for number in range(8)] == [(person, person) for person in expected]
+    (root / "labels.csv").unlink()
+    row = {"image": "a.jpg", "Hat": 1, "Color": 1, "split": "train"}
+    (root / "labels.jsonl").write_text(json.dumps({**row, "person_id": [7]}))
+    with pytest.raises(ValueError, match=r"line 1: person_id is \[7\]; expected a text or a whole number"):
+        read_folder(root)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a.jpg,1,1\nb.jpg,0,0\n", "line 1: begins with 'a.jpg': this is no header; expected .* 'image,Hat,Color'"),
+        ("a.jpg 1 0\n", "line 1: begins with 'a.jpg 1 0': the columns are not separated by commas but by spaces"),
+        ("a.jpg\t1,0,0\n", "line 1: begins with 'a.jpg.t1': the columns are not separated by commas but by tabs"),
+    ],
+)
+def test_lists_without_a_header_are_recognised(root, text, message):
+    (root / "train.csv").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        read_folder(root)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"image": "a.jpg", "Hat": 1, "Hat": 0, "Color": 1}', "line 1: not JSON: the key 'Hat' appears twice"),
+        ('{"image": ' + "[" * 100_000, "line 1: not JSON: it is nested too deeply"),
+        ('{"image": ' + "1" * 5000 + "}", "line 1: not JSON: Exceeds the limit"),
+        ('{"image": "' + "a" * 2**20 + '"}', "line 1: longer than 1048576 characters"),
+        ('{"image": "a\\u0000.jpg", "Hat": 1, "Color": 1}', r"line 1: image is 'a.x00.jpg'; expected a path below"),
+        ('{"image": "\\ud800.jpg", "Hat": 1, "Color": 1}', "line 1: image is '.ud800.jpg'; expected a path"),
+        ('{"image": "a.jpg", "Hat": 1, "Color": 1, "split": 3}', "line 1: split is 3; expected one of"),
+    ],
+)
+def test_json_that_would_lose_a_value_or_the_process(root, text, message):
+    (root / "train.jsonl").write_text(text)
+    with pytest.raises(ValueError, match=f"train.jsonl, {message}"):
+        read_folder(root)
+
+
+def test_a_schema_with_a_byte_order_mark(root):
+    (root / "schema.json").write_text(json.dumps(SCHEMA.to_list()), encoding="utf-8-sig")
+    (root / "train.csv").write_text(HEADER + "a.jpg,1,1\n")
+    assert read_folder(root)[0] == SCHEMA

@@ -6,6 +6,8 @@ from scipy.io import savemat
 
 from modeling_tests.original_files import market_variables, peta_data, peta_variables, struct, write_picture
 from vlm_par_hf.data import dataset_schema, load_par_dataset, read_market1501
+from vlm_par_hf.data.readers import market1501
+from vlm_par_hf.errors import ParValueError
 from vlm_par_hf.labels.tables import get_schema
 
 
@@ -160,3 +162,26 @@ def test_half_downloaded(root, tmp_path):
     (folder / "market_attribute.mat").unlink()
     with pytest.raises(FileNotFoundError, match="holds no market_attribute.mat"):
         read_market1501(root)
+
+
+def test_of_complete_data_every_attribute_has_a_positive_and_every_field_an_attribute(root, monkeypatch, caplog):
+    variables = market_variables()
+    for half in ("train", "test"):
+        variables["market_attribute"][0, 0][half][0, 0]["downpink"][:] = 1
+    savemat(root / "Market-1501-v15.09.15" / "market_attribute.mat", variables)
+    _, _, notes = read_market1501(root)
+    assert notes["attributes_without_positive"] == ["downpink"] and "no image has 'downpink'" in caplog.text
+    monkeypatch.setattr(market1501, "_OFFICIAL_IMAGES", {"train": 80, "test": 10})
+    for table in ("market1501", "market1501_30"):
+        with pytest.raises(ParValueError, match="market_attribute.mat: no image has 'downpink'. All images"):
+            load_par_dataset(table, root)
+        load_par_dataset(table, root, ignore=["downpink"])
+    halves = market_variables()["market_attribute"][0, 0]
+    named = {}
+    for half in ("test", "train"):
+        fields = halves[half][0, 0]
+        named[half] = struct(**{name: fields[name] for name in fields.dtype.names}, umbrella=fields["hat"])
+    savemat(root / "Market-1501-v15.09.15" / "market_attribute.mat", {"market_attribute": struct(**named)})
+    with pytest.raises(ParValueError, match=r"no attribute takes the label 'umbrella' \(1501 times\)"):
+        read_market1501(root)
+    assert read_market1501(root, ignore=["umbrella"])[2]["labels_not_taken"] == {"umbrella": 1501}

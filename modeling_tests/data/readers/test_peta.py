@@ -1,5 +1,7 @@
 """PETA from PETA.mat and from the original archive: the same persons, labels by name, partitions as in the file."""
 
+import json
+
 import numpy as np
 import pytest
 from scipy.io import savemat
@@ -14,6 +16,8 @@ from modeling_tests.original_files import (
     write_picture,
 )
 from vlm_par_hf.data import dataset_schema, load_par_dataset, read_peta
+from vlm_par_hf.data.readers import peta
+from vlm_par_hf.errors import ParTypeError, ParValueError
 from vlm_par_hf.labels.tables import get_schema
 
 
@@ -146,6 +150,101 @@ def test_original_archive_alone_is_divided_by_person(archive, small, caplog):
     assert [r.image_id for r in other["test"]] != [r.image_id for r in splits["test"]]
     with pytest.raises(ValueError, match="partition is 1; without PETA.mat"):
         read_peta(root, partition=1)
+
+
+@pytest.fixture
+def complete(small, tmp_path, monkeypatch):
+    """The original archive without PETA.mat, and its 60 images are all there are."""
+    monkeypatch.setattr(peta, "_OFFICIAL_IMAGES", len(small))
+    write_peta_archive(tmp_path / "PETA dataset", small, extra_line=b"")
+    return tmp_path
+
+
+def relabel(root, old, new):
+    for path in root.glob("PETA dataset/*/archive/Label.txt"):
+        path.write_bytes(path.read_bytes().replace(old, new))
+
+
+def column(splits, schema, name):
+    return {
+        record.image_id: int(record.labels[schema.index(name)]) for records in splits.values() for record in records
+    }
+
+
+def test_sneakers_of_the_archive_are_the_sneaker_of_the_mat_file(complete, small, caplog):
+    assert b"footwearSneakers" in (complete / "PETA dataset/VIPeR/archive/Label.txt").read_bytes()
+    schema, splits, notes = read_peta(complete)
+    found = column(splits, schema, "footwearSneaker")
+    assert sum(found.values()) == small[:, 4 + PETA_NAMES.index("footwearSneaker")].sum() > 0
+    savemat(complete / "PETA.mat", peta_variables(small, sizes=(30, 6, 24)))
+    schema, splits, _ = read_peta(complete)
+    assert column(splits, schema, "footwearSneaker") == found
+    # The four that the authors left out are no error, and are not hidden either.
+    assert notes["labels_left_out"] == {"accessoryFaceMask": len({tuple(row) for row in small[:, 2:4].tolist()})}
+    assert "labels_not_taken" not in notes and "no attribute takes" not in caplog.text
+
+
+def test_a_complete_archive_with_another_spelling_is_refused(complete, small):
+    relabel(complete, b"upperBodyLogo", b"upperBodyLogos")
+    message = (
+        r"PETA dataset: no image has 'upperBodyLogo'; no attribute takes the label 'upperBodyLogos' \(\d+ times; did "
+        r"they mean 'upperBodyLogo'\?\)\. All images.*name it in ignore \(--ignore NAME\)"
+    )
+    with pytest.raises(ParValueError, match=message):
+        read_peta(complete)
+    with pytest.raises(ParValueError, match="no image has 'upperBodyLogo'\\. All images"):
+        load_par_dataset("peta35", complete, ignore=["upperBodyLogos"])
+    data = load_par_dataset("peta35", complete, ignore=("upperBodyLogos", "upperBodyLogo"))
+    notes = json.loads(data["train"].info.description)
+    assert notes["attributes_without_positive"] == ["upperBodyLogo"]
+    assert list(notes["labels_not_taken"]) == ["upperBodyLogos"] and notes["labels_not_taken"]["upperBodyLogos"] > 5
+    assert notes["options"]["ignore"] == ["upperBodyLogos", "upperBodyLogo"]
+    assert sum(len(part) for part in data.values()) == len(small)
+
+
+def test_a_label_that_nobody_takes_is_refused_in_a_complete_archive_and_told_in_a_part(complete, caplog):
+    relabel(complete, b"accessoryFaceMask", b"carryingDog")
+    with pytest.raises(ParValueError, match=r"no attribute takes the label 'carryingDog' \(\d+ times\)\. All images"):
+        read_peta(complete)
+    (complete / "PETA dataset" / "VIPeR" / "archive").rename(complete / "elsewhere")
+    _, _, notes = read_peta(complete)
+    assert "no attribute takes the label 'carryingDog'" in caplog.text and notes["labels_not_taken"]["carryingDog"] > 0
+    assert [record.levelname for record in caplog.records if "carryingDog" in record.message] == ["WARNING"]
+    caplog.clear()
+    read_peta(complete, ignore=["carryingDog"])
+    assert "carryingDog" not in caplog.text
+
+
+def test_a_color_that_no_person_has_is_refused_but_for_the_two_of_the_data_set(complete):
+    for color in (b"Blue", b"Pink"):
+        relabel(complete, b" hair" + color, b"")
+    schema, _, notes = read_peta(complete, "peta65")
+    assert len(schema) == 65 and "attributes_without_positive" not in notes
+    relabel(complete, b" hairRed", b"")
+    with pytest.raises(ParValueError, match="no image has 'hairRed'"):
+        read_peta(complete, "peta65")
+    assert read_peta(complete, "peta65", ignore=["hairRed"])[2]["attributes_without_positive"] == ["hairRed"]
+    read_peta(complete)  # peta35 has no colors
+
+
+def test_a_mat_file_with_an_empty_or_an_unknown_column(small, tmp_path, monkeypatch, caplog):
+    data = np.column_stack([small, small[:, 4]])
+    data[:, 4 + PETA_NAMES.index("hairLong")] = 0
+    savemat(tmp_path / "PETA.mat", peta_variables(data, sizes=(30, 6, 24), names=(*PETA_NAMES, "carryingDog")))
+    _, _, notes = read_peta(tmp_path)
+    assert "no image has 'hairLong'; no attribute takes the label 'carryingDog'" in caplog.text
+    assert notes["attributes_without_positive"] == ["hairLong"]
+    monkeypatch.setattr(peta, "_OFFICIAL_IMAGES", 60)
+    with pytest.raises(ParValueError, match="PETA.mat: no image has 'hairLong'; no attribute takes .*'carryingDog'"):
+        read_peta(tmp_path)
+
+
+def test_ignore_takes_names_that_are_there(complete):
+    with pytest.raises(ParValueError, match="ignore names 'footwearSneakrs', .* did you mean 'footwearSneaker'"):
+        read_peta(complete, ignore=["footwearSneakrs"])
+    for wrong in ("hairLong", [3], 7):
+        with pytest.raises(ParTypeError, match="ignore is .*; expected a list of names"):
+            load_par_dataset("peta35", complete, ignore=wrong)
 
 
 def test_half_unpacked_archive_is_said(archive, caplog):

@@ -1,11 +1,15 @@
 """RAP versions 1 and 2 at full size: fields by name, 2 is unknown, images by stem."""
 
+import json
+
 import numpy as np
 import pytest
 from scipy.io import savemat
 
 from modeling_tests.original_files import market_variables, rapv1_variables, rapv2_variables, write_picture
 from vlm_par_hf.data import load_par_dataset, read_rapv1, read_rapv2
+from vlm_par_hf.data.readers import rap
+from vlm_par_hf.errors import ParValueError
 from vlm_par_hf.labels.tables import get_schema
 
 
@@ -135,3 +139,21 @@ def test_selection_that_lacks_an_attribute(tmp_path):
 def test_nothing_there(tmp_path):
     with pytest.raises(FileNotFoundError, match="holds no RAP_annotation.mat"):
         read_rapv1(tmp_path)
+
+
+@pytest.mark.parametrize(("name", "make", "official"), [("rapv1", rapv1_variables, "_V1_IMAGES"),
+                                                        ("rapv2", rapv2_variables, "_V2_IMAGES")])  # fmt: skip
+def test_of_complete_data_every_attribute_has_a_positive(tmp_path, name, make, official, monkeypatch, caplog):
+    variables = make(images=60)
+    fields = fields_of(variables)
+    columns = [str(entry[0]) for entry in fields["attribute_eng" if name == "rapv1" else "attribute"].ravel()]
+    attribute = get_schema(name).names[12]
+    fields["label" if name == "rapv1" else "data"][:, columns.index(attribute)] = 0
+    write(tmp_path, variables)
+    data = load_par_dataset(name, tmp_path, missing="skip")
+    assert f"no image has '{attribute}'" in caplog.text
+    assert json.loads(data["test"].info.description)["attributes_without_positive"] == [attribute]
+    monkeypatch.setattr(rap, official, 60)
+    with pytest.raises(ParValueError, match=f"RAP_annotation.mat: no image has '{attribute}'. All images"):
+        load_par_dataset(name, tmp_path, missing="skip")
+    load_par_dataset(name, tmp_path, missing="skip", ignore=[attribute])

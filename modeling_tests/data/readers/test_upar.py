@@ -8,6 +8,8 @@ import pytest
 
 from modeling_tests.original_files import write_picture, write_upar_table
 from vlm_par_hf.data import dataset_schema, load_par_dataset, read_upar, read_upar_queries
+from vlm_par_hf.data.readers import upar
+from vlm_par_hf.errors import ParValueError
 from vlm_par_hf.labels.tables import get_schema
 
 
@@ -134,3 +136,15 @@ def test_a_hundred_thousand_rows_in_seconds(tmp_path):
     splits = read_upar(tmp_path)[1]
     assert time.process_time() - start < 15
     assert len(splits["train"]) == 100_000 and splits["train"][-1].labels.tolist() == [0, 1] * 20
+
+
+def test_of_complete_data_every_attribute_has_a_positive(tmp_path, monkeypatch, caplog):
+    labels = np.stack([np.zeros(40, int), np.ones(40, int)])
+    labels[:, 7] = 0
+    for split in ("train", "val"):
+        write_upar_table(tmp_path / f"{split}.csv", IMAGES[split], labels)
+    assert read_upar(tmp_path)[2]["attributes_without_positive"] == [NAMES[7]] and NAMES[7] in caplog.text
+    monkeypatch.setattr(upar, "_OFFICIAL_IMAGES", {"train": 2, "validation": 2})
+    with pytest.raises(ParValueError, match=f"no image has '{NAMES[7]}'. All images"):
+        read_upar(tmp_path)
+    read_upar(tmp_path, ignore=[NAMES[7]])

@@ -562,3 +562,22 @@ def test_the_text_towers_embeddings_are_found_and_replaced(kind):
     new = torch.nn.Embedding(old.num_embeddings, old.embedding_dim)
     model.set_input_embeddings(new)
     assert model.get_input_embeddings() is new
+
+
+def test_another_label_space_of_the_same_size_has_other_texts():
+    """No weight differs between the two: only the texts do."""
+    model, processor = tiny_focus_model("kway"), tiny_focus_processor("kway")
+    inputs = tiny_inputs("kway")
+    with torch.no_grad():
+        model(**inputs)
+        before = model._own_texts()
+        other = model.schema.to_list()
+        for one in other:
+            one["prompts"] = [f"{text} in the rain" for text in one["prompts"]]
+        model.set_attributes(AttributeSchema(other), processor)
+        model.decision_offset.zero_()  # there may be a -0.0 in it
+        found = model(**inputs).logits
+        assert not torch.equal(model._own_texts().embeds, before.embeds)
+        fresh = copy.deepcopy(model)
+        fresh._kept.clear()
+        assert torch.equal(found, fresh(**inputs).logits)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -19,13 +20,13 @@ from vlm_par_hf.inference.boxes import check_box_options
 from vlm_par_hf.inference.devices import inference_dtype
 from vlm_par_hf.inference.pictures import TASK
 from vlm_par_hf.inference.pipelines import PedestrianAttributesPipeline
-from vlm_par_hf.inference.predicting import predict_batches, read_ahead
+from vlm_par_hf.inference.predicting import predict_batch, read_ahead
 from vlm_par_hf.utils import default_threads, iterate, thread_map
 
 from .inputs import ImageList, Row, RowOptions, open_row
 
 
-__all__ = ["Annotator", "to_json"]
+__all__ = ["Annotator", "answer_to_json", "to_json"]
 
 # Errors that a damaged or unusual picture raises. Any other error (no memory, a bug) ends the run.
 _PICTURE_ERRORS = (OSError, TypeError, ValueError, ArithmeticError)
@@ -112,7 +113,10 @@ class Annotator:
         answers = list(self.stream(chunks))
         return {
             **{name: batch[name] for name in batch if name != "image"},
-            "prediction": [None if answer is None else to_json(answer) for answer, _ in answers],
+            "prediction": [
+                None if answer is None else answer_to_json(answer, f"image {index} of the batch")
+                for index, (answer, _) in enumerate(answers)
+            ],
             "error": [error for _, error in answers],
         }
 
@@ -130,9 +134,10 @@ class Annotator:
             # two threads.
             opened = ([image if is_image_file(image) else self._open(image) for image in batch] for batch in batches)
             prepared = read_ahead(((1, partial(self._prepare, batch)) for batch in opened), pool, 3)
-            for opened, outputs in predict_batches(pipe.model, prepared):
+            for (opened, names), inputs in prepared:
                 answers = iter(())
-                if outputs is not None:
+                if inputs is not None:
+                    outputs = predict_batch(pipe.model, inputs, names=names)
                     options = {"only_positive": self.only_positive, "sensitive": self.sensitive}
                     answers = iter(pipe.postprocess(outputs, **options))
                 for one in opened:
@@ -171,9 +176,9 @@ class Annotator:
 
     def _prepare(
         self, images: Sequence[Any]
-    ) -> tuple[list[dict[str, Any] | Exception], dict[str, torch.Tensor] | None]:
-        """For each image what its answer says beside the attributes, or why it cannot be read; and the inputs of the
-        readable ones, or None."""
+    ) -> tuple[tuple[list[dict[str, Any] | Exception], list[str | int]], dict[str, torch.Tensor] | None]:
+        """For each image what its answer says beside the attributes, or why it cannot be read; the names of the
+        readable ones; and their inputs, or None."""
         opened = thread_map(lambda image: self._open(image) if is_image_file(image) else image, images)
         try:
             readable = [one.image for one in opened if isinstance(one, _Person)]
@@ -183,7 +188,10 @@ class Annotator:
             opened = [self._check_processable(one) if isinstance(one, _Person) else one for one in opened]
             readable = [one.image for one in opened if isinstance(one, _Person)]
             inputs = self._process(readable) if readable else None
-        return [one.notes if isinstance(one, _Person) else one for one in opened], inputs
+        names = [
+            _name(image, position) for position, image in enumerate(images) if isinstance(opened[position], _Person)
+        ]
+        return ([one.notes if isinstance(one, _Person) else one for one in opened], names), inputs
 
     def _open(self, image: Any) -> "_Person | Exception":
         try:
@@ -220,8 +228,33 @@ class Annotator:
 
 
 def to_json(value: Any) -> str:
-    """`value` as JSON on one line, with letters of every language as they are."""
-    return json.dumps(value, ensure_ascii=False)
+    """`value` as JSON on one line, with letters of every language as they are.
+
+    Raises:
+        ValueError: a number is not finite, which JSON cannot hold.
+    """
+    return json.dumps(value, ensure_ascii=False, allow_nan=False)
+
+
+def answer_to_json(answer: Mapping[str, Any], image: str) -> str:
+    """An answer of the pipeline as `to_json`.
+
+    Raises:
+        ValueError: a score is not finite; the message names the attribute and `image`.
+    """
+    for name, found in answer["attributes"].items():
+        if not math.isfinite(found["score"]) or not all(map(math.isfinite, found["probabilities"].values())):
+            raise ParValueError(
+                f"the score of attribute {name!r} for {image} is {found['score']}, expected a finite number: check "
+                "the weights of the model and its dtype"
+            )
+    return to_json(answer)
+
+
+def _name(image: Any, position: int) -> str | int:
+    """An image for messages: its path if it has one, else its position in the batch."""
+    path = image.get("path") if isinstance(image, dict) else image
+    return os.fspath(path) if isinstance(path, (str, os.PathLike)) else position
 
 
 def _without_origin(value: Any) -> Any:

@@ -21,7 +21,7 @@ from vlm_par_hf.images.downloading import is_url
 from vlm_par_hf.images.opening import IMAGE_SUFFIXES, describe_image_source
 from vlm_par_hf.inference.boxes import Box, check_boxes, scale_box
 from vlm_par_hf.inference.pictures import open_picture
-from vlm_par_hf.utils import iterate, redact, require, shorten
+from vlm_par_hf.utils import iterate, redact, require, shorten_text
 
 
 __all__ = ["TABLE_SUFFIX", "Columns", "ImageList", "Row", "RowOptions", "Segment", "open_row", "read_segments"]
@@ -139,7 +139,7 @@ class ImageList:
                 counts.append(self._check_table(path) if _is_table(path) else 1)
         self._ends = np.cumsum(counts, dtype=np.int64)
         if not len(self):
-            shown = shorten(repr([os.fspath(name) for name in names]), 300)
+            shown = shorten_text(repr([os.fspath(name) for name in names]), 300)
             raise ParValueError(f"images={shown}: expected at least one image")
 
     @property
@@ -200,16 +200,18 @@ class ImageList:
         elif os.path.isfile(name):
             yield _file_entry(name, os.stat(name))
         elif os.path.exists(name):
-            raise ParValueError(f"{shorten(name)!r} is no regular file (a device, pipe or socket); expected an image")
+            raise ParValueError(
+                f"{shorten_text(name)!r} is no regular file (a device, pipe or socket); expected an image"
+            )
         elif glob.has_magic(name):
             yield from self._match(name)
         else:
-            raise ParFileNotFoundError(f"no such image or folder: {shorten(name)!r}")
+            raise ParFileNotFoundError(f"no such image or folder: {shorten_text(name)!r}")
 
     def _match(self, pattern: str) -> Iterator[_File]:
         found = sorted(glob.glob(pattern, recursive=True), key=_natural_key)
         if not found:
-            raise ParFileNotFoundError(f"nothing matches {shorten(pattern)!r}")
+            raise ParFileNotFoundError(f"nothing matches {shorten_text(pattern)!r}")
         root = os.path.realpath(_folder_of_glob(pattern))
         for path in found:
             if os.path.isdir(path):
@@ -413,7 +415,9 @@ def open_row(image: Any, options: RowOptions | None = None) -> tuple[Image.Image
                 f"{describe_image_source(root)!r}; expected a path below it (image_root, --image-root, names another)"
             )
         source = Path(path)  # what was checked; and a text in a table is a path and nothing else
-    picture, size = open_picture(source, timeout=options.timeout, allow_private=options.allow_private_urls)
+    picture, size = open_picture(
+        source, one_person=not boxed, timeout=options.timeout, allow_private=options.allow_private_urls
+    )
     if not boxed:
         return picture, None
     if image["box"] is None:

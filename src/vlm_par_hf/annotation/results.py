@@ -2,34 +2,49 @@
 
 OUT.partial/run.json             what the images, the model and the options are; removed when OUT is finished
 OUT.partial/inputs.jsonl         path, size and time of change of every input file
-OUT.partial/part-000012.jsonl    a line per image: an answer, or an error
+OUT.partial/part-000012.jsonl    a line with a checksum, then a line per image: an answer, or an error
+
+These names are the list of what a run writes in OUT.partial: nothing else in it is deleted.
 """
 
+import hashlib
 import json
 import logging
 import os
-import shutil
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub.utils import WeakFileLock
-
-from vlm_par_hf.errors import ParValueError
-from vlm_par_hf.utils import atomic_write_json, atomic_write_text
+from vlm_par_hf.errors import ParFileExistsError, ParValueError
+from vlm_par_hf.output_folders import LOCK, lock_file, refuse_link, sha256_of_file
+from vlm_par_hf.utils import atomic_write_json, atomic_write_text, read_json_object
 
 from .annotator import to_json
 from .inputs import TABLE_SUFFIX
 
 
-__all__ = ["assemble", "check_earlier_work", "lock_parts", "make_line", "part_name", "table_schema"]
+__all__ = [
+    "assemble",
+    "check_earlier_work",
+    "has_part",
+    "lock_parts",
+    "make_line",
+    "part_name",
+    "table_schema",
+    "write_part",
+]
 
 logger = logging.getLogger(__name__)
 
-_LOCK_FILE = "lock"
+_RUN_FILE = "run.json"
+_INPUTS_FILE = "inputs.jsonl"
+_WRITTEN_NAME = re.compile(r"run\.json|inputs\.jsonl|part-\d{6}\.jsonl|assembled\.(jsonl|parquet)")
+_TEMPORARY_NAME = re.compile(r"\.(run\.json|inputs\.jsonl|part-\d{6}\.jsonl)\.[0-9a-f]{32}\.tmp")
+_RUN_KEYS = {"images", "images_digest", "model_digest", "images_per_part"}
 _ROW_GROUP = 10_000  # rows of a parquet output that are kept in memory and written together
 
 
@@ -46,7 +61,38 @@ def make_line(name: str, image_id: str | None, prediction: str | None, error: st
     return f"{to_json(head)[:-1]}, {prediction[1:]}\n"
 
 
-def check_earlier_work(out: Path, partial: Path, run: dict, listing: str, overwrite: bool) -> dict[str, Any] | None:
+def write_part(path: Path, lines: Sequence[str], run: dict[str, Any]) -> None:
+    """Writes a part, with a first line that says how many lines follow, and their checksum together with the run's."""
+    text = "".join(lines)
+    head = {"rows": len(lines), "checksum": _checksum(path.name, text.encode(), run)}
+    atomic_write_text(path, f"{to_json(head)}\n{text}")
+
+
+def has_part(path: Path, rows: int, run: dict[str, Any]) -> bool:
+    """Whether a part of `rows` images is there as this run wrote it; one that is damaged is to be computed again."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return False
+    head, _, text = data.partition(b"\n")
+    try:
+        found = json.loads(head)
+    except ValueError:
+        found = None
+    if found == {"rows": rows, "checksum": _checksum(path.name, text, run)}:
+        return True
+    logger.warning("%s is not as it was written: its images are answered again", path)
+    return False
+
+
+def _checksum(name: str, text: bytes, run: dict[str, Any]) -> str:
+    key = json.dumps([name, run["images_digest"], run["model_digest"], run["images_per_part"]])
+    return hashlib.blake2b(key.encode() + text, digest_size=16).hexdigest()
+
+
+def check_earlier_work(
+    out: Path, partial: Path, run: dict, listing: str, overwrite: bool, delete_listed: bool = False
+) -> dict[str, Any] | None:
     """Compares a run with what an earlier one left; files of another run are deleted only with `overwrite`.
 
     Args:
@@ -55,39 +101,101 @@ def check_earlier_work(out: Path, partial: Path, run: dict, listing: str, overwr
         run: what the images, the model and the options are.
         listing: `ImageList.listing()`.
         overwrite: start anew if there is other work.
+        delete_listed: also replace a file `out` that is not as a run wrote it.
 
     Returns:
         The report if `out` is finished. Else None; then `partial` holds the parts of this run that are complete.
 
     Raises:
         ValueError: there is work of another run; the message says what differs.
+        FileExistsError: `out` or its report was changed, or no run wrote it, and `delete_listed` is not set; or a file
+            in `partial` that no run wrote has the name of a part.
     """
     report_path = _report_path(out)
     hint = "name another file, or overwrite it (overwrite=True, --overwrite)"
-    if (partial / "run.json").is_file():
-        earlier = json.loads((partial / "run.json").read_text(encoding="utf-8"))
+    earlier = read_json_object(partial / _RUN_FILE)
+    if earlier is not None and not set(earlier) >= _RUN_KEYS:
+        earlier = None  # the record of something else
+    if earlier is not None and earlier.pop("finished", False):
+        # The process was ended while it removed the parts.
+        _remove_parts(partial)
+        earlier = None
+    if earlier is not None:
         differences = _differences(earlier, run)
         if not differences:
+            atomic_write_text(partial / _INPUTS_FILE, listing)
             return None
         if not overwrite:
-            if earlier["images_digest"] != run["images_digest"]:
-                differences[0] += _listing_difference((partial / "inputs.jsonl").read_text(encoding="utf-8"), listing)
+            if earlier.get("images_digest") != run["images_digest"]:
+                differences[0] += _listing_difference(partial / _INPUTS_FILE, listing)
             raise ParValueError(f"{str(partial)!r} holds the work of another run: {'; '.join(differences)}; {hint}")
+    elif strange := [name for name in sorted(os.listdir(partial)) if _WRITTEN_NAME.fullmatch(name)]:
+        # A run writes its record first, so that these are of somebody else, or nobody can say whose they are.
+        raise ParFileExistsError(
+            f"{str(partial)!r} holds {strange[0]!r}, and no {_RUN_FILE} that says of which run: delete the folder "
+            "yourself, or name another file to write"
+        )
     elif out.exists() and not overwrite:
-        report = json.loads(report_path.read_text(encoding="utf-8")) if report_path.is_file() else {}
-        if "run" not in report:
+        report = read_json_object(report_path)
+        if report is None or not isinstance(report.get("run"), dict):
             raise ParValueError(f"out={str(out)!r} exists, and no report says what it is; {hint}")
         differences = _differences(report["run"], run)
         if differences:
             raise ParValueError(f"out={str(out)!r} is the work of another run: {'; '.join(differences)}; {hint}")
+        if _is_changed(out, report):
+            raise ParValueError(f"out={str(out)!r} was changed since it was written; {hint}")
+        if report.get("checksum", _checksum_of(report)) != _checksum_of(report) or (
+            "checksum" not in report and "output_sha256" in report
+        ):
+            raise ParValueError(f"{str(report_path)!r} was changed since it was written; {hint}")
         logger.info("%s was finished before", out)
         return report
-    for name in os.listdir(partial):
-        if name != _LOCK_FILE:
-            (partial / name).unlink()
-    atomic_write_text(partial / "inputs.jsonl", listing)
-    atomic_write_json(partial / "run.json", run)
+    if not delete_listed:
+        _refuse_doubtful(out, report_path)
+    _remove_parts(partial)
+    atomic_write_json(partial / _RUN_FILE, run)
+    atomic_write_text(partial / _INPUTS_FILE, listing)
     return None
+
+
+def _refuse_doubtful(out: Path, report_path: Path) -> None:
+    """Refuses to replace an output that no report describes as it is, and a report of something else."""
+    report = read_json_object(report_path)
+    doubtful = []
+    if out.exists() and _digests(report).get(out.suffix) != sha256_of_file(out):
+        doubtful.append(out)
+    if report_path.exists() and not isinstance((report or {}).get("run"), dict):
+        doubtful.append(report_path)
+    if doubtful:
+        raise ParFileExistsError(
+            f"{', '.join(repr(str(path)) for path in doubtful)}: not as a run of this package wrote it, and would be "
+            "replaced; for that pass overwrite=True and delete_listed=True (--overwrite --delete-listed), or name "
+            "another file"
+        )
+
+
+def _is_changed(out: Path, report: dict[str, Any]) -> bool:
+    """Whether an output is not as it was written; that of an earlier version, whose report has no digest, may be."""
+    return out.is_file() and _digests(report).get(out.suffix) not in (None, sha256_of_file(out))
+
+
+def _checksum_of(report: dict[str, Any]) -> str:
+    content = {name: value for name, value in report.items() if name != "checksum"}
+    return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def _digests(report: dict[str, Any] | None) -> dict[str, Any]:
+    """The sha256 of outputs by suffix: `out.jsonl` and `out.parquet` share a report, which is of the later one."""
+    found = {} if report is None else report.get("output_sha256")
+    return found if isinstance(found, dict) else {}
+
+
+def _remove_parts(partial: Path) -> None:
+    """Removes what a run writes in its folder of parts, its record last."""
+    names = sorted(os.listdir(partial), key=lambda name: name == _RUN_FILE)
+    for name in names:
+        if _WRITTEN_NAME.fullmatch(name) or _TEMPORARY_NAME.fullmatch(name):
+            (partial / name).unlink()
 
 
 def _differences(earlier: dict[str, Any], run: dict[str, Any]) -> list[str]:
@@ -104,8 +212,12 @@ def _differences(earlier: dict[str, Any], run: dict[str, Any]) -> list[str]:
     return found
 
 
-def _listing_difference(earlier: str, now: str) -> str:
-    old, new = ({path: stamp for path, *stamp in map(json.loads, text.splitlines())} for text in (earlier, now))
+def _listing_difference(path: Path, now: str) -> str:
+    try:
+        earlier = path.read_text(encoding="utf-8")
+        old, new = ({path: stamp for path, *stamp in map(json.loads, text.splitlines())} for text in (earlier, now))
+    except (OSError, ValueError, TypeError):
+        return ""  # the list of then is damaged
     groups = {
         "added": [path for path in new if path not in old],
         "removed": [path for path in old if path not in new],
@@ -117,29 +229,27 @@ def _listing_difference(earlier: str, now: str) -> str:
 
 @contextmanager
 def lock_parts(partial: Path, out: Path) -> Iterator[None]:
-    """Makes and locks the folder of parts; at the end removes it, unless its run.json says that work is unfinished.
+    """Makes and locks the folder of parts; at the end removes it, unless it holds unfinished work or something else.
 
     Raises:
         ValueError: another process holds the lock.
+        OSError: the folder is a link.
     """
+    refuse_link(partial)
     partial.mkdir(parents=True, exist_ok=True)
-    lock = WeakFileLock(partial / _LOCK_FILE, timeout=0.5)
     try:
-        lock.__enter__()
-    except TimeoutError:
-        raise ParValueError(f"out={str(out)!r}: another process is writing it") from None
-    try:
-        yield
+        with lock_file(partial / LOCK, out):
+            yield
     finally:
-        lock.__exit__(None, None, None)
-        if not (partial / "run.json").exists():
-            shutil.rmtree(partial, ignore_errors=True)
+        with suppress(OSError):
+            partial.rmdir()
 
 
 def assemble(out: Path, partial: Path, count: int, run: dict, has_ids: bool, left_out: list) -> dict[str, Any]:
     """Joins the parts to `out`, writes the report and returns it.
 
-    run.json is removed last: after a crash at any line the next run finds it and all parts, and does this again.
+    run.json is removed last: after a crash at any line the next run finds it and all parts, and does this again, or
+    finds it marked as finished.
     """
     temporary = partial / f"assembled{out.suffix}"
     broken: list[dict[str, Any]] = []
@@ -148,7 +258,7 @@ def assemble(out: Path, partial: Path, count: int, run: dict, has_ids: bool, lef
     def lines() -> Iterator[bytes]:
         nonlocal predictions
         for number in range(count):
-            for line in (partial / part_name(number)).read_bytes().splitlines(keepends=True):
+            for line in (partial / part_name(number)).read_bytes().splitlines(keepends=True)[1:]:
                 if line.startswith(b'{"error"'):
                     entry = json.loads(line)
                     broken.append({"image": entry.pop("image"), **entry})
@@ -169,11 +279,14 @@ def assemble(out: Path, partial: Path, count: int, run: dict, has_ids: bool, lef
         "broken": broken,
         "left_out": left_out,
         "order": "as given; inside a folder natural order of names, folders and files together",
+        "output_sha256": {**_digests(read_json_object(_report_path(out))), out.suffix: sha256_of_file(temporary)},
         "run": run,
     }
+    report["checksum"] = _checksum_of(report)
     atomic_write_json(_report_path(out), report)
     os.replace(temporary, out)
-    (partial / "run.json").unlink()
+    atomic_write_json(partial / _RUN_FILE, {**run, "finished": True})
+    _remove_parts(partial)
     return report
 
 

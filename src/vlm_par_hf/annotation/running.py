@@ -11,13 +11,23 @@ from typing import Any
 from huggingface_hub.utils import tqdm
 
 from vlm_par_hf.errors import ParValueError
-from vlm_par_hf.utils import atomic_write_text, redact, require
+from vlm_par_hf.output_folders import refuse_overlap
+from vlm_par_hf.utils import iterate, redact, require
 from vlm_par_hf.visualization import people_grid
 
-from .annotator import Annotator, to_json
+from .annotator import Annotator, answer_to_json
 from .inputs import TABLE_SUFFIX, ImageList, Row, RowOptions, open_row
 from .on_ray import run_on_ray
-from .results import assemble, check_earlier_work, lock_parts, make_line, part_name, table_schema
+from .results import (
+    assemble,
+    check_earlier_work,
+    has_part,
+    lock_parts,
+    make_line,
+    part_name,
+    table_schema,
+    write_part,
+)
 
 
 __all__ = ["annotate", "draw_annotation"]
@@ -46,6 +56,7 @@ def annotate(
     follow_links: bool = False,
     allow_urls: bool = False,
     overwrite: bool = False,
+    delete_listed: bool = False,
     images_per_part: int = 512,
     ray_workers: int = 0,
     cpus_per_worker: int = 1,
@@ -68,6 +79,8 @@ def annotate(
         allow_urls: read URLs, those that are named and those in tables.
         draw: folder for a picture of each image with its attributes. It is not searched for images.
         overwrite: start anew if `out` or `out.partial` hold other work.
+        delete_listed: with `overwrite`: replace `out` also if it was changed since it was written, or if no report
+            says that this function wrote it.
         images_per_part: so many images at most are computed again after a run was killed.
         ray_workers: processes of Ray that annotate; 0: this process annotates. A Ray that runs, or the one that
             RAY_ADDRESS names, is used; otherwise one is started on this machine for the run. Its machines need this
@@ -83,7 +96,10 @@ def annotate(
 
     Raises:
         ValueError: a wrong argument; `out` or `out.partial` hold the work of other images, another model or other
-            options (the message says what differs); another process is writing `out`.
+            options (the message says what differs); `out` is one of the inputs or lies in a folder of them; a score
+            is not finite; another process is writing `out`.
+        FileExistsError: `out` was changed or is of something else, and `delete_listed` is not set.
+        OSError: `out.partial` is a link.
         What `ImageList`, loading the model and the model itself raise. Parts that are complete are kept.
     """
     out = Path(out)
@@ -101,13 +117,17 @@ def annotate(
             raise ParValueError(f"{name}={value}: expected at least {least}")
     if draw is not None and ray_workers:
         raise ParValueError(f"draw={os.fspath(draw)!r}: pictures are drawn by one process, expected ray_workers=0")
+    if delete_listed and not overwrite:
+        raise ParValueError("delete_listed=True: expected overwrite=True too")
     if out.suffix == TABLE_SUFFIX:
         require("pyarrow.parquet", "train")
     if ray_workers:
         require("ray.data", "ray")
     partial = out.with_name(f"{out.name}.partial")
+    sources = [images] if isinstance(images, (str, os.PathLike)) else list(iterate(images, "images"))
+    refuse_overlap(out, {"images" if index == 0 else f"images[{index}]": one for index, one in enumerate(sources)})
     inputs = ImageList(
-        images,
+        sources,
         image_column=image_column,
         box_column=box_column,
         image_root=image_root,
@@ -142,14 +162,15 @@ def annotate(
         "images_per_part": images_per_part,
     }
     with lock_parts(partial, out):
-        finished = check_earlier_work(out, partial, run, listing, overwrite)
+        finished = check_earlier_work(out, partial, run, listing, overwrite, delete_listed)
         if finished is not None:
             return finished
         ranges = [
             range(start, min(start + images_per_part, len(inputs))) for start in range(0, len(inputs), images_per_part)
         ]
-        existing = set(os.listdir(partial))
-        missing = [number for number in range(len(ranges)) if part_name(number) not in existing]
+        missing = [
+            number for number, rows in enumerate(ranges) if not has_part(partial / part_name(number), len(rows), run)
+        ]
         done = len(inputs) - sum(len(ranges[number]) for number in missing)
         if done:
             logger.info("going on: %d of %d images were done before", done, len(inputs))
@@ -163,7 +184,7 @@ def annotate(
             else:
                 parts = _run_here(inputs, annotator, ranges, missing, draw, bar)
             for number, lines in parts:
-                atomic_write_text(partial / part_name(number), "".join(lines))
+                write_part(partial / part_name(number), lines, run)
         return assemble(out, partial, len(ranges), run, inputs.has_ids, inputs.left_out)
 
 
@@ -185,6 +206,7 @@ def _run_here(inputs, annotator, ranges, missing, draw, bar) -> Iterator[tuple[i
         for row, answer, error in islice(answers, len(ranges[number])):
             if draw is not None and answer is not None:
                 draw_annotation(row, answer, Path(draw) / inputs.picture_name(row), annotator.row_options)
-            lines.append(make_line(row.name, row.image_id, None if answer is None else to_json(answer), error))
+            prediction = None if answer is None else answer_to_json(answer, f"image {row.name!r}")
+            lines.append(make_line(row.name, row.image_id, prediction, error))
             bar.update(1)
         yield number, lines

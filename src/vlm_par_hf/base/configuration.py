@@ -1,17 +1,15 @@
 """What the configurations of all families share: the label space, and for most of them a backbone."""
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import fields
 from typing import Any, ClassVar
 
+import torch
 from huggingface_hub.dataclasses import strict
-from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 
-from vlm_par_hf.errors import ParError, ParValueError
+from vlm_par_hf.errors import ParValueError, unreadable
 from vlm_par_hf.labels.schema import AttributeSchema
 
 
@@ -20,11 +18,11 @@ __all__ = [
     "LARGEST_OWN",
     "BackboneConfig",
     "LabelSpaceConfig",
+    "check_dtype",
     "check_own_number",
     "check_token_ids",
     "check_tower",
     "differing_fields",
-    "nested_errors",
 ]
 
 DERIVED_FIELDS = ("num_labels", "id2label", "label2id")
@@ -123,21 +121,6 @@ class LabelSpaceConfig:
         return AttributeSchema(self.attributes)
 
 
-@contextmanager
-def nested_errors(where: str) -> Iterator[None]:
-    """Puts the name of a nested configuration in front of what transformers says of it, which names nothing.
-
-    Raises:
-        ValueError: transformers cannot build it.
-    """
-    try:
-        yield
-    except (ArithmeticError, AttributeError, KeyError, TypeError, StrictDataclassError) as error:
-        if isinstance(error, ParError):
-            raise
-        raise ParValueError(f"{where} cannot be read: {type(error).__name__}: {error}") from error
-
-
 def check_sizes(where: str, sizes: Any) -> None:
     """Refuses sizes that are no whole numbers from 1 to those of `LARGEST`.
 
@@ -167,6 +150,7 @@ def check_tower(where: str, tower: Any) -> None:
         ValueError: names the field, its value and what was expected.
     """
     check_sizes(where, {name: getattr(tower, name, None) for name in LARGEST})
+    check_dtype(where, tower)
     if tower.hidden_size % tower.num_attention_heads:
         raise ParValueError(
             f"{where}: num_attention_heads must divide hidden_size {tower.hidden_size}, got "
@@ -178,6 +162,19 @@ def check_tower(where: str, tower: Any) -> None:
         value = getattr(tower, name, 0.0)
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1:
             raise ParValueError(f"{where}: {name} must be a number in [0, 1), got {value!r:.40}")
+
+
+def check_dtype(where: str, config: PreTrainedConfig) -> None:
+    """Refuses a `dtype` that is none of torch's for floating point.
+
+    Raises:
+        ValueError: names the configuration.
+    """
+    dtype = config.dtype
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise ParValueError(
+            f"{where}: dtype must be a floating-point dtype of torch such as float32, got {dtype!r:.40}"
+        )
 
 
 def check_own_number(name: str, value: int, smallest: int) -> None:
@@ -273,10 +270,12 @@ class BackboneConfig(LabelSpaceConfig, PreTrainedConfig):
         if isinstance(self.vlm_config, dict):  # before transformers computes with them
             for name in ("text_config", "vision_config"):
                 check_sizes(f"vlm_config.{name}", self.vlm_config.get(name))
-        with nested_errors("vlm_config"):
+        with unreadable(type(self).__name__, "vlm_config"):
             super().__post_init__(**kwargs)
         for name in ("text_config", "vision_config"):
             check_tower(f"vlm_config.{name}", getattr(self.vlm_config, name))
+        check_dtype("vlm_config", self.vlm_config)
+        check_dtype(type(self).__name__, self)
         if not getattr(self.vlm_config.vision_config, "vision_use_head", True):
             raise ParValueError("vlm_config: the vision tower must have its pooling head (vision_use_head), got False")
         if not 0.0 <= self.attention_dropout < 1.0:

@@ -12,7 +12,7 @@ from torch import nn
 from transformers import PreTrainedConfig
 from transformers.quantizers import AutoQuantizationConfig
 
-from vlm_par_hf.errors import ParFileNotFoundError, ParValueError
+from vlm_par_hf.errors import ParFileNotFoundError, ParValueError, unreadable
 from vlm_par_hf.hub.pushing import PushToHub
 from vlm_par_hf.hub.remote_code import write_remote_code
 from vlm_par_hf.labels.schema import AttributeSchema
@@ -133,12 +133,24 @@ class ParPreTrainedModel(PushToHub, TransformersModel):
         self.config.loss = {name: value for name, value in self.config.loss.items() if name not in dropped}
 
     def _exchange_attributes(self, schema: AttributeSchema, processor: Any) -> None:
-        """Called by `from_pretrained` when `attributes=` names another label space than the saved one; a family that
-        can go on with one overrides it."""
-        raise ParValueError(
-            f"attributes= names another label space than the checkpoint's ({self.schema.diff(schema)[0]}), and a "
-            f"{type(self).__name__} answers for that one only: load it without attributes="
-        )
+        """Called by `from_pretrained` when `attributes=` names another label space than the saved one.
+
+        Here only what is done with the answers may differ, such as thresholds; a family that can go on with other
+        attributes overrides this.
+
+        Raises:
+            ValueError: the attributes, or what is asked about them, differ.
+        """
+        asked = ("name", "labels", "question", "prompts")
+        if [[getattr(one, name) for name in asked] for one in schema] != [
+            [getattr(one, name) for name in asked] for one in self.schema
+        ]:
+            raise ParValueError(
+                f"attributes= names another label space than the checkpoint's ({self.schema.diff(schema)[0]}), and a "
+                f"{type(self).__name__} answers for that one only: load it without attributes="
+            )
+        self.schema = schema
+        self.config.set_schema(schema)
 
     # Inputs
 
@@ -260,7 +272,8 @@ class ParPreTrainedModel(PushToHub, TransformersModel):
             ValueError: another kind of model, or a field that says what the weights mean differs from the saved one.
         """
         cls._check_kind(name, saved)
-        original = cls.config_class.from_dict(copy.deepcopy(saved))
+        with unreadable(name, "config.json"):
+            original = cls.config_class.from_dict(copy.deepcopy(saved))
         if config is None:
             config = cls.config_class.from_dict(copy.deepcopy(saved), **cls._take_settings(kwargs))
         differing = differing_fields(config, original)
@@ -299,7 +312,9 @@ class ParPreTrainedModel(PushToHub, TransformersModel):
 
     @classmethod
     def _read_saved_config(cls, name: str | Path, kwargs: dict[str, Any]) -> dict[str, Any]:
-        saved, _ = PreTrainedConfig.get_config_dict(name, **{key: kwargs[key] for key in HUB_KEYS if key in kwargs})
+        with unreadable(name, "config.json"):
+            access = {key: kwargs[key] for key in HUB_KEYS if key in kwargs}
+            saved, _ = PreTrainedConfig.get_config_dict(name, **access)
         if not saved:
             raise ParFileNotFoundError(f"{name} has no config.json, expected a checkpoint of {cls.__name__}")
         return saved
@@ -315,8 +330,8 @@ class ParPreTrainedModel(PushToHub, TransformersModel):
             try:
                 model, info = cls._from_pretrained(name, *model_args, **kwargs)
             except RuntimeError as error:
-                if not report:
-                    raise  # no load report, so the error is not about the weights
+                if not report and "ignore_mismatched_sizes" not in str(error):
+                    raise  # the error is not about the weights
                 raise ParValueError(f"{name}: the weights do not fit the configuration: {error} {report}") from error
         access = {key: kwargs[key] for key in HUB_KEYS if kwargs.get(key) is not None}
         if name is not None and not getattr(model, "is_quantized", False):

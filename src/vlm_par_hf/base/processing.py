@@ -1,6 +1,5 @@
 """The processor of every family: prepares images and texts, and turns logits into named attributes of people."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -8,7 +7,7 @@ from typing import Any, Self
 import torch
 from transformers import AutoImageProcessor, AutoTokenizer, BatchFeature, ProcessorMixin
 
-from vlm_par_hf.errors import ParFileNotFoundError, ParTypeError, ParValueError
+from vlm_par_hf.errors import ParFileNotFoundError, ParTypeError, ParValueError, unreadable
 from vlm_par_hf.hub.pushing import PushToHub
 from vlm_par_hf.hub.remote_code import write_remote_code
 from vlm_par_hf.images.opening import describe_image_source, is_one_image, open_images
@@ -108,12 +107,8 @@ class ParProcessor(PushToHub, ProcessorMixin):
         """
         name = pretrained_model_name_or_path
         _check_files(Path(name) / kwargs.get("subfolder", ""))
-        try:
+        with unreadable(name, "a file of the processor or tokenizer"):
             return super().from_pretrained(name, **kwargs)
-        except json.JSONDecodeError as error:
-            raise ParValueError(
-                f"{name}: a file of the processor is damaged, it is no JSON ({error}); downloaded or copied in part?"
-            ) from error
 
     def _save_files(self, save_directory: str | Path, **kwargs: Any) -> list[str]:
         # Also write the small file by which `AutoProcessor` finds this package.
@@ -185,13 +180,14 @@ class ParProcessor(PushToHub, ProcessorMixin):
                 size = [self.image_processor.patch_size * one for one in reversed(self.patch_grid)]  # width, height
                 pictures = [one.resize(size, self.image_processor.resample) for one in pictures]
             try:
-                values = preprocess_images(self.image_processor, pictures, return_tensors=return_tensors, **kwargs)
-            except TypeError as error:
+                with unreadable(type(self.image_processor).__name__, "one of its settings or of the arguments"):
+                    values = preprocess_images(self.image_processor, pictures, return_tensors=return_tensors, **kwargs)
+            except ParValueError as error:
                 if "unexpected keyword argument" not in str(error):
                     raise
                 raise ParTypeError(
                     f"{type(self.image_processor).__name__} does not know one of the arguments "
-                    f"{', '.join(sorted(kwargs))}: {error}"
+                    f"{', '.join(sorted(kwargs))}: {error.__cause__}"
                 ) from error
             data.update(values)
         if text is not None:
@@ -208,15 +204,17 @@ class ParProcessor(PushToHub, ProcessorMixin):
                     count = len(self.tokenizer(self._check_text(one).lower())["input_ids"])
                     if count > max_length:
                         raise ParValueError(f"text {one!r:.100} has {count} tokens, more than max_length={max_length}")
-            encoded = self.tokenizer(
-                [self._check_text(one).lower() for one in texts],
-                padding="max_length",
-                padding_side="right",
-                max_length=max_length,
-                truncation=True,
-                return_attention_mask=False,
-                return_tensors=return_tensors,
-            )
+            lowered = [self._check_text(one).lower() for one in texts]
+            with unreadable(type(self.tokenizer).__name__, "one of its settings or of the arguments"):
+                encoded = self.tokenizer(
+                    lowered,
+                    padding="max_length",
+                    padding_side="right",
+                    max_length=max_length,
+                    truncation=True,
+                    return_attention_mask=False,
+                    return_tensors=return_tensors,
+                )
             data["input_ids"] = encoded["input_ids"]
         return BatchFeature(data)
 
@@ -245,7 +243,8 @@ class ParProcessor(PushToHub, ProcessorMixin):
             TypeError: a text is not text.
         """
         lowered = [self._check_text(text).lower() for text in texts]
-        encoded = self.tokenizer(lowered, truncation=True, max_length=max_length, return_attention_mask=False)
+        with unreadable(type(self.tokenizer).__name__, "one of its settings"):
+            encoded = self.tokenizer(lowered, truncation=True, max_length=max_length, return_attention_mask=False)
         return [list(ids) for ids in encoded["input_ids"]]
 
     @staticmethod

@@ -38,6 +38,10 @@ def add_parser(commands) -> argparse.ArgumentParser:
     parser.add_argument("--epochs", type=float, default=6.0, help="passes over them (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of drawings and training (default: %(default)s)")
     parser.add_argument("--no-real", action="store_true", help="skip pa100k_mini even where PAR_DATA is set")
+    parser.add_argument(
+        "--delete-listed", action="store_true",
+        help="also replace checkpoints of an earlier demo that were changed, or written by an earlier version",
+    )  # fmt: skip
     parser.set_defaults(run=run)
     return parser
 
@@ -50,6 +54,7 @@ def run(args) -> None:
         epochs=args.epochs,
         seed=args.seed,
         real_root=None if args.no_real else os.environ.get("PAR_DATA"),
+        delete_listed=args.delete_listed,
         command=args.command_line,
         say=say,
     )
@@ -63,6 +68,7 @@ def run_demo(
     seed: int = 0,
     backbone: str = "embedded",
     real_root: str | os.PathLike | None = None,
+    delete_listed: bool = False,
     command: Sequence[str] | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> dict[str, dict[str, Any]]:
@@ -75,6 +81,7 @@ def run_demo(
         seed: of drawings and training.
         backbone: as in `train`.
         real_root: folder that may hold `pa100k_mini`; None: drawings only.
+        delete_listed: as in `train`, for the checkpoints of an earlier demo.
         command: the command line to record.
         say: is called with each line of text for the user.
 
@@ -96,7 +103,14 @@ def run_demo(
     settings = TrainSettings(epochs=epochs, seed=seed, **_RECIPE)
     records = {
         "synthetic": _run_once(
-            data, out, settings, backbone=backbone, name="synthetic", title="SYNTHETIC drawings", command=command
+            data,
+            out,
+            settings,
+            backbone=backbone,
+            name="synthetic",
+            title="SYNTHETIC drawings",
+            command=command,
+            delete_listed=delete_listed,
         )
     }
     _say_results(records["synthetic"], out, "SYNTHETIC", say)
@@ -108,7 +122,7 @@ def run_demo(
         folder = out / "pa100k_mini"
         records["pa100k_mini"] = _run_once(
             data, folder, settings, backbone=backbone, name="pa100k_mini", title="PA-100K images (pa100k_mini)",
-            command=command, min_positives=_REAL_MIN_POSITIVES,
+            command=command, min_positives=_REAL_MIN_POSITIVES, delete_listed=delete_listed,
         )  # fmt: skip
         _say_results(records["pa100k_mini"], folder, "REAL, backbone trained on drawings only", say)
     else:
@@ -122,7 +136,9 @@ def run_demo(
     return records
 
 
-def _run_once(data, out: Path, settings: TrainSettings, *, backbone, name, title, command, min_positives=None):
+def _run_once(
+    data, out: Path, settings: TrainSettings, *, backbone, name, title, command, delete_listed, min_positives=None
+):
     from transformers import pipeline
 
     from vlm_par_hf.data import dataset_schema
@@ -130,7 +146,10 @@ def _run_once(data, out: Path, settings: TrainSettings, *, backbone, name, title
     from vlm_par_hf.visualization import people_grid
 
     checkpoint = out / "checkpoint"
-    result = train(data, checkpoint, backbone=backbone, settings=settings, overwrite=True, command=command)
+    result = train(
+        data, checkpoint, backbone=backbone, settings=settings, overwrite=True, delete_listed=delete_listed,
+        command=command,
+    )  # fmt: skip
     record = evaluate(
         result.model,
         data,

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from vlm_par_hf.errors import ParValueError
+from vlm_par_hf.hub.records import left_out_of_ranking
 
 from .options import add_data_options, data_arguments, quiet_transformers, say
 
@@ -76,4 +77,7 @@ def run(args) -> None:
         low, high = record["intervals"].get(name) or (None, None)
         interval = "" if low is None else f"   {100 * low:.2f} to {100 * high:.2f}"
         say(f"  {name:<24} " + ("undefined" if value is None else f"{100 * value:6.2f}{interval}"))
+    left_out = left_out_of_ranking(record)
+    if left_out:
+        say(left_out)
     say(f"record, tables and picture: {folder}")

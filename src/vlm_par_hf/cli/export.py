@@ -3,8 +3,9 @@
 import argparse
 
 from vlm_par_hf.errors import ParValueError
+from vlm_par_hf.output_folders import refuse_overlap
 
-from .options import quiet_transformers, say
+from .options import add_overwrite_options, quiet_transformers, say
 
 
 __all__ = ["add_parser", "run"]
@@ -39,7 +40,7 @@ def add_parser(commands) -> argparse.ArgumentParser:
         help="for runtimes that know nothing of NaFlex: squash every image to so many rows and columns of patches, "
         "such as 16x8, whatever its aspect ratio, which changes answers",
     )  # fmt: skip
-    parser.add_argument("--overwrite", action="store_true", help="replace what DIR holds")
+    add_overwrite_options(parser, "replace the export in DIR")
     parser.set_defaults(run=run)
     return parser
 
@@ -60,6 +61,7 @@ def run(args) -> None:
     from vlm_par_hf.export.parity import pick_images
 
     images = {}
+    refuse_overlap(args.out, {"--calibrate": args.calibrate, "--root": args.root}, replaced=True)
     if args.calibrate:
         calibration, compared, source = pick_images(
             args.calibrate, args.root, num_calibration=args.calibration_images, num_compared=args.compared_images
@@ -74,6 +76,7 @@ def run(args) -> None:
         precision="int8" if args.int8 else "bfloat16" if args.bf16 else "float32",
         patch_grid=patch_grid,
         overwrite=args.overwrite,
+        delete_listed=args.delete_listed,
         **images,
     )
     say(f"{record['format']}, {record['precision']}: {args.out}")

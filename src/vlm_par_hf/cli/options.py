@@ -8,7 +8,15 @@ import sys
 from vlm_par_hf.escaping import printable
 
 
-__all__ = ["add_data_options", "data_arguments", "process_index", "quiet_transformers", "say"]
+__all__ = [
+    "add_data_options",
+    "add_folder_options",
+    "add_overwrite_options",
+    "data_arguments",
+    "process_index",
+    "quiet_transformers",
+    "say",
+]
 
 
 def process_index() -> int:
@@ -46,17 +54,43 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
         help="what to do about missing images (default: error)",
     )
     group.add_argument("--data-seed", type=int, default=0, help="of random splits and drawings (default: 0)")
+    add_folder_options(group)
     for split in ("train", "validation", "test"):
         group.add_argument(
             f"--num-{split}", type=int, metavar="N", help=f"{split} pictures (data sets synthetic and rendered)"
         )
 
 
+def add_folder_options(group) -> None:
+    """Adds how cells, labels and links of a data set are read."""
+    group.add_argument("--negative", metavar="CELL", help='cell of a table that means "no", such as -1 (folder)')
+    group.add_argument("--unknown", metavar="CELL", help='cell of a table that means "not annotated" (folder)')
+    group.add_argument(
+        "--ignore", action="append", metavar="NAME",
+        help="attribute that may have no positive, or label in the files that no attribute takes, of a published data "
+        "set (more than once for several)",
+    )  # fmt: skip
+    group.add_argument("--follow-links", action="store_true", help="links below the folder may lead out of it")
+
+
+def add_overwrite_options(parser: argparse.ArgumentParser, text: str) -> None:
+    """Adds `--overwrite` and `--delete-listed`, which every command that replaces an output has."""
+    parser.add_argument("--overwrite", action="store_true", help=f"{text}; only what vlm-par wrote is deleted")
+    parser.add_argument(
+        "--delete-listed", action="store_true",
+        help="with --overwrite: also delete the files that it names and asks about (changed since they were written, "
+        "or written by an earlier version)",
+    )  # fmt: skip
+
+
 def data_arguments(args) -> dict:
     """Keywords `root`, `schema` and `dataset_options` of `train` and `evaluate` from the parsed options."""
     options = {"partition": args.partition, "missing": args.missing, "seed": args.data_seed}
-    numbers = {name: getattr(args, name) for name in ("num_train", "num_validation", "num_test")}
-    options.update({name: value for name, value in numbers.items() if value is not None})
+    names = ("num_train", "num_validation", "num_test", "negative", "unknown", "ignore")
+    given = {name: getattr(args, name) for name in names}
+    options.update({name: value for name, value in given.items() if value is not None})
+    if args.follow_links:
+        options["follow_links"] = True
     schema = None
     if args.schema:
         from vlm_par_hf.labels.schema import AttributeSchema

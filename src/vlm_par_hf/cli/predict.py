@@ -9,7 +9,7 @@ from vlm_par_hf.errors import ParValueError
 from vlm_par_hf.escaping import printable
 from vlm_par_hf.inference.boxes import BOX_FORMATS
 
-from .options import quiet_transformers, say
+from .options import add_overwrite_options, quiet_transformers, say
 
 
 __all__ = ["add_parser", "run"]
@@ -36,7 +36,7 @@ def add_parser(commands) -> argparse.ArgumentParser:
     parser.add_argument("--only-positive", action="store_true", help="leave out what a person does not have")
     parser.add_argument("--no-sensitive", action="store_true", help="leave out perceived gender and age")
     parser.add_argument("--draw", metavar="DIR", help="save each image with its attributes beside it here")
-    parser.add_argument("--overwrite", action="store_true", help="replace other work in --out")
+    add_overwrite_options(parser, "replace other work in --out")
     parser.add_argument("--device", metavar="NAME", help="cpu, cuda:0, ... (default: as transformers chooses)")
     parser.add_argument(
         "--dtype", choices=("auto", "bfloat16", "float32"),
@@ -89,15 +89,16 @@ def run(args) -> int:
         raise ParValueError("--box-format and --box-margin need --box-column, the column of parquet files with boxes")
     options.update(boxes)
     if args.out in (None, "-"):
-        for name in ("overwrite", "ray"):
+        for name in ("overwrite", "delete_listed", "ray"):
             if getattr(args, name):
-                raise ParValueError(f"--{name} needs --out with the name of a file")
+                raise ParValueError(f"--{name.replace('_', '-')} needs --out with the name of a file")
         return _print_predictions(args, {**options, "allow_urls": args.allow_urls}, inputs)
     report = annotate(
         args.images,
         args.out,
         draw=args.draw,
         overwrite=args.overwrite,
+        delete_listed=args.delete_listed,
         ray_workers=args.ray,
         cpus_per_worker=args.ray_cpus,
         gpus_per_worker=args.ray_gpus,

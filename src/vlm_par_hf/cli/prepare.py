@@ -2,7 +2,7 @@
 
 import argparse
 
-from .options import data_arguments, say
+from .options import add_folder_options, add_overwrite_options, data_arguments, say
 
 
 __all__ = ["add_parser", "run"]
@@ -26,12 +26,13 @@ def add_parser(commands) -> argparse.ArgumentParser:
     parser.add_argument("--missing", choices=("error", "skip"), default="error", help="files that are not there")
     parser.add_argument("--broken", choices=("error", "skip"), default="error", help="files that cannot be read")
     parser.add_argument("--data-seed", type=int, default=0, help="of random splits and drawings (default: 0)")
+    add_folder_options(parser)
     for split in ("train", "validation", "test"):
         parser.add_argument(
             f"--num-{split}", type=int, metavar="N", help=f"{split} pictures (data sets synthetic and rendered)"
         )
     parser.add_argument("--images-per-file", type=int, default=5000, metavar="N", help="default: %(default)s")
-    parser.add_argument("--overwrite", action="store_true", help="start anew where DIR holds other work")
+    add_overwrite_options(parser, "start anew where DIR holds other work")
     parser.add_argument("--push-to-hub", metavar="ORG/NAME", help="upload to this data set repository, made private")
     parser.add_argument("--public", action="store_true", help="make that repository public")
     parser.set_defaults(run=run)
@@ -49,6 +50,7 @@ def run(args) -> None:
         broken=args.broken,
         images_per_file=args.images_per_file,
         overwrite=args.overwrite,
+        delete_listed=args.delete_listed,
         push_to_hub=args.push_to_hub,
         private=not args.public,
         schema=data["schema"],

@@ -7,7 +7,7 @@ import shlex
 from vlm_par_hf.families import FAMILIES, trainable_families
 from vlm_par_hf.training.settings import TrainSettings
 
-from .options import add_data_options, data_arguments, process_index, quiet_transformers, say
+from .options import add_data_options, add_overwrite_options, data_arguments, process_index, quiet_transformers, say
 
 
 __all__ = ["add_parser", "run"]
@@ -39,7 +39,7 @@ def add_parser(commands) -> argparse.ArgumentParser:
         "with other label spaces, heads, seeds or recipes read them",
     )  # fmt: skip
     parser.add_argument("--resume", action="store_true", help="continue the run in --out after an interruption")
-    parser.add_argument("--overwrite", action="store_true", help="replace the run in --out")
+    add_overwrite_options(parser, "replace the run in --out")
     group = parser.add_argument_group("model")
     for family in FAMILIES:
         for option in family.train_options:
@@ -100,6 +100,7 @@ def run(args) -> None:
         cache_features=args.cache_features,
         resume=args.resume,
         overwrite=args.overwrite,
+        delete_listed=args.delete_listed,
         command=args.command_line,
         **data,
     )
@@ -113,8 +114,13 @@ def run(args) -> None:
 def _data_flags(args) -> list[str]:
     """Options of the data set that are not at their defaults; evaluation needs them to divide it in the same way."""
     flags = []
-    for name in ("root", "schema", "partition", "data_seed", "num_train", "num_validation", "num_test"):
+    names = ("root", "schema", "partition", "data_seed", "negative", "unknown")
+    for name in (*names, "num_train", "num_validation", "num_test"):
         value = getattr(args, name)
         if value:
             flags += [f"--{name.replace('_', '-')}", str(value)]
+    for name in args.ignore or ():
+        flags += ["--ignore", name]
+    if args.follow_links:
+        flags.append("--follow-links")
     return flags if args.missing == "error" else [*flags, "--missing", args.missing]

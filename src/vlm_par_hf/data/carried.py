@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vlm_par_hf.errors import ParValueError
+from vlm_par_hf.errors import ParError, ParTypeError, ParValueError
 from vlm_par_hf.labels.schema import AttributeSchema
 
 
@@ -79,7 +79,8 @@ def read_labels(dataset: Any) -> np.ndarray | None:
         dataset: a `datasets.Dataset` (its images are not decoded), or any map-style data set of dicts.
 
     Raises:
-        ValueError: some rows have labels and some have none.
+        ValueError: some rows have labels and some have none, or they have different numbers of them.
+        TypeError: labels that are not whole numbers.
     """
     if hasattr(dataset, "select_columns"):
         if "labels" not in dataset.column_names:
@@ -92,7 +93,13 @@ def read_labels(dataset: Any) -> np.ndarray | None:
             return None
         if len(labels) != len(dataset):
             raise ParValueError(f"dataset has labels in {len(labels)} of {len(dataset)} rows: expected all or none")
-    return np.asarray(labels, dtype=np.int64)
+    try:
+        labels = np.asarray(labels)
+    except ValueError:
+        raise ParValueError("dataset has rows with different numbers of labels") from None
+    if len(labels) and labels.dtype.kind not in "iub":  # 0.7 must not become 0
+        raise ParTypeError(f"labels are {labels.dtype}; expected whole numbers (class index, -100 unknown)")
+    return labels.astype(np.int64)
 
 
 def disable_decoding(dataset: Any, column: str = "image") -> Any:
@@ -113,18 +120,20 @@ def disable_decoding(dataset: Any, column: str = "image") -> Any:
 
 def _carried_schemas(name: str, dataset: Any) -> list[AttributeSchema]:
     description = getattr(getattr(dataset, "info", None), "description", None) or ""
-    schemas, decoder, position = [], json.JSONDecoder(), 0
+    schemas, decoder, position, reason = [], json.JSONDecoder(), 0, ""
     try:
         # concatenate_datasets joins differing descriptions with blank lines
         while description[position:].strip():
             position += len(description[position:]) - len(description[position:].lstrip())
             notes, position = decoder.raw_decode(description, position)
             schemas.append(AttributeSchema(notes["attributes"]))
-    except (ValueError, KeyError, TypeError):
+    except ParError as error:
+        schemas, reason = [], f": {error}"
+    except (ValueError, KeyError, TypeError, RecursionError):
         schemas = []
     if not schemas:
         raise ParValueError(
-            f"{name!r} carries no attribute schema (its info.description is {description[:60]!r}); expected a data "
-            "set from load_par_dataset, or one prepared with attach_schema(dataset, schema)"
+            f"{name!r} carries no attribute schema (its info.description is {description[:60]!r}{reason}); expected a "
+            "data set from load_par_dataset, or one prepared with attach_schema(dataset, schema)"
         )
     return schemas

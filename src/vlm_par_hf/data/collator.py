@@ -8,7 +8,7 @@ import numpy as np
 from vlm_par_hf.errors import ParTypeError, ParValueError
 from vlm_par_hf.images.opening import open_images
 from vlm_par_hf.labels.schema import UNKNOWN_LABEL, AttributeSchema, check_label_range
-from vlm_par_hf.utils import iterate
+from vlm_par_hf.utils import iterate, shorten
 
 
 __all__ = ["ParCollator", "StackedRows"]
@@ -127,7 +127,10 @@ class ParCollator:
         return torch.from_numpy(labels)
 
     def _check_labels(self, labels: Any, index: int) -> np.ndarray:
-        row = np.asarray(labels)
+        try:
+            row = np.asarray(labels)
+        except ValueError:  # lists of different lengths
+            raise ParValueError(f"labels of row {index} are {shorten(labels)}; expected one per attribute") from None
         if row.dtype.kind not in "iub":
             raise ParTypeError(
                 f"labels of row {index} are {row.dtype}; expected whole numbers (class index, -100 unknown)"

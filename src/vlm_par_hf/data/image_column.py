@@ -6,7 +6,9 @@ from typing import Any
 import datasets
 from PIL import Image
 
+from vlm_par_hf.errors import ParValueError
 from vlm_par_hf.images.opening import open_image
+from vlm_par_hf.utils import shorten
 
 
 __all__ = ["PedestrianImage"]
@@ -24,8 +26,11 @@ class PedestrianImage(datasets.Image):
 
     def decode_example(self, value: Any, token_per_repo_id: dict | None = None) -> Image.Image:
         path = value.get("path") if isinstance(value, dict) else None
-        if not isinstance(value, dict) or (value.get("bytes") is None and "://" in (path or "")):
+        if not isinstance(value, dict):
             return super().decode_example(value, token_per_repo_id)
+        if value.get("bytes") is None and "://" in (path or ""):
+            # `datasets` would download it.
+            raise ParValueError(f"image {shorten(path)} is an address; expected an image file or its bytes")
         return open_image(value)
 
     def __eq__(self, other: object) -> bool:

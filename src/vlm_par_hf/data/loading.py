@@ -14,6 +14,8 @@ from vlm_par_hf.utils import require
 
 from .carried import attach_schema, dataset_schema
 from .prepared import load_hub_dataset
+from .readers.files import check_image_files, links_may_leave
+from .readers.label_check import read_names
 from .readers.records import PedestrianRecord
 from .readers.registry import READERS, DatasetReader
 
@@ -43,6 +45,7 @@ def load_par_dataset(
     partition: int = 0,
     missing: str = "error",
     seed: int = 0,
+    follow_links: bool = False,
     **options: Any,
 ) -> "datasets.DatasetDict":
     """Loads a data set for pedestrian attribute recognition.
@@ -62,8 +65,13 @@ def load_par_dataset(
         seed: of the random division of data that have no official one (a folder that names no splits, PETA without its
             partitions, the validation split of Market-1501 and of RAP version 1; the `info.description` says so), and
             of the synthetic people.
-        options: for `"synthetic"` and `"rendered"` keywords of `build_synthetic_dataset` and `build_rendered_dataset`
-            (such as `num_train`), for `"hub"` `revision`.
+        follow_links: whether links below `root` may lead out of it. They are refused unless you say so: a link in a
+            data set that somebody else made could copy a private picture into yours.
+        options: for `"folder"` `negative` and `unknown`, the cells that say "no" and "not annotated" where a table
+            uses -1 (see `read_folder`); for `"synthetic"` and `"rendered"` keywords of
+            `build_synthetic_dataset` and `build_rendered_dataset` (such as `num_train`); for `"hub"` `revision`; for the published data sets `ignore`, a list of names: of a complete
+            one, an attribute without a positive and a label in the files that no attribute takes are errors unless
+            they are named there. Of other data they are a warning and an entry of the `info.description`.
 
     Returns:
         A `datasets.DatasetDict` with the splits train, validation and test (a folder: those that it has; Market-1501
@@ -73,7 +81,8 @@ def load_par_dataset(
 
     Raises:
         FileNotFoundError: `root`, a table or (with `missing="error"`) an image does not exist.
-        ValueError: unknown name, a wrong argument, or files with unexpected content; the message names them.
+        ValueError: unknown name, a wrong argument, files with unexpected content, or an image that is a link out of
+            `root` or no regular file; the message names them.
         TypeError: an unknown keyword.
         ImportError: the extra `train` is not installed.
     """
@@ -85,14 +94,17 @@ def load_par_dataset(
     if name in _MADE:
         return _load_made(name, root, schema, partition, seed, options)
     if name == "hub":
-        return _load_hub(root, schema, partition, options)
+        return _load_hub(root, schema, partition, follow_links, options)
     if name not in READERS:
         near = difflib.get_close_matches(str(name), list_par_datasets(), n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ParValueError(f"name is {name!r}; expected one of {list_par_datasets()}{hint}")
-    if options:
-        raise ParTypeError(f"load_par_dataset({name!r}) got an unexpected keyword argument {sorted(options)[0]!r}")
     reader = READERS[name]
+    unknown_options = sorted(set(options) - set(reader.options))
+    if unknown_options:
+        raise ParTypeError(f"load_par_dataset({name!r}) got an unexpected keyword argument {unknown_options[0]!r}")
+    if "ignore" in options:
+        options["ignore"] = read_names(options["ignore"])
     _check_partition(partition, reader.num_partitions, name)
     if root is None:
         raise ParValueError(f"root is None; {name!r} needs root={reader.how_to_get}")
@@ -100,10 +112,11 @@ def load_par_dataset(
     if not os.path.isdir(root):
         raise ParFileNotFoundError(f"root {root!r} is no folder; expected {reader.how_to_get}")
 
-    own_schema, splits, remarks = reader.read(root, schema, partition, seed)
-    splits, skipped = _drop_missing(splits, missing, root)
+    with links_may_leave(follow_links):
+        own_schema, splits, remarks = reader.read(root, schema, partition, seed, **options)
+        splits, skipped = _drop_missing(splits, missing, root)
     _check_splits(splits, name)
-    options = {"partition": partition, "seed": seed}
+    options = {"partition": partition, "seed": seed, **options}
     notes = {"name": name, "options": options, "skipped_images": skipped, **remarks}
     result = {split: _to_dataset(records, own_schema, splits, reader, notes) for split, records in splits.items()}
     return _select_attributes(require("datasets", "train").DatasetDict(result), schema, own_schema)
@@ -122,14 +135,15 @@ def _load_made(name, root, schema, partition, seed, options):
     return _select_attributes(made, schema, dataset_schema(made))
 
 
-def _load_hub(root, schema, partition, options):
+def _load_hub(root, schema, partition, follow_links, options):
     _check_partition(partition, 1, "hub")
     if root is None:
         raise ParValueError("root is None; 'hub' needs root='org/name' on the Hub, or a folder of parquet files")
     unknown = sorted(set(options) - {"revision"})
     if unknown:
         raise ParTypeError(f"load_par_dataset('hub') got an unexpected keyword argument {unknown[0]!r}")
-    own_schema, splits, remarks = load_hub_dataset(root, schema, **options)
+    with links_may_leave(follow_links):
+        own_schema, splits, remarks = load_hub_dataset(root, schema, **options)
     loaded = {split: attach_schema(dataset, own_schema, **remarks) for split, dataset in splits.items()}
     return _select_attributes(require("datasets", "train").DatasetDict(loaded), schema, own_schema)
 
@@ -144,18 +158,12 @@ def _check_partition(partition: int, count: int, name: str) -> None:
 def _drop_missing(
     splits: dict[str, list[PedestrianRecord]], missing: str, root: str
 ) -> tuple[dict[str, list[PedestrianRecord]], dict[str, int]]:
-    files_in: dict[str, set[str]] = {}
-
-    def exists(path: str) -> bool:
-        folder, file = os.path.split(path)
-        if folder not in files_in:  # one listing per folder: 100,000 single checks take minutes on a network disk
-            files_in[folder] = set(os.listdir(folder)) if os.path.isdir(folder) else set()
-        return file in files_in[folder]
-
-    kept = {split: [record for record in records if exists(record.image)] for split, records in splits.items()}
+    paths = [record.image for records in splits.values() for record in records]
+    found = dict(zip(paths, check_image_files(root, paths)))
+    kept = {split: [record for record in records if found[record.image]] for split, records in splits.items()}
     skipped = {split: len(splits[split]) - len(kept[split]) for split in splits}
     if any(skipped.values()):
-        absent = next(r for records in splits.values() for r in records if not exists(r.image))
+        absent = next(r for records in splits.values() for r in records if not found[r.image])
         total = sum(len(records) for records in splits.values())
         counted = f"{sum(skipped.values())} of {total} listed images do not exist, the first is {absent.image!r}"
         if missing == "error":
@@ -198,6 +206,11 @@ def _to_dataset(
     from .image_column import PedestrianImage
 
     labels = np.concatenate([record.labels for record in records]) if records else np.empty(0, np.int64)
+    for record in records:
+        try:
+            record.image.encode()
+        except UnicodeEncodeError:  # Arrow holds UTF-8
+            raise ParValueError(f"the file name {record.image!r} is not UTF-8; expected it to be renamed") from None
     paths = pyarrow.array([record.image for record in records], pyarrow.string())
     no_bytes = pyarrow.nulls(len(records), pyarrow.binary())
     columns = {

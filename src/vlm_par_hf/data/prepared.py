@@ -7,6 +7,7 @@ and `report.json`, which says where the data came from.
 import json
 import logging
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,11 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vlm_par_hf.errors import ParFileNotFoundError, ParOSError, ParValueError
+from vlm_par_hf.errors import ParError, ParFileNotFoundError, ParOSError, ParValueError
 from vlm_par_hf.labels.schema import UNKNOWN_LABEL, AttributeSchema, check_label_range
-from vlm_par_hf.utils import require
+from vlm_par_hf.utils import require, shorten
 
 from .carried import carried_schema
+from .readers.files import leads_out
+from .readers.ids import common_ids, read_id
 
 
 if TYPE_CHECKING:
@@ -44,6 +47,9 @@ def load_hub_dataset(
         schema: used if the data come without a `schema.json`.
         revision: branch, tag or commit on the Hub.
 
+    An image is the bytes of its file, or a path below `root`: another path would make whoever wrote the data choose a
+    file of yours. Ids of persons and cameras have one form (`readers.ids`), and unknown ones are None.
+
     Returns:
         The schema, the splits (columns `image`, `labels` int64 `(A,)`, and any others), and notes: the name that the
         data had when they were prepared, else that of the repository or folder, and how they were divided. Images stay
@@ -51,8 +57,8 @@ def load_hub_dataset(
 
     Raises:
         FileNotFoundError: no such folder or repository, no parquet file, or no schema.
-        ValueError: a file is damaged or belongs to another data set, a column is missing, or a label is out of its
-            attribute's range; the message names the file or the split.
+        ValueError: a file is damaged or belongs to another data set, a column is missing, a label is out of its
+            attribute's range, or an image is a path out of `root`; the message names the file or the split.
         OSError: the Hub refused the request or cannot be reached.
     """
     datasets = require("datasets", "train")
@@ -67,7 +73,7 @@ def load_hub_dataset(
         carried = None if path is None else AttributeSchema.from_json(path)
         report = _repository_file(name, REPORT_FILE, revision)
     elif (folder / "dataset_dict.json").is_file():
-        splits = dict(datasets.load_from_disk(name))
+        splits = _load_from_disk(folder)
         carried = carried_schema(splits) or _folder_schema(folder)
     else:
         files = _parquet_files(folder)
@@ -81,8 +87,17 @@ def load_hub_dataset(
             f"{name} has no {SCHEMA_FILE}, so nothing says what its labels mean; expected the file that "
             "AttributeSchema.to_json writes beside the data, or the argument schema"
         )
-    splits = {_SPLIT_NAMES.get(split, split): dataset for split, dataset in splits.items()}
-    splits = {split: _check_columns(dataset, found_schema, f"{name}, {split}") for split, dataset in splits.items()}
+    named = [_SPLIT_NAMES.get(split, split) for split in splits]
+    twice = next((split for split in named if named.count(split) > 1), None)
+    if twice is not None:
+        raise ParValueError(f"{name} has the split {twice!r} under two names: {list(splits)}; expected one of them")
+    splits = dict(zip(named, splits.values()))
+    # In the cache of the Hub, a folder's files are links to another folder of the cache.
+    folders = [folder, *_download_folders()] if folder.is_dir() else _download_folders()
+    splits = {
+        split: _check_columns(dataset, found_schema, f"{name}, {split}", folders) for split, dataset in splits.items()
+    }
+    splits = _unify_ids(splits, name)
     own_name = name if not folder.is_dir() else folder.resolve().name
     return found_schema, splits, {"division": "as the data set has it", **_notes_of_report(report, own_name)}
 
@@ -90,6 +105,30 @@ def load_hub_dataset(
 def split_of_file(name: str) -> str:
     """The split of a parquet file by its name: `train-00000-of-00002.parquet` -> `train`."""
     return Path(name).stem.split("-")[0]
+
+
+def _load_from_disk(folder: Path) -> dict[str, Any]:
+    """What `save_to_disk` wrote, whose files say where its tables lie."""
+    datasets = require("datasets", "train")
+    import pyarrow
+
+    try:
+        splits = dict(datasets.load_from_disk(os.fspath(folder)))
+    except (
+        AttributeError,
+        LookupError,
+        OSError,
+        RecursionError,
+        TypeError,
+        ValueError,
+        pyarrow.ArrowException,
+    ) as error:
+        raise ParValueError(f"{folder} cannot be read as what save_to_disk writes: {shorten(error)}") from error
+    for part in splits.values():
+        for file in part.cache_files:
+            if leads_out(folder, file["filename"]):
+                raise ParValueError(f"{folder} names the table {shorten(file['filename'])} out of it")
+    return splits
 
 
 def _looks_like_repository(name: str) -> bool:
@@ -113,6 +152,10 @@ def _load_repository(name: str, revision: str | None) -> dict[str, Any]:
         raise ParFileNotFoundError(
             f"the data set {name!r} is not on the Hub, or not for you ({error}); expected a folder or 'org/name'"
         ) from error
+    except OSError as error:  # no network, for instance
+        if isinstance(error, ParError):
+            raise
+        raise ParOSError(f"the data set {name!r} could not be loaded: {error}") from error
 
 
 def _repository_file(name: str, file: str, revision: str | None) -> Path | None:
@@ -129,7 +172,7 @@ def _notes_of_report(path: Path | None, own_name: str) -> dict[str, Any]:
     """The notes that `prepare_dataset` wrote; a file of that name from another project is ignored."""
     try:
         notes = json.loads(path.read_text(encoding="utf-8"))["notes"] if path is not None and path.is_file() else {}
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         notes = {}
     notes = notes if isinstance(notes, dict) else {}
     # "folder" only says how the data were read, so the name of the repository or folder is used instead.
@@ -146,7 +189,14 @@ def _parquet_files(folder: Path) -> dict[str, list[str]]:
     home = folder / "data" if any(folder.glob("data/*.parquet")) else folder
     files: dict[str, list[str]] = {}
     for path in sorted(home.glob("*.parquet")):
-        files.setdefault(split_of_file(path.name), []).append(str(path))
+        split = split_of_file(path.name)
+        if re.fullmatch(r"\w+(\.\w+)*", split) is None:
+            raise ParValueError(
+                f"{path}: {shorten(split)} is no name of a split; expected such as train-00000-of-00001"
+            )
+        if not path.is_file():
+            raise ParValueError(f"{path} is no regular file; expected a parquet file")
+        files.setdefault(split, []).append(str(path))
     if not files:
         raise ParFileNotFoundError(
             f"{folder} holds no parquet file (looked in data/ and in the folder itself); expected files like "
@@ -193,7 +243,70 @@ def _raise_cause(name: str) -> Iterator[None]:
         raise ParValueError(f"the files of the data set {name!r} cannot be read as one: {cause}") from error
 
 
-def _check_columns(dataset: "datasets.Dataset", schema: AttributeSchema, where: str) -> "datasets.Dataset":
+def _download_folders() -> list[Path]:
+    """Where files of the Hub lie that are not inside of a data set's own files."""
+    import datasets
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    return [Path(HF_HUB_CACHE), Path(datasets.config.HF_DATASETS_CACHE)]
+
+
+def _check_paths(dataset: "datasets.Dataset", where: str, folders: list[Path]) -> None:
+    """Refuses images that are not in the data but paths out of its folders. No image is read."""
+    import pyarrow.compute
+
+    start = 0
+    for chunk in dataset.data.column("image").chunks:
+        if not isinstance(chunk, pyarrow.StructArray):  # plain bytes or paths, which `datasets` wraps later
+            chunk = dataset.features["image"].cast_storage(chunk)
+        outside = pyarrow.compute.and_(chunk.is_valid(), chunk.field("bytes").is_null())
+        for row in np.flatnonzero(outside.to_numpy(zero_copy_only=False)).tolist():
+            path = chunk.field("path")[row].as_py()
+            if path is None:
+                raise ParValueError(f"{where}: the image of row {start + row} has neither bytes nor a path")
+            _check_path(path, f"{where}: the image of row {start + row}", folders)
+        start += len(chunk)
+
+
+def _check_path(path: str, where: str, folders: list[Path]) -> None:
+    if "\0" in path or "://" in path or all(leads_out(folder, path) for folder in folders):
+        raise ParValueError(
+            f"{where} is the path {shorten(path)} out of {shorten(str(folders[0]))}; expected the bytes of the image "
+            "in the data, as vlm-par prepare writes them"
+        )
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise ParValueError(f"{where}, {shorten(path)}, is no regular file; expected an image file")
+
+
+def _unify_ids(splits: dict[str, "datasets.Dataset"], name: str) -> dict[str, "datasets.Dataset"]:
+    """The splits with `person_id` and `camera_id` in one form, None where unknown; other types are left alone."""
+    import datasets
+
+    for column in ("person_id", "camera_id"):
+        features = [part.features.get(column) for part in splits.values()]
+        if any(getattr(feature, "dtype", "")[:3] not in ("int", "uin", "str", "lar", "flo") for feature in features):
+            continue
+        given = {split: part[column][:] for split, part in splits.items()}
+        try:
+            read = [read_id(value) for values in given.values() for value in values]
+        except ValueError as error:
+            raise ParValueError(f"{name}: {column} {error}") from None
+        ids = iter(common_ids(read))
+        changed = {split: [next(ids) for _ in values] for split, values in given.items()}
+        if changed == given:
+            continue
+        kind = "string" if any(isinstance(one, str) for values in changed.values() for one in values) else "int64"
+        for split, part in splits.items():
+            names = part.column_names
+            feature = datasets.Value(kind)
+            replaced = part.remove_columns(column).add_column(column, changed[split], feature=feature)
+            splits[split] = replaced.select_columns(names)
+    return splits
+
+
+def _check_columns(
+    dataset: "datasets.Dataset", schema: AttributeSchema, where: str, folders: list[Path]
+) -> "datasets.Dataset":
     """The data set with checked labels, int64 of fixed length, and images that `open_image` decodes."""
     import datasets
     import pyarrow
@@ -206,6 +319,7 @@ def _check_columns(dataset: "datasets.Dataset", schema: AttributeSchema, where: 
             raise ParValueError(f"{where}: no column {column!r}; it has {dataset.column_names}")
     if not isinstance(dataset.features["image"], datasets.Image):
         raise ParValueError(f"{where}: the column 'image' is {dataset.features['image']}; expected datasets.Image")
+    _check_paths(dataset, where, folders)
     chunks = dataset.with_format("arrow", columns=["labels"])[:]["labels"].combine_chunks()
     lengths = np.unique(pyarrow.compute.list_value_length(chunks).to_numpy(zero_copy_only=False))
     if len(dataset) and lengths.tolist() != [len(schema)]:

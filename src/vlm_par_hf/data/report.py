@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import datasets
 
 
-__all__ = ["build_card", "build_report", "report_warnings"]
+__all__ = ["build_card", "build_report", "one_label_warning", "report_warnings"]
 
 _NUM_EXAMPLES = 20  # how many examples of each problem a report names
 
@@ -100,12 +100,35 @@ def report_warnings(report: dict[str, Any]) -> list[str]:
         if report[key]["count"]
     ]
     for split, part in report["splits"].items():
-        empty = [
-            attribute for attribute, row in part["labels"].items() if sum(n > 0 for n in row["counts"].values()) < 2
-        ]
-        if empty:
-            lines.append(f"{report['name']}: in {split} {len(empty)} attributes have one label only: {empty[:5]}")
+        line = _describe_one_label(report["name"], split, part["labels"])
+        if line:
+            lines.append(line)
     return lines
+
+
+def one_label_warning(name: str, split: str, labels: np.ndarray, schema: AttributeSchema) -> str | None:
+    """A sentence about the attributes of which a split has one label only, or None.
+
+    Nothing can be learnt of such an attribute, and no metric says how well it is recognised.
+
+    Args:
+        name: of the data set.
+        split: of the labels.
+        labels: int64 `(S, A)`, -100 if unknown.
+        schema: what they mean.
+    """
+    return _describe_one_label(name, split, _count_labels(labels, schema))
+
+
+def _describe_one_label(name: str, split: str, table: dict[str, dict[str, Any]]) -> str | None:
+    kinds = {attribute: [label for label, n in row["counts"].items() if n] for attribute, row in table.items()}
+    poor = [
+        f"{attribute} ({', '.join(found) or 'all unknown'})" for attribute, found in kinds.items() if len(found) < 2
+    ]
+    if not poor:
+        return None
+    more = f" and {len(poor) - 5} more" if len(poor) > 5 else ""
+    return f"{name}: in {split} {len(poor)} attributes have one label only: {', '.join(poor[:5])}{more}"
 
 
 def build_card(

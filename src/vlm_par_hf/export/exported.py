@@ -1,8 +1,10 @@
 """`ExportedParModel`: the model class that answers from an exported file, with ONNX Runtime or OpenVINO."""
 
-import hashlib
+import json
+import re
 import shutil
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,23 +20,26 @@ from vlm_par_hf.base.modeling import HUB_KEYS, ParPreTrainedModel
 from vlm_par_hf.base.outputs import ParOutput
 from vlm_par_hf.errors import ParRuntimeError, ParValueError
 from vlm_par_hf.hub.remote_code import write_remote_code
+from vlm_par_hf.output_folders import sha256_of_file
 from vlm_par_hf.utils import require
 
 
 __all__ = [
+    "DESCRIPTION",
     "FORMATS",
     "MAIN_FILE",
     "PARITY_FILE",
     "ExportedParConfig",
     "ExportedParModel",
-    "hash_file",
     "require_silent",
     "save_config",
 ]
 
 FORMATS = {"folded": ("float32", "bfloat16"), "onnx": ("float32", "int8"), "openvino": ("float32", "bfloat16", "int8")}
 MAIN_FILE = {"onnx": "model.onnx", "openvino": "model.xml"}
+_NEEDED = {"onnx": ("model.onnx",), "openvino": ("model.xml", "model.bin")}
 PARITY_FILE = "parity.json"
+DESCRIPTION = "vlm_par_hf"  # under this name a file says what it was exported from
 _DTYPES = {"pixel_values": torch.float32, "pixel_attention_mask": torch.int32, "spatial_shapes": torch.int64}
 
 
@@ -182,7 +187,7 @@ class ExportedParModel(ParPreTrainedModel):
 
         Args:
             pretrained_model_name_or_path: folder or repository.
-            config: an `ExportedParConfig` in place of the saved one.
+            config: an `ExportedParConfig` in place of the saved one; it may differ in what is done with the answers.
             num_threads: threads of the runtime; None: as many as torch has now.
             dtype: None, `"auto"` or float32, the dtype of inputs and outputs; the precision was chosen at export.
             kwargs: `revision`, `token`, ... as for every model; those about torch weights are ignored.
@@ -198,10 +203,11 @@ class ExportedParModel(ParPreTrainedModel):
                 f"dtype is {dtype}, but the precision of an exported model was chosen when it was exported"
             )
         hub = {key: kwargs[key] for key in HUB_KEYS if kwargs.get(key) is not None}
-        if not isinstance(config, ExportedParConfig):
-            config = ExportedParConfig.from_pretrained(config or name, **hub)
-        if not config.files or not config.input_shapes:
-            raise ParValueError(f"{name}: config.json names no files, expected what export_model wrote")
+        saved = cls._read_saved_config(name, hub)
+        if isinstance(config, (str, Path)):
+            config = ExportedParConfig.from_pretrained(config, **hub)
+        config, wanted = cls._settle_config(name, saved, config, kwargs)
+        _check_files(name, config)
         paths = {file: _find_file(name, file, digest, hub) for file, digest in config.files.items()}
         path = paths[MAIN_FILE[config.format]]
         model = cls(config)
@@ -209,7 +215,10 @@ class ExportedParModel(ParPreTrainedModel):
         model._folder = path.parent
         threads = torch.get_num_threads() if num_threads is None else num_threads
         open_file = _open_onnx if config.format == "onnx" else _open_openvino
-        model._run = open_file(path, config.precision, threads)
+        model._run, opened = open_file(path, config.precision, threads)
+        _check_description(path, config, opened)
+        if wanted is not None:
+            model._exchange_attributes(wanted, None)
         return model
 
     def _save_files(self, save_directory: str | Path, **kwargs: Any) -> None:
@@ -222,11 +231,13 @@ class ExportedParModel(ParPreTrainedModel):
             raise ParValueError(
                 "this model has no file to save: load it with ExportedParModel.from_pretrained(folder)"
             )
+        _check_files(self.name_or_path, self.config)
         target = Path(save_directory)
         target.mkdir(parents=True, exist_ok=True)
         for file in (*self.config.files, PARITY_FILE):
             source = self._folder / file
             if source.exists() and source.resolve() != (target / file).resolve():
+                _check_place(source)
                 shutil.copyfile(source, target / file)
         save_config(self.config, target)
 
@@ -240,9 +251,33 @@ def save_config(config: ExportedParConfig, folder: Path) -> None:
     config.save_pretrained(folder)
 
 
+def _check_files(name: str | Path, config: ExportedParConfig) -> None:
+    """`files` comes from a folder of somebody else, and its names become paths: only plain names are taken.
+
+    Raises:
+        ValueError: it holds anything but file names with a sha256 each, or lacks a file of the format.
+    """
+    files = config.files
+    if not isinstance(files, dict) or not files or not isinstance(config.input_shapes, dict):
+        raise ParValueError(f"{name}: config.json names no files, expected what export_model wrote")
+    for file, digest in files.items():
+        plain = isinstance(file, str) and re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", file)
+        if not plain or not isinstance(digest, str) or not re.fullmatch("[0-9a-f]{64}", digest):
+            raise ParValueError(
+                f"{name}: files of config.json holds {file!r:.100}: {digest!r:.100}, expected names of files beside "
+                "it, each with its sha256"
+            )
+    missing = [file for file in _NEEDED[config.format] if file not in files]
+    if missing:
+        raise ParValueError(
+            f"{name}: files of config.json lacks {missing[0]!r}, which {config.format!r} needs: export again"
+        )
+
+
 def _find_file(name: str | Path, file: str, digest: str, hub: dict[str, Any]) -> Path:
     path = Path(cached_file(str(name), file, **hub))
-    found = hash_file(path)
+    _check_place(path)
+    found = sha256_of_file(path)
     if found != digest:
         raise ParValueError(
             f"{path} is not the file that was exported: its sha256 is {found}, config.json has {digest}; copy it "
@@ -251,10 +286,57 @@ def _find_file(name: str | Path, file: str, digest: str, hub: dict[str, Any]) ->
     return path
 
 
-def hash_file(path: Path) -> str:
-    """The sha256 of a file."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _check_place(path: Path) -> None:
+    """Only a regular file of the folder itself; in the cache of the Hub a link to the blobs of its repository."""
+    resolved, folder = path.resolve(), path.parent.resolve()
+    in_cache = folder.parent.name == "snapshots" and resolved.parent == folder.parent.parent / "blobs"
+    if not resolved.is_file() or not (resolved.parent == folder or in_cache):
+        raise ParValueError(f"{str(path)!r} is a link to {str(resolved)!r}: expected a file of the folder itself")
+
+
+def _check_description(path: Path, config: ExportedParConfig, opened: "_Opened") -> None:
+    """Whether `config.json`, which is text that anybody can change, still describes the file beside it.
+
+    Raises:
+        ValueError: inputs, labels, patch grid or precision are not those of the file.
+    """
+    wanted = {name: [None, *shape[1:]] for name, shape in opened.input_shapes.items()}
+    if config.input_shapes != wanted:
+        raise ParValueError(
+            f"{path}: input_shapes of config.json is {config.input_shapes!r:.200}, and the file takes {wanted!r:.200}"
+        )
+    schema = config.schema
+    shape = [len(schema), max(attribute.num_labels for attribute in schema)]
+    if opened.output_shape[1:] != shape:
+        raise ParValueError(
+            f"{path}: config.json has {shape[0]} attributes of at most {shape[1]} labels, and the file answers "
+            f"{opened.output_shape[1:]}"
+        )
+    if not opened.description:
+        return
+    described = json.loads(opened.description)
+    found = {"patch_grid": config.patch_grid, "precision": config.precision, "labels": _labels(schema.to_list())}
+    expected = {**{name: described[name] for name in ("patch_grid", "precision")}, "labels": None}
+    expected["labels"] = _labels(described["attributes"])
+    for name, value in expected.items():
+        if found[name] != value:
+            raise ParValueError(
+                f"{path}: {name} of config.json is {found[name]!r:.300}, and the file was exported with {value!r:.300}"
+            )
+
+
+def _labels(attributes: list[dict[str, Any]]) -> list[list[Any]]:
+    """What must not change: names and labels in their order. Thresholds may be fitted anew."""
+    return [[attribute["name"], list(attribute.get("labels", ("no", "yes")))] for attribute in attributes]
+
+
+@dataclass
+class _Opened:
+    """What a file itself says; None is a size that may vary."""
+
+    input_shapes: dict[str, list[int | None]]
+    output_shape: list[int | None]
+    description: str | None
 
 
 def _open_onnx(path: Path, precision: str, threads: int):
@@ -268,7 +350,14 @@ def _open_onnx(path: Path, precision: str, threads: int):
         outputs = dict(zip(names, session.run(names, arrays)))
         return outputs["logits"], outputs.get("image_embeds")
 
-    return run
+    def shape(value: Any) -> list[int | None]:
+        return [size if isinstance(size, int) else None for size in value.shape]
+
+    return run, _Opened(
+        {value.name: shape(value) for value in session.get_inputs()},
+        next(shape(value) for value in session.get_outputs() if value.name == "logits"),
+        session.get_modelmeta().custom_metadata_map.get(DESCRIPTION),
+    )
 
 
 def _open_openvino(path: Path, precision: str, threads: int):
@@ -276,8 +365,9 @@ def _open_openvino(path: Path, precision: str, threads: int):
     # By default OpenVINO computes in bfloat16 if the CPU can, whatever the file says. For int8 that is wanted: with
     # the other operations in float32 it would take a quarter more time.
     hint = "f32" if precision == "float32" else "bf16"
+    model = openvino.Core().read_model(str(path))
     compiled = openvino.Core().compile_model(
-        str(path),
+        model,
         "CPU",
         {"INFERENCE_PRECISION_HINT": hint, "INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"},
     )
@@ -287,7 +377,13 @@ def _open_openvino(path: Path, precision: str, threads: int):
         outputs = {output.get_any_name(): value for output, value in results.items()}
         return outputs["logits"], outputs.get("image_embeds")
 
-    return run
+    def shape(value: Any) -> list[int | None]:
+        return [size.get_length() if size.is_static else None for size in value.get_partial_shape()]
+
+    described = model.get_rt_info([DESCRIPTION]).astype(str) if model.has_rt_info([DESCRIPTION]) else None
+    return run, _Opened(
+        {value.get_any_name(): shape(value) for value in model.inputs}, shape(model.output("logits")), described
+    )
 
 
 def require_silent(package: str) -> ModuleType:

@@ -15,10 +15,7 @@ answers are from those of the checkpoint in float32, and on which images.
 
 import copy
 import logging
-import os
 import platform
-import shutil
-import uuid
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -29,7 +26,8 @@ from transformers import AutoModel, AutoProcessor, PreTrainedModel
 
 from vlm_par_hf.base.modeling import ParPreTrainedModel
 from vlm_par_hf.errors import ParFileExistsError, ParRuntimeError, ParTypeError, ParValueError, argument_in_errors
-from vlm_par_hf.utils import atomic_write_json, require
+from vlm_par_hf.output_folders import LOCK, is_model_file, open_output, refuse_overlap, sha256_of_file
+from vlm_par_hf.utils import atomic_write_json, read_json_object, require
 
 from .exported import (
     FORMATS,
@@ -37,7 +35,6 @@ from .exported import (
     PARITY_FILE,
     ExportedParConfig,
     ExportedParModel,
-    hash_file,
     require_silent,
     save_config,
 )
@@ -63,6 +60,7 @@ def export_model(
     compared_images: Sequence | None = None,
     images_from: str | None = None,
     overwrite: bool = False,
+    delete_listed: bool = False,
 ) -> dict[str, Any]:
     """Writes the folded model as a file for a runtime, and compares its answers with the checkpoint's.
 
@@ -80,18 +78,23 @@ def export_model(
             OpenVINO's int8.
         compared_images: images to compare the answers on, not those for calibration. None: drawn pedestrians.
         images_from: what the images are, for the record.
-        overwrite: replace what `out` holds.
+        overwrite: replace the export in `out` when the new one is complete. Other files stay. It refuses, and names
+            them, where files were changed since they were written or where an export of an earlier version does not
+            list its files.
+        delete_listed: with `overwrite`: delete what that refusal named.
 
     Returns:
         The record in `parity.json`: `max_abs_difference` of the logits, `changed_decisions` out of `decisions`, those
         by attribute, the images, versions, sha256 of the files.
 
     Raises:
-        ValueError: an argument is not one of its choices, calibration images are missing, or a patch grid is given for
-            a model of fixed resolution.
+        ValueError: an argument is not one of its choices, calibration images are missing, a patch grid is given for a
+            model of fixed resolution, or `out` is the checkpoint, lies inside it or would replace it; or another
+            process writes `out`.
         TypeError: a model of another family.
-        FileExistsError: `out` exists and is not empty.
-        RuntimeError: a float32 file does not compute what the checkpoint computes; nothing is written.
+        FileExistsError: `out` holds something else, or an export and `overwrite` is not set.
+        RuntimeError: a float32 file does not compute what the checkpoint computes, or logits are not finite; nothing
+            is written.
         ImportError: the extra `export` is not installed.
     """
     if to not in FORMATS:
@@ -103,58 +106,69 @@ def export_model(
             "calibration_images is empty, but OpenVINO's int8 takes the range of every activation from images like "
             "those to come: give some 100 (`--calibrate`)"
         )
-    out = Path(out)
-    if out.exists() and not overwrite and (not out.is_dir() or any(out.iterdir())):
-        raise ParFileExistsError(f"{out} holds something already: name another folder, or overwrite it")
+    if delete_listed and not overwrite:
+        raise ParValueError("delete_listed=True: expected overwrite=True too")
+    refuse_overlap(out, {"model": model if isinstance(model, (str, Path)) else None}, replaced=True)
     if to != "folded":
         for package in ("onnx", "onnxscript") + (("onnxruntime",) if to == "onnx" else ()):
             require(package, "export")
     if to == "openvino":
         for package in ("openvino", "nncf") if precision == "int8" else ("openvino",):
             require_silent(package)
-    model, processor = _load(model, processor)
-    folded = model.fold()
-    if patch_grid is not None:
-        processor = copy.deepcopy(processor)  # the caller's must not change
-        processor.fix_patch_grid(patch_grid)
-    if compared_images is None:
-        compared_images, images_from = draw_people(NUM_COMPARED), "drawn pedestrians"
-    temporary = out.with_name(f".{out.name}.{uuid.uuid4().hex}.tmp")
-    temporary.mkdir(parents=True)
-    try:
-        if to == "folded":
-            folded.save_pretrained(temporary)
-            if precision != "float32":  # cast by `from_pretrained`, which keeps some constants in float32
-                AutoModel.from_pretrained(temporary, dtype=precision).save_pretrained(temporary)
-            files = {path.name: hash_file(path) for path in sorted(temporary.glob("*.safetensors"))}
-        else:
-            config = _write_runtime_files(folded, processor, temporary, to, precision, patch_grid, calibration_images)
-            files = config.files
-        processor.save_pretrained(temporary)
-        record = {
-            "format": to,
-            "precision": precision,
-            "patch_grid": None if patch_grid is None else list(patch_grid),
-            "files": files,
-            "images": {
-                "from": images_from,
-                "compared": len(compared_images),
-                "calibration": len(calibration_images or ()),
-            },
-            **compare_answers(model, AutoModel.from_pretrained(temporary), processor, compared_images),
-            "versions": _versions(),
-        }
-        if precision == "float32" and record["max_abs_difference"] > 1e-3 * max(1.0, record["max_abs_logit"]):
-            raise ParRuntimeError(
-                f"the exported file is wrong: its logits are up to {record['max_abs_difference']:.3g} away from the "
-                f"checkpoint's (largest logit {record['max_abs_logit']:.3g}); nothing was written"
-            )
-        atomic_write_json(temporary / PARITY_FILE, record)
-        _replace_folder(temporary, out)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+    with open_output(out, "export") as target:
+        if overwrite:
+            target.claim(delete_listed=delete_listed, recognise=_list_earlier_export)
+        elif not target.is_unfinished and any(path.name != LOCK for path in target.path.iterdir()):
+            raise ParFileExistsError(f"{out} holds something already: name another folder, or overwrite it")
+        model, processor = _load(model, processor)
+        folded = model.fold()
+        if patch_grid is not None:
+            processor = copy.deepcopy(processor)  # the caller's must not change
+            processor.fix_patch_grid(patch_grid)
+        if compared_images is None:
+            compared_images, images_from = draw_people(NUM_COMPARED), "drawn pedestrians"
+        with target.staging() as staging:
+            if to == "folded":
+                folded.save_pretrained(staging)
+                if precision != "float32":  # cast by `from_pretrained`, which keeps some constants in float32
+                    AutoModel.from_pretrained(staging, dtype=precision).save_pretrained(staging)
+                files = {path.name: sha256_of_file(path) for path in sorted(staging.glob("*.safetensors"))}
+            else:
+                config = _write_runtime_files(
+                    folded, processor, staging, to, precision, patch_grid, calibration_images
+                )
+                files = config.files
+            processor.save_pretrained(staging)
+            record = {
+                "format": to,
+                "precision": precision,
+                "patch_grid": None if patch_grid is None else list(patch_grid),
+                "files": files,
+                "images": {
+                    "from": images_from,
+                    "compared": len(compared_images),
+                    "calibration": len(calibration_images or ()),
+                },
+                **compare_answers(model, AutoModel.from_pretrained(staging), processor, compared_images),
+                "versions": _versions(),
+            }
+            if precision == "float32" and record["max_abs_difference"] > 1e-3 * max(1.0, record["max_abs_logit"]):
+                raise ParRuntimeError(
+                    f"the exported file is wrong: its logits are up to {record['max_abs_difference']:.3g} away from "
+                    f"the checkpoint's (largest logit {record['max_abs_logit']:.3g}); nothing was written"
+                )
+            atomic_write_json(staging / PARITY_FILE, record)
+            target.publish(staging, last="config.json", replace_all=True)
     return record
+
+
+def _list_earlier_export(out: Path) -> list[str] | None:
+    """The files that an earlier version wrote, which kept no list; None if its record is not there."""
+    record = read_json_object(out / PARITY_FILE)
+    if record is None or not {"format", "precision", "files", "max_abs_logit"} <= set(record):
+        return None
+    named = {PARITY_FILE, *record["files"]}
+    return sorted(path.name for path in out.iterdir() if path.name in named or is_model_file(path.name))
 
 
 def _load(model: Any, processor: Any) -> tuple[PreTrainedModel, Any]:
@@ -172,16 +186,6 @@ def _load(model: Any, processor: Any) -> tuple[PreTrainedModel, Any]:
     if model.training or model.dtype != torch.float32 or model.device.type != "cpu":
         model = copy.deepcopy(model).float().cpu().eval()  # the caller's must not change
     return model, processor
-
-
-def _replace_folder(new: Path, target: Path) -> None:
-    old = None
-    if target.exists():
-        old = target.with_name(f".{target.name}.{uuid.uuid4().hex}.old")
-        os.replace(target, old)
-    os.replace(new, target)
-    if old is not None:
-        shutil.rmtree(old) if old.is_dir() else old.unlink()
 
 
 def _versions() -> dict[str, str]:
@@ -225,9 +229,9 @@ def _write_runtime_files(
                 {name: inputs[name].numpy() for name in probe}
                 for inputs in prepare_inputs(processor, calibration_images, 1)
             ]
-        write_openvino(onnx_file, folder / MAIN_FILE["openvino"], batches, kept)
+        write_openvino(onnx_file, folder / MAIN_FILE["openvino"], batches, kept, config)
         for path in folder.glob(f"{onnx_file.name}*"):
             path.unlink()
-    config.files = {path.name: hash_file(path) for path in sorted(folder.iterdir())}
+    config.files = {path.name: sha256_of_file(path) for path in sorted(folder.iterdir())}
     save_config(config, folder)
     return config

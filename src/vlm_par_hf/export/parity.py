@@ -11,9 +11,9 @@ from huggingface_hub.utils import tqdm
 from transformers import PreTrainedModel
 
 from vlm_par_hf.base.decisions import decide, label_probabilities
-from vlm_par_hf.errors import ParValueError
+from vlm_par_hf.errors import ParRuntimeError, ParValueError
 from vlm_par_hf.images.opening import IMAGE_SUFFIXES, open_image
-from vlm_par_hf.inference.predicting import predict_batch, predict_batches
+from vlm_par_hf.inference.predicting import predict_batch
 from vlm_par_hf.utils import iterate
 
 
@@ -85,15 +85,21 @@ def prepare_inputs(processor: Any, images: Sequence, batch_size: int) -> Iterato
 def compare_answers(
     model: PreTrainedModel, exported: PreTrainedModel, processor: Any, images: Sequence
 ) -> dict[str, Any]:
-    """Compares the logits and decisions of two models on the same pixels; returns their part of the record."""
+    """Compares the logits and decisions of two models on the same pixels; returns their part of the record.
+
+    Raises:
+        RuntimeError: a logit of one of them is not finite; the message names whose, the image and the attribute.
+    """
     schema = model.config.schema
     mask = torch.from_numpy(schema.label_mask())
     largest = difference = 0.0
     changed = torch.zeros(len(schema), dtype=torch.int64)
     batches = prepare_inputs(processor, images, _BATCH)
     bar = tqdm(batches, total=-(-len(images) // _BATCH), desc="compare", leave=False)
-    for inputs, outputs in predict_batches(model, ((inputs, inputs) for inputs in bar)):
-        wanted, found = outputs["logits"], predict_batch(exported, inputs)["logits"]
+    for number, inputs in enumerate(bar):
+        names = range(number * _BATCH, (number + 1) * _BATCH)
+        wanted = _answer("the checkpoint", model, inputs, names)
+        found = _answer("the exported file", exported, inputs, names)
         largest = max(largest, float(wanted[:, mask].abs().max()))
         difference = max(difference, float((wanted - found)[:, mask].abs().max()))
         answers = (decide(label_probabilities(logits, schema), schema) for logits in (wanted, found))
@@ -107,3 +113,10 @@ def compare_answers(
         "unchanged_share": 1 - int(changed.sum()) / decisions,
         "changed_by_attribute": {name: int(number) for name, number in zip(schema.names, changed) if number},
     }
+
+
+def _answer(whose: str, model: PreTrainedModel, inputs: dict[str, torch.Tensor], names: Sequence[int]) -> torch.Tensor:
+    try:
+        return predict_batch(model, inputs, names=names)["logits"]
+    except ParValueError as error:
+        raise ParRuntimeError(f"{whose} gives no answer, and nothing was written: {error}") from error

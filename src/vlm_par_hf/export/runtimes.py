@@ -12,11 +12,11 @@ import torch
 
 from vlm_par_hf.utils import require
 
-from .exported import ExportedParConfig, require_silent
+from .exported import DESCRIPTION, ExportedParConfig, require_silent
 from .graph import ExportGraph
 
 
-__all__ = ["describe_onnx", "quantize_onnx", "write_onnx", "write_openvino"]
+__all__ = ["describe", "describe_onnx", "quantize_onnx", "write_onnx", "write_openvino"]
 
 # Only products with weights inside modules of this name become int8. Embeddings, pooling head and attribute heads stay
 # in float: they are a few percent of the work, but in int8 would cause most of the error. So do the products inside
@@ -88,17 +88,29 @@ def quantize_onnx(path: Path, kept: list[str]) -> None:
         )
 
 
+def describe(config: ExportedParConfig) -> str:
+    """What is written into the file, for programs that read nothing else, and for the check at loading."""
+    return json.dumps(
+        {"attributes": config.attributes, "patch_grid": config.patch_grid, "precision": config.precision}
+    )
+
+
 def describe_onnx(path: Path, config: ExportedParConfig) -> None:
-    """Writes the label space into an ONNX file, for programs that read only this file."""
+    """Writes the label space into an ONNX file."""
     import onnx
 
     model = onnx.load(path, load_external_data=False)
-    described = {"attributes": config.attributes, "patch_grid": config.patch_grid, "precision": config.precision}
-    onnx.helper.set_model_props(model, {"vlm_par_hf": json.dumps(described)})
+    onnx.helper.set_model_props(model, {DESCRIPTION: describe(config)})
     path.write_bytes(model.SerializeToString())
 
 
-def write_openvino(source: Path, target: Path, batches: list[dict[str, np.ndarray]] | None, kept: list[str]) -> None:
+def write_openvino(
+    source: Path,
+    target: Path,
+    batches: list[dict[str, np.ndarray]] | None,
+    kept: list[str],
+    config: ExportedParConfig,
+) -> None:
     """Converts an ONNX file to OpenVINO's format, in int8 if there are batches to calibrate with.
 
     Args:
@@ -106,6 +118,7 @@ def write_openvino(source: Path, target: Path, batches: list[dict[str, np.ndarra
         target: the file to write.
         batches: inputs to calibrate with; None: float32.
         kept: nodes that stay in float.
+        config: what the file is described with.
     """
     openvino = require_silent("openvino")
     model = openvino.Core().read_model(source)  # `convert_model` would report its use to Intel
@@ -121,4 +134,5 @@ def write_openvino(source: Path, target: Path, batches: list[dict[str, np.ndarra
             subset_size=len(batches),
             ignored_scope=nncf.IgnoredScope(names=sorted(names & set(kept)), validate=False),
         )
+    model.set_rt_info(describe(config), [DESCRIPTION])
     openvino.save_model(model, target, compress_to_fp16=False)

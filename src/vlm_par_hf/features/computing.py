@@ -278,9 +278,10 @@ def _compute_shards(sampler, store, model, processor, images, schema, workers, b
     writer, writing = ThreadPoolExecutor(1), None
     try:
         for batch in loader:
-            batches.append(store.encode(*_forward(model, batch)))
-            bar.update(len(batches[-1]["patch_mask"]))
             shard = sampler.claimed[0]
+            first = shard.start + sum(len(one["patch_mask"]) for one in batches)
+            batches.append(store.encode(*_forward(model, batch), first=first))
+            bar.update(len(batches[-1]["patch_mask"]))
             if sum(len(one["patch_mask"]) for one in batches) == len(shard):
                 if writing is not None:
                     writing.result()

@@ -6,15 +6,15 @@ A folder holds the features of one image set under one backbone and one processo
     identity-00000.safetensors ...   `patch_embeds`, `image_embeds`, `patch_mask` (int8: `patch_scale`) of some rows
 
 A shard is written under another name and renamed when it is complete. So after any interruption the shards that exist
-are good, and only the others are computed. Shards hold no labels: all label spaces, heads, seeds and recipes share one
-folder.
+are good, and only the others are computed. A shard holds a checksum of its tensors, which is compared before the shard
+is used; one that is damaged is computed again. Shards hold no labels: all label spaces, heads, seeds and recipes share
+one folder.
 """
 
 import hashlib
 import json
 import logging
 import os
-import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,10 +22,11 @@ from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 
 from vlm_par_hf.errors import ParFileNotFoundError, ParValueError
-from vlm_par_hf.utils import atomic_write_json
+from vlm_par_hf.utils import atomic_write_json, read_json
 
 from .views import FeatureView
 
@@ -35,7 +36,7 @@ __all__ = ["DTYPES", "FORMAT", "MANIFEST", "FeatureStore", "Shard", "join_batche
 logger = logging.getLogger(__name__)
 
 # Version of the folder. Raise it also when the package opens or prepares images differently: features change then.
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "manifest.json"
 DTYPES = ("float32", "float16", "bfloat16", "int8")
 # A killed process loses one shard: minutes of a base-size tower on a CPU, less than a second on a GPU.
@@ -74,6 +75,7 @@ class FeatureStore:
         self._tensors: dict[tuple[str, int], dict[str, torch.Tensor]] = {}
         self._mapped = False
         self._locks: dict[Shard, FileLock] = {}
+        self._verified: dict[Shard, tuple[int, int, int]] = {}  # shards and what their files were when compared
 
     @classmethod
     def create(
@@ -110,6 +112,8 @@ class FeatureStore:
         wanted = json.loads(json.dumps({"format": FORMAT, **(describe or {}), "dtype": dtype}))
         # Several processes may begin at once; each adds its views to what the others wrote.
         with FileLock(directory / ".lock"):
+            for path in directory.glob(f".{MANIFEST}.*.tmp"):  # of a process that was killed
+                path.unlink()
             manifest = _read_manifest(directory) if (directory / MANIFEST).exists() else None
             if manifest is None:
                 if any(directory.glob("*.safetensors")):
@@ -135,7 +139,10 @@ class FeatureStore:
                     f"the features in {str(directory)!r} are of something else; name another folder or delete it:\n  "
                     + "\n  ".join(differences)
                 )
+            if manifest["images"] != count:
+                raise ParValueError(f"{str(directory)!r} holds features of {manifest['images']} images, not {count}")
             manifest["views"].update({name: asdict(view) for name, view in views.items()})
+            manifest["checksum"] = _checksum_of(manifest)
             atomic_write_json(directory / MANIFEST, manifest)
         return cls._from_manifest(directory, manifest, views)
 
@@ -212,21 +219,48 @@ class FeatureStore:
         return True
 
     def _is_whole(self, path: Path, shard: Shard) -> bool:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            start = file.read(8)
-            length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
-            if length > size:
-                return False
-            try:
-                header = json.loads(file.read(length))
-            except ValueError:
-                return False
-        expected = header.pop("__metadata__", None) == self._metadata(shard)
-        return expected and size == 8 + length + max(entry["data_offsets"][1] for entry in header.values())
+        """Whether a file holds a shard as it was written: its rows, dtypes, shapes and checksum."""
+        found = path.stat()
+        stamp = (found.st_ino, found.st_size, found.st_mtime_ns)
+        if self._verified.get(shard) == stamp:
+            return True
+        try:
+            tensors = load_file(path)
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata()
+        except (OSError, ValueError, SafetensorError):
+            return False
+        if metadata != self._metadata(shard, tensors) or not self._has_form(tensors, shard):
+            return False
+        self._verified[shard] = stamp
+        return True
 
-    def _metadata(self, shard: Shard) -> dict[str, str]:
-        return {"features": self._key, "view": shard.view, "rows": f"{shard.start}-{shard.stop}"}
+    def _has_form(self, tensors: Mapping[str, torch.Tensor], shard: Shard) -> bool:
+        """Whether tensors have the names, dtypes and shapes of a shard of this store."""
+        patches, width, pooled = self.shape
+        rows, dtype = len(shard), getattr(torch, self.dtype)
+        form = {
+            "patch_embeds": (dtype, (rows, patches, width)),
+            "image_embeds": (_pooled_dtype(self.dtype), (rows, pooled)),
+            "patch_mask": (torch.bool, (rows, patches)),
+        }
+        if self.dtype == "int8":
+            form["patch_scale"] = (torch.float32, (rows, patches))
+        if tensors.keys() != form.keys() or tensors["patch_mask"].dim() != 2:
+            return False
+        # A batch may hold images with fewer or more patches than the first image of the set.
+        found = tensors["patch_mask"].shape[1]
+        for name, (wanted, shape) in form.items():
+            if name != "image_embeds":
+                shape = (shape[0], found, *shape[2:])
+            if tensors[name].dtype != wanted or tuple(tensors[name].shape) != shape:
+                return False
+        return True
+
+    def _metadata(self, shard: Shard, tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
+        described = {"features": self._key, "view": shard.view, "rows": [shard.start, shard.stop]}
+        # One entry: safetensors writes several in any order, and equal features are to be equal files.
+        return {"shard": json.dumps({**described, "sha256": _checksum_of_tensors(tensors)})}
 
     # Filling
 
@@ -252,7 +286,17 @@ class FeatureStore:
             lock.release()
 
     def put(self, shard: Shard, tensors: dict[str, torch.Tensor]) -> None:
-        """Stores a shard that `encode` made; in a folder it is on the disk when this returns."""
+        """Stores a shard that `encode` made; in a folder it is on the disk when this returns.
+
+        Raises:
+            ValueError: the tensors are not those of the shard.
+        """
+        if not self._has_form(tensors, shard):
+            shapes = {name: (str(value.dtype), tuple(value.shape)) for name, value in tensors.items()}
+            raise ParValueError(
+                f"{shard.file}: features of {shapes} do not fit to a store of {self.dtype}, {self.shape} and "
+                f"{len(shard)} rows"
+            )
         if self.directory is None:
             self._tensors[shard.view, shard.index] = tensors
             return
@@ -260,31 +304,32 @@ class FeatureStore:
         # No unique name is needed: only the holder of the lock writes it, over what a killed process may have left.
         temporary = self.directory / f".{shard.file}.tmp"
         # `save_file` makes files that only this user can read, but a cache may be shared.
-        with temporary.open("wb") as file:
-            file.write(save(tensors, metadata=self._metadata(shard)))
+        temporary.unlink(missing_ok=True)  # it may be a link by now, which `open` would follow
+        with temporary.open("xb") as file:
+            file.write(save(tensors, metadata=self._metadata(shard, tensors)))
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
 
-    def encode(self, patch_embeds, image_embeds, patch_mask) -> dict[str, torch.Tensor]:
-        """A batch as it is stored, on the CPU.
+    def encode(self, patch_embeds, image_embeds, patch_mask, *, first: int = 0) -> dict[str, torch.Tensor]:
+        """A batch as it is stored, on the CPU; `first` is the number of its first image, for errors.
 
         int8 keeps 255 levels per patch between plus and minus its largest entry; the pooled output is float16 then.
 
         Raises:
-            ValueError: a value is not finite, or beyond the range of the stored dtype.
+            ValueError: a value is not finite, or beyond the range of the stored dtype; the message names the image.
         """
         if self.dtype == "int8":
-            _check_finite(patch_embeds, patch_embeds, "patch_embeds", self.dtype)
+            _check_finite(patch_embeds, patch_embeds, "patch_embeds", self.dtype, first)
             values = patch_embeds.float()
             scale = values.abs().amax(-1) / 127
             codes = (values / scale.clamp_min(torch.finfo(torch.float32).tiny)[..., None]).round()
             stored = {"patch_embeds": codes.to(torch.int8), "patch_scale": scale}
         else:
             stored = {"patch_embeds": patch_embeds.to(getattr(torch, self.dtype))}
-            _check_finite(stored["patch_embeds"], patch_embeds, "patch_embeds", self.dtype)
+            _check_finite(stored["patch_embeds"], patch_embeds, "patch_embeds", self.dtype, first)
         stored["image_embeds"] = image_embeds.to(_pooled_dtype(self.dtype))
-        _check_finite(stored["image_embeds"], image_embeds, "image_embeds", self.dtype)
+        _check_finite(stored["image_embeds"], image_embeds, "image_embeds", self.dtype, first)
         stored["patch_mask"] = patch_mask.bool()
         return {name: value.cpu() for name, value in stored.items()}
 
@@ -299,7 +344,10 @@ class FeatureStore:
         for view in self.views:
             for shard in self._shards_of(view):
                 if (view, shard.index) not in self._tensors:
-                    self._tensors[view, shard.index] = load_file(self.directory / shard.file)
+                    path = self.directory / shard.file
+                    if not self.has(shard):
+                        raise ParValueError(f"{str(path)!r} is missing or damaged: compute the features again")
+                    self._tensors[view, shard.index] = load_file(path)
 
     def read(self, rows: Sequence[int], views: Sequence[str] | None = None) -> dict[str, torch.Tensor]:
         """Features of rows in any order.
@@ -336,6 +384,19 @@ class FeatureStore:
         return {"patch_embeds": patch_embeds, "image_embeds": image_embeds, "patch_mask": patch_mask}
 
 
+def _checksum_of_tensors(tensors: Mapping[str, torch.Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _checksum_of(manifest: Mapping[str, Any]) -> str:
+    content = {name: value for name, value in manifest.items() if name != "checksum"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
 def join_batches(batches: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
     """Joins encoded batches to one shard; batches with fewer patches are padded, and the padding is masked."""
     N = max(batch["patch_mask"].shape[1] for batch in batches)
@@ -363,24 +424,38 @@ def _rows_per_shard(shape: Sequence[int], dtype: str) -> int:
     return max(1, min(_SHARD_BYTES // _row_bytes(shape, dtype), _MAX_SHARD_ROWS))
 
 
-def _check_finite(stored: torch.Tensor, values: torch.Tensor, name: str, dtype: str) -> None:
-    if torch.isfinite(stored).all():
+def _check_finite(stored: torch.Tensor, values: torch.Tensor, name: str, dtype: str, first: int) -> None:
+    wrong = (~torch.isfinite(stored)).flatten(1).any(1).nonzero().flatten().tolist()
+    if not wrong:
         return
-    if torch.isfinite(values).all():
+    image = f"image {first + wrong[0]}"
+    if torch.isfinite(values[wrong[0]]).all():
         raise ParValueError(
-            f"{name} reaches {values.abs().max().item():.3g}, beyond the range of dtype={dtype!r}: "
-            "expected 'bfloat16' or 'float32' for this backbone"
+            f"{name} of {image} reaches {values[wrong[0]].abs().max().item():.3g}, beyond the range of "
+            f"dtype={dtype!r}: expected 'bfloat16' or 'float32' for this backbone"
         )
-    raise ParValueError(f"{name} of the backbone is not finite: check the checkpoint and its precision")
+    raise ParValueError(
+        f"{name} of {image} is not finite: check the checkpoint of the backbone, its precision, and the image"
+    )
 
 
 def _read_manifest(directory: Path) -> dict[str, Any]:
+    path = directory / MANIFEST
     try:
-        return json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
+        manifest = read_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ParFileNotFoundError(f"{str(directory)!r} has no {MANIFEST}: expected a folder of features") from None
     except ValueError as error:
-        raise ParValueError(f"{str(directory / MANIFEST)!r} is not valid JSON: {error}") from error
+        raise ParValueError(f"{str(path)!r} is not valid JSON: {str(error)!r:.200}") from error
+    of_this_format = isinstance(manifest, dict) and isinstance(manifest.get("depends_on"), dict)
+    if of_this_format and manifest["depends_on"].get("format") == FORMAT - 1 and "checksum" not in manifest:
+        raise ParValueError(
+            f"the features in {str(directory)!r} are of an earlier version, which kept no checksums: name another "
+            "folder or delete it"
+        )
+    if not of_this_format or manifest.get("checksum") != _checksum_of(manifest):
+        raise ParValueError(f"{str(path)!r} is damaged: delete the folder, and compute the features again")
+    return manifest
 
 
 def _list_differences(there: Mapping[str, Any], here: Mapping[str, Any], prefix: str = "") -> list[str]:

@@ -20,6 +20,7 @@ from .records import (
     is_partial,
     is_repository,
     is_synthetic,
+    left_out_of_ranking,
 )
 
 
@@ -96,6 +97,7 @@ def results_section(records) -> str:
         resampled = markdown_text(record.get("resampled", "images"))
         if is_partial(record) and not data.get("skipped_images"):
             note = f"{note} {data['images']:,} images are not the official {data['split']} split.".strip()
+        left_out = left_out_of_ranking(record)
         rows = []
         for metric, value in record["metrics"].items():
             interval = intervals.get(metric)
@@ -113,6 +115,7 @@ def results_section(records) -> str:
             "",
             _table(["metric", "value", level, "what it is"], rows),
             "",
+            *([markdown_text(left_out), ""] if left_out else []),
             "<details><summary>Per attribute</summary>",
             "",
             _table(

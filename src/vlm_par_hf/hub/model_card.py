@@ -6,7 +6,6 @@ results, and results on drawings are called synthetic everywhere. Results are al
 `model-index`, and for data sets with a Hub id into `.eval_results/`, which the leaderboards of the Hub read.
 """
 
-import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 
 from vlm_par_hf.errors import ParFileExistsError, ParFileNotFoundError, ParValueError
 from vlm_par_hf.labels.schema import AttributeSchema
-from vlm_par_hf.utils import atomic_write_text
+from vlm_par_hf.utils import atomic_write_text, read_json
 
 from .card_sections import (
     attributes_section,
@@ -250,7 +249,7 @@ def _read_config(checkpoint: Path) -> dict[str, Any]:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return read_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
     except ValueError as error:

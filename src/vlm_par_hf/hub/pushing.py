@@ -1,7 +1,6 @@
 """Pushing models, processors, pipelines and data sets to the Hub, each in one commit and with a card."""
 
 import filecmp
-import json
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vlm_par_hf.errors import ParOSError
-from vlm_par_hf.utils import atomic_write_json
+from vlm_par_hf.utils import atomic_write_json, read_json, shared_mode
 
 from .model_card import CARD, EVAL_RESULTS, write_model_card
 
@@ -46,7 +45,13 @@ class PushToHub:
                 given too.
         """
         hub_options = take_hub_options(save_directory, kwargs)
+        before = _stamps(save_directory)
         result = self._save_files(save_directory, **kwargs)
+        written = [path for path, stamp in _stamps(save_directory).items() if before.get(path) != stamp]
+        if written:  # safetensors makes files that only this user can read
+            mode = shared_mode(save_directory)
+            for path in written:
+                path.chmod(mode)
         if hub_options is not None:
             self.push_to_hub(**hub_options)
         return result
@@ -133,6 +138,12 @@ class PushToHub:
     def _model_of_card(self) -> Any:
         """The model that the card describes; None: no card is written."""
         return self
+
+
+def _stamps(folder: str | Path) -> dict[Path, tuple[int, int]]:
+    """Files of weights in a folder, each with what changes when it is written anew."""
+    found = {path: path.stat() for path in Path(folder).glob("*.safetensors") if path.is_file()}
+    return {path: (stat.st_ino, stat.st_mtime_ns) for path, stat in found.items()}
 
 
 def take_hub_options(save_directory: str | Path, kwargs: dict[str, Any]) -> dict[str, Any] | None:
@@ -249,7 +260,7 @@ def _remove_local_backbone(path: Path) -> None:
 
     A full checkpoint does not need the path, because it holds the backbone's weights.
     """
-    config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    config = read_json(path.read_text(encoding="utf-8")) if path.is_file() else {}
     if Path(config.get("backbone_name") or "").is_absolute():
         atomic_write_json(path, {**config, "backbone_name": None})
 

@@ -1,12 +1,12 @@
 """Evaluation records, as `vlm-par evaluate` writes them, and what a model card may claim from one."""
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from vlm_par_hf.errors import ParFileNotFoundError, ParValueError
+from vlm_par_hf.utils import read_json
 
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "is_partial",
     "is_repository",
     "is_synthetic",
+    "left_out_of_ranking",
     "read_record",
 ]
 
@@ -52,6 +53,8 @@ METRICS = {
     "label_f1_macro": "mean over attributes of the F1 of yes",
     "f1_micro": "F1 of yes, counts pooled over attributes and images",
     "f1_weighted": "mean over attributes of the F1 of every label, weighted by how often it occurs",
+    "auc_macro": "mean over attributes of the area under the ROC curve of yes, without a threshold; chance is 50",
+    "average_precision_macro": "mean over attributes of the average precision of yes, without a threshold",
     "mA_min_positives": "mA over the attributes with enough positives in the split",
 }
 _REQUIRED_KEYS = {"data": ("name", "split", "images"), "metrics": (), "attributes": (), "preset": ()}
@@ -79,7 +82,7 @@ def read_record(source: str | Path | Mapping[str, Any]) -> dict[str, Any]:
         if not Path(source).is_file():
             raise ParFileNotFoundError(f"{name}: no such file, expected the metrics.json that vlm-par evaluate writes")
         try:
-            record = json.loads(Path(source).read_text(encoding="utf-8"))
+            record = read_json(Path(source).read_text(encoding="utf-8"))
         except ValueError as error:
             raise ParValueError(f"{name} is no JSON file: {error}") from error
     for part, keys in _REQUIRED_KEYS.items():
@@ -141,6 +144,20 @@ def interval_note(record: Mapping[str, Any], metric: str) -> str:
     level = f"{100 * record.get('confidence', 0.95):g}%"
     return (
         f"; {level} bootstrap interval over {record.get('resampled', 'images')} {interval[0]:.4f} to {interval[1]:.4f}"
+    )
+
+
+def left_out_of_ranking(record: Mapping[str, Any]) -> str:
+    """Which attributes `auc_macro` and `average_precision_macro` leave out, as a sentence; empty if none."""
+    ranked = record.get("ranked") or {}
+    names = ranked.get("left_out") or []
+    if not names:
+        return ""
+    more = f" and {len(names) - 10} more" if len(names) > 10 else ""
+    return (
+        f"auc_macro and average_precision_macro are over {ranked['attributes']} of "
+        f"{ranked['attributes'] + len(names)} attributes; of the others one label occurs at most: "
+        f"{', '.join(names[:10])}{more}."
     )
 
 

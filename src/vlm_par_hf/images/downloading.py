@@ -17,7 +17,7 @@ from contextlib import suppress
 from urllib.parse import SplitResult, urljoin, urlsplit
 
 from vlm_par_hf.errors import ParTypeError, ParValueError
-from vlm_par_hf.utils import redact, shorten
+from vlm_par_hf.utils import redact, shorten_text
 
 
 __all__ = ["MAX_DOWNLOAD_BYTES", "download", "is_url"]
@@ -78,7 +78,7 @@ def download(
         late = time.monotonic() >= deadline
         reason = f"it took more than {timeout:g} seconds" if late else str(error) or type(error).__name__
     where = "" if here == url else f" (redirected to {_shown(here)})"
-    raise ParValueError(f"could not read {name}{where}: {shorten(redact(reason), 300)}") from None
+    raise ParValueError(f"could not read {name}{where}: {shorten_text(redact(reason), 300)}") from None
 
 
 class _Refused(Exception):
@@ -86,7 +86,7 @@ class _Refused(Exception):
 
 
 def _shown(url: str) -> str:
-    return shorten(redact(url[:4096]))
+    return shorten_text(redact(url[:4096]))
 
 
 def _checked(url: str) -> SplitResult:
@@ -194,11 +194,12 @@ def _addresses(host: str, port: int, deadline: float, allow_private: bool) -> li
     except queue.Empty:
         raise TimeoutError("too late") from None
     if isinstance(found, Exception):
-        raise _Refused(f"the host {shorten(host, 80)!r} cannot be found: {found}")
+        raise _Refused(f"the host {shorten_text(host, 80)!r} cannot be found: {found}")
     for *_, address in found:
         if not allow_private and not _is_public(address[0]):
             raise _Refused(
-                f"the host {shorten(host, 80)!r} has the address {address[0]}, which is not public and is not asked"
+                f"the host {shorten_text(host, 80)!r} has the address {address[0]}, which is not public and is not "
+                "asked"
             )
     return [(family, address) for family, *_, address in found]
 

@@ -25,7 +25,7 @@ import numpy as np
 from PIL import Image, ImageFile, JpegImagePlugin
 
 from vlm_par_hf.errors import ParFileNotFoundError, ParTypeError, ParValueError
-from vlm_par_hf.utils import iterate, redact, shorten, thread_map
+from vlm_par_hf.utils import iterate, redact, shorten_text, thread_map
 
 
 __all__ = [
@@ -67,9 +67,11 @@ MAX_PIXELS = 89_478_485
 # Far above any photograph; more is read into memory from no file.
 MAX_FILE_BYTES = 512 * 1024 * 1024
 
-# A larger JPEG (phones take 50 to 200 megapixels) is decoded at a half, a quarter or an eighth of its size, which the
-# format allows without decoding it at full size first. 25 megapixels are 100 MB in memory.
+# A larger JPEG (phones take 12 to 200 megapixels) is decoded at a half, a quarter or an eighth of its size, which the
+# format allows without decoding it at full size first. 25 megapixels are 100 MB in memory. Of one person a quarter of
+# that is more than enough; where people are cut out of the picture, each has only a part of its pixels.
 _LARGE_PIXELS = 25_000_000
+_LARGE_PERSON_PIXELS = 6_250_000
 _MAX_JPEG_PIXELS = 400_000_000
 # Large pictures are decoded one at a time: what a decoder needs beside the result would add up over threads.
 _LARGE_LOCK = threading.Lock()
@@ -97,6 +99,11 @@ class Opened(NamedTuple):
     full_size: tuple[int, int]  # width and height of the upright picture
 
 
+class _Limits(NamedTuple):
+    max_pixels: int | None  # what is refused
+    large: int  # what is decoded at a part of its size
+
+
 def open_image(source: Any, *, max_pixels: int | None = MAX_PIXELS) -> Image.Image:
     """Opens one image and returns it as a decoded RGB `PIL.Image.Image` of 8 bits per channel.
 
@@ -113,9 +120,9 @@ def open_image(source: Any, *, max_pixels: int | None = MAX_PIXELS) -> Image.Ima
             pixel: of a mode that has to be converted to RGB fewer pixels are allowed.
 
     EXIF rotation is applied; transparent pixels are blended with `BACKGROUND`; 16-bit grey values are scaled, not
-    clipped; an animation gives its first frame (an open PIL animation its current frame). A JPEG file of more than 25
-    megapixels is decoded at a half, a quarter or an eighth of its width and height (`open_with_size` says what they
-    were).
+    clipped; an animation gives its first frame (an open PIL animation its current frame). A JPEG file of more than
+    6.25 megapixels is decoded at a half, a quarter or an eighth of its width and height (`open_with_size` says what
+    they were): far more than any model reads of one person.
 
     Raises:
         FileNotFoundError: the path does not exist.
@@ -127,23 +134,28 @@ def open_image(source: Any, *, max_pixels: int | None = MAX_PIXELS) -> Image.Ima
     return open_with_size(source, max_pixels=max_pixels).image
 
 
-def open_with_size(source: Any, *, max_pixels: int | None = MAX_PIXELS) -> Opened:
+def open_with_size(source: Any, *, max_pixels: int | None = MAX_PIXELS, one_person: bool = True) -> Opened:
     """As `open_image`, with the size of the picture before a large JPEG was reduced. Boxes refer to that size.
+
+    Args:
+        source, max_pixels: as for `open_image`.
+        one_person: False for a picture of which people will be cut out: it is reduced only above 25 megapixels.
 
     Raises:
         As `open_image`.
     """
+    limits = _Limits(max_pixels, _LARGE_PERSON_PIXELS if one_person else _LARGE_PIXELS)
     if isinstance(source, Image.Image):
         image = _to_rgb(source, describe_image_source(source), max_pixels)
         return Opened(image, image.size)
     if isinstance(source, Mapping) and ("path" in source or "bytes" in source):
-        return _open_dict(source, max_pixels)
+        return _open_dict(source, limits)
     if isinstance(source, str):
-        return _open_text(source, max_pixels)
+        return _open_text(source, limits)
     if isinstance(source, os.PathLike):
-        return _open_path(os.fspath(source), max_pixels)
+        return _open_path(os.fspath(source), limits)
     if isinstance(source, bytes | bytearray | memoryview):
-        return _open_stream(io.BytesIO(source), describe_image_source(source), max_pixels)
+        return _open_stream(io.BytesIO(source), describe_image_source(source), limits)
     if hasattr(source, "detach") and hasattr(source, "cpu"):  # a torch tensor, without importing torch
         image = _from_array(_tensor_values(source))
         return Opened(image, image.size)
@@ -205,13 +217,13 @@ def describe_image_source(source: Any) -> str:
 def _name_of(path: str | bytes) -> str:
     """A path or URL as it may stand in a message: short, printable, without secrets."""
     path = os.fsdecode(path)
-    return shorten(redact(path[:_LONGEST_PATH]) if "://" in path[:32] else path)
+    return shorten_text(redact(path[:_LONGEST_PATH]) if "://" in path[:32] else path)
 
 
-def _open_text(text: str, max_pixels: int | None) -> Opened:
+def _open_text(text: str, limits: _Limits) -> Opened:
     start = _DATA_URL.match(text[:200])
     if start is not None:
-        return _open_stream(io.BytesIO(_decode_base64(text[start.end() :])), _describe_base64(text), max_pixels)
+        return _open_stream(io.BytesIO(_decode_base64(text[start.end() :])), _describe_base64(text), limits)
     if text[:5].lower() == "data:":
         raise ParValueError(f"image {_name_of(text)!r} is a data URL of another form; expected data:image/...;base64,")
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", text[:64]):
@@ -224,15 +236,15 @@ def _open_text(text: str, max_pixels: int | None) -> Opened:
     if is_base64 and (len(text) > _LONGEST_PATH or not os.path.lexists(text)):
         data = _decode_base64(text)
         if _is_known_start(data):
-            return _open_stream(io.BytesIO(data), _describe_base64(text), max_pixels)
+            return _open_stream(io.BytesIO(data), _describe_base64(text), limits)
         is_base64 = len(text) > 200
     if len(text) > _LONGEST_PATH or "\0" in text:
         what = "which is not that of an image" if is_base64 else "which is neither a path nor base64"
         raise ParValueError(
-            f"image {shorten(text, 80)!r} is a text of {len(text)} characters, {what}; expected a path, or the base64 "
-            "text of an image file"
+            f"image {shorten_text(text, 80)!r} is a text of {len(text)} characters, {what}; expected a path, or the "
+            "base64 text of an image file"
         )
-    return _open_path(text, max_pixels)
+    return _open_path(text, limits)
 
 
 def _describe_base64(text: str) -> str:
@@ -244,7 +256,7 @@ def _decode_base64(text: str) -> bytes:
         return base64.b64decode("".join(text.split()), validate=True)
     except (binascii.Error, ValueError) as error:
         raise ParValueError(
-            f"image {shorten(text, 80)!r} is not the base64 text of an image file ({error}); expected a path or "
+            f"image {shorten_text(text, 80)!r} is not the base64 text of an image file ({error}); expected a path or "
             "base64 text"
         ) from None
 
@@ -256,10 +268,10 @@ def _is_known_start(data: bytes) -> bool:
     return len(data) > 16 and (data.startswith(starts) or is_riff or is_avif or data[:2] in (b"P4", b"P5", b"P6"))
 
 
-def _open_path(path: str | bytes, max_pixels: int | None) -> Opened:
+def _open_path(path: str | bytes, limits: _Limits) -> Opened:
     name = _name_of(path)
     with _open_regular_file(path, name) as stream:
-        return _open_stream(stream, name, max_pixels)
+        return _open_stream(stream, name, limits)
 
 
 def _open_regular_file(path: str | bytes, name: str) -> BinaryIO:
@@ -293,21 +305,21 @@ def _check_regular(status: os.stat_result, name: str) -> None:
         raise ParValueError(f"image {name!r} has {status.st_size} bytes; expected at most {MAX_FILE_BYTES}")
 
 
-def _open_dict(source: Mapping, max_pixels: int | None) -> Opened:
+def _open_dict(source: Mapping, limits: _Limits) -> Opened:
     data, path = source.get("bytes"), source.get("path")
     if data is not None:
         if not isinstance(data, bytes | bytearray | memoryview):
             raise ParTypeError(f"'bytes' of an image is a {type(data).__name__}; expected the bytes of an image file")
-        return _open_stream(io.BytesIO(data), describe_image_source(source), max_pixels)
+        return _open_stream(io.BytesIO(data), describe_image_source(source), limits)
     if path is None:
         raise ParValueError("image has neither 'path' nor 'bytes'; expected at least one of them")
     if not isinstance(path, str | os.PathLike):
         raise ParTypeError(f"'path' of an image is a {type(path).__name__}; expected a path")
     path = os.fspath(path)
-    return _open_text(path, max_pixels) if isinstance(path, str) else _open_path(path, max_pixels)
+    return _open_text(path, limits) if isinstance(path, str) else _open_path(path, limits)
 
 
-def _open_stream(stream: Any, name: str, max_pixels: int | None) -> Opened:
+def _open_stream(stream: Any, name: str, limits: _Limits) -> Opened:
     try:
         if stream.read(3) == b"\xff\xd8\xff":
             # As Image.open does, but without its limit on the full size: a JPEG need not be decoded at that size.
@@ -323,10 +335,10 @@ def _open_stream(stream: Any, name: str, max_pixels: int | None) -> Opened:
         raise ParValueError(f"image {name!r} {reason}") from error
     with image:
         width, height = image.size
-        factor = _reduce_jpeg(image, name, max_pixels) if image.format in ("JPEG", "MPO") else 1
-        is_large = width * height > _LARGE_PIXELS
+        factor = _reduce_jpeg(image, name, limits) if image.format in ("JPEG", "MPO") else 1
+        is_large = width * height > limits.large
         with _LARGE_LOCK if is_large else nullcontext():
-            rgb = _to_rgb(image, name, max_pixels)
+            rgb = _to_rgb(image, name, limits.max_pixels)
             is_turned = factor > 1 and _orientation(image) in (5, 6, 7, 8)
             if rgb is not image:
                 image.close()  # frees its pixels now, before another large picture is decoded
@@ -344,7 +356,7 @@ def _return_memory() -> None:
         trim(0)
 
 
-def _reduce_jpeg(image: ImageFile.ImageFile, name: str, max_pixels: int | None) -> int:
+def _reduce_jpeg(image: ImageFile.ImageFile, name: str, limits: _Limits) -> int:
     """Tells the decoder of a large JPEG to make a smaller picture; the factor that its sides are divided by."""
     width, height = image.size
     if width * height > _MAX_JPEG_PIXELS:
@@ -352,7 +364,7 @@ def _reduce_jpeg(image: ImageFile.ImageFile, name: str, max_pixels: int | None) 
             f"image {name!r} is {width}x{height} = {width * height} pixels; expected at most {_MAX_JPEG_PIXELS} of a "
             "JPEG file"
         )
-    limit = _LARGE_PIXELS if max_pixels is None else min(max_pixels, _LARGE_PIXELS)
+    limit = limits.large if limits.max_pixels is None else min(limits)
     factor = next((one for one in (1, 2, 4, 8) if -(-width // one) * -(-height // one) <= limit), 8)
     if factor > 1:
         image.draft(image.mode, (width // factor, height // factor))
@@ -368,7 +380,7 @@ def _reason(error: Exception) -> str:
     """The text of an error of Pillow for our message; its descriptions of streams say nothing."""
     if isinstance(error, Image.UnidentifiedImageError):
         return f"it is in none of the formats {', '.join(IMAGE_FORMATS)}"
-    return shorten(str(error) or type(error).__name__, 300)
+    return shorten_text(str(error) or type(error).__name__, 300)
 
 
 def _recognise_non_image(stream: Any) -> str | None:
@@ -479,7 +491,7 @@ def _tensor_values(tensor: Any) -> np.ndarray:
     except (NotImplementedError, RuntimeError, TypeError) as error:
         raise ParValueError(
             f"image is a {type(tensor).__name__} of {tensor.dtype} and layout {tensor.layout} that has no array form: "
-            f"{shorten(str(error), 100)}; expected a dense tensor (height, width, channels)"
+            f"{shorten_text(str(error), 100)}; expected a dense tensor (height, width, channels)"
         ) from error
 
 

@@ -24,10 +24,14 @@ from PIL import Image
 
 from vlm_par_hf.errors import ParValueError
 from vlm_par_hf.upstream import SizeDict, naflex_image_size
-from vlm_par_hf.utils import thread_map
+from vlm_par_hf.utils import shorten, thread_map
 
 
 __all__ = ["preprocess_images"]
+
+_RESAMPLING = {int(one) for one in Image.Resampling}
+_LARGEST_SIDE, _LARGEST_PATCHES = 1_024, 1_048_576
+_LARGEST_NUMBER, _SMALLEST_STD = 1e6, 1e-6  # what is beyond overflows in float32, or would soon
 
 
 def preprocess_images(
@@ -49,8 +53,10 @@ def preprocess_images(
         `pixel_values` float32 `(B, 3, height, width)`.
 
     Raises:
-        ValueError: `max_num_patches` is not a whole number above 0.
+        ValueError: `max_num_patches` is not a whole number above 0, or a setting of the image processor cannot be
+            used.
     """
+    _check_settings(image_processor)
     compute = _FAST.get(f"{type(image_processor).__module__}.{type(image_processor).__qualname__}")
     steps = ("do_resize", "do_rescale", "do_normalize")
     arrays = None
@@ -65,6 +71,39 @@ def preprocess_images(
     if return_tensors == "np":
         return arrays
     return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+
+def _check_settings(image_processor: Any) -> None:
+    """Refuses settings that a damaged file may hold: NumPy would broadcast some of them, or give NaN or infinity."""
+
+    def refuse(name: str, expected: str) -> None:
+        value = shorten(getattr(image_processor, name))
+        raise ParValueError(f"{type(image_processor).__name__}: {name} is {value}, expected {expected}")
+
+    for name in ("do_resize", "do_rescale", "do_normalize"):
+        if not isinstance(getattr(image_processor, name, None), (bool, type(None))):
+            refuse(name, "True or False")
+    if getattr(image_processor, "do_rescale", False) and not _is_number(image_processor.rescale_factor):
+        refuse("rescale_factor", "a number below a million")
+    if getattr(image_processor, "do_normalize", False):
+        for name in ("image_mean", "image_std"):
+            value = getattr(image_processor, name)
+            values = list(value) if isinstance(value, (list, tuple)) else [value] * 3
+            if len(values) != 3 or not all(_is_number(one) for one in values):
+                refuse(name, "three numbers below a million")
+            if name == "image_std" and not all(one >= _SMALLEST_STD for one in values):
+                refuse(name, "three numbers above 0")
+    resample = getattr(image_processor, "resample", 0)
+    if isinstance(resample, bool) or not isinstance(resample, int) or resample not in _RESAMPLING:
+        refuse("resample", f"one of {sorted(_RESAMPLING)}")
+    for name, largest in (("patch_size", _LARGEST_SIDE), ("max_num_patches", _LARGEST_PATCHES)):
+        value = getattr(image_processor, name, 1)
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= largest:
+            refuse(name, f"a whole number from 1 to {largest}")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < _LARGEST_NUMBER
 
 
 def _naflex_arrays(image_processor: Any, images: Sequence[Image.Image], **kwargs: Any) -> dict[str, np.ndarray] | None:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vlm_par_hf.errors import ParTypeError, ParValueError
-from vlm_par_hf.utils import iterate, shorten
+from vlm_par_hf.utils import iterate, shorten_text
 
 
 __all__ = ["BOX_FORMATS", "Box", "EmptyBox", "check_box_options", "check_boxes", "check_detector_label", "scale_box"]
@@ -74,7 +74,7 @@ def check_boxes(boxes: Any, size: tuple[int, int], *, box_format: str = "xyxy", 
     where = f"in a picture of width {size[0]} and height {size[1]}"
     boxes = boxes.tolist() if hasattr(boxes, "tolist") else boxes
     if isinstance(boxes, (str, Mapping)) or not isinstance(boxes, Iterable):
-        shown = shorten(repr(boxes), 100)
+        shown = shorten_text(repr(boxes), 100)
         raise ParTypeError(f"boxes is {shown}, expected a list of boxes {_NUMBERS[box_format.rstrip('n')]}")
     return [
         _check_box(box, f"boxes[{index}]", size, where, box_format, box_margin)
@@ -125,7 +125,7 @@ def _four_numbers(box: Any, name: str, where: str, box_format: str) -> tuple[lis
             )
         box = [box[corner] for corner in _CORNERS]
     box = box.tolist() if hasattr(box, "tolist") else box
-    wrong = f"{name} is {shorten(repr(box), 100)}, expected four numbers {form} {where}"
+    wrong = f"{name} is {shorten_text(repr(box), 100)}, expected four numbers {form} {where}"
     if isinstance(box, (str, bytes, bytearray, set, frozenset, Mapping)) or not isinstance(box, Iterable):
         raise ParValueError(wrong)
     values = [value.item() if getattr(value, "ndim", None) == 0 else value for value in box]
@@ -136,7 +136,7 @@ def _four_numbers(box: Any, name: str, where: str, box_format: str) -> tuple[lis
         numbers = [float(value) for value in values]
     except (TypeError, ValueError, OverflowError):
         raise ParValueError(wrong) from None
-    return numbers, f"{name} is {shorten(repr(values), 200)}"
+    return numbers, f"{name} is {shorten_text(repr(values), 200)}"
 
 
 def _is_whole_above_one(values: list[float]) -> bool:

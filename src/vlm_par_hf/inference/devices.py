@@ -4,6 +4,8 @@ from typing import Any
 
 import torch
 
+from vlm_par_hf.errors import ParValueError
+
 
 __all__ = ["inference_dtype"]
 
@@ -17,12 +19,18 @@ def inference_dtype(device: Any = None) -> torch.dtype:
     Args:
         device: `"cpu"`, `"cuda:0"`, a `torch.device`, a number as for a pipeline; None: as a pipeline chooses, a GPU
             if there is one.
+
+    Raises:
+        ValueError: torch knows no such device.
     """
     if device is None:
         device = 0 if torch.cuda.is_available() else "cpu"
     if isinstance(device, int):
         device = "cpu" if device < 0 else f"cuda:{device}"
-    kind = torch.device(device).type
+    try:
+        kind = torch.device(device).type
+    except (RuntimeError, TypeError) as error:
+        raise ParValueError(f"device={str(device)!r:.60} is none of torch, expected such as cpu or cuda:0") from error
     if kind == "cuda":
         fast = torch.cuda.is_bf16_supported(including_emulation=False)
     else:

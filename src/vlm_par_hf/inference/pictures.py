@@ -32,7 +32,7 @@ from vlm_par_hf.images.opening import (
     open_with_size,
 )
 from vlm_par_hf.upstream import KeyDataset
-from vlm_par_hf.utils import iterate, shorten
+from vlm_par_hf.utils import iterate, shorten_text
 
 from .boxes import Box, EmptyBox, check_box_options, check_boxes, check_detector_label, scale_box
 from .predicting import collate_inputs, read_ahead
@@ -226,7 +226,8 @@ class Pictures:
 
     def _open(self, where: str | None, source: Any, boxes: Any) -> Picture:
         with self._prefix_errors(where):
-            image, size = open_picture(source, **self.url_options)
+            one_person = boxes is None and self.detector is None
+            image, size = open_picture(source, one_person=one_person, **self.url_options)
             picture = Picture(where, image, full_size=size, with_margin=self.box_margin > 0)
             if boxes is not None:
                 picture.boxes = check_boxes(boxes, size, box_format=self.box_format, box_margin=self.box_margin)
@@ -387,11 +388,14 @@ def _unpack_row(row: Mapping, boxes: Any) -> tuple[Any, Any]:
     return row["image"], boxes
 
 
-def open_picture(source: Any, *, timeout: float = 30.0, allow_private: bool = False) -> Opened:
+def open_picture(
+    source: Any, *, one_person: bool = True, timeout: float = 30.0, allow_private: bool = False
+) -> Opened:
     """What the pipeline takes as a picture, as upright RGB, and the size that boxes refer to.
 
     Args:
         source: a URL, an open binary file, or what `open_image` takes.
+        one_person: as for `open_with_size`.
         timeout, allow_private: as for `download`.
 
     Raises:
@@ -400,13 +404,13 @@ def open_picture(source: Any, *, timeout: float = 30.0, allow_private: bool = Fa
     if is_url(source):
         data = download(source, timeout=timeout, allow_private=allow_private)
         try:
-            return open_with_size(data)
+            return open_with_size(data, one_person=one_person)
         except (OSError, ValueError) as error:
             name = describe_image_source(source)
             raise ParValueError(f"{name} holds no picture that can be read: {error}") from error
     if hasattr(source, "read") and not isinstance(source, Image.Image):
         source = read_file_object(source)
-    return open_with_size(source)
+    return open_with_size(source, one_person=one_person)
 
 
 def read_file_object(file: Any) -> bytes:
@@ -416,7 +420,7 @@ def read_file_object(file: Any) -> bytes:
         TypeError: it is open as text.
         ValueError: it holds nothing that is left to read, more than an image file may hold, or is closed.
     """
-    name = shorten(str(getattr(file, "name", type(file).__name__)))
+    name = shorten_text(str(getattr(file, "name", type(file).__name__)))
     try:
         position = file.tell() if getattr(file, "seekable", bool)() else None
         if position is not None:

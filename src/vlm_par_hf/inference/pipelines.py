@@ -38,7 +38,7 @@ from vlm_par_hf.visualization import overlay_relevance
 
 from .boxes import check_box_options
 from .pictures import TASK, Person, Picture, Pictures, Results, fill_batches
-from .predicting import predict_batch, predict_batches
+from .predicting import predict_batch
 
 
 __all__ = ["TASK", "PedestrianAttributesPipeline", "register_pipeline"]
@@ -330,8 +330,10 @@ class PedestrianAttributesPipeline(PushToHub, Pipeline):
         waiting: deque[Picture] = deque()
         options = {**forward_params, "explain": bool(forward_params.get("explain"))}
         batches = fill_batches(people, batch_size, waiting)
-        for batch, outputs in predict_batches(self.model, batches, **options):
-            if outputs is not None:
+        for batch, inputs in batches:
+            if inputs is not None:
+                names = [one.picture.where or position for position, one in enumerate(batch)]
+                outputs = predict_batch(self.model, inputs, names=names, **options)
                 results = self.postprocess(outputs, crops=[one.crop for one in batch], **postprocess_params)
                 for one, result in zip(batch, results):
                     one.picture.answer(one.slot, result)

@@ -5,11 +5,10 @@ serialises to plain JSON (`to_list`), and that list in `config.attributes` is th
 """
 
 import difflib
-import json
-import math
 import operator
+import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import KW_ONLY, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from vlm_par_hf.errors import ParFileNotFoundError, ParKeyError, ParTypeError, ParValueError
-from vlm_par_hf.utils import atomic_write_json
+from vlm_par_hf.utils import atomic_write_json, read_json, shorten
 
 from .texts import SUBJECT, attribute_fields
 
@@ -26,6 +25,21 @@ __all__ = ["REGIONS", "UNKNOWN_LABEL", "Attribute", "AttributeSchema", "check_la
 
 REGIONS = ("head", "upper", "lower", "foot", "attachment", "whole")
 UNKNOWN_LABEL = -100  # label of an attribute without annotation: masked in losses and metrics
+
+# Far above what a data set has; logits are (batch, attributes, most labels).
+MAX_ATTRIBUTES = MAX_LABELS = 4096
+MAX_CHARACTERS = 4096  # of one name, question, label or prompt
+MAX_SCHEMA_BYTES = 1 << 26  # of a schema file
+
+# Characters that cannot be seen and change what is: control characters (Cc), halves of a character (Cs), line and
+# paragraph separators (Zl, Zp), marks that reorder the text around them, and spaces of no width. The joiners that
+# Persian, Indic scripts and emoji need, and the direction marks of single characters, are ordinary text.
+_HIDDEN_CATEGORIES = frozenset({"Cc", "Cs", "Zl", "Zp"})
+_HIDDEN = frozenset("\u200b\u2060\ufeff" + "".join(map(chr, (*range(0x202A, 0x202F), *range(0x2066, 0x206A)))))
+# Words that say which of two labels is the positive one; letters and digits only as a pair ("f" may be "female").
+_YES = frozenset({"yes", "true"})
+_NO = frozenset({"no", "none", "not", "false", "absent", "negative", "without", "off"})
+_YES_NO_PAIRS = frozenset({("y", "n"), ("t", "f"), ("1", "0")})
 
 
 @dataclass(frozen=True)
@@ -36,7 +50,7 @@ class Attribute:
         name: unique in its schema; the same name as in the files of the data set.
         question: what VLM-PAR asks the image ("what color is the hat?").
         labels: two or more distinct names, in the order of the class indices. A binary attribute has two, and index 1
-            is the positive one (`("no", "yes")`).
+            is the positive one (`("no", "yes")`); the other order (`("yes", "no")`, `("hat", "none")`) is refused.
         prompts: one sentence per label, all different ("a photo of a person wearing a hat").
         region: the part of the body where the attribute is visible: one of `REGIONS`, or None.
         group: name shared by binary attributes of which at most one is positive (age bins, views), or None.
@@ -45,6 +59,9 @@ class Attribute:
             or None for no change.
         sensitive: True for perceived gender and age (`AttributeSchema.without_sensitive`).
         threshold: a binary attribute is positive if the probability of index 1 is above it; strictly between 0 and 1.
+
+    Texts hold at most 4096 characters, in any script, but no control characters and none that only reorder or hide
+    text. There are at most 4096 labels.
 
     Raises:
         TypeError: a field has the wrong type.
@@ -67,49 +84,78 @@ class Attribute:
         self._check_text("question", self.question)
         for field in ("labels", "prompts"):
             value = getattr(self, field)
-            if isinstance(value, str) or not isinstance(value, Iterable):
-                raise ParTypeError(f"attribute {self.name!r}: {field} must be a sequence of strings, got {value!r}")
+            if isinstance(value, (str, bytes, Mapping, Set)) or not isinstance(value, Iterable):
+                raise ParTypeError(f"{self._who}: {field} must be a sequence of strings, got {shorten(value)}")
             texts = tuple(value)
+            if len(texts) > MAX_LABELS:
+                raise ParValueError(f"{self._who}: {field} holds {len(texts)} texts, expected at most {MAX_LABELS}")
             object.__setattr__(self, field, texts)
             for text in texts:
                 self._check_text(field, text)
-            if len(set(texts)) != len(texts):
-                raise ParValueError(f"attribute {self.name!r}: {field} must all be different, got {list(texts)}")
+            if len({_normal(text) for text in texts}) != len(texts):
+                raise ParValueError(f"{self._who}: {field} must all be different, got {shorten(list(texts))}")
         if len(self.labels) < 2:
-            raise ParValueError(f"attribute {self.name!r}: labels must hold at least 2 names, got {list(self.labels)}")
+            raise ParValueError(f"{self._who}: labels must hold at least 2 names, got {shorten(list(self.labels))}")
         if len(self.prompts) != len(self.labels):
             raise ParValueError(
-                f"attribute {self.name!r}: prompts must hold one sentence per label ({len(self.labels)}), "
-                f"got {len(self.prompts)}: {list(self.prompts)}"
+                f"{self._who}: prompts must hold one sentence per label ({len(self.labels)}), "
+                f"got {len(self.prompts)}: {shorten(list(self.prompts))}"
             )
+        self._check_order()
         if self.region is not None and self.region not in REGIONS:
-            raise ParValueError(
-                f"attribute {self.name!r}: region must be one of {REGIONS} or None, got {self.region!r}"
-            )
+            raise ParValueError(f"{self._who}: region must be one of {REGIONS} or None, got {shorten(self.region)}")
         if self.group is not None:
             self._check_text("group", self.group)
             if not self.is_binary:
                 raise ParValueError(
-                    f"attribute {self.name!r}: group {self.group!r} is for binary attributes, this one has "
+                    f"{self._who}: group {shorten(self.group)} is for binary attributes, this one has "
                     f"{self.num_labels} labels, which exclude each other anyway"
                 )
         self._check_mirror()
         if not isinstance(self.sensitive, bool):
-            raise ParTypeError(f"attribute {self.name!r}: sensitive must be True or False, got {self.sensitive!r}")
+            raise ParTypeError(f"{self._who}: sensitive must be True or False, got {shorten(self.sensitive)}")
         if isinstance(self.threshold, bool) or not isinstance(self.threshold, (int, float, np.number)):
-            raise ParTypeError(f"attribute {self.name!r}: threshold must be a number, got {self.threshold!r}")
-        object.__setattr__(self, "threshold", float(self.threshold))
-        if not 0.0 < self.threshold < 1.0 or math.isnan(self.threshold):
+            raise ParTypeError(f"{self._who}: threshold must be a number, got {shorten(self.threshold)}")
+        try:
+            threshold = float(self.threshold)
+        except (OverflowError, TypeError):  # an int beyond every float; a complex number
+            threshold = float("nan")
+        if not 0.0 < threshold < 1.0:
             raise ParValueError(
-                f"attribute {self.name!r}: threshold must lie strictly between 0 and 1, got {self.threshold!r}"
+                f"{self._who}: threshold must lie strictly between 0 and 1, got {shorten(self.threshold)}"
             )
+        object.__setattr__(self, "threshold", threshold)
+
+    @property
+    def _who(self) -> str:
+        return f"attribute {shorten(self.name)}"
 
     def _check_text(self, field: str, value: Any) -> None:
         if not isinstance(value, str):
-            raise ParTypeError(f"attribute {self.name!r}: {field} must be text, got {value!r}")
+            raise ParTypeError(f"{self._who}: {field} must be text, got {shorten(value)}")
         if not value.strip() or value != value.strip():
+            raise ParValueError(f"{self._who}: {field} must be text without surrounding space, got {shorten(value)}")
+        if len(value) > MAX_CHARACTERS:
             raise ParValueError(
-                f"attribute {self.name!r}: {field} must be text without surrounding space, got {value!r}"
+                f"{self._who}: {field} has {len(value)} characters, expected at most {MAX_CHARACTERS}: "
+                f"{shorten(value)}"
+            )
+        hidden = next((c for c in value if unicodedata.category(c) in _HIDDEN_CATEGORIES or c in _HIDDEN), None)
+        if hidden is not None:
+            raise ParValueError(
+                f"{self._who}: {field} holds the character U+{ord(hidden):04X}, which cannot be seen, in "
+                f"{shorten(value)}; expected plain text"
+            )
+
+    def _check_order(self) -> None:
+        if not self.is_binary:
+            return
+        first, second = (label.casefold() for label in self.labels)
+        if second in _NO or first in _YES or (first, second) in _YES_NO_PAIRS:
+            raise ParValueError(
+                f"{self._who}: labels are {shorten(list(self.labels))}, but of two labels the second "
+                f"is the positive one; write them as {shorten(list(self.labels[::-1]))}, and the prompts in that "
+                "order too"
             )
 
     def _check_mirror(self) -> None:
@@ -118,24 +164,25 @@ class Attribute:
         if isinstance(self.mirror, str):
             if self.mirror == self.name:
                 raise ParValueError(
-                    f"attribute {self.name!r}: mirror must name another attribute or be a permutation of its labels"
+                    f"{self._who}: mirror must name another attribute or be a permutation of its labels"
                 )
             return
-        if not isinstance(self.mirror, Iterable):
+        if not isinstance(self.mirror, Iterable) or isinstance(self.mirror, (Mapping, Set)):
             raise ParTypeError(
-                f"attribute {self.name!r}: mirror must be an attribute's name, a permutation or None, "
-                f"got {self.mirror!r}"
+                f"{self._who}: mirror must be an attribute's name, a permutation or None, got {shorten(self.mirror)}"
             )
-        permutation = tuple(operator.index(index) for index in self.mirror)
-        object.__setattr__(self, "mirror", permutation)
+        indices = tuple(self.mirror)
+        if any(isinstance(index, bool) or not hasattr(index, "__index__") for index in indices):
+            raise ParTypeError(f"{self._who}: mirror must hold whole numbers, got {shorten(self.mirror)}")
+        permutation = tuple(operator.index(index) for index in indices)
         if sorted(permutation) != list(range(self.num_labels)):
             raise ParValueError(
-                f"attribute {self.name!r}: mirror must be a permutation of 0..{self.num_labels - 1}, got {permutation}"
+                f"{self._who}: mirror must be a permutation of 0..{self.num_labels - 1}, got {shorten(permutation)}"
             )
+        object.__setattr__(self, "mirror", permutation)
         if any(permutation[permutation[index]] != index for index in permutation):
             raise ParValueError(
-                f"attribute {self.name!r}: mirror must undo itself when applied twice, as two flips do, "
-                f"got {permutation}"
+                f"{self._who}: mirror must undo itself when applied twice, as two flips do, got {shorten(permutation)}"
             )
 
     @property
@@ -160,14 +207,20 @@ class Attribute:
             ValueError: a key is missing or unknown, or a value is not allowed.
         """
         if not isinstance(data, Mapping):
-            raise ParTypeError(f"an attribute must be an Attribute or a dict, got {type(data).__name__}: {data!r}")
+            raise ParTypeError(
+                f"an attribute must be an Attribute or a dict, got {type(data).__name__}: {shorten(data)}"
+            )
         known = [field.name for field in fields(cls)]
         for key in data:
             if key not in known:
-                raise ParValueError(f"attribute {data.get('name')!r}: unknown key {key!r}{_suggest(key, known)}")
+                raise ParValueError(
+                    f"attribute {shorten(data.get('name'))}: unknown key {shorten(key)}{_suggest(key, known)}"
+                )
         for key in ("name", "question", "prompts"):
             if key not in data:
-                raise ParValueError(f"attribute {data.get('name')!r}: key {key!r} is missing, got {sorted(data)}")
+                raise ParValueError(
+                    f"attribute {shorten(data.get('name'))}: key {key!r} is missing, got {shorten(sorted(data))}"
+                )
         return cls(**data)
 
 
@@ -188,19 +241,26 @@ class AttributeSchema(Sequence[Attribute]):
     def __init__(self, attributes: Iterable[Attribute | Mapping[str, Any]]) -> None:
         if isinstance(attributes, (str, Mapping)) or not isinstance(attributes, Iterable):
             raise ParTypeError(
-                f"attributes must be a list of Attribute or dict, got {type(attributes).__name__}: {attributes!r:.80}"
+                "attributes must be a list of Attribute or dict, got "
+                f"{type(attributes).__name__}: {shorten(attributes)}"
             )
         self._attributes = tuple(
             item if isinstance(item, Attribute) else Attribute.from_dict(item) for item in attributes
         )
         if not self._attributes:
             raise ParValueError("attributes must hold at least one attribute, got none")
+        if len(self._attributes) > MAX_ATTRIBUTES:
+            raise ParValueError(
+                f"attributes holds {len(self._attributes)} attributes, expected at most {MAX_ATTRIBUTES}"
+            )
         self._positions: dict[str, int] = {}
+        first_position: dict[str, int] = {}
         for position, attribute in enumerate(self._attributes):
-            first = self._positions.setdefault(attribute.name, position)
+            self._positions[attribute.name] = position
+            first = first_position.setdefault(_normal(attribute.name), position)
             if first != position:
                 raise ParValueError(
-                    f"attribute names must be unique, {attribute.name!r} is at positions {first} and {position}"
+                    f"attribute names must be unique, {shorten(attribute.name)} is at positions {first} and {position}"
                 )
         for attribute in self._attributes:
             if isinstance(attribute.mirror, str):
@@ -209,19 +269,19 @@ class AttributeSchema(Sequence[Attribute]):
     def _check_mirror_partner(self, attribute: Attribute) -> None:
         if attribute.mirror not in self._positions:
             raise ParValueError(
-                f"attribute {attribute.name!r}: mirror {attribute.mirror!r} is no attribute of this schema"
+                f"{attribute._who}: mirror {shorten(attribute.mirror)} is no attribute of this schema"
                 f"{_suggest(attribute.mirror, self.names)}"
             )
         partner = self[attribute.mirror]
         if partner.mirror != attribute.name:
             raise ParValueError(
-                f"attribute {attribute.name!r}: its mirror {partner.name!r} must name it back, but has mirror "
-                f"{partner.mirror!r}"
+                f"{attribute._who}: its mirror {shorten(partner.name)} must name it back, but has mirror "
+                f"{shorten(partner.mirror)}"
             )
         if partner.labels != attribute.labels:
             raise ParValueError(
-                f"attribute {attribute.name!r}: its mirror {partner.name!r} must have the same labels "
-                f"{list(attribute.labels)}, but has {list(partner.labels)}"
+                f"{attribute._who}: its mirror {shorten(partner.name)} must have the same labels "
+                f"{shorten(list(attribute.labels))}, but has {shorten(list(partner.labels))}"
             )
 
     def __len__(self) -> int:
@@ -279,7 +339,7 @@ class AttributeSchema(Sequence[Attribute]):
             KeyError: there is no such attribute; the message suggests similar names.
         """
         if name not in self._positions:
-            raise ParKeyError(f"no attribute {name!r} in this schema{_suggest(name, self.names)}")
+            raise ParKeyError(f"no attribute {shorten(name)} in this schema{_suggest(name, self.names)}")
         return self._positions[name]
 
     def label_mask(self) -> np.ndarray:
@@ -423,8 +483,11 @@ class AttributeSchema(Sequence[Attribute]):
         path = Path(path)
         if not path.is_file():
             raise ParFileNotFoundError(f"schema file {path} does not exist; expected a JSON list of attributes")
+        size = path.stat().st_size
+        if size > MAX_SCHEMA_BYTES:
+            raise ParValueError(f"schema file {path} has {size} bytes, expected at most {MAX_SCHEMA_BYTES}")
         try:
-            data = json.loads(path.read_text(encoding="utf-8"))
+            data = read_json(path.read_text(encoding="utf-8-sig"))  # some editors write a byte order mark
         except ValueError as error:  # JSONDecodeError and UnicodeDecodeError
             raise ParValueError(f"schema file {path} is not JSON: {error}") from error
         if not isinstance(data, list):
@@ -454,14 +517,21 @@ def check_label_range(labels: np.ndarray, schema: AttributeSchema, where: str = 
     place = f" of row {row[0]}" if row else ""
     raise ParValueError(
         f"{where} holds {labels[(*row, column)]} for attribute {attribute.name!r}{place}, expected 0 to "
-        f"{attribute.num_labels - 1} ({', '.join(attribute.labels)}) or {UNKNOWN_LABEL} for unknown"
+        f"{attribute.num_labels - 1} ({', '.join(attribute.labels)[:200]}) or {UNKNOWN_LABEL} for unknown"
     )
 
 
 def _suggest(word: str, choices: Iterable[str]) -> str:
     """End of an error message: the choices most similar to `word`, ignoring case; all choices if none is similar."""
     by_lower = {choice.lower(): choice for choice in choices}
-    near = difflib.get_close_matches(str(word).lower(), by_lower, n=3, cutoff=0.6)
+    near = difflib.get_close_matches(str(word)[:100].lower(), by_lower, n=3, cutoff=0.6)
     if near:
-        return "; did you mean " + " or ".join(repr(by_lower[choice]) for choice in near) + "?"
-    return f"; it has {', '.join(by_lower.values())}"
+        return "; did you mean " + " or ".join(shorten(by_lower[choice]) for choice in near) + "?"
+    names = list(by_lower.values())
+    more = f" and {len(names) - 60} more" if len(names) > 60 else ""
+    return f"; it has {', '.join(names[:60])[:1000]}{more}"
+
+
+def _normal(text: str) -> str:
+    """One form for texts that are composed differently and look the same."""
+    return unicodedata.normalize("NFC", text)

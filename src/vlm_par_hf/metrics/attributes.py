@@ -15,6 +15,8 @@ At least three different numbers are called "F1" in the literature. Here each ha
 | `label_f1_macro` | mean over attributes of the F1 of yes: the formula in VLM-PAR's text |
 | `f1_micro` | F1 of yes, counts pooled over attributes and images |
 | `f1_weighted` | mean over attributes of the F1 of every label, no as well as yes, weighted by how often it occurs |
+| `auc_macro` | mean over attributes of the area under the ROC curve of yes, without a threshold; chance is 0.5 |
+| `average_precision_macro` | mean over attributes of the average precision of yes; chance is how often it occurs |
 
 `f1_weighted` counts the easy "no" too and is close to `plain_accuracy`; do not compare it with an instance F1.
 
@@ -23,8 +25,13 @@ An attribute with two labels is binary: its second label is "yes", and is predic
 class is the most probable label; `mA` and `label_f1_macro` take the mean over those labels of the attribute that occur
 in the ground truth; instance metrics and `f1_micro` count each label as one column.
 
+`auc_macro` and `average_precision_macro` need no threshold. Of K > 2 labels each that occurs is ranked against the
+rest; their mean is that of the attribute. Equal scores count half in the area and are one step of the precision, which
+is not interpolated: the numbers are those of `roc_auc_score` and `average_precision_score` of scikit-learn.
+
 Unknown labels (-100) are not counted anywhere. An image without a known label is left out of instance metrics, and an
-attribute without a known label is left out of means over attributes.
+attribute without a known label is left out of means over attributes. Where all known labels of an attribute are equal,
+nothing can be ranked: it is left out of `auc_macro` and `average_precision_macro`, and a report names it.
 """
 
 from collections.abc import Iterable, Sequence
@@ -38,12 +45,13 @@ from vlm_par_hf.labels.schema import UNKNOWN_LABEL, AttributeSchema, check_label
 
 from .counting import LabelCounter, divide, mean_where, resample
 from .presets import METRIC_NAMES, PRESETS, MetricPreset
-from .ranking import average_precision, mean_defined, roc_auc
+from .ranking import ResampledRanking, average_precision, mean_defined, roc_auc
 
 
 __all__ = ["METRIC_NAMES", "PRESETS", "MetricPreset", "ParMetrics"]
 
 INPUTS = ("logits", "probabilities")
+_RESAMPLES_AT_ONCE = 32  # of rankings: their counts stay in the processor's cache
 
 
 def _to_numpy(array):
@@ -118,7 +126,7 @@ class ParMetrics:
         self._binary = self._counter.binary  # (A,)
 
     def __call__(self, eval_prediction) -> dict[str, float]:
-        """The ten metrics of the module's table.
+        """The metrics of the module's table, without the last two if no attribute has two labels that occur.
 
         Args:
             eval_prediction: `(logits, labels)`, or transformers' `EvalPrediction`; if the predictions are a tuple, its
@@ -129,10 +137,13 @@ class ParMetrics:
                 or no known label at all. The message names the attribute.
         """
         scores, labels = self._read(eval_prediction)
-        _, predicted = self._predict(scores)
+        probabilities, predicted = self._predict(scores)
         statistics = self._counter.statistics(predicted, labels)
         counts = self._counter.unpack(statistics.sum(axis=0, keepdims=True))
-        return {name: float(values[0]) for name, values in self._compute(counts).items()}
+        ranking = self._rank(probabilities, labels)
+        # A number that is not there is in no log, where NaN would end up as what is no JSON.
+        metrics = self._compute(counts, ranking)
+        return {name: float(values[0]) for name, values in metrics.items() if not np.isnan(values[0])}
 
     def report(
         self,
@@ -158,12 +169,14 @@ class ParMetrics:
 
         Returns:
             `{"convention", "num_images", "num_groups", "bootstrap", "confidence", "seed", "metrics": {key: value},
-            "intervals": {key: [low, high]}, "attributes": [row per attribute]}`, and with `min_positives`
-            `"min_positives": {"value", "attributes": [names that count]}`. A row holds `name`, `threshold` (binary),
-            `known`, `labels` ({label: support, predicted, recall, precision, f1}), `accuracy`, `mA` and
-            `mA_interval`, `auc`, `average_precision` (more than two labels: mean of one against the rest), and for
-            binary attributes, about yes: `positives`, `recall`, `precision`, `f1`, `jaccard`, `true_positives`,
-            `false_positives`, `false_negatives`.
+            "intervals": {key: [low, high]}, "ranked": {"attributes": how many count in auc_macro and
+            average_precision_macro, "left_out": [names]}, "attributes": [row per attribute]}`, and with
+            `min_positives` `"min_positives": {"value", "attributes": [names that count]}`. A row holds `name`,
+            `threshold` (binary), `known`, `labels` ({label: support, predicted, recall, precision, f1}), `accuracy`,
+            `mA`, `auc`, `average_precision` (more than two labels: mean of one against the rest), for binary
+            attributes, about yes: `positives`, `recall`, `precision`, `f1`, `jaccard`, `true_positives`,
+            `false_positives`, `false_negatives`, and with intervals `mA_interval`, `auc_interval`,
+            `average_precision_interval`.
 
         An interval says how far the number would move with other test images, not with other training runs.
 
@@ -183,7 +196,9 @@ class ParMetrics:
 
         counts = self._counter.unpack(statistics.sum(axis=0, keepdims=True))
         frequent = None if min_positives is None else self._frequent_labels(counts.support[0], min_positives)
-        metrics = self._compute(counts, frequent)
+        ranking = self._rank(probabilities, labels)
+        metrics = self._compute(counts, ranking, frequent)
+        is_ranked = ~np.isnan(ranking[0, 0])
         report = {
             "convention": {"name": self.preset_name, **asdict(self.preset)},
             "num_images": len(labels),
@@ -193,23 +208,30 @@ class ParMetrics:
             "seed": seed,
             "metrics": {name: _json_float(values[0]) for name, values in metrics.items()},
             "intervals": {},
-            "attributes": self._attribute_rows(counts, probabilities, labels),
+            "ranked": {
+                "attributes": int(is_ranked.sum()),
+                "left_out": [attribute.name for attribute, ranked in zip(self.schema, is_ranked) if not ranked],
+            },
+            "attributes": self._attribute_rows(counts, ranking[0], labels),
         }
         if min_positives is not None:
             names = [attribute.name for attribute, row in zip(self.schema, frequent) if row.any()]
             report["min_positives"] = {"value": int(min_positives), "attributes": names}
         if bootstrap:
             tails = [(1 - confidence) / 2, (1 + confidence) / 2]
-            resampled, attribute_mA = [], []
-            for block in resample(statistics, group_index, int(bootstrap), seed):
-                counts = self._counter.unpack(block)
-                resampled.append(self._compute(counts, frequent))
-                attribute_mA.append(self._attribute_mA(counts))
+            prepared = self._prepare_ranking(probabilities, labels, group_index)
+            resampled, per_attribute = [], []
+            for block, weights in resample(statistics, group_index, int(bootstrap), seed):
+                counts, ranking = self._counter.unpack(block), self._rank_resamples(prepared, weights)
+                resampled.append(self._compute(counts, ranking, frequent))
+                per_attribute.append(np.stack([self._attribute_mA(counts), *ranking.swapaxes(0, 1)]))  # (3, R, A)
             for name in metrics:
                 values = np.concatenate([block[name] for block in resampled])
                 report["intervals"][name] = _percentiles(values, tails)
-            for row, values in zip(report["attributes"], np.concatenate(attribute_mA).T):
-                row["mA_interval"] = _percentiles(values, tails)
+            names = ("mA_interval", "auc_interval", "average_precision_interval")
+            for name, columns in zip(names, np.concatenate(per_attribute, axis=1)):
+                for row, values in zip(report["attributes"], columns.T):
+                    row[name] = _percentiles(values, tails)
         return report
 
     # Reading and checking
@@ -289,6 +311,47 @@ class ParMetrics:
             probabilities = exponents / exponents.sum(axis=-1, keepdims=True)
         return probabilities, decide(probabilities, self.schema, self.thresholds)
 
+    # Ranking
+
+    def _ranked_labels(self, labels):
+        """`(attribute, label, known images)` of each label that is ranked against the rest of its attribute."""
+        for a, attribute in enumerate(self.schema):
+            known = np.flatnonzero(labels[:, a] != UNKNOWN_LABEL)
+            for k in [1] if attribute.is_binary else range(attribute.num_labels):
+                yield a, k, known
+
+    def _rank(self, probabilities, labels):
+        """Area under the ROC curve and average precision of each attribute, `(1, 2, A)`; NaN where undefined."""
+        found = [([], []) for _ in self.schema]
+        for a, k, known in self._ranked_labels(labels):
+            scores, positives = probabilities[known, a, k], labels[known, a] == k
+            found[a][0].append(roc_auc(scores, positives))
+            found[a][1].append(average_precision(scores, positives))
+        return np.array([[[mean_defined(values) for values in pair] for pair in found]], float).swapaxes(1, 2)
+
+    def _prepare_ranking(self, probabilities, labels, group_index):
+        """`(attribute, ResampledRanking)` of each label that has images with and without it."""
+        units = np.arange(len(labels)) if group_index is None else group_index
+        prepared = []
+        for a, k, known in self._ranked_labels(labels):
+            positives = labels[known, a] == k
+            if positives.any() and not positives.all():
+                prepared.append((a, ResampledRanking(probabilities[known, a, k], positives, units[known])))
+        return prepared
+
+    def _rank_resamples(self, prepared, weights):
+        """What `_rank` gives for each of the resamples `weights`, int `(R, images or groups)`: `(R, 2, A)`."""
+        total = np.zeros((len(weights), 2, len(self.schema)))
+        count = np.zeros((len(weights), 1, len(self.schema)))
+        for start in range(0, len(weights), _RESAMPLES_AT_ONCE):
+            part = slice(start, start + _RESAMPLES_AT_ONCE)
+            counts = weights[part].astype(np.int32)
+            for a, ranking in prepared:
+                values = np.stack(ranking.compute(counts), axis=1)  # (R, 2)
+                total[part, :, a] += np.nan_to_num(values, nan=0.0)
+                count[part, 0, a] += ~np.isnan(values[:, 0])
+        return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+
     # From counts to metrics
 
     def _counted_labels(self, support):
@@ -313,8 +376,8 @@ class ParMetrics:
             counted = counted & frequent
         return mean_where(divide(counts.true_positive, counts.support), counted, axis=-1)
 
-    def _compute(self, counts, frequent=None):
-        """Every metric by name, each `(R,)`."""
+    def _compute(self, counts, ranking, frequent=None):
+        """Every metric by name, each `(R,)`; `ranking` is `(R, 2, A)`."""
         tp, support, predicted = counts.true_positive, counts.support, counts.predicted
         mA = self._attribute_mA(counts)  # (R, A)
         f1 = divide(2 * tp, support + predicted)  # (R, A, C)
@@ -341,13 +404,17 @@ class ParMetrics:
             "f1_micro": divide(2 * pooled_tp, pooled_support + pooled_predicted),
             "f1_weighted": mean_where(weighted_f1, known > 0, axis=-1),
         }
+        # The average precision of an attribute that is always "yes" is 1, whatever the scores are.
+        is_ranked = ~np.isnan(ranking[:, 0])
+        metrics["auc_macro"] = mean_where(ranking[:, 0], is_ranked, axis=-1)
+        metrics["average_precision_macro"] = mean_where(ranking[:, 1], is_ranked, axis=-1)
         if frequent is not None:
             restricted = self._attribute_mA(counts, frequent)
             metrics["mA_min_positives"] = mean_where(restricted, ~np.isnan(restricted), axis=-1)
         return metrics
 
-    def _attribute_rows(self, counts, probabilities, labels):
-        """The table per attribute of `report`."""
+    def _attribute_rows(self, counts, ranking, labels):
+        """The table per attribute of `report`; `ranking` is `(2, A)`."""
         tp, support, predicted = counts.true_positive[0], counts.support[0], counts.predicted[0]  # (A, C)
         recall, precision = divide(tp, support), divide(tp, predicted)
         f1 = divide(2 * tp, support + predicted)
@@ -368,10 +435,7 @@ class ParMetrics:
             }
             row["accuracy"] = float(tp[a].sum() / known.sum()) if known.any() else None
             row["mA"] = _json_float(mA[a])
-            ranked = [1] if attribute.is_binary else range(attribute.num_labels)
-            scores, truth = probabilities[known, a], labels[known, a]
-            row["auc"] = mean_defined(roc_auc(scores[:, k], truth == k) for k in ranked)
-            row["average_precision"] = mean_defined(average_precision(scores[:, k], truth == k) for k in ranked)
+            row["auc"], row["average_precision"] = (_json_float(values[a]) for values in ranking)
             if attribute.is_binary:
                 positives, hits, found = int(support[a, 1]), int(tp[a, 1]), int(predicted[a, 1])
                 row |= {

@@ -109,8 +109,9 @@ class LabelCounter:
 
 def resample(
     statistics: np.ndarray, group_index: np.ndarray | None, bootstrap: int, seed: int
-) -> Iterator[np.ndarray]:
-    """Yields the sums of `statistics` over bootstrap resamples, in blocks `(resamples, 3 * labels + 8)`.
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yields the sums of `statistics` over bootstrap resamples, in blocks `(resamples, 3 * labels + 8)`, and the
+    resamples themselves, int `(resamples, images or groups)`.
 
     A resample is a row that says how often each image (or group) was drawn, so the sums of all resamples are one
     matrix product. The result is the same as counting each resample anew.
@@ -133,4 +134,4 @@ def resample(
         drawn = generator.integers(0, units, size=(size, units))
         drawn += np.arange(size)[:, None] * units
         weights = np.bincount(drawn.ravel(), minlength=size * units).reshape(size, units)
-        yield weights.astype(np.float64) @ statistics
+        yield weights.astype(np.float64) @ statistics, weights

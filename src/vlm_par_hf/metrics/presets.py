@@ -19,6 +19,8 @@ METRIC_NAMES = (
     "label_f1_macro",
     "f1_micro",
     "f1_weighted",
+    "auc_macro",
+    "average_precision_macro",
 )
 
 

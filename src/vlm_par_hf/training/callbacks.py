@@ -5,8 +5,10 @@ from pathlib import Path
 
 from transformers import ProgressCallback, TrainerCallback
 
+from vlm_par_hf.output_folders import OutputFolder
 
-__all__ = ["FollowCheckpoints", "QuietProgress", "SaveProcessor"]
+
+__all__ = ["FollowCheckpoints", "ListCheckpoints", "QuietProgress", "SaveProcessor"]
 
 logger = logging.getLogger(__name__)
 
@@ -52,3 +54,37 @@ class FollowCheckpoints(TrainerCallback):
                 "step %d of %d, epoch %.2f: validation loss %.4f, mA %.2f%%",
                 state.global_step, state.max_steps, state.epoch or 0, metrics["eval_loss"], 100 * metrics["eval_mA"],
             )  # fmt: skip
+
+
+class ListCheckpoints(TrainerCallback):
+    """List the files of each checkpoint in the run's folder, so that only they are ever deleted. Comes last, because
+    others write into checkpoints too; only the first process has it."""
+
+    def __init__(self, folder: OutputFolder):
+        self.folder = folder
+
+    def _name(self, args, state) -> str:
+        return (Path(args.output_dir) / f"checkpoint-{state.global_step}").relative_to(self.folder.path).as_posix()
+
+    def _announce(self, args, state, control) -> None:
+        if control.should_save:
+            self.folder.begin([self._name(args, state)])
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self._announce(args, state, control)
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        self._announce(args, state, control)
+
+    def on_save(self, args, state, control, **kwargs):
+        name = self._name(args, state)
+        self.folder.record([name])
+        if args.world_size > 1:
+            # The other processes of a run save their random states without waiting for the first one.
+            self.folder.begin([f"{name}/rng_state_{rank}.pth" for rank in range(args.world_size)], repair=True)
+
+    def on_train_end(self, args, state, control, **kwargs):
+        home = Path(args.output_dir).relative_to(self.folder.path).as_posix()
+        if args.world_size > 1:
+            self.folder.record([f"{home}/{path.name}" for path in Path(args.output_dir).glob("checkpoint-*")])
+        self.folder.forget_missing(home)

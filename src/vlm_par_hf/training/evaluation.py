@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
+from vlm_par_hf.data.readers.ids import read_id
 from vlm_par_hf.errors import ParValueError, argument_in_errors
 from vlm_par_hf.escaping import markdown_text
-from vlm_par_hf.hub.records import SYNTHETIC
+from vlm_par_hf.hub.records import SYNTHETIC, left_out_of_ranking
 from vlm_par_hf.inference.predicting import predict_logits
 from vlm_par_hf.metrics.attributes import ParMetrics
 from vlm_par_hf.utils import atomic_write_json, atomic_write_text, format_percent, redact_command
@@ -70,7 +70,7 @@ def evaluate(
         bootstrap: resamples for the intervals; 0 for none.
         min_positives: also average mA over the attributes whose rarest label has at least this many samples.
         by_person: resample persons instead of images (`person_id` of the split): images of one person are not
-            independent, so intervals over images are too narrow.
+            independent, so intervals over images are too narrow. An image of nobody known is a person of its own.
         batch_size, workers, progress: of the forward passes.
         seed: seed of the bootstrap.
         device: `"cuda"`, `"cpu"`, ...; None: a GPU if there is one.
@@ -92,11 +92,13 @@ def evaluate(
     if isinstance(dataset, str):
         check_same_division(checkpoint, facts.name, facts.options)
     check_schema(facts.schema, model.config.schema)
+    facts.warn_of_one_label(split)
     groups = None
     if by_person:
         if "person_id" not in data[split].column_names:
             raise ParValueError(f"by_person=True: the {split} split of {facts.name} has no person_id")
-        groups = np.asarray(data[split]["person_id"])
+        persons = (read_id(person) for person in data[split]["person_id"])
+        groups = [("alone", row) if person is None else person for row, person in enumerate(persons)]
     model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     logits, labels = predict_logits(
         model, processor, data[split], batch_size=batch_size, workers=workers, progress=progress
@@ -194,11 +196,16 @@ def markdown_table(record: dict[str, Any]) -> str:
         low, high = intervals.get(name) or (None, None)
         interval = "" if low is None else f"{format_percent(low)} to {format_percent(high)}"
         lines.append(f"| {name} | {format_percent(value)} | {interval} |")
-    lines += ["", "| attribute | mean recall | rarest label | samples |", "|---|---|---|---|"]
+    left_out = markdown_text(left_out_of_ranking(record))
+    lines += ["", *([left_out, ""] if left_out else [])]
     lines += [
-        f"| {markdown_text(bar['name'])} | {format_percent(bar['mA'])} | {bar['rarest']:,} | {bar['support']:,} |"
-        for bar in _bar_rows(record["attributes"])
+        "| attribute | mean recall | rarest label | samples | AUC | average precision |",
+        "|---|---|---|---|---|---|",
     ]
+    for row, bar in zip(record["attributes"], _bar_rows(record["attributes"])):
+        cells = [markdown_text(bar["name"]), format_percent(bar["mA"]), f"{bar['rarest']:,}", f"{bar['support']:,}"]
+        cells += [format_percent(row["auc"]), format_percent(row["average_precision"])]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 

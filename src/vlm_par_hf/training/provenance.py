@@ -15,6 +15,7 @@ import transformers
 
 from vlm_par_hf.data import dataset_schema, load_par_dataset
 from vlm_par_hf.data.carried import read_labels
+from vlm_par_hf.data.report import one_label_warning
 from vlm_par_hf.errors import ParTypeError, ParValueError
 from vlm_par_hf.hub.records import SYNTHETIC
 from vlm_par_hf.labels.schema import AttributeSchema
@@ -87,17 +88,25 @@ class DataFacts:
         """
         try:
             notes = json.loads(split.info.description)
-        except (AttributeError, TypeError, ValueError):
+        except (AttributeError, TypeError, ValueError, RecursionError):
             notes = {}
         notes = notes if isinstance(notes, dict) else {}
         own_name = notes.get("name") or (dataset if isinstance(dataset, str) else "in memory")
-        all_options = {**(notes.get("options") or {}), **(options or {})}
+        own_options = notes.get("options")
+        all_options = {**(own_options if isinstance(own_options, dict) else {}), **(options or {})}
         return cls(split, dataset_schema(split), name or own_name, all_options, notes)
 
     @cached_property
     def labels(self) -> np.ndarray | None:
         """int64 `(S, A)`, -100 if unknown; None if the split has no labels. No image is decoded."""
         return read_labels(self.split)
+
+    def warn_of_one_label(self, split: str) -> None:
+        """Logs which attributes have one label only in this split, of that name."""
+        if self.labels is not None:
+            line = one_label_warning(self.name, split, self.labels, self.schema)
+            if line:
+                logger.warning("%s", line)
 
     @cached_property
     def fingerprint(self) -> str:

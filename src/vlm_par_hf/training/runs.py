@@ -1,29 +1,45 @@
-"""The folder of a run: its record, its checkpoints and its result."""
+"""The folder of a run: its record, its checkpoints and its result.
+
+One process writes it, and what it wrote is listed (`output_folders`). A run may be moved: paths inside it are read as
+relative to it.
+"""
 
 import json
 import logging
-import os
-import shutil
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from transformers.trainer_callback import TrainerState
 
-from vlm_par_hf.errors import ParValueError
-from vlm_par_hf.utils import atomic_write_json
+from vlm_par_hf.errors import ParFileExistsError, ParValueError
+from vlm_par_hf.output_folders import STAGING, OutputFolder, is_model_file
+from vlm_par_hf.utils import atomic_write_json, atomic_write_text, read_json_object
 
 from .plots import plot_learning_curve, write_history
 from .settings import TrainSettings
 
 
-__all__ = ["CHECKPOINTS", "TrainResult", "is_finished", "last_complete_checkpoint", "prepare_folder", "write_result"]
+__all__ = [
+    "CHECKPOINTS",
+    "KIND",
+    "TrainResult",
+    "is_finished",
+    "last_complete_checkpoint",
+    "prepare_folder",
+    "read_state",
+    "write_result",
+]
 
 logger = logging.getLogger(__name__)
 
+KIND = "training run"
 CHECKPOINTS = "checkpoints"
 RUN_RECORD = "run.json"
 SUMMARY = "training.json"
+CURVES = ("learning_curve.json", "learning_curve.csv", "learning_curve.png")
+_STATE = "trainer_state.json"
 
 
 @dataclass
@@ -64,9 +80,8 @@ def last_complete_checkpoint(folder: str | Path, processes: int = 1) -> Path | N
         step = path.name.removeprefix("checkpoint-")
         if not step.isdigit():
             continue
-        try:
-            state = json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        state = read_json_object(path / "trainer_state.json")
+        if state is None or not isinstance(state.get("global_step"), int):
             logger.warning("%s is incomplete and is not used", path)
             continue
         if all((path / name).is_file() for name in needed):
@@ -75,26 +90,44 @@ def last_complete_checkpoint(folder: str | Path, processes: int = 1) -> Path | N
 
 
 def prepare_folder(
-    output_dir: Path, record: dict[str, Any], settings: TrainSettings, *, resume: bool, overwrite: bool
+    folder: OutputFolder,
+    record: dict[str, Any],
+    settings: TrainSettings,
+    *,
+    resume: bool,
+    overwrite: bool,
+    delete_listed: bool = False,
 ):
-    """Check the folder, write the record of the run, and return the checkpoint to continue from (or None).
+    """Check the locked folder, write the record of the run, and return the checkpoint to continue from (or None).
 
     Raises:
         ValueError: the folder holds an earlier run and neither `resume` nor `overwrite` is set, or the run to continue
             had other settings, data, model or number of processes (every difference is named).
+        FileExistsError: the folder holds files that no run wrote, under names that a run writes.
     """
+    output_dir = folder.path
     run_record = output_dir / RUN_RECORD
     checkpoints = output_dir / CHECKPOINTS
     if overwrite:
-        shutil.rmtree(checkpoints, ignore_errors=True)
+        # The result of the earlier run stays until that of this one replaces it.
+        if folder.is_known or _list_earlier_run(output_dir) is not None:
+            folder.claim(delete_listed=delete_listed, recognise=_list_earlier_run)
     elif not resume and ((output_dir / "config.json").exists() or any(checkpoints.glob("checkpoint-*"))):
         # A folder with only a record holds a run that failed before its first checkpoint: nothing is lost.
         raise ParValueError(
             f"output_dir={str(output_dir)!r} holds an earlier run: continue it (resume=True, --resume), replace it "
             "(overwrite=True, --overwrite) or name another folder"
         )
+    elif not folder.is_known:
+        folder.record(_list_earlier_run(output_dir) or ())
+    _refuse_strangers(folder)
+    if overwrite:
+        folder.clear(within=CHECKPOINTS)
     if resume and run_record.exists():
-        earlier = json.loads(run_record.read_text(encoding="utf-8"))
+        folder.check_unchanged(without=CHECKPOINTS)
+        earlier = read_json_object(run_record)
+        if earlier is None or not all(isinstance(earlier.get(part), dict) for part in ("settings", "data", "model")):
+            raise ParValueError(f"{run_record} is damaged, so nothing says which run it is of: start a new one")
         differences = settings.differences(earlier["settings"])
         for part in ("data", "model"):
             differences += [
@@ -111,55 +144,101 @@ def prepare_folder(
             )
         checkpoint = last_complete_checkpoint(checkpoints, record["processes"])
         logger.info("continuing from %s", checkpoint or "the beginning: no complete checkpoint yet")
+        if checkpoint is not None:
+            _move_paths(checkpoint)
+            folder.record([checkpoint.relative_to(output_dir).as_posix()])
         return checkpoint
-    output_dir.mkdir(parents=True, exist_ok=True)
+    folder.begin([RUN_RECORD])
     atomic_write_json(run_record, record)
+    folder.record([RUN_RECORD])
     return None
+
+
+def _list_earlier_run(output_dir: Path) -> list[str] | None:
+    """The files that an earlier version wrote, which kept no list; None if its record is not there."""
+    earlier = read_json_object(output_dir / RUN_RECORD)
+    if earlier is None or not {"settings", "data", "model", "versions"} <= set(earlier):
+        return None
+    found = [path.name for path in output_dir.iterdir() if _is_name_of_a_run(path.name) and path.is_file()]
+    inside = [path for name in (f"{CHECKPOINTS}/checkpoint-*", STAGING) for path in output_dir.glob(f"{name}/**/*")]
+    return sorted([*found, *(path.relative_to(output_dir).as_posix() for path in inside if path.is_file())])
+
+
+def _is_name_of_a_run(name: str) -> bool:
+    return name in (RUN_RECORD, SUMMARY, *CURVES) or is_model_file(name)
+
+
+def _refuse_strangers(folder: OutputFolder) -> None:
+    """Hours before the result is written: nothing may be in its place, or be taken for a checkpoint."""
+    for name in folder.strangers():
+        inside = name.startswith((f"{CHECKPOINTS}/checkpoint-", f"{STAGING}/"))
+        if inside or _is_name_of_a_run(name) or name in (CHECKPOINTS, STAGING):
+            raise ParFileExistsError(
+                f"{str(folder.path / name)!r} was not written by a run of this package and lies where this run "
+                "writes: move it, or name another folder"
+            )
+
+
+def read_state(checkpoint: Path) -> TrainerState:
+    """The Trainer's state in a checkpoint, with the best checkpoint as a path of today.
+
+    The Trainer writes the path that the run had then. The best checkpoint always lies beside the others, so that its
+    name says which one it is, wherever the run has been moved. One that is not there counts as none, and its mA too.
+    """
+    state = TrainerState.load_from_json(str(checkpoint / _STATE))
+    if state.best_model_checkpoint is not None:
+        best = checkpoint.parent / re.split(r"[/\\]", state.best_model_checkpoint.rstrip("/\\"))[-1]
+        if best.is_dir():
+            state.best_model_checkpoint = str(best)
+        else:
+            logger.warning(
+                "%s, which holds the weights that were best so far (validation mA %.4f), is not there: the best of "
+                "the later ones will be kept", best, state.best_metric,
+            )  # fmt: skip
+            state.best_model_checkpoint = state.best_metric = state.best_global_step = None
+    return state
+
+
+def _move_paths(checkpoint: Path) -> None:
+    """Writes the path of today into the state of a checkpoint: the Trainer takes the one that is there."""
+    state = read_state(checkpoint)
+    path = checkpoint / _STATE
+    before = read_json_object(path) or {}
+    now = {name: getattr(state, name) for name in ("best_model_checkpoint", "best_metric", "best_global_step")}
+    if any(before.get(name) != value for name, value in now.items()):
+        atomic_write_text(path, json.dumps({**before, **now}, indent=2, sort_keys=True) + "\n")
 
 
 def is_finished(checkpoint: Path, settings: TrainSettings) -> bool:
     """Whether a checkpoint is that of the last step of its run."""
-    state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    state = read_json_object(checkpoint / "trainer_state.json") or {}
     stopped_early = state["stateful_callbacks"].get("TrainerControl", {}).get("args", {}).get("should_training_stop")
     return state["global_step"] >= state["max_steps"] or bool(stopped_early)
 
 
-def write_result(result: TrainResult, state: TrainerState, metric_preset: str) -> None:
-    """Write model, processor, learning curve and summary of a run into its folder."""
-    output_dir, best_step = result.output_dir, result.best_step
-    _save_model_files(result.model, result.processor, output_dir)
-    write_history(state.log_history, output_dir)
-    try:
-        plot_learning_curve(state.log_history, output_dir / "learning_curve.png", best_step=best_step)
-    except ImportError as error:
-        logger.warning("learning_curve.png was not drawn: %s", error)
-    atomic_write_json(
-        output_dir / SUMMARY,
-        {
-            "validation_mA": result.best_mA,
-            "best_step": best_step,
-            "steps": state.global_step,
-            "epochs": state.epoch,
-            "metric_preset": metric_preset,
-        },
-    )
-
-
-def _save_model_files(model, processor, output_dir: Path) -> None:
-    """Write model and processor to a temporary folder, then move each file.
+def write_result(result: TrainResult, state: TrainerState, metric_preset: str, folder: OutputFolder) -> None:
+    """Write model, processor, learning curve and summary of a run into its folder.
 
     The configuration, which loaders read first, is moved last: so a folder in which some files are missing does not
     load.
     """
-    temporary = output_dir / ".saving"
-    shutil.rmtree(temporary, ignore_errors=True)
-    model.save_pretrained(temporary)
-    processor.save_pretrained(temporary)
-    for path in sorted(temporary.rglob("*"), key=lambda path: (path.name == "config.json", str(path))):
-        target = output_dir / path.relative_to(temporary)
-        if path.is_dir():
-            target.mkdir(parents=True, exist_ok=True)
-        else:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(path, target)
-    shutil.rmtree(temporary)
+    best_step = result.best_step
+    with folder.staging() as staging:
+        result.model.save_pretrained(staging)
+        result.processor.save_pretrained(staging)
+        write_history(state.log_history, staging)
+        try:
+            plot_learning_curve(state.log_history, staging / "learning_curve.png", best_step=best_step)
+        except ImportError as error:
+            logger.warning("learning_curve.png was not drawn: %s", error)
+        atomic_write_json(
+            staging / SUMMARY,
+            {
+                "validation_mA": result.best_mA,
+                "best_step": best_step,
+                "steps": state.global_step,
+                "epochs": state.epoch,
+                "metric_preset": metric_preset,
+            },
+        )
+        folder.publish(staging, last="config.json")

@@ -10,6 +10,7 @@ import logging
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -25,22 +26,22 @@ from transformers import (
     enable_full_determinism,
     set_seed,
 )
-from transformers.trainer_callback import TrainerState
 
 from vlm_par_hf.base.losses import compute_priors
 from vlm_par_hf.data import AugmentedDataset, ParAugmentation, ParCollator
 from vlm_par_hf.data.transforms import epoch_callback
-from vlm_par_hf.errors import ParValueError
+from vlm_par_hf.errors import ParFileNotFoundError, ParValueError
 from vlm_par_hf.features import FeatureDataset, compute_features, feature_views
 from vlm_par_hf.inference.predicting import predict_logits
 from vlm_par_hf.labels.schema import AttributeSchema
 from vlm_par_hf.metrics.attributes import ParMetrics
+from vlm_par_hf.output_folders import OutputFolder, open_output, refuse_overlap
 from vlm_par_hf.utils import redact_command, require
 
 from .building import build_model, loss_settings
-from .callbacks import FollowCheckpoints, QuietProgress, SaveProcessor
+from .callbacks import FollowCheckpoints, ListCheckpoints, QuietProgress, SaveProcessor
 from .provenance import DataFacts, check_schema, load_data, versions
-from .runs import CHECKPOINTS, TrainResult, is_finished, prepare_folder, write_result
+from .runs import CHECKPOINTS, KIND, TrainResult, is_finished, prepare_folder, read_state, write_result
 from .settings import TrainSettings
 
 
@@ -70,6 +71,7 @@ def train(
     cache_features: str | Path | None = None,
     resume: bool = False,
     overwrite: bool = False,
+    delete_listed: bool = False,
     callbacks: Sequence[TrainerCallback] = (),
     command: Sequence[str] | None = None,
 ) -> TrainResult:
@@ -103,7 +105,10 @@ def train(
             seed or recipe. Sets `settings.precompute_features`.
         resume: continue from the newest complete checkpoint in `output_dir`; the result equals that of an
             uninterrupted run. Without any checkpoint the run starts from the beginning.
-        overwrite: delete what an earlier run left in `output_dir`.
+        overwrite: replace the run in `output_dir`: its checkpoints are deleted now, its result when that of this run
+            is there. Other files stay. It refuses, and names them, where files were changed since they were written
+            or where a run of an earlier version does not list its files.
+        delete_listed: with `overwrite`: delete what that refusal named.
         callbacks: further Trainer callbacks.
         command: the command line to record; None: `sys.argv`.
 
@@ -113,7 +118,10 @@ def train(
     Raises:
         ValueError: `output_dir` holds a run and neither `resume` nor `overwrite` is set; the settings or the data of
             the run to continue differ (every difference listed); a split is missing; the data set's schema differs
-            from the checkpoint's.
+            from the checkpoint's; `output_dir` lies inside `root` or the model, or would replace the model;
+            another process writes it.
+        FileExistsError: `output_dir` holds files of somebody else where the run writes.
+        FileNotFoundError: the run to continue made its last step, and its best checkpoint is not there.
     """
     require("accelerate", "train")
     settings = settings or TrainSettings()
@@ -127,101 +135,129 @@ def train(
     output_dir = Path(output_dir)
     if resume and overwrite:
         raise ParValueError("resume=True and overwrite=True: expected one of them")
-    arguments = _training_arguments(output_dir, settings)  # also joins the processes of torchrun
-    data = load_data(dataset, root=root, schema=schema, options=dataset_options)
-    for split in ("train", "validation"):
-        if split not in data:
-            raise ParValueError(
-                f"the data set has no {split!r} split (it has {', '.join(sorted(data))}): training needs train and "
-                "validation; the best checkpoint is chosen on validation and never on test"
-            )
-        if len(data[split]) == 0:
-            raise ParValueError(f"the {split!r} split is empty: expected at least one image")
-    facts = DataFacts.read(dataset, data["train"], name=dataset_name, options=dataset_options)
-
-    if settings.full_determinism:
-        enable_full_determinism(settings.seed)
-    set_seed(settings.seed)
-    # Only new heads start from the priors; a loaded checkpoint keeps its bias.
-    fresh = model is None
-    model, processor = build_model(
-        family, backbone, facts.schema, model, processor, model_options or {}, max_num_patches
-    )
-    schema = model.config.schema
-    check_schema(facts.schema, schema)
-    check_schema(DataFacts.read(dataset, data["validation"]).schema, schema)
-
-    record = {
-        "settings": settings.to_dict(),
-        "data": {
-            "name": facts.name,
-            "options": facts.options,
-            "train_images": len(data["train"]),
-            "validation_images": len(data["validation"]),
-            "train_sha256": facts.fingerprint,
-        },
-        "model": {
-            "family": model.config.model_type,
-            "backbone": model.config.backbone_name,
-            "options": dict(model_options or {}),
-        },
-        "processes": arguments.world_size,
-        "command": shlex.join(redact_command(sys.argv if command is None else command)),
-        "versions": versions(),
+    if delete_listed and not overwrite:
+        raise ParValueError("delete_listed=True: expected overwrite=True too")
+    places = {
+        "root": root,
+        "model": model if isinstance(model, (str, Path)) else None,
+        "backbone": backbone if backbone != "embedded" else None,
     }
-    checkpoint = _in_first_process(
-        arguments, lambda: prepare_folder(output_dir, record, settings, resume=resume, overwrite=overwrite)
-    )
+    refuse_overlap(output_dir, places, replaced=overwrite)
+    if cache_features is not None:
+        refuse_overlap(cache_features, places)
+    arguments = _training_arguments(output_dir, settings)  # also joins the processes of torchrun
+    with ExitStack() as stack:
+        # The processes of one run share a folder, and the first one holds its lock.
+        folder = _in_first_process(arguments, lambda: stack.enter_context(open_output(output_dir, KIND)), shared=False)
+        data = load_data(dataset, root=root, schema=schema, options=dataset_options)
+        for split in ("train", "validation"):
+            if split not in data:
+                raise ParValueError(
+                    f"the data set has no {split!r} split (it has {', '.join(sorted(data))}): training needs train "
+                    "and validation; the best checkpoint is chosen on validation and never on test"
+                )
+            if len(data[split]) == 0:
+                raise ParValueError(f"the {split!r} split is empty: expected at least one image")
+        facts = DataFacts.read(dataset, data["train"], name=dataset_name, options=dataset_options)
 
-    priors = compute_priors(facts.labels, schema)
-    paper = bool((model_options or {}).get("paper"))
-    model.config.loss = loss_settings(model, settings, priors, paper=paper)
-    if fresh and model.starts_from_priors:
-        model.init_bias_from_priors(priors)
-    model.to(arguments.device)
-    train_data, validation_data = _training_data(
-        data,
-        model,
-        processor,
-        schema,
-        settings,
-        None if cache_features is None else Path(cache_features),
-        progress=settings.progress and arguments.process_index == 0,
-    )
-    if settings.fit_pooled_statistics and model.supports_pooled_statistics:
-        _fit_statistics(model, data["train"], train_data, processor, settings)
-
-    # Fused, because with cached features the optimizer takes half of a step on a CPU; fused it is six times faster.
-    optimizer = torch.optim.AdamW(_parameter_groups(model, settings), lr=settings.learning_rate, fused=True)
-    extra = [epoch_callback(), SaveProcessor(processor), FollowCheckpoints(), *callbacks]
-    if settings.early_stopping_patience:
-        extra.append(EarlyStoppingCallback(early_stopping_patience=settings.early_stopping_patience))
-    trainer = Trainer(
-        model=model,
-        args=arguments,
-        train_dataset=train_data,
-        eval_dataset=validation_data,
-        data_collator=ParCollator(processor, schema),
-        compute_metrics=ParMetrics(schema, preset=settings.metric_preset),
-        optimizers=(optimizer, None),
-        callbacks=extra,
-    )
-    trainer.remove_callback(PrinterCallback)
-    trainer.remove_callback(ProgressCallback)
-    if settings.progress:
-        trainer.add_callback(QuietProgress())
-    if checkpoint is not None and is_finished(checkpoint, settings):
-        # An earlier process ended after its last step and before it wrote the result: no further step must be made.
-        trainer.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
-        model = type(model).from_pretrained(trainer.state.best_model_checkpoint)
-    else:
-        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    if model.supports_decisions:
-        logits, labels = predict_logits(
-            model, processor, validation_data, batch_size=settings.eval_batch_size, progress=False
+        if settings.full_determinism:
+            enable_full_determinism(settings.seed)
+        set_seed(settings.seed)
+        # Only new heads start from the priors; a loaded checkpoint keeps its bias.
+        fresh = model is None
+        model, processor = build_model(
+            family, backbone, facts.schema, model, processor, model_options or {}, max_num_patches
         )
-        model.fit_decisions(logits, labels)
-    return _finish(trainer, model, processor, output_dir, settings.metric_preset)
+        schema = model.config.schema
+        check_schema(facts.schema, schema)
+        validation = DataFacts.read(dataset, data["validation"], name=facts.name)
+        check_schema(validation.schema, schema)
+        facts.warn_of_one_label("train")
+        validation.warn_of_one_label("validation")
+
+        record = {
+            "settings": settings.to_dict(),
+            "data": {
+                "name": facts.name,
+                "options": facts.options,
+                "train_images": len(data["train"]),
+                "validation_images": len(data["validation"]),
+                "train_sha256": facts.fingerprint,
+            },
+            "model": {
+                "family": model.config.model_type,
+                "backbone": model.config.backbone_name,
+                "options": dict(model_options or {}),
+            },
+            "processes": arguments.world_size,
+            "command": shlex.join(redact_command(sys.argv if command is None else command)),
+            "versions": versions(),
+        }
+        checkpoint = _in_first_process(
+            arguments,
+            lambda: prepare_folder(
+                folder, record, settings, resume=resume, overwrite=overwrite, delete_listed=delete_listed
+            ),
+        )
+
+        priors = compute_priors(facts.labels, schema)
+        paper = bool((model_options or {}).get("paper"))
+        model.config.loss = loss_settings(model, settings, priors, paper=paper)
+        if fresh and model.starts_from_priors:
+            model.init_bias_from_priors(priors)
+        model.to(arguments.device)
+        train_data, validation_data = _training_data(
+            data,
+            model,
+            processor,
+            schema,
+            settings,
+            None if cache_features is None else Path(cache_features),
+            progress=settings.progress and arguments.process_index == 0,
+        )
+        if settings.fit_pooled_statistics and model.supports_pooled_statistics:
+            _fit_statistics(model, data["train"], train_data, processor, settings)
+
+        # Fused, because with cached features the optimizer takes half of a step on a CPU; fused it is six times
+        # faster.
+        optimizer = torch.optim.AdamW(_parameter_groups(model, settings), lr=settings.learning_rate, fused=True)
+        extra = [epoch_callback(), SaveProcessor(processor), FollowCheckpoints(), *callbacks]
+        if settings.early_stopping_patience:
+            extra.append(EarlyStoppingCallback(early_stopping_patience=settings.early_stopping_patience))
+        if folder is not None:
+            extra.append(ListCheckpoints(folder))
+        trainer = Trainer(
+            model=model,
+            args=arguments,
+            train_dataset=train_data,
+            eval_dataset=validation_data,
+            data_collator=ParCollator(processor, schema),
+            compute_metrics=ParMetrics(schema, preset=settings.metric_preset),
+            optimizers=(optimizer, None),
+            callbacks=extra,
+        )
+        trainer.remove_callback(PrinterCallback)
+        trainer.remove_callback(ProgressCallback)
+        if settings.progress:
+            trainer.add_callback(QuietProgress())
+        if checkpoint is not None and is_finished(checkpoint, settings):
+            # An earlier process ended after its last step and before it wrote the result: no further step must be
+            # made.
+            trainer.state = read_state(checkpoint)
+            if trainer.state.best_model_checkpoint is None:
+                raise ParFileNotFoundError(
+                    f"the run in output_dir={str(output_dir)!r} ended, and its best weights are not in "
+                    f"{CHECKPOINTS!r}: copy the whole run, or train again (overwrite=True, --overwrite)"
+                )
+            model = type(model).from_pretrained(trainer.state.best_model_checkpoint)
+        else:
+            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        if model.supports_decisions:
+            logits, labels = predict_logits(
+                model, processor, validation_data, batch_size=settings.eval_batch_size, progress=False
+            )
+            model.fit_decisions(logits, labels)
+        return _finish(trainer, model, processor, output_dir, folder, settings.metric_preset)
 
 
 def _training_arguments(output_dir: Path, settings: TrainSettings) -> TrainingArguments:
@@ -265,8 +301,8 @@ def _training_arguments(output_dir: Path, settings: TrainSettings) -> TrainingAr
     )
 
 
-def _in_first_process(arguments: TrainingArguments, function: Callable[[], Any]) -> Any:
-    """Calls `function` in the first process only; every process gets its result.
+def _in_first_process(arguments: TrainingArguments, function: Callable[[], Any], *, shared: bool = True) -> Any:
+    """Calls `function` in the first process only; every process gets its result, with `shared` False the others None.
 
     Its error is raised in every process too: otherwise the others would wait for the first one for ever.
     """
@@ -274,16 +310,17 @@ def _in_first_process(arguments: TrainingArguments, function: Callable[[], Any])
         return function()
     from accelerate.utils import broadcast_object_list
 
-    outcome: list[Any] = [None, None]
+    found, outcome = None, [None, None]
     if arguments.process_index == 0:
         try:
-            outcome[0] = function()
+            found = function()
+            outcome[0] = found if shared else None
         except Exception as error:
             outcome[1] = error
     broadcast_object_list(outcome)
     if outcome[1] is not None:
         raise outcome[1]
-    return outcome[0]
+    return outcome[0] if shared else found
 
 
 def _parameter_groups(model, settings: TrainSettings) -> list[dict[str, Any]]:
@@ -341,7 +378,9 @@ def _fit_statistics(model, split, train_data, processor, settings: TrainSettings
     )
 
 
-def _finish(trainer: Trainer, model, processor, output_dir: Path, metric_preset: str) -> TrainResult:
+def _finish(
+    trainer: Trainer, model, processor, output_dir: Path, folder: OutputFolder | None, metric_preset: str
+) -> TrainResult:
     state = trainer.state
     best_step = state.best_global_step or state.global_step
     result = TrainResult(
@@ -353,7 +392,7 @@ def _finish(trainer: Trainer, model, processor, output_dir: Path, metric_preset:
         model=model.eval(),
         processor=processor,
     )
-    if trainer.is_world_process_zero():
-        write_result(result, state, metric_preset)
+    if folder is not None:
+        write_result(result, state, metric_preset, folder)
     trainer.accelerator.wait_for_everyone()  # so that the folder is complete when a process returns
     return result

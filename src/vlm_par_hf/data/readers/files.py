@@ -1,14 +1,44 @@
-"""Finding annotation files and images below the folder that a user names."""
+"""Finding annotation files and images below the folder that a user names.
 
+What a data set says of paths is data, and may come from a stranger: `../key.png`, a link to a private picture, a pipe
+that never ends. So paths stay below the folder, links too unless the user lets them (`links_may_leave`), and only
+regular files are read.
+"""
+
+import csv
 import os
-from collections.abc import Iterable
+import unicodedata
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
+from typing import Any
 
 from vlm_par_hf.errors import ParFileNotFoundError, ParValueError
 from vlm_par_hf.images.opening import IMAGE_SUFFIXES
+from vlm_par_hf.utils import shorten
 
 
-__all__ = ["IMAGE_SUFFIXES", "find_file", "find_folder", "images_by_stem", "list_images"]
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "MAX_TABLE_BYTES",
+    "check_annotation_file",
+    "check_file_names",
+    "check_image_files",
+    "find_file",
+    "find_folder",
+    "images_by_stem",
+    "is_annotation_file",
+    "leads_out",
+    "links_may_leave",
+    "list_images",
+    "look_for_file",
+    "read_csv_rows",
+    "relative_path",
+]
+
+MAX_TABLE_BYTES = 1 << 30  # of a table of labels: millions of rows
+_LINKS_MAY_LEAVE: ContextVar[bool] = ContextVar("links_may_leave", default=False)
 
 
 def find_file(root: Path, places: Iterable[str], what: str) -> Path:
@@ -34,7 +64,7 @@ def look_for_file(root: Path, places: Iterable[str]) -> Path | None:
         folder, name = root / Path(place).parent, Path(place).name
         if folder.is_dir():
             for entry in sorted(os.listdir(folder)):
-                if entry.lower() == name.lower() and (folder / entry).is_file():
+                if entry.lower() == name.lower() and is_annotation_file(root, folder / entry):
                     return folder / entry
     return None
 
@@ -66,6 +96,129 @@ def images_by_stem(folder: Path) -> dict[str, str]:
             raise ParValueError(f"{folder} holds both {found[stem]} and {name}; expected one image per name")
         found[stem] = name
     return found
+
+
+@contextmanager
+def links_may_leave(allowed: bool) -> Iterator[None]:
+    """Whether links below a data set's folder may lead out of it, for what is read in this context."""
+    token = _LINKS_MAY_LEAVE.set(allowed)
+    try:
+        yield
+    finally:
+        _LINKS_MAY_LEAVE.reset(token)
+
+
+def is_annotation_file(root: Path, path: Path) -> bool:
+    """Whether a file is there that may be read as a table or an annotation: see `check_annotation_file`."""
+    if not path.is_file():
+        return False
+    check_annotation_file(root, path)
+    return True
+
+
+def check_annotation_file(root: Path, path: Path) -> None:
+    """Refuses a file that is a link out of `root`, no regular file, or larger than `MAX_TABLE_BYTES`.
+
+    Raises:
+        ValueError: it is refused.
+    """
+    _check_inside(root, str(path))
+    if not path.is_file():
+        raise ParValueError(f"{path} is no regular file; expected a table or an annotation file")
+    size = path.stat().st_size
+    if size > MAX_TABLE_BYTES:
+        raise ParValueError(f"{path} has {size} bytes; at most {MAX_TABLE_BYTES} are read")
+
+
+def check_image_files(root: str | os.PathLike, paths: Iterable[str]) -> list[bool]:
+    """Which of the files below `root` exist.
+
+    Folders are listed once each: 100,000 single questions take minutes on a network disk.
+
+    Raises:
+        ValueError: one is no regular file (a folder, pipe or device), or a link leads out of `root`.
+    """
+    kinds_in: dict[str, dict[str, str]] = {}
+
+    def exists(path: str) -> bool:
+        folder, name = os.path.split(path)
+        if folder not in kinds_in:
+            kinds_in[folder] = _list_kinds(root, folder)
+        kind = kinds_in[folder].get(name)
+        if kind == "link":
+            _check_inside(root, path)
+            kind = "file" if os.path.isfile(path) else None if not os.path.exists(path) else "other"
+        if kind == "other":
+            raise ParValueError(f"image {path!r} is no regular file; expected an image file")
+        return kind == "file"
+
+    return [exists(path) for path in paths]
+
+
+def _list_kinds(root: str | os.PathLike, folder: str) -> dict[str, str]:
+    if not os.path.isdir(folder):
+        return {}
+    _check_inside(root, folder)
+    with os.scandir(folder) as entries:
+        return {
+            entry.name: "link" if entry.is_symlink() else "file" if entry.is_file(follow_symlinks=False) else "other"
+            for entry in entries
+        }
+
+
+def leads_out(root: str | os.PathLike, path: str) -> bool:
+    """Whether a path does not stay below `root`: as it is written or, unless links may leave, behind its links."""
+    resolve = os.path.abspath if _LINKS_MAY_LEAVE.get() else os.path.realpath
+    root = resolve(root)
+    return os.path.commonpath([root, resolve(path)]) != root
+
+
+def _check_inside(root: str | os.PathLike, path: str) -> None:
+    if leads_out(root, path):
+        raise ParValueError(
+            f"{path!r} is a link to {os.path.realpath(path)!r}, out of the folder of the data set; if you made that "
+            "link, pass follow_links=True (--follow-links)"
+        )
+
+
+def relative_path(value: Any) -> str | None:
+    """A path as a table writes it, with slashes, if it stays below the folder of the table; else None."""
+    if not isinstance(value, str) or not (value.isprintable() or _is_plain(value)):
+        return None
+    text = value.replace("\\", "/")
+    parts = [part for part in text.split("/") if part not in ("", ".")]
+    if not parts or ".." in parts or text.startswith("/") or ":" in parts[0]:
+        return None
+    return "/".join(parts)
+
+
+def _is_plain(text: str) -> bool:
+    return not any(unicodedata.category(character) in ("Cc", "Cs") for character in text)
+
+
+def check_file_names(names: Iterable[str], path: Path, field: str) -> None:
+    """Raises ValueError where a name that the field of an annotation holds is a path."""
+    for name in names:
+        if name != os.path.basename(name) or relative_path(name) != name:
+            raise ParValueError(f"{path}: {field} holds {shorten(name)}; expected a plain file name")
+
+
+def read_csv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """(number of the last line, cells without surrounding space) of each row of a UTF-8 file; empty rows are left out.
+
+    Raises:
+        ValueError: it is not well-formed CSV or not UTF-8; the message names file and line.
+    """
+    with open(path, encoding="utf-8-sig", newline="") as stream:  # utf-8-sig: spreadsheets write a byte order mark
+        reader = csv.reader(stream, strict=True)
+        try:
+            for row in reader:
+                if any(cell.strip() for cell in row):
+                    yield reader.line_num, [cell.strip() for cell in row]
+        except csv.Error as error:
+            raise ParValueError(f"{path}, line {reader.line_num}: not well-formed CSV: {error}") from error
+        except UnicodeDecodeError as error:
+            raise ParValueError(f"{path} is not UTF-8 text ({error}); expected a CSV file saved as UTF-8") from error
 
 
 def _pickle_hint(root: Path) -> str:

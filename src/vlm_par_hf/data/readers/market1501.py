@@ -11,6 +11,7 @@ Labels hold for a person in all images, so what cannot be seen in one image is l
 
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,11 @@ import numpy as np
 from vlm_par_hf.errors import ParFileNotFoundError, ParValueError
 from vlm_par_hf.labels.schema import UNKNOWN_LABEL, AttributeSchema
 from vlm_par_hf.labels.tables import get_schema
+from vlm_par_hf.utils import shorten
 
 from .files import find_file, find_folder, list_images
-from .matlab import load_mat_struct, read_field, read_matrix, read_strings
+from .label_check import check_labels, count_positives
+from .matlab import field_names, load_mat_struct, read_field, read_matrix, read_strings
 from .records import PedestrianRecord
 from .splits import choose_groups
 
@@ -40,13 +43,14 @@ _FOLDERS = {
     "test": ("bounding_box_test", "test"),
     "query": ("query", "test"),
 }
-_NAME = re.compile(r"(-1|\d{4})_c(\d+)s\d+_")
+_NAME = re.compile(r"(-1|\d{4})_c(\d{1,9})s\d+_", re.ASCII)
 _JUNK, _DISTRACTOR = "-1", "0000"
 _VALIDATION_SHARE = 0.1
+_OFFICIAL_IMAGES = {"train": 12_936, "test": 13_115}
 
 
 def read_market1501(
-    root: str | os.PathLike, table: str = "market1501", *, seed: int = 0
+    root: str | os.PathLike, table: str = "market1501", *, seed: int = 0, ignore: Iterable[str] = ()
 ) -> tuple[AttributeSchema, dict[str, list[PedestrianRecord]], dict[str, Any]]:
     """Reads Market-1501 with attributes.
 
@@ -54,6 +58,8 @@ def read_market1501(
         root: the folder of the archive (or the one above it), with `market_attribute.mat`.
         table: `"market1501"` (age with four classes) or `"market1501_30"` (age as four binary attributes).
         seed: there is no official validation: a tenth of the training images, by person, is taken by this seed.
+        ignore: attributes that may have no positive, and fields of the annotation that no attribute takes. Of the
+            complete data set either is an error, of a part a warning; the notes name both.
 
     Returns:
         The schema; the records of train, validation, test (the gallery of 13,115 images on which the official
@@ -87,6 +93,9 @@ def read_market1501(
         splits[split] = _read_images(home, folder, labels_of[half], path, half, left_out)
         if not splits[split]:
             raise ParFileNotFoundError(f"{home / folder} holds no image; expected the unpacked Market-1501-v15.09.15")
+    complete = all(len(splits[split]) == count for split, count in _OFFICIAL_IMAGES.items())
+    unused = _unused_fields(annotation, path, schema)
+    label_notes = check_labels(path, count_positives(schema, splits), unused, complete=complete, ignore=ignore)
     train = splits["train"]
     chosen = choose_groups([record.person_id for record in train], _VALIDATION_SHARE, seed)
     kept = {
@@ -96,6 +105,7 @@ def read_market1501(
     notes = {
         "division": f"test official; validation ours: a tenth of the training images by person, seed {seed}",
         "left_out": left_out,
+        **label_notes,
     }
     return schema, {**kept, **{split: splits[split] for split in splits if split != "train"}}, notes
 
@@ -104,11 +114,25 @@ def _read_half(half: Any, path: Path, name: str, schema: AttributeSchema) -> dic
     """Person -> labels int64 (A,)."""
     persons = read_strings(read_field(half, path, "image_index"), path, f"{name}.image_index")
     for person in persons:
-        if not person.isdecimal():
-            raise ParValueError(f"{path}: {name}.image_index holds {person!r}; expected the number of a person")
+        if re.fullmatch(r"[0-9]{1,9}", person) is None:
+            raise ParValueError(f"{path}: {name}.image_index holds {shorten(person)}; expected the number of a person")
+    numbers = [int(person) for person in persons]
+    if not numbers or len(set(numbers)) != len(numbers):
+        raise ParValueError(f"{path}: {name}.image_index holds no person, or one twice")
     columns = [_read_column(half, path, name, attribute, schema, len(persons)) for attribute in schema]
     labels = np.stack(columns, axis=1)
-    return {int(person): row for person, row in zip(persons, labels)}
+    return dict(zip(numbers, labels))
+
+
+def _unused_fields(annotation: Any, path: Path, schema: AttributeSchema) -> dict[str, int]:
+    """Fields that no attribute takes -> the number of persons that they label."""
+    taken = {"image_index", *("age" if attribute.group == "age" else attribute.name for attribute in schema)}
+    unused: dict[str, int] = {}
+    for name in ("train", "test"):
+        half = read_field(annotation, path, name)
+        for field in set(field_names(half)) - taken:
+            unused[field] = unused.get(field, 0) + np.size(read_field(half, path, field))
+    return unused
 
 
 def _read_column(half, path, name, attribute, schema, count) -> np.ndarray:
@@ -133,7 +157,7 @@ def _read_images(home, folder, labels_of, path, half, left_out) -> list[Pedestri
     for name in list_images(home / folder):
         match = _NAME.match(name)
         if match is None:
-            raise ParValueError(f"{home / folder} holds {name!r}; expected names like 0002_c1s1_000451_03.jpg")
+            raise ParValueError(f"{home / folder} holds {shorten(name)}; expected names like 0002_c1s1_000451_03.jpg")
         person, camera = match.groups()
         if person in (_JUNK, _DISTRACTOR):
             left_out["junk" if person == _JUNK else "distractors"] += 1

@@ -5,8 +5,6 @@ official annotation knows no person; where a file `person_groups.csv` (columns `
 groups become `person_id`. They are somebody's estimate of identity, not part of the data set.
 """
 
-import csv
-import io
 import os
 from pathlib import Path
 
@@ -14,7 +12,10 @@ import numpy as np
 
 from vlm_par_hf.errors import ParFileNotFoundError, ParValueError
 from vlm_par_hf.labels.tables import get_schema
+from vlm_par_hf.utils import shorten
 
+from .files import check_file_names, is_annotation_file, read_csv_rows
+from .ids import common_ids, read_id
 from .matlab import load_mat_variables, read_matrix, read_strings
 from .records import PedestrianRecord
 
@@ -53,12 +54,10 @@ def read_pa100k(root: str | os.PathLike, split: str) -> list[PedestrianRecord]:
     if len(set(names)) != len(names):
         seen: set[str] = set()
         repeated = next(name for name in names if name in seen or seen.add(name))
-        raise ParValueError(f"{path}: {names_key} lists {repeated!r} more than once")
-    for name in names:
-        if not name or name != os.path.basename(name):
-            raise ParValueError(f"{path}: {names_key} holds {name!r}; expected a plain file name")
+        raise ParValueError(f"{path}: {names_key} lists {shorten(repeated)} more than once")
+    check_file_names(names, path, names_key)
     folder = _find_image_folder(root, names)
-    groups = _read_person_groups(path.with_name("person_groups.csv"))
+    groups = _read_person_groups(root, path.with_name("person_groups.csv"))
     persons = [None] * len(names) if groups is None else _look_up_groups(names, groups, path)
     return [
         PedestrianRecord(os.path.join(folder, name), name, row, person)
@@ -68,7 +67,7 @@ def read_pa100k(root: str | os.PathLike, split: str) -> list[PedestrianRecord]:
 
 def _find_annotation(root: Path) -> Path:
     for place in _ANNOTATION_PLACES:
-        if (root / place).is_file():
+        if is_annotation_file(root, root / place):
             return root / place
     raise ParFileNotFoundError(
         f"root {str(root)!r} holds no annotation.mat (looked for {', '.join(_ANNOTATION_PLACES)}); "
@@ -91,7 +90,8 @@ def _read_labels(variables: dict[str, np.ndarray], path: Path, labels_key: str) 
     if set(found) != set(expected) or len(found) != len(expected):
         missing, unexpected = sorted(set(expected) - set(found)), sorted(set(found) - set(expected))
         raise ParValueError(
-            f"{path}: attributes are not those of PA-100K: missing {missing}, unexpected {unexpected}, "
+            f"{path}: attributes are not those of PA-100K: missing {shorten(missing)}, unexpected "
+            f"{shorten(unexpected)}, "
             f"{len(found)} names where {len(expected)} were expected"
         )
     labels = read_matrix(variables[labels_key], path, labels_key, (None, len(found)))
@@ -100,34 +100,31 @@ def _read_labels(variables: dict[str, np.ndarray], path: Path, labels_key: str) 
     return np.ascontiguousarray(labels[:, [found.index(name) for name in expected]])
 
 
-def _read_person_groups(path: Path) -> dict[str, int] | None:
-    if not path.is_file():
+def _read_person_groups(root: Path, path: Path) -> dict[str, int | str | None] | None:
+    if not is_annotation_file(root, path):
         return None
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ParValueError(f"{path} is not UTF-8 text ({error})") from error
-    groups: dict[str, int] = {}
-    with io.StringIO(text) as stream:
-        rows = csv.reader(stream)
-        header = next(rows, [])
-        if header != ["image", "group"]:
-            raise ParValueError(f"{path}, line 1: columns are {header}; expected image,group")
-        for row in rows:
-            if not row:
-                continue
-            try:
-                name, group = row
-                groups[name] = int(group)
-            except ValueError:
-                raise ParValueError(
-                    f"{path}, line {rows.line_num}: {row}; expected image,group with a whole number"
-                ) from None
-    return groups
+    groups: dict[str, str | None] = {}
+    rows = read_csv_rows(path)
+    _, header = next(rows, (1, []))
+    if header != ["image", "group"]:
+        raise ParValueError(f"{path}, line 1: columns are {shorten(header)}; expected image,group")
+    for line, row in rows:
+        if len(row) != 2 or not row[0]:
+            raise ParValueError(f"{path}, line {line}: {shorten(row)}; expected image,group")
+        name, group = row
+        if name in groups:
+            raise ParValueError(f"{path}, line {line}: image {shorten(name)} is there already")
+        try:
+            groups[name] = read_id(group)
+        except ValueError as error:
+            raise ParValueError(f"{path}, line {line}: group {error}") from None
+        if groups[name] is not None and not groups[name].isdecimal():
+            raise ParValueError(f"{path}, line {line}: {shorten(row)}; expected image,group with a whole number")
+    return dict(zip(groups, common_ids(list(groups.values()))))
 
 
-def _look_up_groups(names: list[str], groups: dict[str, int], path: Path) -> list[int]:
+def _look_up_groups(names: list[str], groups: dict[str, int | str | None], path: Path) -> list[int | str | None]:
     for name in names:
         if name not in groups:
-            raise ParValueError(f"{path.with_name('person_groups.csv')} has no group for {name!r}")
+            raise ParValueError(f"{path.with_name('person_groups.csv')} has no group for {shorten(name)}")
     return [groups[name] for name in names]

@@ -9,6 +9,7 @@ Label 2 means that the annotator was uncertain: unknown (-100) here.
 
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,10 @@ import numpy as np
 from vlm_par_hf.errors import ParValueError
 from vlm_par_hf.labels.schema import UNKNOWN_LABEL, AttributeSchema
 from vlm_par_hf.labels.tables import get_schema
+from vlm_par_hf.utils import shorten
 
-from .files import find_file, find_folder, images_by_stem
+from .files import check_file_names, find_file, find_folder, images_by_stem
+from .label_check import check_labels, count_positives
 from .matlab import field_names, load_mat_struct, read_cells, read_field, read_indices, read_matrix, read_strings
 from .records import PedestrianRecord
 from .splits import check_disjoint, choose_groups
@@ -34,6 +37,7 @@ _IMAGE_PLACES = ("RAP_dataset", "RAP_datasets", "RAP/RAP_dataset", "RAP2/RAP_dat
 # As the files spell them -> as our tables do.
 _MISSPELT = {"Femal": "Female", "action-Pusing": "action-Pushing"}
 _V1_COLUMNS, _V2_COLUMNS = 92, 152
+_V1_IMAGES, _V2_IMAGES = 41_585, 84_928
 _VALIDATION_SHARE = 0.1
 # CAM01-2014-02-15-...-tarid0-frame218-line1.png: images of one target in one clip show one person.
 _TRACK = re.compile(r"(.*tarid\d+)", re.IGNORECASE)
@@ -41,12 +45,15 @@ _CAMERA = re.compile(r"CAM(\d+)", re.IGNORECASE)
 
 
 def read_rapv1(
-    root: str | os.PathLike, *, partition: int = 0, seed: int = 0
+    root: str | os.PathLike, *, partition: int = 0, seed: int = 0, ignore: Iterable[str] = ()
 ) -> tuple[AttributeSchema, dict[str, list[PedestrianRecord]], dict[str, Any]]:
     """Reads RAP version 1: the 51 attributes of the usual protocol, partitions 0 to 4.
 
     There is no official validation: a tenth of the training images is taken by `seed`, whole tracks at a time where
     the file names tell the track. The official test is divided by image.
+
+    An attribute without a positive is an error in the complete file, in a part of it a warning and a note; `ignore`
+    names those that may have none.
 
     Returns:
         The schema `rapv1`, the records of train, validation and test, and notes.
@@ -62,6 +69,7 @@ def read_rapv1(
         raise ParValueError(f'{path} is of RAP version 2 (it has selected_attribute); load it as "rapv2"')
     names = _attribute_names(annotation, path, ("attribute_eng",), _V1_COLUMNS)
     images = read_strings(read_field(annotation, path, "imagesname"), path, "imagesname")
+    check_file_names(images, path, "imagesname")
     data = read_matrix(read_field(annotation, path, "label"), path, "label", (len(images), _V1_COLUMNS))
     labels = _make_labels(data, names, schema, path, "label")
     parts = _read_partition(annotation, path, ("partion", "partition"), partition, ("train", "test"), len(images))
@@ -73,15 +81,19 @@ def read_rapv1(
         "division": f"test official, partition {partition}; validation ours: a tenth of the training images by track, "
         f"seed {seed}"
     }
-    return schema, _make_splits(root, images, labels, parts, None), notes
+    splits = _make_splits(root, images, labels, parts, None)
+    return schema, splits, {**notes, **_check_positives(path, schema, splits, len(images) == _V1_IMAGES, ignore)}
 
 
 def read_rapv2(
-    root: str | os.PathLike, *, partition: int = 0
+    root: str | os.PathLike, *, partition: int = 0, ignore: Iterable[str] = ()
 ) -> tuple[AttributeSchema, dict[str, list[PedestrianRecord]], dict[str, Any]]:
     """Reads RAP version 2: the 54 selected attributes, partitions 0 to 4 with train, validation and test.
 
     Images are matched by name without extension. `person_id` is None where the file says -1.
+
+    An attribute without a positive is an error in the complete file, in a part of it a warning and a note; `ignore`
+    names those that may have none.
 
     Returns:
         The schema `rapv2`, the records of train, validation and test, and notes.
@@ -97,6 +109,7 @@ def read_rapv2(
         raise ParValueError(f'{path} is of RAP version 1 (it has imagesname); load it as "rapv1"')
     names = _attribute_names(annotation, path, ("attribute",), _V2_COLUMNS)
     images = read_strings(read_field(annotation, path, "name"), path, "name")
+    check_file_names(images, path, "name")
     data = read_matrix(read_field(annotation, path, "data"), path, "data", (len(images), _V2_COLUMNS))
     selected = read_indices(read_field(annotation, path, "selected_attribute"), path, "selected_attribute", len(names))
     unselected = sorted(set(schema.names) - {names[index] for index in selected.tolist()})
@@ -108,12 +121,17 @@ def read_rapv2(
     parts = dict(zip(("train", "validation", "test"), (found[field] for field in fields)))
     persons = None
     if "person_identity" in field_names(annotation):
-        values = np.asarray(read_field(annotation, path, "person_identity")).ravel()
-        if len(values) != len(images):
-            raise ParValueError(f"{path}: person_identity has {len(values)} entries; expected {len(images)}")
-        persons = values.astype(np.int64)
+        values = np.asarray(read_field(annotation, path, "person_identity")).reshape(1, -1)
+        persons = read_matrix(values, path, "person_identity", (1, len(images)))[0]
     notes = {"division": f"official, partition {partition}"}
-    return schema, _make_splits(root, images, labels, parts, persons), notes
+    splits = _make_splits(root, images, labels, parts, persons)
+    return schema, splits, {**notes, **_check_positives(path, schema, splits, len(images) == _V2_IMAGES, ignore)}
+
+
+def _check_positives(path, schema, splits, complete, ignore) -> dict[str, Any]:
+    # The columns that no attribute takes are no surprise here: the protocols take 51 of 92 and 54 of 152, by name, and
+    # a name that is not there is an error already.
+    return check_labels(path, count_positives(schema, splits), {}, complete=complete, ignore=ignore)
 
 
 def _open_annotation(root: Path) -> tuple[Path, np.ndarray]:
@@ -132,7 +150,10 @@ def _make_labels(data: np.ndarray, names: list[str], schema: AttributeSchema, pa
     """Labels int64 (N, A) by name; 2 becomes -100."""
     missing = [name for name in schema.names if name not in names]
     if missing:
-        raise ParValueError(f"{path} lacks the attribute {missing[0]!r}; it has {names[:3]} ...")
+        raise ParValueError(f"{path} lacks the attribute {missing[0]!r}; it has {shorten(names[:3])} ...")
+    twice = [name for name in schema.names if names.count(name) > 1]
+    if twice:
+        raise ParValueError(f"{path}: {field} has the attribute {twice[0]!r} twice; expected one column of it")
     labels = data[:, [names.index(name) for name in schema.names]]
     wrong = (labels < 0) | (labels > 2)
     if wrong.any():

@@ -8,6 +8,7 @@ from vlm_par_hf.labels.schema import AttributeSchema
 from vlm_par_hf.labels.tables import get_schema
 
 from .folder import read_folder
+from .label_check import check_labels, count_positives
 from .market1501 import read_market1501
 from .pa100k import PA100K_SPLITS, read_pa100k
 from .peta import read_peta
@@ -26,33 +27,42 @@ __all__ = [
 class DatasetReader:
     """How a data set on disk is read, and what its card says.
 
-    `read(root, schema, partition, seed)` returns the schema, per split the records, and JSON-plain notes (who divided
-    the data, what was left out) that travel with the data set.
+    `read(root, schema, partition, seed, **options)` returns the schema, per split the records, and JSON-plain notes
+    (who divided the data, what was left out) that travel with the data set.
     """
 
-    read: Callable[
-        [str, AttributeSchema | None, int, int],
-        tuple[AttributeSchema, dict[str, list[PedestrianRecord]], dict[str, Any]],
-    ]
+    read: Callable[..., tuple[AttributeSchema, dict[str, list[PedestrianRecord]], dict[str, Any]]]
     how_to_get: str
     num_partitions: int = 1
+    options: tuple[str, ...] = ()  # names of further keywords of `load_par_dataset`
     homepage: str = ""
     license: str = ""
     citation: str = ""
 
 
-def _read_pa100k_splits(root, schema, partition, seed):
-    return get_schema("pa100k"), {split: read_pa100k(root, split) for split in PA100K_SPLITS}, {"division": "official"}
+_PA100K_IMAGES = 100_000
 
 
-def _read_folder_splits(root, schema, partition, seed):
-    return *read_folder(root, schema, seed=seed), {}
+def _read_pa100k_splits(root, schema, partition, seed, ignore=()):
+    schema = get_schema("pa100k")
+    splits = {split: read_pa100k(root, split) for split in PA100K_SPLITS}
+    complete = sum(map(len, splits.values())) == _PA100K_IMAGES
+    # Other names than the 26 are refused when the file is read.
+    notes = check_labels(root, count_positives(schema, splits), {}, complete=complete, ignore=ignore)
+    return schema, splits, {"division": "official", **notes}
+
+
+def _read_folder_splits(root, schema, partition, seed, **options):
+    schema, splits = read_folder(root, schema, seed=seed, **options)
+    # A column that no attribute takes is refused when the table is read.
+    return schema, splits, check_labels(root, count_positives(schema, splits), {}, complete=False)
 
 
 _PETA = {
     "how_to_get": "PETA.mat with the folder images, or the unpacked PETA archive, for research only, from "
     "http://mmlab.ie.cuhk.edu.hk/projects/PETA.html",
     "num_partitions": 5,
+    "options": ("ignore",),
     "homepage": "http://mmlab.ie.cuhk.edu.hk/projects/PETA.html",
     "license": "research only; no redistribution",
     "citation": "Yubin Deng et al. Pedestrian Attribute Recognition At Far Distance. ACM Multimedia 2014.",
@@ -60,6 +70,7 @@ _PETA = {
 _MARKET = {
     "how_to_get": "the unpacked Market-1501-v15.09.15, for research only, with market_attribute.mat from "
     "https://github.com/vana77/Market-1501_Attribute beside its folders",
+    "options": ("ignore",),
     "homepage": "https://github.com/vana77/Market-1501_Attribute",
     "license": "research only; no redistribution",
     "citation": "Liang Zheng et al. Scalable Person Re-identification: A Benchmark. ICCV 2015. Yutian Lin et al. "
@@ -68,17 +79,22 @@ _MARKET = {
 _RAP = {
     "how_to_get": "the folders RAP_annotation and RAP_dataset, given out by their authors under a signed agreement",
     "num_partitions": 5,
+    "options": ("ignore",),
     "license": "signed agreement; no redistribution",
 }
 READERS = {
-    "market1501": DatasetReader(lambda root, schema, partition, seed: read_market1501(root, seed=seed), **_MARKET),
+    "market1501": DatasetReader(
+        lambda root, schema, partition, seed, **options: read_market1501(root, seed=seed, **options), **_MARKET
+    ),
     "market1501_30": DatasetReader(
-        lambda root, schema, partition, seed: read_market1501(root, "market1501_30", seed=seed), **_MARKET
+        lambda root, schema, partition, seed, **options: read_market1501(root, "market1501_30", seed=seed, **options),
+        **_MARKET,
     ),
     "pa100k": DatasetReader(
         _read_pa100k_splits,
         "the unpacked PA-100K archives (annotation.mat and the images), free for download under CC-BY 4.0 from "
         "https://github.com/xh-liu/HydraPlus-Net",
+        options=("ignore",),
         homepage="https://github.com/xh-liu/HydraPlus-Net",
         license="CC-BY-4.0",
         citation="Xihui Liu et al. HydraPlus-Net: Attentive Deep Features for Pedestrian Analysis. ICCV 2017.",
@@ -86,28 +102,34 @@ READERS = {
     "folder": DatasetReader(
         _read_folder_splits,
         "a folder of your own with schema.json, labels.csv (or labels.jsonl) and the images",
+        options=("negative", "unknown"),
     ),
     "peta35": DatasetReader(
-        lambda root, schema, partition, seed: read_peta(root, partition=partition, seed=seed), **_PETA
+        lambda root, schema, partition, seed, **options: read_peta(root, partition=partition, seed=seed, **options),
+        **_PETA,
     ),
     "peta65": DatasetReader(
-        lambda root, schema, partition, seed: read_peta(root, "peta65", partition=partition, seed=seed), **_PETA
+        lambda root, schema, partition, seed, **options: read_peta(
+            root, "peta65", partition=partition, seed=seed, **options
+        ),
+        **_PETA,
     ),
     "rapv1": DatasetReader(
-        lambda root, schema, partition, seed: read_rapv1(root, partition=partition, seed=seed),
+        lambda root, schema, partition, seed, **options: read_rapv1(root, partition=partition, seed=seed, **options),
         citation="Dangwei Li et al. A Richly Annotated Dataset for Pedestrian Attribute Recognition. arXiv 2016.",
         **_RAP,
     ),
     "rapv2": DatasetReader(
-        lambda root, schema, partition, seed: read_rapv2(root, partition=partition),
+        lambda root, schema, partition, seed, **options: read_rapv2(root, partition=partition, **options),
         citation="Dangwei Li et al. A Richly Annotated Pedestrian Dataset for Person Retrieval in Real Surveillance "
         "Scenarios. IEEE Transactions on Image Processing 2019.",
         **_RAP,
     ),
     "upar": DatasetReader(
-        lambda root, schema, partition, seed: read_upar(root),
+        lambda root, schema, partition, seed, **options: read_upar(root, **options),
         "the folder of a UPAR challenge with its annotations (CC BY-NC-SA 3.0) and, under data, the images of "
         "Market-1501, PA-100K and PETA, from https://github.com/speckean/upar_dataset",
+        options=("ignore",),
         homepage="https://github.com/speckean/upar_dataset",
         license="CC-BY-NC-SA-3.0 (annotations); no redistribution of the images",
         citation="Andreas Specker et al. UPAR: Unified Pedestrian Attribute Recognition and Person Retrieval. WACV "

@@ -8,10 +8,9 @@ file whose header begins with `# image,` and whose paths are relative to the fol
     data/Market1501/..., data/PA100k/..., data/PETA/images/...
 """
 
-import csv
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,8 +20,10 @@ import numpy as np
 from vlm_par_hf.errors import ParValueError
 from vlm_par_hf.labels.schema import UNKNOWN_LABEL, AttributeSchema
 from vlm_par_hf.labels.tables import get_schema
+from vlm_par_hf.utils import shorten
 
-from .files import find_file, look_for_file
+from .files import find_file, look_for_file, read_csv_rows, relative_path
+from .label_check import check_labels, count_positives
 from .records import PedestrianRecord
 
 
@@ -43,6 +44,7 @@ _TABLES = {
     ),
 }  # fmt: skip
 _QUERY_FOLDERS = {"train": "annotations/task2/train", "validation": "annotations/task2/val"}
+_OFFICIAL_IMAGES = {"train": 97_669, "validation": 33_407}  # 2027
 _VALUES = {"0": 0, "1": 1, "-1": UNKNOWN_LABEL}
 
 
@@ -59,12 +61,15 @@ class UparQueries:
 
 
 def read_upar(
-    root: str | os.PathLike,
+    root: str | os.PathLike, *, ignore: Iterable[str] = ()
 ) -> tuple[AttributeSchema, dict[str, list[PedestrianRecord]], dict[str, Any]]:
     """Reads the splits of UPAR that lie under `root`, with -1 as unknown.
 
     A table without labels (what a challenge asks to predict) gives records whose labels are all unknown. Labels belong
     to images, not to persons: `person_id` is None.
+
+    An attribute without a positive is an error if train and validation are complete (2027), else a warning and a note;
+    `ignore` names those that may have none.
 
     Returns:
         The schema `upar40`, the records of train and, where present, validation and test, and notes.
@@ -88,7 +93,10 @@ def read_upar(
         if all((record.labels == UNKNOWN_LABEL).all() for record in splits[split]):
             unlabelled.append(split)
             logger.warning("%s has no labels: those of %r are all unknown", path, split)
-    return schema, splits, {"division": "official", "splits_without_labels": unlabelled}
+    complete = all(len(splits.get(split, ())) == count for split, count in _OFFICIAL_IMAGES.items())
+    # Other columns than the 40 are refused when a table is read.
+    notes = check_labels(root, count_positives(schema, splits), {}, complete=complete, ignore=ignore)
+    return schema, splits, {"division": "official", "splits_without_labels": unlabelled, **notes}
 
 
 def read_upar_queries(root: str | os.PathLike, split: str) -> UparQueries:
@@ -104,7 +112,7 @@ def read_upar_queries(root: str | os.PathLike, split: str) -> UparQueries:
     schema = get_schema("upar40")
     places = [f"{home}{_QUERY_FOLDERS[split]}" for home in _HOMES]
     path = find_file(root, [f"{place}/queries.csv" for place in places], "the retrieval task of UPAR 2027")
-    rows = _read_rows(path)
+    rows = read_csv_rows(path)
     _, header = next(rows, (0, []))
     order = _column_order(header, schema, path)
     queries = [_read_labels(row, order, path, line) for line, row in rows]
@@ -112,9 +120,11 @@ def read_upar_queries(root: str | os.PathLike, split: str) -> UparQueries:
         raise ParValueError(f"{path} has no row; expected one query per row")
     table = find_file(root, [f"{place}/ids.csv" for place in places], "the retrieval task of UPAR 2027")
     query_of_image: dict[str, int] = {}
-    for line, row in _read_rows(table):  # no header, and rows counted from 0
-        if len(row) != 2 or not row[1].isdecimal():
-            raise ParValueError(f"{table}, line {line}: {','.join(row)!r}; expected image,row")
+    for line, row in read_csv_rows(table):  # no header, and rows counted from 0
+        if len(row) != 2 or not (row[1].isdecimal() and row[1].isascii() and len(row[1]) < 10):
+            raise ParValueError(f"{table}, line {line}: {shorten(','.join(row))}; expected image,row")
+        if row[0] in query_of_image:
+            raise ParValueError(f"{table}, line {line}: image {shorten(row[0])} is there already")
         if int(row[1]) >= len(queries):
             raise ParValueError(f"{table}, line {line}: query {row[1]}; {path.name} has rows 0 to {len(queries) - 1}")
         query_of_image[row[0]] = int(row[1])
@@ -131,19 +141,6 @@ def _home_of(root: Path, path: Path) -> Path:
     return root / "data" if (root / "data").is_dir() else root
 
 
-def _read_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
-    with open(path, encoding="utf-8-sig", newline="") as stream:
-        reader = csv.reader(stream, strict=True)
-        try:
-            for row in reader:
-                if any(cell.strip() for cell in row):
-                    yield reader.line_num, [cell.strip() for cell in row]
-        except csv.Error as error:
-            raise ParValueError(f"{path}, line {reader.line_num}: not well-formed CSV: {error}") from error
-        except UnicodeDecodeError as error:
-            raise ParValueError(f"{path} is not UTF-8 text ({error})") from error
-
-
 def _column_order(header: list[str], schema: AttributeSchema, path: Path) -> list[int]:
     """Position of each attribute among the columns `header`, which may begin with "# "."""
     names = [name.removeprefix("#").strip() if position == 0 else name for position, name in enumerate(header)]
@@ -152,7 +149,7 @@ def _column_order(header: list[str], schema: AttributeSchema, path: Path) -> lis
     if missing or unexpected or len(names) != len(set(names)):
         raise ParValueError(
             f"{path}, line 1: the columns are not the 40 attributes of UPAR: {len(missing)} missing {missing[:3]}, "
-            f"{len(unexpected)} unexpected {unexpected[:3]}; is it the table of another year?"
+            f"{len(unexpected)} unexpected {shorten(unexpected[:3])}; is it the table of another year?"
         )
     return [names.index(name) for name in schema.names]
 
@@ -163,11 +160,11 @@ def _read_labels(cells: list[str], order: list[int], path: Path, line: int) -> n
     try:
         return np.asarray([_VALUES[cells[position]] for position in order], np.int64)
     except KeyError as error:
-        raise ParValueError(f"{path}, line {line}: label {error.args[0]!r}; expected 0, 1 or -1") from None
+        raise ParValueError(f"{path}, line {line}: label {shorten(error.args[0])}; expected 0, 1 or -1") from None
 
 
 def _read_table(path: Path, home: Path, schema: AttributeSchema) -> Iterator[PedestrianRecord]:
-    rows = _read_rows(path)
+    rows = read_csv_rows(path)
     first = next(rows, None)
     if first is None:
         raise ParValueError(f"{path} is empty; expected a header that begins with '# image'")
@@ -175,18 +172,19 @@ def _read_table(path: Path, home: Path, schema: AttributeSchema) -> Iterator[Ped
     only_images = len(header) == 1
     if header[0].removeprefix("#").strip() != "image":
         if not only_images:
-            raise ParValueError(f"{path}, line {line}: begins with {header[0]!r}; expected a header '# image,...'")
+            raise ParValueError(
+                f"{path}, line {line}: begins with {shorten(header[0])}; expected a header '# image,...'"
+            )
         rows = _with_first(first, rows)  # a list of images without header
     order = None if only_images else _column_order(header[1:], schema, path)
     nothing = np.full(len(schema), UNKNOWN_LABEL, np.int64)
     seen: dict[str, int] = {}
     for line, row in rows:
-        image = row[0].replace("\\", "/")
-        parts = image.split("/")
-        if ".." in parts or image.startswith("/") or ":" in parts[0]:
-            raise ParValueError(f"{path}, line {line}: image is {row[0]!r}; expected a path below {home}")
+        image = relative_path(row[0])
+        if image is None:
+            raise ParValueError(f"{path}, line {line}: image is {shorten(row[0])}; expected a path below {home}")
         if image in seen:
-            raise ParValueError(f"{path}, line {line}: image {image!r} is already on line {seen[image]}")
+            raise ParValueError(f"{path}, line {line}: image {shorten(image)} is already on line {seen[image]}")
         seen[image] = line
         if only_images and len(row) != 1:
             raise ParValueError(f"{path}, line {line}: {len(row)} cells; the header has 1")

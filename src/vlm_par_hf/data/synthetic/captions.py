@@ -5,8 +5,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from vlm_par_hf.errors import ParValueError
-from vlm_par_hf.labels.schema import AttributeSchema
+from vlm_par_hf.labels.schema import AttributeSchema, check_label_range
 from vlm_par_hf.labels.tables import get_schema
+from vlm_par_hf.utils import shorten
 
 from .people import UNKNOWN
 
@@ -54,15 +55,33 @@ def caption(
     Returns:
         The lower-case sentence and the positions of the attributes it tells. Another picture matches the sentence
         exactly when its labels agree at these positions, which is what makes the sigmoid loss's targets exact.
+
+    Raises:
+        ValueError: labels that do not fit the schema, an attribute of the drawings with other labels than theirs, or
+            nothing known that a phrase tells.
     """
-    schema = schema or get_schema("synthetic")
+    drawn = get_schema("synthetic")
+    schema = schema or drawn
+    labels = np.asarray(labels)
+    if labels.shape != (len(schema),):
+        raise ParValueError(f"labels have shape {labels.shape}; expected ({len(schema)},), one per attribute")
+    check_label_range(labels, schema)
+    for attribute in schema:
+        if attribute.name in drawn and attribute.labels != drawn[attribute.name].labels:
+            raise ParValueError(
+                f"attribute {attribute.name!r} has the labels {shorten(list(attribute.labels))}; a caption tells "
+                f"{list(drawn[attribute.name].labels)}"
+            )
     answers = {a.name: a.labels[k] for a, k in zip(schema, labels, strict=True) if k != UNKNOWN}
     possible = [
         names
         for names in _PHRASES
         if all(name in answers for name in names)
-        and not (names == ("SideStripe",) and answers["LowerType"] != "trousers")
+        # "a stripe down the trousers" is said of trousers, so what the person wears must be known.
+        and not (names == ("SideStripe",) and answers.get("LowerType") != "trousers")
     ]
+    if not possible:
+        raise ParValueError(f"no known label of {schema!r} is one that a caption tells")
     text, told = tell(answers, possible, _phrase, _SUBJECTS, rng, phrases)
     return text, [schema.index(name) for name in told]
 

@@ -48,9 +48,9 @@ class FocusParConfig(BackboneConfig):
             person wearing a scarf". None: the most frequent beginning among the prompts of `attributes`.
         num_attention_heads: of the cross-attention from texts to mix tokens (8); divides the width of the texts.
         attention_dropout: dropout on its attention probabilities, in training.
-        freeze_backbone: True freezes the backbone and keeps it in eval mode even under `model.train()`; False trains
-            the vision tower, as the paper does. The text tower and the backbone's logit scale stay frozen in both
-            cases.
+        freeze_backbone: what is frozen when a model is built or loaded: with True the backbone, with False all of it
+            but the vision tower, which the paper trains. Afterwards `requires_grad` is the user's; a tower of which
+            nothing trains stays in eval mode under `model.train()`.
         backbone_name, backbone_revision, backbone_hash, save_backbone: as in `VlmParConfig`.
         loss: keyword settings of `FocusLoss`, such as the weights `sim`, `racl`, `v2t`, `t2v` of the four losses.
         label_input_ids: token ids of the text of each label of each attribute, without padding; set when the texts are

@@ -209,6 +209,7 @@ class FocusParModel(FocusParPreTrainedModel):
         self.config.label_input_ids = self.texts.tokenize(self.schema, processor)
         self.config.text_pad_token_id = int(processor.tokenizer.pad_token_id or 0)
         self._own_table = None
+        self._kept.clear()  # the texts are others, though the weights are the same
 
     def label_texts(self, schema: AttributeSchema) -> list[list[str]]:
         """The text of each label of each attribute, by `config.text_template`."""

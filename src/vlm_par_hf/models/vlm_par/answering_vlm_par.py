@@ -48,8 +48,8 @@ class VlmParForward:
         pixel_attention_mask: torch.Tensor | None = None,
         spatial_shapes: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
-        """The features of the images that the heads work on; with gradients where a
-        parameter of the vision tower requires them.
+        """The features of the images that the heads work on; with gradients where a parameter of the vision tower
+        requires them.
 
         Args:
             pixel_values: `(B, N, 3 * patch_size**2)` for NaFlex, `(B, 3, height, width)` for fixed resolution.

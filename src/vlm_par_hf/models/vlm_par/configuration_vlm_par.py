@@ -8,12 +8,12 @@ from transformers import AutoConfig, PreTrainedConfig
 from vlm_par_hf.base.configuration import (
     BackboneConfig,
     LabelSpaceConfig,
+    check_dtype,
     check_own_number,
     check_token_ids,
     check_tower,
-    nested_errors,
 )
-from vlm_par_hf.errors import ParValueError
+from vlm_par_hf.errors import ParValueError, unreadable
 from vlm_par_hf.upstream import SubConfigSpec
 
 
@@ -45,9 +45,9 @@ class VlmParConfig(BackboneConfig):
         num_fusion_heads: attention heads of the fusion block (8 in the paper); divides the vision tower's width.
         attention_dropout: dropout on the attention probabilities of the fusion block, in training.
         layer_norm_eps: of the fusion block's LayerNorm.
-        freeze_backbone: True freezes the backbone and keeps it in eval mode even under `model.train()`; False trains
-            the vision tower. The text tower and the backbone's logit scale stay frozen in both cases, because the text
-            is encoded only once.
+        freeze_backbone: what is frozen when a model is built or loaded: with True the backbone, with False all of it
+            but the vision tower, because the text is encoded only once. Afterwards `requires_grad` is the user's; a
+            tower of which nothing trains stays in eval mode under `model.train()`.
         backbone_name: where the backbone came from: a repository, a folder, or `"embedded"`. Needed to save the heads
             alone.
         backbone_revision: its revision, None for the default one.
@@ -154,12 +154,13 @@ class FoldedVlmParConfig(LabelSpaceConfig, PreTrainedConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         self._take_attributes(kwargs)
         self.loss = dict(self.loss or {})
-        with nested_errors("vision_config"):
+        with unreadable(type(self).__name__, "vision_config"):
             super().__post_init__(**kwargs)
         vision = self.vision_config
         if vision.model_type not in VISION_TYPES:
             raise ParValueError(f"vision_config must have a model_type of {VISION_TYPES}, got {vision.model_type!r}")
         check_tower("vision_config", vision)
+        check_dtype(type(self).__name__, self)
         _check_fusion(self, vision.hidden_size)
         if self.alignment == "logit" and not getattr(vision, "vision_use_head", True):
             raise ParValueError(

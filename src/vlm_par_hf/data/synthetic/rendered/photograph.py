@@ -52,7 +52,7 @@ def _develop(pixels: np.ndarray, shot: "Shot", settings: np.random.Generator) ->
     elif mood < 0.15:  # dusk
         gain *= settings.uniform(0.45, 0.75)
     balance = np.exp(settings.normal(0, 0.12 if settings.random() < 0.06 else 0.025, 3))
-    balance = balance * ((0.89, 1.0, 1.16) if shot.camera else (0.98, 1.0, 1.02))
+    balance = balance * ((0.89, 1.0, 1.16) if shot.camera else (0.97, 1.0, 1.03))
     saturation = settings.uniform(0.5, 1.05)
     contrast = settings.uniform(1.0, 1.5) * (0.82 if shot.camera else 1.0)
     slope = np.linspace(-1, 1, pixels.shape[0], dtype=np.float32)[:, None, None] * settings.normal(0, 0.04)
