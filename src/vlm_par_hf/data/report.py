@@ -145,15 +145,14 @@ def build_card(
     for split in report["splits"]:
         head += [f"  - split: {split}", f"    path: data/{split}-*.parquet"]
     division = report["notes"].get("division", "see the source")
-    made = (
-        [f"**{SYNTHETIC[report['name']]}** of pedestrians, no photographs.", ""] if report["name"] in SYNTHETIC else []
-    )
+    made = SYNTHETIC.get(report["name"])
+    synthetic = [f"**SYNTHETIC**: {made} of pedestrians, no photographs.", ""] if made else []
     body = [
         "---",
         "",
         f"# {title}",
         "",
-        *made,
+        *synthetic,
         f"{len(schema)} attributes of pedestrians (`{SCHEMA_FILE}`), prepared with vlm_par_hf {report['package']}.",
         f"Division: {division}. Licence of the source: {info.license or 'not stated'}. {info.homepage}",
         "",

@@ -39,7 +39,7 @@ DATASETS = {
     "synthetic": "SYNTHETIC drawings of pedestrians",
 }
 # Data that were made here and show nobody: their name -> what they are.
-SYNTHETIC = {"rendered": "SYNTHETIC renderings", "synthetic": "SYNTHETIC drawings"}
+SYNTHETIC = {"rendered": "renderings", "synthetic": "drawings"}
 # A result on another number of images is shown in the card, but not as a result on the official split.
 OFFICIAL_IMAGES = {("pa100k", "validation"): 10_000, ("pa100k", "test"): 10_000}
 METRICS = {

@@ -157,7 +157,7 @@ def _note(name: str, split: str, skipped: int) -> str:
     }
     parts = [notes.get(split, "")]
     if name in SYNTHETIC:
-        parts.append(f"{SYNTHETIC[name]} of pedestrians: not comparable with any result on photographs.")
+        parts.append(f"SYNTHETIC {SYNTHETIC[name]} of pedestrians: not comparable with any result on photographs.")
     if skipped:
         parts.append(f"{skipped} images of this split were missing and left out: not the official {split} split.")
     return " ".join(part for part in parts if part)
@@ -171,10 +171,8 @@ def write_report(record: dict[str, Any], output_dir: str | Path) -> list[Path]:
     atomic_write_text(paths[1], table_text([_flatten(row) for row in record["attributes"]]))
     atomic_write_text(paths[2], markdown_table(record))
     data = record["data"]
-    title = (
-        f"{SYNTHETIC.get(data['name'], data['name'])}, {data['split']}, {data['images']:,} images, "
-        f"mA {100 * record['metrics']['mA']:.1f}"
-    )
+    name = f"SYNTHETIC {SYNTHETIC[data['name']]}" if data["name"] in SYNTHETIC else data["name"]
+    title = f"{name}, {data['split']}, {data['images']:,} images, mA {100 * record['metrics']['mA']:.1f}"
     try:
         paths.append(plot_attributes(_bar_rows(record["attributes"]), folder / "attributes.png", title=title))
     except ImportError as error:

@@ -32,7 +32,7 @@ def paint_backdrop(width: int, height: int, horizon: float, camera: int, rng: np
         picture[first:] = _ground(width, height, horizon, first, camera, rng)
     if first > 0:
         picture[:first] = _wall(width, first, rng)
-    for _ in range(int(rng.choice(4, p=(0.62, 0.24, 0.10, 0.04)))):
+    for _ in range(int(rng.choice(4, p=(0.45, 0.33, 0.15, 0.07)))):
         _put_something(picture, horizon, rng)
     if rng.random() < 0.1:  # the shade of trees
         leaves = _clouds(width, height, rng, 10) + 0.6 * _clouds(width, height, rng, 26)
@@ -61,19 +61,19 @@ def _ground(width: int, height: int, horizon: float, first: int, camera: int, rn
     span = (1.0 / (scale * nearness)).astype(np.float32)
     level = np.clip(rng.normal(0.47 if camera else 0.55, 0.13), 0.16, 0.9)
     ground = _material(u, v, span, level, rng)
-    if rng.random() < 0.35:  # a kerb, and something else beyond it
+    if rng.random() < 0.5:  # a kerb, and something else beyond it
         border = u - np.float32(np.quantile(u, rng.uniform(0.08, 0.92)))
         beyond = np.clip(border / span, 0, 1)[..., None]
-        other = _material(u, v, span, np.clip(level + rng.normal(0, 0.14), 0.12, 0.95), rng)
+        other = _material(u, v, span, np.clip(level + rng.normal(0, 0.22), 0.12, 0.95), rng)
         ground = ground + (other - ground) * beyond
         kerb = np.clip(1 - np.abs(border) / np.maximum(0.1, span), 0, 1)[..., None]
-        ground += np.float32(rng.normal(0.02, 0.10)) * kerb
-    shade = 1 + np.float32(rng.uniform(0.02, 0.10)) * _clouds(width, height, rng, 5)[first:]
+        ground += np.float32(rng.normal(0.02, 0.16)) * kerb
+    shade = 1 + np.float32(rng.uniform(0.03, 0.16)) * _clouds(width, height, rng, 5)[first:]
     return ground * shade[..., None]
 
 
 def _material(u: np.ndarray, v: np.ndarray, span: np.ndarray, level: float, rng: np.random.Generator) -> np.ndarray:
-    kind = rng.choice(5, p=(0.36, 0.34, 0.15, 0.09, 0.06))
+    kind = rng.choice(5, p=(0.34, 0.34, 0.18, 0.09, 0.05))
     if kind == 4:  # lawn or earth
         tint = np.array((0.62, 0.80, 0.45) if rng.random() < 0.7 else (0.85, 0.72, 0.55)) * level * 0.9
         grain, lines = 0.04, np.float32(0)
@@ -115,7 +115,7 @@ def _crossing(u: np.ndarray, v: np.ndarray, span: np.ndarray, rng: np.random.Gen
     period = np.float32(rng.uniform(0.8, 1.1))
     wave = np.abs(u / period - np.rint(u / period)) * period  # 0 in the middle of a bar
     bars = np.clip((0.27 * period - wave) / np.maximum(span, 0.01) + 0.5, 0, 1)
-    return np.float32(rng.uniform(0.12, 0.36)) * bars - np.float32(0.06)
+    return np.float32(rng.uniform(0.16, 0.46)) * bars - np.float32(0.09)
 
 
 def _steps(u: np.ndarray, v: np.ndarray, span: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -95,7 +95,7 @@ def build_rendered_dataset(
 
     Raises:
         ValueError: an argument is outside its range; the message names it.
-        ImportError: the extra `train` or numba is not installed.
+        ImportError: the extra `train` or `rendered` is not installed.
     """
     datasets = require("datasets", "train")
     sizes = {"train": num_train, "validation": num_validation, "test": num_test}

@@ -197,7 +197,7 @@ def _upper_answers(person: RenderedPerson, shot: Shot, seen: _Seen) -> dict[str,
         answers["LongCoat"] = upper.kind == "coat" and upper.hem >= _LONG_COAT
         if seen.view == "front":
             answers["OpenJacket"] = upper.open and upper.kind in ("jacket", "coat", "vest")
-        if seen.view != "back" or not person.suit:
+        if seen.view != "back" or upper.kind != "jacket":  # from behind any jacket could be one
             answers["Suit"] = person.suit
     return answers
 

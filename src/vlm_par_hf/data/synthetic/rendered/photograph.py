@@ -46,19 +46,19 @@ def photograph(pixels: np.ndarray, shot: "Shot", rng: np.random.Generator) -> np
 def _develop(pixels: np.ndarray, shot: "Shot", settings: np.random.Generator) -> np.ndarray:
     """Exposure, white balance, haze, contrast and saturation."""
     mood = settings.random()
-    gain = np.exp(settings.normal(0, 0.16)) * (0.78 if shot.camera else 1.0)
+    gain = np.exp(settings.normal(0.03, 0.13)) * (0.78 if shot.camera else 1.0)
     if mood < 0.10:  # burnt out
-        gain *= settings.uniform(1.3, 1.9)
-    elif mood < 0.17:  # dusk
-        gain *= settings.uniform(0.4, 0.7)
+        gain *= settings.uniform(1.25, 1.6)
+    elif mood < 0.15:  # dusk
+        gain *= settings.uniform(0.45, 0.75)
     balance = np.exp(settings.normal(0, 0.12 if settings.random() < 0.06 else 0.025, 3))
-    if shot.camera:
-        balance = balance * (0.90, 1.0, 1.14)
-    saturation = settings.uniform(0.55, 1.15)
-    contrast = settings.uniform(0.9, 1.4) * (0.82 if shot.camera else 1.0)
+    balance = balance * ((0.89, 1.0, 1.16) if shot.camera else (0.97, 1.0, 1.03))
+    saturation = settings.uniform(0.5, 1.05)
+    contrast = settings.uniform(1.0, 1.5) * (0.82 if shot.camera else 1.0)
     slope = np.linspace(-1, 1, pixels.shape[0], dtype=np.float32)[:, None, None] * settings.normal(0, 0.04)
     haze = settings.uniform(0.12, 0.5) if settings.random() < 0.17 else settings.uniform(0.0, 0.1)
-    haze_level = settings.uniform(0.45, 0.75)
+    black, gamma = settings.uniform(0.0, 0.17), settings.uniform(1.05, 1.45)
+    haze_level = settings.uniform(0.5, 0.85)
 
     pixels = pixels * (gain * balance).astype(np.float32)
     gray = (pixels @ _GRAY)[..., None]
@@ -68,6 +68,8 @@ def _develop(pixels: np.ndarray, shot: "Shot", settings: np.random.Generator) ->
         gray = pixels[..., :1]
     pixels = gray + (pixels - gray) * np.float32(saturation)
     pixels = 0.45 + (pixels - 0.45) * np.float32(contrast) + slope.astype(np.float32)
+    # Cameras lift shadows and darken what is between them and the lights.
+    pixels = np.float32(black) + np.maximum(pixels, 0) ** np.float32(gamma) * np.float32(1 - 0.7 * black)
     return pixels * np.float32(1 - haze) + np.float32(haze * haze_level)
 
 
