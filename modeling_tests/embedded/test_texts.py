@@ -1,9 +1,8 @@
 import numpy as np
 import torch
 
-from vlm_par_hf.embedded.texts import build_targets, build_tokenizer, sample_texts, tokenize
+from vlm_par_hf.embedded.texts import build_targets, build_tokenizer, sample_texts, sigmoid_loss, tokenize
 from vlm_par_hf.embedded.towers import build_model
-from vlm_par_hf.embedded.texts import sigmoid_loss
 from vlm_par_hf.labels.tables import get_schema
 
 

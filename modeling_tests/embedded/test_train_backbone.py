@@ -9,7 +9,7 @@ from transformers import AutoModel, AutoProcessor
 from vlm_par_hf.embedded import train_backbone
 from vlm_par_hf.embedded.distillation import COMPONENTS
 from vlm_par_hf.embedded.texts import build_tokenizer
-from vlm_par_hf.embedded.train_backbone import POOLED, Average, Student, Views, explained_variance
+from vlm_par_hf.embedded.train_backbone import POOLED, Average, Student, Views, explained_variance, flip_group
 from vlm_par_hf.labels.tables import get_schema
 
 
@@ -102,7 +102,7 @@ def test_the_losses_fall(work, monkeypatch):
         ["--no-muon", "--keep", "0.5", "--no-bf16"],
         ["--label-weight", "0", "--caption-weight", "0"],
         ["--pooled-weight", "0", "--patch-weight", "0"],
-        ["--sources", "synthetic", "other", "--shares", "1", "3"],
+        ["--sources", "synthetic", "other", "--shares", "1", "3", "--flip"],
     ],
 )
 def test_parts_can_be_left_out(work, monkeypatch, arguments):
@@ -132,6 +132,17 @@ def test_files_used_least_come_first(work):
     views.look()
     views.draw(rng)
     assert sorted(views.uses.values()) == [1, 2, 2, 2]
+
+
+def test_mirrored_views_have_mirrored_targets():
+    group = random_group(0)
+    group["patches"] = np.arange(6 * 6 * 2).reshape(6, 6, 2)
+    flipped = flip_group(group, SCHEMA)
+    assert (flipped["pixels"][:, :, 0] == group["pixels"][:, :, -1]).all()
+    assert flipped["patches"][0, :, 0].tolist() == [2, 0, 6, 4, 10, 8]
+    assert (flipped["labels"] == SCHEMA.mirror_labels(group["labels"])).all()
+    again = flip_group(flipped, SCHEMA)
+    assert all((again[key] == group[key]).all() for key in group)
 
 
 def test_explained_variance_is_that_of_the_definition():

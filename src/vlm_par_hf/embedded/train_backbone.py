@@ -161,6 +161,21 @@ def losses_of(student: Student, name: str, group: dict, args, tokenizer, schema,
     return losses
 
 
+def flip_group(group: dict[str, np.ndarray], schema) -> dict[str, np.ndarray]:
+    """The views mirrored, with what their teacher said of them mirrored too.
+
+    The teacher's answer to the mirrored view is nearly that (it was trained on pictures and their mirrored copies), so
+    the student sees every view in two forms for one answer of the teacher.
+    """
+    rows, columns = group["grid"]
+    patches = group["patches"].reshape(len(group["patches"]), rows, columns, -1)[:, :, ::-1]
+    return group | {
+        "pixels": np.ascontiguousarray(group["pixels"][:, :, ::-1]),
+        "labels": schema.mirror_labels(group["labels"].astype(np.int64)),
+        "patches": patches.reshape(group["patches"].shape),
+    }
+
+
 @torch.no_grad()
 def explained_variance(student: Student, groups: list[dict]) -> dict[str, float]:
     """Share of the variance of the teacher's features over held-out views that the student predicts."""
@@ -174,12 +189,11 @@ def explained_variance(student: Student, groups: list[dict]) -> dict[str, float]
             errors[name].append((found - wanted).square().flatten(0, -2))
             targets[name].append(wanted.flatten(0, -2))
     student.train()
-    return {
-        name: round(
-            1 - float(torch.cat(errors[name]).mean() / torch.cat(targets[name]).var(0, correction=0).mean()), 4
-        )
-        for name in errors
-    }
+    result = {}
+    for name, parts in errors.items():
+        variance = torch.cat(targets[name]).var(0, correction=0).mean()
+        result[name] = round(1 - float(torch.cat(parts).mean() / variance), 4)
+    return result
 
 
 class Average:
@@ -254,6 +268,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--warm-up", type=int, default=200)
     parser.add_argument("--average", type=float, default=0.998, help="decay of the moving average of the weights")
     parser.add_argument("--keep", type=float, default=1.0, help="share of the patches that the student is shown")
+    parser.add_argument(
+        "--flip", action=argparse.BooleanOptionalAction, default=False, help="mirror half of the views"
+    )
     parser.add_argument("--texts", type=int, default=32, help="captions per batch")
     parser.add_argument("--pooled-weight", type=float, default=1.0)
     parser.add_argument("--patch-weight", type=float, default=1.0)
@@ -315,6 +332,8 @@ def main() -> None:
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * factor
         name, group = views.draw(rng)
+        if args.flip and rng.random() < 0.5:
+            group = flip_group(group, schemas[name])
         losses = losses_of(student, name, group, args, tokenizer, schemas[name], rng)
         weights = {
             "pooled": args.pooled_weight,
