@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vlm_par_hf.hub.records import SYNTHETIC
 from vlm_par_hf.labels.schema import UNKNOWN_LABEL, AttributeSchema
 
 from .prepared import SCHEMA_FILE
@@ -144,13 +145,15 @@ def build_card(
     for split in report["splits"]:
         head += [f"  - split: {split}", f"    path: data/{split}-*.parquet"]
     division = report["notes"].get("division", "see the source")
-    drawn = ["**SYNTHETIC**: drawings of pedestrians, no photographs.", ""] if report["name"] == "synthetic" else []
+    made = (
+        [f"**{SYNTHETIC[report['name']]}** of pedestrians, no photographs.", ""] if report["name"] in SYNTHETIC else []
+    )
     body = [
         "---",
         "",
         f"# {title}",
         "",
-        *drawn,
+        *made,
         f"{len(schema)} attributes of pedestrians (`{SCHEMA_FILE}`), prepared with vlm_par_hf {report['package']}.",
         f"Division: {division}. Licence of the source: {info.license or 'not stated'}. {info.homepage}",
         "",
