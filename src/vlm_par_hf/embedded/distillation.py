@@ -11,7 +11,7 @@ projected to their leading principal components.
 
 `WORK/views/NAME/` receives a file per group of views. Groups are functions of their number, the program goes on where
 it was interrupted, and several may run at once (`--every 2 --offset 0`, `--every 2 --offset 1`). The first groups show
-pictures that no later group shows: they are held out.
+pictures that no later group shows: they are held out. Parquet files that appear meanwhile are used from then on.
 """
 
 import argparse
@@ -35,7 +35,7 @@ logger = logging.getLogger("vlm_par_hf.embedded.distillation")
 
 GROUP = 64  # views
 HELD_OUT_GROUPS = 8
-HELD_OUT_PICTURES = 1000  # the last ones of a source
+HELD_OUT_PICTURES = 1000  # the first ones of a source
 COMPONENTS = 128  # of the patch features
 STATISTICS_GROUPS = 24  # of which means, deviations and components are computed
 
@@ -95,7 +95,7 @@ def group_views(pictures: Pictures, number: int, seed: int = 11) -> dict[str, np
     """`pixels` uint8 `(64, H, W, 3)`, `labels` int16 `(64, A)`, `grid` `(2,)` and `index` `(64,)` of one group."""
     rng = np.random.default_rng((seed, number))
     shown = rarity(pictures.labels, [attribute.num_labels for attribute in pictures.schema])
-    held_out = np.arange(len(shown)) >= len(shown) - HELD_OUT_PICTURES
+    held_out = np.arange(len(shown)) < HELD_OUT_PICTURES
     shown[held_out != (number < HELD_OUT_GROUPS)] = 0.0
     grid = group_grid(rng)
     chosen = rng.choice(len(shown), GROUP + GROUP // 4, replace=False, p=shown / shown.sum())
@@ -162,6 +162,18 @@ def save_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
     os.replace(partial, path)
 
 
+def found_files(args) -> list[Path]:
+    return sorted(args.parquet.rglob("*.parquet")) if args.parquet is not None else []
+
+
+def read_pictures(args, files: list[Path], schema) -> Pictures:
+    if args.parquet is None:
+        return Pictures(*draw_pictures(args.drawings, args.work), schema)
+    pictures = read_parquet(files, schema)
+    logger.info("%d pictures in %d files", len(pictures.labels), len(files))
+    return pictures
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, required=True)
@@ -177,10 +189,8 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(1)
     schema = get_schema(args.schema)
-    if args.parquet is not None:
-        pictures = read_parquet(list(args.parquet.rglob("*.parquet")), schema)
-    else:
-        pictures = Pictures(*draw_pictures(args.drawings, args.work), schema)
+    files = found_files(args)
+    pictures = read_pictures(args, files, schema)
     folder = args.work / "views" / (args.name or args.schema)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "source.json").write_text(json.dumps({"schema": args.schema, "pictures": len(pictures.labels)}))
@@ -193,6 +203,9 @@ def main() -> None:
         path = folder / f"{number:06d}.npz"
         if path.exists():
             continue
+        if number % 20 == 0 and found_files(args) != files:
+            files = found_files(args)
+            pictures = read_pictures(args, files, schema)
         group = group_views(pictures, number)
         add_targets(group, teacher, statistics)
         save_arrays(path, group)

@@ -9,6 +9,7 @@ from tokenizers import Tokenizer, models, normalizers, trainers
 from transformers import Siglip2Tokenizer
 
 from vlm_par_hf.data.synthetic import UNKNOWN, Frame, SyntheticPerson, caption, person_labels
+from vlm_par_hf.data.synthetic.rendered import caption as caption_of_render
 from vlm_par_hf.labels.tables import get_schema
 
 from .views import POPULATION
@@ -30,9 +31,12 @@ TEXT_LENGTH = 64
 PAD, EOS, BOS, UNK, MASK = range(5)
 # The tokenizer is trained on the questions and prompts of these label spaces. The list is fixed, because another one
 # would give another vocabulary.
-TEXT_SCHEMAS = ("market1501", "market1501_30", "pa100k", "peta35", "peta65", "synthetic")
+TEXT_SCHEMAS = ("market1501", "market1501_30", "pa100k", "peta35", "peta65", "rendered", "synthetic")
 # Names of a label space -> what writes a sentence about labels, and names the attributes that it tells.
-CAPTIONS = {tuple(get_schema("synthetic").names): caption}
+CAPTIONS = {
+    tuple(get_schema("rendered").names): caption_of_render,
+    tuple(get_schema("synthetic").names): caption,
+}
 
 
 def build_tokenizer(vocab_size: int = 1024) -> Siglip2Tokenizer:
