@@ -60,20 +60,26 @@ class AttributeDecoder(nn.Module):
 
     def __init__(self, schema, width: int, heads: int = 4):
         super().__init__()
+        self.heads = heads
         self.queries = nn.Parameter(torch.randn(len(schema), width) * 0.02)
         self.norm = nn.LayerNorm(width)
-        self.attention = nn.MultiheadAttention(width, heads, batch_first=True)
+        self.query, self.key, self.value, self.output = (nn.Linear(width, width) for _ in range(4))
         self.head_norm = nn.LayerNorm(width)
         self.classifier = nn.Parameter(torch.zeros(len(schema), width, schema.max_labels))
         self.register_buffer("label_mask", torch.tensor(schema.label_mask()))
 
-    def forward(self, patches: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Mean cross-entropy over the known labels `(B, A)`, patches `(B, N, width)`."""
+    def forward(self, patches: torch.Tensor) -> torch.Tensor:
+        """Logits `(B, A, C)` of patches `(B, N, width)`."""
         patches = self.norm(patches)
-        queries = self.queries.expand(len(patches), -1, -1)
-        answers = self.head_norm(queries + self.attention(queries, patches, patches, need_weights=False)[0])
-        logits = torch.einsum("bad,adc->bac", answers, self.classifier).masked_fill(~self.label_mask, -1e4)
-        return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=UNKNOWN_LABEL)
+        query = self.query(self.queries).unflatten(-1, (self.heads, -1)).transpose(0, 1)  # (heads, A, width / heads)
+        key, value = (
+            project(patches).unflatten(-1, (self.heads, -1)).transpose(1, 2) for project in (self.key, self.value)
+        )
+        scores = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5
+        seen = (scores.softmax(-1).to(value.dtype) @ value).transpose(1, 2).flatten(2)
+        answers = self.head_norm(self.queries + self.output(seen))
+        logits = torch.einsum("bad,adc->bac", answers, self.classifier)
+        return logits.masked_fill(~self.label_mask, -1e4)
 
 
 class Student(nn.Module):
@@ -142,6 +148,8 @@ def losses_of(student: Student, name: str, group: dict, args, tokenizer, schema,
     with torch.autocast("cpu", torch.bfloat16, enabled=args.bf16):
         pooled, patches = run_vision(model, values, group["grid"], kept)
         found = {"pooled": student.to_pooled(pooled), "patches": student.to_patches(patches)}
+        if args.label_weight:
+            logits = student.decoders[name](patches).float()
         if args.caption_weight:
             texts, mentioned = sample_texts(labels[told], schema, rng)
             text_embeds = model.get_text_features(input_ids=tokenize(tokenizer, texts)).pooler_output.float()
@@ -154,7 +162,8 @@ def losses_of(student: Student, name: str, group: dict, args, tokenizer, schema,
             targets = targets.gather(1, kept[..., None].expand(-1, -1, COMPONENTS))
         losses["patches"] = (found["patches"].float() - targets).square().sum(-1).mean()
     if args.label_weight:
-        losses["labels"] = student.decoders[name](patches.float(), torch.from_numpy(labels))
+        truth = torch.from_numpy(labels).flatten()
+        losses["labels"] = F.cross_entropy(logits.flatten(0, 1), truth, ignore_index=UNKNOWN_LABEL)
     if args.caption_weight:
         targets, mask = build_targets(labels[told], mentioned)
         losses["captions"] = sigmoid_loss(pooled.float()[told], text_embeds, model, targets, mask)
