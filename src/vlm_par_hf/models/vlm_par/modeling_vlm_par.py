@@ -296,7 +296,8 @@ class VlmParModel(VlmParPreTrainedModel):
 
         An attribute whose name and labels were in the old label space keeps its head. The others get fresh ones, with
         the median gate of the old ones, so until they are trained they answer as the backbone does. All questions and
-        prompts are encoded anew, and weighting and priors of `config.loss` are removed. A warning says what was kept. New parameters require gradients where the old ones did.
+        prompts are encoded anew, and weighting and priors of `config.loss` are removed. A warning says
+        what was kept. New parameters require gradients where the old ones did.
 
         Args:
             attributes: `AttributeSchema` or list of dicts.
