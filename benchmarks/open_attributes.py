@@ -151,6 +151,8 @@ def train_vlm_par(seen, train: Pictures, validation: Pictures, columns, args, se
     model = VlmParModel.from_backbone(args.backbone, attributes=seen)
     rows = torch.arange(len(train)).split(200)
     model.fit_pooled_statistics(train.batch(part) for part in rows)
+    model.config.loss = {"weighting": "sqrt", "priors": compute_priors(labels.numpy(), seen)}
+    model.fit_zero_shot({**train.batch(part), "labels": labels[part]} for part in rows)
     return fit(model, lambda rows: loss(model(**train.batch(rows)).logits, labels[rows]), model.parameter_groups(3e-3),
                seen, validation, columns, len(train), args, seed)  # fmt: skip
 
@@ -246,10 +248,10 @@ def run(seed: int, args, kept: Kept) -> dict:
         logger.info("  %s: recall at 1, by labels: %s", method, ", ".join(shown))
 
     if "zero_shot" not in results:
-        models = [
-            VlmParModel.from_backbone(args.backbone, attributes=part, fusion="none", alignment="logit")
-            for part in (seen, unseen)
-        ]
+        settings = {"fusion": "none", "alignment": "logit", "pooled_classifier": False}
+        models = [VlmParModel.from_backbone(args.backbone, attributes=part, **settings) for part in (seen, unseen)]
+        for model in models:
+            model.fit_zero_shot()
         finish("zero_shot", {}, *(partial(answer, model) for model in models))
     if "vlm_par" not in results:
         model, notes = train_vlm_par(seen, train, validation, columns, args, seed)

@@ -5,7 +5,9 @@ A frozen SigLIP or SigLIP 2 backbone, one cross-attention block and one linear c
 What differs from the paper: real checkpoints have a bidirectional text tower, pre-LN layers and no CLS token, unlike
 equations 2-7, so only the new fusion block is post-LN (equation 12). The paper does not say how the patches become one
 vector before equation 13; here it is their mean. By default the question attends to the patches and not the other way
-round (`fusion="text_to_image"`), and the backbone's zero-shot score is added to the logits (`alignment="logit"`).
+round (`fusion="text_to_image"`), the backbone's zero-shot score is added to the logits (`alignment="logit"`), and so is
+a linear classifier on the tower's own pooled output (`pooled_classifier=True`), without which the heads can be worse
+than a linear probe.
 `VlmParConfig.paper()` makes every choice as in the paper.
 
 The text is constant, so it can be multiplied into the projections of equation 9 in advance, without approximation, and
