@@ -204,10 +204,14 @@ def test_measured_text_without_some_of_the_results(pages):
     text = pages.speed_text(parts)
     assert "model alone" in text and "plain form is" not in text and "float32:" not in text
     result = results_of("quality")
-    result["data"].pop("pa100k_mini")
-    text = pages.quality_text(result)
-    assert "*real crops*" not in text and "real crops mA" not in text
-    assert "| zero-shot (prompts) | 68.2 ± 0.2 | 92.0 ± 0.2 | 49.0 ± 0.1 |" in text
+    name, part = next(iter(result["sets"].items()))
+    text = pages.quality_text({"sets": {name: part}})
+    assert text.count("### ") == 1 and f"### {part['title']}" in text and "figure 4" not in text
+    row = part["methods"][part["best_probe"]]
+    assert f"| {row['label']} | {100 * row['auc']['value']:.1f} [" in text
+    accuracy = {"without": {"Hat": 0.5, "Bag": 0.7}, "with": {"Hat": 0.6, "Bag": 0.8}}
+    text = pages.quality_text({"sets": {}, "attention_gain": {"title": "crops", "accuracy": accuracy}})
+    assert "figure 4, on crops" in text and "without 60.0, with 70.0" in text
 
 
 def test_write_page(pages, tmp_path, monkeypatch):

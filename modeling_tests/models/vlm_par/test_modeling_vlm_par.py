@@ -225,6 +225,9 @@ def test_fit_zero_shot_refuses_what_it_cannot_fit():
         model.fit_zero_shot([features(model)])
     with pytest.raises(ValueError, match="batches is empty"):
         model.fit_zero_shot([])
+    for labels, message in (([[0, 1]] * 5, r"labels has shape \(5, 2\), expected"), ([[0, 1, 2]] * 5, "Female.*2")):
+        with pytest.raises(ValueError, match=message):
+            model.fit_zero_shot([{**features(model), "labels": torch.tensor(labels)}])
     with torch.no_grad():
         model.attribute_heads.image_classifier_weight[0, 0, 0] = 1
     with pytest.raises(ValueError, match="image_classifier_weight is not 0: this model is trained"):

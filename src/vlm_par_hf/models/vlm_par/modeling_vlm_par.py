@@ -5,10 +5,9 @@ A frozen SigLIP or SigLIP 2 backbone, one cross-attention block and one linear c
 What differs from the paper: real checkpoints have a bidirectional text tower, pre-LN layers and no CLS token, unlike
 equations 2-7, so only the new fusion block is post-LN (equation 12). The paper does not say how the patches become one
 vector before equation 13; here it is their mean. By default the question attends to the patches and not the other way
-round (`fusion="text_to_image"`), the backbone's zero-shot score is added to the logits (`alignment="logit"`), and so is
-a linear classifier on the tower's own pooled output (`pooled_classifier=True`), without which the heads can be worse
-than a linear probe.
-`VlmParConfig.paper()` makes every choice as in the paper.
+round (`fusion="text_to_image"`), the backbone's zero-shot score is added to the logits (`alignment="logit"`), and a
+linear classifier reads the tower's own pooled output too (`pooled_classifier=True`), without which the heads can be
+worse than a linear probe. `VlmParConfig.paper()` makes every choice as in the paper.
 
 The text is constant, so it can be multiplied into the projections of equation 9 in advance, without approximation, and
 equations 9-13 need no (patches x width) tensor per attribute. `heads_vlm_par` explains the algebra; `VlmParModel.fold`
@@ -32,7 +31,7 @@ from vlm_par_hf.base.decisions import fit_decisions
 from vlm_par_hf.base.modeling import evaluation_mode
 from vlm_par_hf.base.numerics import no_autocast, wide
 from vlm_par_hf.errors import ParValueError
-from vlm_par_hf.labels.schema import UNKNOWN_LABEL, AttributeSchema
+from vlm_par_hf.labels.schema import UNKNOWN_LABEL, AttributeSchema, check_label_range
 from vlm_par_hf.upstream import TOWERS, Towers, init
 
 from .answering_vlm_par import IMAGE_INPUTS, VlmParForward
@@ -298,8 +297,8 @@ class VlmParModel(VlmParPreTrainedModel):
 
         An attribute whose name and labels were in the old label space keeps its head. The others get fresh ones, with
         the median gate of the old ones, so until they are trained they answer as the backbone does. All questions and
-        prompts are encoded anew, and weighting and priors of `config.loss` are removed. A warning says
-        what was kept. New parameters require gradients where the old ones did.
+        prompts are encoded anew, and weighting and priors of `config.loss` are removed. A warning says what was kept.
+        New parameters require gradients where the old ones did.
 
         Args:
             attributes: `AttributeSchema` or list of dicts.
@@ -437,12 +436,10 @@ class VlmParModel(VlmParPreTrainedModel):
         """Makes a fresh model the zero-shot classifier of its backbone: sets the gates of stage 1 and the biases.
 
         Without images, all gates are 1 and all biases 0: the logits are the scores that the backbone was trained to
-            give
-        (up to a constant). With training images, the gate and the biases of each attribute are fitted to their labels
-        (Platt scaling) by cross-entropy with the class weights of `config.loss`. The backbone's own scale is that of
-        one
-        picture among all captions of a batch, far too large for one attribute of a person: with gates of 1, training
-        starts from answers that are certain and often wrong.
+        give, up to a constant. With training images, the gate and the biases of each attribute are fitted to their
+        labels (Platt scaling), by cross-entropy with the class weights of `config.loss`. The backbone's own scale is
+        that of one picture among all captions of a batch, far too large for one attribute of a person: with gates of
+        1, training starts from answers that are certain and often wrong.
 
         Args:
             batches: keyword arguments of `forward`, with `labels`; training images. Of the features only
@@ -481,9 +478,13 @@ class VlmParModel(VlmParPreTrainedModel):
         if not images:
             raise ParValueError("batches is empty: expected at least one batch of training images")
         self._ensure_text()
+        labels = torch.cat(labels)
+        if labels.shape[1:] != (len(self.schema),):
+            raise ParValueError(f"labels has shape {tuple(labels.shape)}, expected (B, {len(self.schema)})")
+        check_label_range(labels.numpy(), self.schema)
         prompts = F.normalize(self.prompt_embeds.double(), dim=-1) * self.vlm.logit_scale.double().exp()
         scores = torch.einsum("be,ace->bac", F.normalize(torch.cat(images), dim=-1), prompts).cpu()
-        self._set_gates(scores, torch.cat(labels))
+        self._set_gates(scores, labels)
 
     def _set_gates(self, scores: torch.Tensor, labels: torch.Tensor) -> None:
         """Fits gates and biases to the zero-shot scores of training images.
@@ -499,6 +500,12 @@ class VlmParModel(VlmParPreTrainedModel):
         spread = torch.where(own, scores - mean, 0).square().mean((0, 2)).sqrt().clamp_min(1e-6)  # (A,)
         gain, offset = fit_decisions((scores - mean) / spread[:, None], labels, self.schema, weighting=loss.weighting)
         offsets = offset.split(self.schema.num_labels)
+        if loss.logit_adjustment:  # what training adds to the logits
+            priors = self.config.loss["priors"]
+            offsets = [
+                one - loss.logit_adjustment * torch.tensor(prior, dtype=one.dtype).log()
+                for one, prior in zip(offsets, priors)
+            ]
         for position, (attribute, column) in enumerate(zip(self.schema, labels.T)):
             if len(column[column != UNKNOWN_LABEL].unique()) < 2:
                 continue
