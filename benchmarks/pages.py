@@ -141,6 +141,8 @@ def _rounded_up(value: float) -> str:
 
 def quality_text(result: dict) -> str:
     """The text from the content of quality.json: `sets` by name, and `attention_gain` if it was measured."""
+    if not result["sets"]:
+        return "Nothing is measured yet."
     text = ["![AUC of linear probes and of VLM-PAR on frozen features](../benchmarks/results/quality.png)"]
     for part in result["sets"].values():
         pictures, folds = part["pictures"], part["folds"]
