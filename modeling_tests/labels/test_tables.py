@@ -9,7 +9,9 @@ from vlm_par_hf.labels.schema import AttributeSchema
 from vlm_par_hf.labels.tables import get_schema, list_schemas
 
 
-NAMES = ["market1501", "market1501_30", "pa100k", "peta35", "peta65", "rapv1", "rapv2", "synthetic", "upar40"]
+NAMES = [
+    "market1501", "market1501_30", "pa100k", "peta35", "peta65", "rapv1", "rapv2", "rendered", "synthetic", "upar40",
+]  # fmt: skip
 
 PA100K_ORDER = (
     "Female AgeOver60 Age18-60 AgeLess18 Front Side Back Hat Glasses HandBag ShoulderBag Backpack HoldObjectsInFront "
@@ -169,6 +171,7 @@ def test_text_can_be_asked(name):
         ("market1501_30", "young teenager adult old gender"),
         ("rapv1", "Female AgeLess16 Age17-30 Age31-45"),
         ("rapv2", "Female AgeLess16 Age17-30 Age31-45 Age46-60"),
+        ("rendered", "Female Age"),
         ("synthetic", "Age"),
         ("upar40", "Age-Young Age-Adult Age-Old Gender-Female"),
     ],
@@ -180,10 +183,10 @@ def test_gender_and_age_are_sensitive_and_nothing_else(name, sensitive):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_tables_round_trip_and_flip_only_the_drawn_view(name, tmp_path):
+def test_tables_round_trip_and_flip_only_views_with_sides(name, tmp_path):
     schema = get_schema(name)
     assert AttributeSchema(schema.to_list()) == schema == get_schema(name)
-    assert all(attribute.mirror is None for attribute in schema) or name == "synthetic"
+    assert all(attribute.mirror is None for attribute in schema) or name in ("rendered", "synthetic")
 
 
 def test_exclusive_groups_of_the_tables():
@@ -205,6 +208,10 @@ def test_exclusive_groups_of_the_tables():
         "age": 4,
         "upper_color": 8,
         "lower_color": 9,
+    }
+    assert groups("rendered") == {
+        "upper_pattern": ["UpperStripes", "UpperLogo", "UpperPlaid", "UpperSplice"],
+        "lower_pattern": ["LowerStripe", "LowerPattern"],
     }
     assert groups("synthetic") == {}
     assert {group: len(members) for group, members in groups("rapv1").items()} == {"age": 3, "body": 3, "role": 2}

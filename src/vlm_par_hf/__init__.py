@@ -22,6 +22,7 @@ _MODULES = {
     "errors": ("ParError",),
     "data": ("AugmentedDataset", "ParAugmentation", "ParCollator", "dataset_schema", "load_par_dataset"),
     "export": ("export_model",),
+    "images.example_crops": ("example_crop",),
     "base.losses": ("ParLoss",),
     "metrics": ("ParMetrics",),
     "base.outputs": ("ParOutput",),
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from vlm_par_hf.errors import ParError
     from vlm_par_hf.export.exported import ExportedParConfig, ExportedParModel
     from vlm_par_hf.export.exporting import export_model
+    from vlm_par_hf.images.example_crops import example_crop
     from vlm_par_hf.inference.devices import inference_dtype
     from vlm_par_hf.inference.pipelines import PedestrianAttributesPipeline
     from vlm_par_hf.labels.schema import Attribute, AttributeSchema

@@ -43,7 +43,7 @@ def quiet_transformers() -> None:
 def add_data_options(parser: argparse.ArgumentParser) -> None:
     """Adds the data set and its options to the parser of a command."""
     group = parser.add_argument_group("data")
-    group.add_argument("dataset", help="name of a data set: pa100k, folder, synthetic, ...")
+    group.add_argument("dataset", help="name of a data set: pa100k, folder, rendered, ...")
     group.add_argument("--root", metavar="DIR", help="where the data set lies")
     group.add_argument("--schema", metavar="FILE", help="JSON file with your own attributes (data set folder)")
     group.add_argument("--partition", type=int, default=0, help="which of the official partitions (default: 0)")
@@ -56,7 +56,9 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--data-seed", type=int, default=0, help="of random splits and drawings (default: 0)")
     add_folder_options(group)
     for split in ("train", "validation", "test"):
-        group.add_argument(f"--num-{split}", type=int, metavar="N", help=f"{split} drawings (data set synthetic)")
+        group.add_argument(
+            f"--num-{split}", type=int, metavar="N", help=f"{split} pictures (data sets synthetic and rendered)"
+        )
 
 
 def add_folder_options(group) -> None:

@@ -17,7 +17,9 @@ def add_parser(commands) -> argparse.ArgumentParser:
         "interrupted.",
     )
     parser.add_argument("dataset", help="name of a data set: pa100k, peta35, market1501, rapv2, upar, folder, ...")
-    parser.add_argument("root", nargs="?", metavar="ROOT", help="where the data set lies (none for synthetic)")
+    parser.add_argument(
+        "root", nargs="?", metavar="ROOT", help="where the data set lies (none for synthetic and rendered)"
+    )
     parser.add_argument("--out", required=True, metavar="DIR", help="folder to write")
     parser.add_argument("--schema", metavar="FILE", help="JSON file with the attributes to keep")
     parser.add_argument("--partition", type=int, default=0, help="which of the official partitions (default: 0)")
@@ -26,7 +28,9 @@ def add_parser(commands) -> argparse.ArgumentParser:
     parser.add_argument("--data-seed", type=int, default=0, help="of random splits and drawings (default: 0)")
     add_folder_options(parser)
     for split in ("train", "validation", "test"):
-        parser.add_argument(f"--num-{split}", type=int, metavar="N", help=f"{split} drawings (data set synthetic)")
+        parser.add_argument(
+            f"--num-{split}", type=int, metavar="N", help=f"{split} pictures (data sets synthetic and rendered)"
+        )
     parser.add_argument("--images-per-file", type=int, default=5000, metavar="N", help="default: %(default)s")
     add_overwrite_options(parser, "start anew where DIR holds other work")
     parser.add_argument("--push-to-hub", metavar="ORG/NAME", help="upload to this data set repository, made private")

@@ -29,11 +29,12 @@ __all__ = ["list_par_datasets", "load_par_dataset"]
 logger = logging.getLogger(__name__)
 
 _MISSING_CHOICES = ("error", "skip")
+_MADE = {"rendered": "rendered", "synthetic": "drawn"}  # not read from files
 
 
 def list_par_datasets() -> list[str]:
     """The names that `load_par_dataset` takes, sorted."""
-    return sorted([*READERS, "hub", "synthetic"])
+    return sorted([*READERS, "hub", *_MADE])
 
 
 def load_par_dataset(
@@ -52,8 +53,10 @@ def load_par_dataset(
     Args:
         name: `"pa100k"`, `"peta35"`, `"peta65"`, `"market1501"`, `"market1501_30"`, `"rapv1"`, `"rapv2"`, `"upar"`
             (original layouts: see the readers in `vlm_par_hf.data`), `"folder"` (your own data, see `read_folder`),
-            `"hub"` (`image` and `labels` as `vlm-par prepare` writes them) or `"synthetic"` (drawings).
-        root: folder of the data set, for `"hub"` also a repository `"org/name"`; not for `"synthetic"`.
+            `"hub"` (`image` and `labels` as `vlm-par prepare` writes them), `"synthetic"` (drawings) or `"rendered"`
+            (3D people, rendered once and then kept).
+        root: folder of the data set, for `"hub"` also a repository `"org/name"`; not for `"synthetic"` and
+            `"rendered"`.
         schema: the attributes to keep, in this order; their questions and prompts may be your own, their names and
             labels must be those of the data set. None: all, as the data set has them.
         partition: which of the data set's official partitions, from 0. PETA and RAP have five, the others one.
@@ -65,10 +68,11 @@ def load_par_dataset(
         follow_links: whether links below `root` may lead out of it. They are refused unless you say so: a link in a
             data set that somebody else made could copy a private picture into yours.
         options: for `"folder"` `negative` and `unknown`, the cells that say "no" and "not annotated" where a table
-            uses -1 (see `read_folder`); for `"synthetic"` keywords of `build_synthetic_dataset` (such as
-            `num_train`); for `"hub"` `revision`; for the published data sets `ignore`, a list of names: of a complete
-            one, an attribute without a positive and a label in the files that no attribute takes are errors unless
-            they are named there. Of other data they are a warning and an entry of the `info.description`.
+            uses -1 (see `read_folder`); for `"synthetic"` and `"rendered"` keywords of `build_synthetic_dataset` and
+            `build_rendered_dataset` (such as `num_train`); for `"hub"` `revision`; for the published data sets
+            `ignore`, a list of names: of a complete one, an attribute without a positive and a label in the files that
+            no attribute takes are errors unless they are named there. Of other data they are a warning and an entry of
+            the `info.description`.
 
     Returns:
         A `datasets.DatasetDict` with the splits train, validation and test (a folder: those that it has; Market-1501
@@ -88,8 +92,8 @@ def load_par_dataset(
     if schema is not None and not isinstance(schema, AttributeSchema):
         schema = AttributeSchema(schema)
     require("datasets", "train")
-    if name == "synthetic":
-        return _load_synthetic(root, schema, partition, seed, options)
+    if name in _MADE:
+        return _load_made(name, root, schema, partition, seed, options)
     if name == "hub":
         return _load_hub(root, schema, partition, follow_links, options)
     if name not in READERS:
@@ -119,14 +123,17 @@ def load_par_dataset(
     return _select_attributes(require("datasets", "train").DatasetDict(result), schema, own_schema)
 
 
-def _load_synthetic(root, schema, partition, seed, options):
+def _load_made(name, root, schema, partition, seed, options):
     if root is not None:
-        raise ParValueError(f"root is {str(root)!r}; 'synthetic' is drawn, not read, and takes no root")
-    _check_partition(partition, 1, "synthetic")
-    from .synthetic import build_synthetic_dataset
+        raise ParValueError(f"root is {str(root)!r}; {name!r} is {_MADE[name]}, not read, and takes no root")
+    _check_partition(partition, 1, name)
+    if name == "rendered":
+        from .synthetic.rendered import build_rendered_dataset as build
+    else:
+        from .synthetic import build_synthetic_dataset as build
 
-    drawn = build_synthetic_dataset(seed=seed, **options)
-    return _select_attributes(drawn, schema, dataset_schema(drawn))
+    made = build(seed=seed, **options)
+    return _select_attributes(made, schema, dataset_schema(made))
 
 
 def _load_hub(root, schema, partition, follow_links, options):

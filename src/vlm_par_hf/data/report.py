@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vlm_par_hf.hub.records import SYNTHETIC
 from vlm_par_hf.labels.schema import UNKNOWN_LABEL, AttributeSchema
 
 from .prepared import SCHEMA_FILE
@@ -144,13 +145,14 @@ def build_card(
     for split in report["splits"]:
         head += [f"  - split: {split}", f"    path: data/{split}-*.parquet"]
     division = report["notes"].get("division", "see the source")
-    drawn = ["**SYNTHETIC**: drawings of pedestrians, no photographs.", ""] if report["name"] == "synthetic" else []
+    made = SYNTHETIC.get(report["name"])
+    synthetic = [f"**SYNTHETIC**: {made} of pedestrians, no photographs.", ""] if made else []
     body = [
         "---",
         "",
         f"# {title}",
         "",
-        *drawn,
+        *synthetic,
         f"{len(schema)} attributes of pedestrians (`{SCHEMA_FILE}`), prepared with vlm_par_hf {report['package']}.",
         f"Division: {division}. Licence of the source: {info.license or 'not stated'}. {info.homepage}",
         "",

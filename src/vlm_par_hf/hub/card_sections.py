@@ -14,6 +14,7 @@ from vlm_par_hf.utils import format_percent
 from .records import (
     DATASETS,
     METRICS,
+    SYNTHETIC,
     convention_text,
     dataset_title,
     is_partial,
@@ -44,7 +45,7 @@ def head_section(title, config, schema, training, records) -> str:
     family = find_family(config["model_type"])
     family_title = config["model_type"] if family is None else family.title
     trained_on = (training.get("data") or {}).get("name")
-    has_drawings = trained_on == "synthetic" or any(is_synthetic(record) for record in records)
+    is_made_up = trained_on in SYNTHETIC or any(is_synthetic(record) for record in records)
     backbone = config.get("backbone_name")
     lines = [
         f"# {markdown_text(title)}",
@@ -56,10 +57,10 @@ def head_section(title, config, schema, training, records) -> str:
         lines += ["", f"Backbone: {markdown_code(backbone)}."]
     elif backbone == "embedded":
         lines += ["", "Backbone: the one embedded in the package, which has only seen drawn pedestrians."]
-    if has_drawings:
+    if is_made_up:
         lines += [
             "",
-            "> **SYNTHETIC.** Trained or measured on drawings of pedestrians. No number from drawings says anything "
+            "> **SYNTHETIC.** Trained or measured on drawn or rendered pedestrians. No number from them says anything "
             "about photographs, and none is comparable with published results.",
         ]
     return "\n".join(lines)

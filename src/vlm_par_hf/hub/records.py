@@ -12,6 +12,7 @@ from vlm_par_hf.utils import read_json
 __all__ = [
     "DATASETS",
     "METRICS",
+    "SYNTHETIC",
     "convention_text",
     "dataset_title",
     "find_records",
@@ -34,8 +35,11 @@ DATASETS = {
     "rapv1": "RAP v1",
     "rapv2": "RAP v2",
     "upar": "UPAR",
+    "rendered": "SYNTHETIC renderings of pedestrians",
     "synthetic": "SYNTHETIC drawings of pedestrians",
 }
+# Data that were made here and show nobody: their name -> what they are.
+SYNTHETIC = {"rendered": "renderings", "synthetic": "drawings"}
 # A result on another number of images is shown in the card, but not as a result on the official split.
 OFFICIAL_IMAGES = {("pa100k", "validation"): 10_000, ("pa100k", "test"): 10_000}
 METRICS = {
@@ -92,8 +96,8 @@ def read_record(source: str | Path | Mapping[str, Any]) -> dict[str, Any]:
 
 
 def is_synthetic(record: Mapping[str, Any]) -> bool:
-    """Whether the result was measured on drawings."""
-    return bool(record["data"].get("synthetic")) or record["data"]["name"] == "synthetic"
+    """Whether the result was measured on drawings or renderings."""
+    return bool(record["data"].get("synthetic")) or record["data"]["name"] in SYNTHETIC
 
 
 def is_partial(record: Mapping[str, Any]) -> bool:
@@ -104,7 +108,7 @@ def is_partial(record: Mapping[str, Any]) -> bool:
 
 
 def is_dataset_result(record: Mapping[str, Any]) -> bool:
-    """Whether the record may be published as a result on its data set: the whole test split, and no drawings."""
+    """Whether the record may be published as a result on its data set: all of a test split, no drawings."""
     return record["data"]["split"] == "test" and not is_synthetic(record) and not is_partial(record)
 
 

@@ -40,6 +40,8 @@ def get_schema(name: str) -> AttributeSchema:
               misspells one, `Femal`, which is `Female` here.
             - `"upar40"`: the 40 binary attributes of UPAR, in the order of its CSV files. Several colors of one
               garment may be positive, and so may no age at all.
+            - `"rendered"`: the rendered pedestrians of this package: PA-100K's attributes, colors and more, binary and
+              categorical. Results on it say nothing about photographs.
             - `"synthetic"`: the drawn pedestrians of this package, binary and categorical. Results on it say
               nothing about photographs.
 
@@ -628,6 +630,137 @@ _DRAWN = (
     _ask("Walking", "whole", "is the person walking?", "standing still", "walking"),
 )
 
+_COLORS = ("black", "white", "gray", "red", "orange", "yellow", "green", "blue", "purple", "pink", "brown")
+
+# PA-100K's attributes as far as possible under its names (a category where several exclude each other), Market-1501's
+# and PETA's colors, and what PETA has that can be rendered. What the picture cannot show is unknown (-100).
+_RENDERED = (
+    _gender("Female", male=0, question="is the person a woman?"),
+    _choice(
+        "Age",
+        "whole",
+        "how old is the person?",
+        {"child": "who is a child", "adult": "who is an adult", "elderly": "who is elderly"},
+        sensitive=True,
+    ),
+    _choice(
+        "View",
+        "whole",
+        "from which side is the person seen?",
+        {
+            "front": "seen from the front",
+            "back": "seen from the back",
+            "left": "facing left",
+            "right": "facing right",
+        },
+        mirror=(0, 1, 3, 2),
+    ),
+    _choice(
+        "Motion",
+        "whole",
+        "how is the person moving?",
+        {
+            "standing": "standing still",
+            "walking": "walking",
+            "running": "running",
+            "cycling": "riding a bicycle",
+        },
+    ),
+    _wear("Hat", "head", "a hat"),
+    _color_choice("HatColor", "head", "hat", _COLORS, "wearing a hat that is {}"),
+    _wear("Helmet", "head", "a helmet"),
+    _wear("Glasses", "head", "glasses"),
+    _wear("Sunglasses", "head", "sunglasses"),
+    _wear("Mask", "head", "a face mask"),
+    _wear("Headphones", "head", "headphones"),
+    _wear("Scarf", "upper", "a scarf"),
+    _choice(
+        "HairLength",
+        "head",
+        "how long is the person's hair?",
+        {"bald": "who is bald", "short": "with short hair", "long": "with long hair"},
+    ),
+    _color_choice("HairColor", "head", "hair", ("black", "brown", "blond", "gray", "red"), "with {} hair"),
+    _choice(
+        "UpperType",
+        "upper",
+        "what is the person wearing on the upper body?",
+        {
+            "top": "wearing a t-shirt or a sweater",
+            "shirt": "wearing a shirt with a collar",
+            "vest": "wearing a vest over a shirt",
+            "jacket": "wearing a jacket",
+            "coat": "wearing a coat",
+            "dress": "wearing a dress",
+        },
+    ),
+    _color_choice("UpperColor", "upper", "upper clothing", _COLORS, "in {} upper clothing"),
+    _choice(
+        "Sleeves",
+        "upper",
+        "how long are the sleeves?",
+        {"none": "in a sleeveless top", "short": "with short sleeves", "long": "with long sleeves"},
+    ),
+    *_exclusive(
+        "upper_pattern",
+        _has("UpperStripes", "upper", "stripes"),
+        _has("UpperLogo", "upper", "a logo or print"),
+        _has("UpperPlaid", "upper", "a plaid pattern"),
+        _has("UpperSplice", "upper", "parts of different colors sewn together"),
+    ),
+    _wear("LongCoat", "upper", "a long coat"),
+    _ask(
+        "OpenJacket",
+        "upper",
+        "is the person wearing an open jacket?",
+        "in upper clothing that is closed in front",
+        "wearing an open jacket",
+    ),
+    _wear("Suit", "upper", "a suit"),
+    _choice(
+        "LowerType",
+        "lower",
+        "what is the person wearing on the legs?",
+        {
+            "trousers": "wearing long trousers",
+            "shorts": "wearing shorts",
+            "skirt": "wearing a skirt",
+            "dress": "wearing a dress that leaves the legs free",
+        },
+    ),
+    _color_choice("LowerColor", "lower", "lower clothing", _COLORS, "in {} lower clothing"),
+    _choice(
+        "LowerLength",
+        "lower",
+        "is the lower clothing short?",
+        {"long": "in long lower clothing", "short": "in short lower clothing"},
+    ),
+    *_exclusive(
+        "lower_pattern",
+        _has("LowerStripe", "lower", "stripes"),
+        _has("LowerPattern", "lower", "a pattern"),
+    ),
+    _wear("Jeans", "lower", "jeans"),
+    _wear("Stockings", "foot", "stockings"),
+    _choice(
+        "Footwear",
+        "foot",
+        "what is the person wearing on the feet?",
+        {"shoes": "wearing low shoes", "boots": "wearing boots", "sandals": "wearing sandals"},
+    ),
+    _color_choice("ShoeColor", "foot", "shoes", _COLORS, "with {} shoes", be="are"),
+    _carry("Backpack", "a backpack", "wearing"),
+    _carry("ShoulderBag", "a shoulder bag"),
+    _carry("HandBag", "a handbag or a shopping bag"),
+    _carry("ShoppingBag", "a shopping bag"),
+    _carry("HoldObjectsInFront", "an object in front of the body", "holding"),
+    _carry("Suitcase", "a suitcase", "pulling"),
+    _carry("Umbrella", "an umbrella", "holding"),
+    _carry("Phone", "a phone", "holding"),
+    _carry("Cane", "a cane", "walking with"),
+    _ask("CarryingNothing", "attachment", "is the person carrying nothing?", "carrying something", "carrying nothing"),
+)
+
 
 def _as_drawing(attribute: Attribute) -> Attribute:
     prompts = tuple(prompt.replace("a photo of", "a drawing of", 1) for prompt in attribute.prompts)
@@ -642,6 +775,7 @@ _TABLES: dict[str, tuple[Attribute, ...]] = {
     "peta65": _PETA65,
     "rapv1": _RAPV1,
     "rapv2": _RAPV2,
+    "rendered": _RENDERED,
     "synthetic": tuple(_as_drawing(attribute) for attribute in _DRAWN),
     "upar40": _UPAR40,
 }

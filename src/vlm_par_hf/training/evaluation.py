@@ -15,7 +15,7 @@ import torch
 from vlm_par_hf.data.readers.ids import read_id
 from vlm_par_hf.errors import ParValueError, argument_in_errors
 from vlm_par_hf.escaping import markdown_text
-from vlm_par_hf.hub.records import left_out_of_ranking
+from vlm_par_hf.hub.records import SYNTHETIC, left_out_of_ranking
 from vlm_par_hf.inference.predicting import predict_logits
 from vlm_par_hf.metrics.attributes import ParMetrics
 from vlm_par_hf.utils import atomic_write_json, atomic_write_text, format_percent, redact_command
@@ -116,7 +116,7 @@ def evaluate(
             # With images missing this is another test set, and not comparable with published numbers.
             "skipped_images": skipped,
             "unknown_labels": int((labels < 0).sum()),
-            "synthetic": facts.name == "synthetic",
+            "synthetic": facts.name in SYNTHETIC,
             "options": facts.options,
         },
         "model": {
@@ -156,8 +156,8 @@ def _note(name: str, split: str, skipped: int) -> str:
         "validation": "Measured on the split that chooses the checkpoint: too high for a test result.",
     }
     parts = [notes.get(split, "")]
-    if name == "synthetic":
-        parts.append("SYNTHETIC drawings of pedestrians: not comparable with any result on photographs.")
+    if name in SYNTHETIC:
+        parts.append(f"SYNTHETIC {SYNTHETIC[name]} of pedestrians: not comparable with any result on photographs.")
     if skipped:
         parts.append(f"{skipped} images of this split were missing and left out: not the official {split} split.")
     return " ".join(part for part in parts if part)
@@ -171,10 +171,8 @@ def write_report(record: dict[str, Any], output_dir: str | Path) -> list[Path]:
     atomic_write_text(paths[1], table_text([_flatten(row) for row in record["attributes"]]))
     atomic_write_text(paths[2], markdown_table(record))
     data = record["data"]
-    title = (
-        f"{'SYNTHETIC drawings' if data['synthetic'] else data['name']}, {data['split']}, {data['images']:,} images, "
-        f"mA {100 * record['metrics']['mA']:.1f}"
-    )
+    name = f"SYNTHETIC {SYNTHETIC[data['name']]}" if data["name"] in SYNTHETIC else data["name"]
+    title = f"{name}, {data['split']}, {data['images']:,} images, mA {100 * record['metrics']['mA']:.1f}"
     try:
         paths.append(plot_attributes(_bar_rows(record["attributes"]), folder / "attributes.png", title=title))
     except ImportError as error:

@@ -17,6 +17,7 @@ from vlm_par_hf.data import dataset_schema, load_par_dataset
 from vlm_par_hf.data.carried import read_labels
 from vlm_par_hf.data.report import one_label_warning
 from vlm_par_hf.errors import ParTypeError, ParValueError
+from vlm_par_hf.hub.records import SYNTHETIC
 from vlm_par_hf.labels.schema import AttributeSchema
 
 
@@ -31,6 +32,7 @@ _DIVIDING_OPTIONS = {
     "num_train": None,
     "num_validation": None,
     "pictures_per_person": None,
+    "tracklet_length": None,
 }
 
 
@@ -156,7 +158,7 @@ def check_same_division(checkpoint: str, name: str, options: dict[str, Any]) -> 
         {key: given.get(key, default) for key, default in _DIVIDING_OPTIONS.items()}
         for given in (trained.get("options", {}), options)
     )
-    if name == "synthetic" and then["seed"] != now["seed"]:
+    if name in SYNTHETIC and then["seed"] != now["seed"]:
         return  # another seed draws other people, so nobody is in both
     differences = [f"{key}: {then[key]!r} in training, {now[key]!r} now" for key in then if then[key] != now[key]]
     if differences:

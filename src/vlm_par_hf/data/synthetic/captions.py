@@ -1,5 +1,7 @@
 """Sentences that tell part of what a picture shows."""
 
+from collections.abc import Callable, Sequence
+
 import numpy as np
 
 from vlm_par_hf.errors import ParValueError
@@ -10,7 +12,7 @@ from vlm_par_hf.utils import shorten
 from .people import UNKNOWN
 
 
-__all__ = ["caption"]
+__all__ = ["caption", "tell"]
 
 # What is said of a "yes", and of a "no".
 _THINGS = {
@@ -80,16 +82,42 @@ def caption(
     ]
     if not possible:
         raise ParValueError(f"no known label of {schema!r} is one that a caption tells")
-    # What is there is told more often than what is not: captions name things.
-    weights = np.array([0.3 if answers[n[0]] == "no" else 1.0 for n in possible])
+    text, told = tell(answers, possible, _phrase, _SUBJECTS, rng, phrases)
+    return text, [schema.index(name) for name in told]
+
+
+def tell(
+    answers: dict[str, str],
+    possible: list[tuple[str, ...]],
+    phrase: Callable[[tuple[str, ...], dict[str, str]], str],
+    subjects: Sequence[str],
+    rng: np.random.Generator,
+    phrases: int | None = None,
+    absent: float = 0.3,
+) -> tuple[str, list[str]]:
+    """A sentence of some phrases, none of which repeats what another tells.
+
+    Args:
+        answers: attribute name -> label text of what is known.
+        possible: for each phrase that could be said the attributes that it tells; not empty.
+        phrase: the words for one of them.
+        subjects: what the person may be called.
+        rng: draws which phrases, and the subject.
+        phrases: how many at most; drawn from 1 to 6 when None.
+        absent: how often a "no" is told, relative to what is there: captions name things.
+
+    Returns:
+        The sentence and the names of the attributes that it tells.
+    """
+    weights = np.array([absent if answers[n[0]] == "no" else 1.0 for n in possible])
     count = min(len(possible), phrases or int(rng.integers(1, 7)))
     chosen = rng.choice(len(possible), count, replace=False, p=weights / weights.sum())
     told, text = [], []
     for names in (possible[i] for i in chosen):
         if not set(names) & set(told):
             told += names
-            text.append(_phrase(names, answers))
-    return f"{_SUBJECTS[int(rng.integers(len(_SUBJECTS)))]} {', '.join(text)}", [schema.index(name) for name in told]
+            text.append(phrase(names, answers))
+    return f"{subjects[int(rng.integers(len(subjects)))]} {', '.join(text)}", told
 
 
 def _phrase(names: tuple[str, ...], answers: dict[str, str]) -> str:
