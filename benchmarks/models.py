@@ -46,6 +46,7 @@ def base_model(
         attributes=schema,
         fusion=fusion,
         alignment=alignment,
+        pooled_classifier=alignment != "none",  # the plain form that is compared has neither
         question_input_ids=[[5 + (7 * row + i) % 900 for i in range(n)] for row, n in enumerate(lengths)],
         prompt_input_ids=[[[5 + (3 * row + i) % 900 for i in range(9)] for _ in one.prompts]
                           for row, one in enumerate(schema)],

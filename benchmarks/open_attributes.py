@@ -76,6 +76,9 @@ VARIANTS = {
     "focus": {},
     "focus_no_racl": {"loss": {"racl": 0.0}},
     "focus_no_mix_tokens": {"num_global_tokens": 0, "num_local_tokens": 0},
+    "focus_no_extraction": {"mean_of_tokens": True, "loss": {"racl": 0.0}},
+    "focus_no_prompts": {"num_prompt_tokens": 0},
+    "focus_attribute_prompts": {"prompts_per": "attribute"},
     "focus_trained_tower": {"freeze_backbone": False},
 }
 NAMES = {
@@ -84,10 +87,32 @@ NAMES = {
     "focus": "FOCUS, full",
     "focus_no_racl": "FOCUS without RACL",
     "focus_no_mix_tokens": "FOCUS without mix tokens",
+    "focus_no_extraction": "FOCUS without cross-attention (mean of the mix tokens)",
+    "focus_no_prompts": "FOCUS without learnable prompts",
+    "focus_attribute_prompts": "FOCUS, prompts per attribute (as the paper)",
     "focus_trained_tower": "FOCUS, vision tower trained (as the paper)",
 }
 DOMAINS = {"A": (0,), "B": (1,)}  # camera of training, and the other one
 BATCH = 64
+
+
+class MeanOfTokens(nn.Module):
+    """In place of FOCUS's cross-attention: every text is compared with the mean of the tokens (the paper, table
+    III)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("query", torch.zeros(1))  # a part of what the model's kept texts depend on
+
+    def ask(self, texts: torch.Tensor) -> torch.Tensor:
+        return texts[None]
+
+    def forward(self, queries, texts, tokens, mask):
+        mask = torch.ones(tokens.shape[:2], device=tokens.device) if mask is None else mask.float()
+        share = mask / mask.sum(1, keepdim=True)
+        mean = torch.einsum("bk,bke->be", share, tokens.float())
+        cosine = nn.functional.normalize(mean, dim=-1) @ nn.functional.normalize(texts.float(), dim=-1).T
+        return cosine, share[:, None, None].expand(-1, 1, len(texts), -1)
 
 
 class Pictures:
@@ -138,7 +163,10 @@ def train_focus(seen, train: Pictures, validation: Pictures, columns, options: d
     torch.manual_seed(seed)
     labels = torch.as_tensor(train.labels[:, columns])
     loss = {"priors": compute_priors(labels.numpy(), seen), **LOSS, **options.pop("loss", {})}
+    mean_of_tokens = options.pop("mean_of_tokens", False)
     model = FocusParModel.from_backbone(args.backbone, attributes=seen, loss=loss, **options)
+    if mean_of_tokens:
+        model.extraction = MeanOfTokens()
     return fit(model, lambda rows: model(**train.batch(rows), labels=labels[rows]).loss, model.parameter_groups(
         args.learning_rate, args.extraction_learning_rate, backbone_learning_rate=args.backbone_learning_rate
     ), seen, validation, columns, len(train), args, seed)  # fmt: skip
@@ -151,6 +179,8 @@ def train_vlm_par(seen, train: Pictures, validation: Pictures, columns, args, se
     model = VlmParModel.from_backbone(args.backbone, attributes=seen)
     rows = torch.arange(len(train)).split(200)
     model.fit_pooled_statistics(train.batch(part) for part in rows)
+    model.config.loss = {"weighting": "sqrt", "priors": compute_priors(labels.numpy(), seen)}
+    model.fit_zero_shot({**train.batch(part), "labels": labels[part]} for part in rows)
     return fit(model, lambda rows: loss(model(**train.batch(rows)).logits, labels[rows]), model.parameter_groups(3e-3),
                seen, validation, columns, len(train), args, seed)  # fmt: skip
 
@@ -246,10 +276,10 @@ def run(seed: int, args, kept: Kept) -> dict:
         logger.info("  %s: recall at 1, by labels: %s", method, ", ".join(shown))
 
     if "zero_shot" not in results:
-        models = [
-            VlmParModel.from_backbone(args.backbone, attributes=part, fusion="none", alignment="logit")
-            for part in (seen, unseen)
-        ]
+        settings = {"fusion": "none", "alignment": "logit", "pooled_classifier": False}
+        models = [VlmParModel.from_backbone(args.backbone, attributes=part, **settings) for part in (seen, unseen)]
+        for model in models:
+            model.fit_zero_shot()
         finish("zero_shot", {}, *(partial(answer, model) for model in models))
     if "vlm_par" not in results:
         model, notes = train_vlm_par(seen, train, validation, columns, args, seed)

@@ -18,7 +18,6 @@ RESULTS = Path(__file__).parent / "results"
 DOCS = Path(__file__).parents[1] / "docs"
 
 COMPARED_DRAWINGS = 512  # images on which speed.py compares decisions
-MIN_POSITIVES = 8  # quality.py scores an attribute of the real crops if the test split has this many positives
 
 
 def paragraph(text: str) -> str:
@@ -139,81 +138,71 @@ def _rounded_up(value: float) -> str:
 
 # Quality
 
-LABELS = {
-    "majority": "majority class",
-    "zero_shot": "zero-shot (prompts)",
-    "probe_pooled": "linear probe, pooled output",
-    "probe_patches": "linear probe, mean patch",
-}
-SOURCES = {"synthetic": "SYNTHETIC", "pa100k_mini": "real crops"}
-SHOWN_TOO = {"synthetic": ["plain_accuracy", "label_f1_macro"], "pa100k_mini": []}  # beside the metric that decides
-
-
-def label_of(method: str) -> str:
-    """How tables and pictures call a method of quality.json."""
-    if method in LABELS:
-        return LABELS[method]
-    _, fusion, alignment = method.split()
-    return f"VLM-PAR, fusion {fusion}, alignment {alignment}"
-
 
 def quality_text(result: dict) -> str:
-    """The text from the content of quality.json."""
-    data = {source: result["data"][source] for source in SOURCES if source in result["data"]}
-    items = []
-    if "synthetic" in data:
-        sizes, seeds = data["synthetic"]["sizes"], data["synthetic"]["seeds"]
-        items.append(
-            f"- *SYNTHETIC*: {sizes['num_train']:,} drawings to train on and {sizes['num_test']:,} to test, "
-            + (f"mean ± spread of {seeds} seeds." if seeds > 1 else "one seed.")
+    """The text from the content of quality.json: `sets` by name, and `attention_gain` if it was measured."""
+    if not result["sets"]:
+        return "Nothing is measured yet."
+    text = ["![AUC of linear probes and of VLM-PAR on frozen features](../benchmarks/results/quality.png)"]
+    for part in result["sets"].values():
+        pictures, folds = part["pictures"], part["folds"]
+        split = (
+            f"{folds} folds without a common person ({pictures['train']:,} pictures to train on in the first one)"
+            if folds > 1
+            else f"{pictures['train']:,} pictures to train on"
         )
-    if "pa100k_mini" in data:
-        sizes = data["pa100k_mini"]["sizes"]
-        scored = len(data["pa100k_mini"]["runs"][0]["majority"]["scored_attributes"])
-        items.append(
-            f"- *real crops*: {sum(sizes.values()):,} images of PA-100K, split by person ({sizes['train']:,} to train "
-            f"on, {sizes['test']:,} to test), one seed, over the {scored} attributes with {MIN_POSITIVES} test "
-            "positives or more."
-        )
-    columns = [(source, metric) for source in data for metric in (data[source]["key"], *SHOWN_TOO[source])]
-    methods = dict.fromkeys(method for part in data.values() for method in part["summary"])
-    questions = dict.fromkeys(question for part in data.values() for question in part["differences"])
-    commands = " and ".join(sorted({f"`{part['command']}`" for part in data.values()}))
-    return "\n\n".join(
-        [
-            "![Linear probes and VLM-PAR with three fusions, on drawings and on real crops]"
-            "(../benchmarks/results/quality.png)",
-            "\n".join(textwrap.fill(item, 119, subsequent_indent="  ", break_on_hyphens=False) for item in items),
-            markdown_table(
-                ["method", *(f"{SOURCES[source]} {metric}" for source, metric in columns)],
-                [
-                    [
-                        label_of(method),
-                        *(_mean(data[source]["summary"].get(method), key) for source, key in columns),
-                    ]
-                    for method in methods
-                ],
-            ),
-            markdown_table(
-                ["difference in points", *(f"{SOURCES[source]} {part['key']}" for source, part in data.items())],
-                [
-                    [question, *(f"{part['differences'][question]:+.1f}" for part in data.values())]
-                    for question in questions
-                ],
-            ),
+        seeds = f"{part['seeds']} seeds" if part["seeds"] > 1 else "one seed"
+        text += [
+            f"### {part['title']}",
             paragraph(
-                f"Measured with {commands} on {result['machine']}. All numbers, with intervals and attributes: "
-                "[quality.json](../benchmarks/results/quality.json)."
+                f"{split}, {part['tested']:,} tested, {len(part['scored'])} attributes scored, {seeds}; class weights "
+                f"`{part['recipe']['weighting']}`. Differences are to *{_label(part, part['best_probe'])}*, the probe "
+                f"with the best validation AUC. Measured with `{part['command']}` on {part['machine']}."
+            ),
+            markdown_table(
+                ["method", "AUC", "difference", "AP", "mA at 0.5", "mA, fitted", "F1", "train - validation AUC", "M"],
+                [_quality_row(row) for row in part["methods"].values()],
             ),
         ]
+    text.append(
+        paragraph(
+            "Brackets are 95 % intervals over persons. *M* is the number of trained parameters in millions. All "
+            "numbers: [quality.json](../benchmarks/results/quality.json)."
+        )
     )
+    if "attention_gain" in result:
+        gain = result["attention_gain"]
+        means = [f"{kind} {100 * sum(one.values()) / len(one):.1f}" for kind, one in gain["accuracy"].items()]
+        text += [
+            "![Accuracy of each attribute after one epoch](../benchmarks/results/attention_gain.png)",
+            paragraph(
+                f"As the paper's figure 4, on {gain['title']}: accuracy of each attribute after one epoch. Mean "
+                f"accuracy: {', '.join(means)}."
+            ),
+        ]
+    return "\n\n".join(text)
 
 
-def _mean(row: dict | None, metric: str) -> str:
-    if row is None:
-        return ""
-    mean, spread = row[metric]["mean"], row[metric]["spread"]
-    return f"{100 * mean:.1f}" + ("" if spread is None else f" ± {100 * spread:.1f}")
+def _label(part: dict, method: str | None) -> str:
+    return "none" if method is None else part["methods"][method]["label"]
+
+
+def _quality_row(row: dict) -> list[str]:
+    def percent(value: float | None) -> str:
+        return "" if value is None else f"{100 * value:.1f}"
+
+    auc, difference = row["auc"], row["auc"].get("difference")
+    gap = None if row["validation_auc"] is None else row["train_auc"] - row["validation_auc"]
+    return [
+        row["label"],
+        f"{percent(auc['value'])} [{percent(auc['low'])}, {percent(auc['high'])}]",
+        "" if difference is None else "{:+.1f} [{:+.1f}, {:+.1f}]".format(
+            *(100 * (difference[name] if difference[name] is not None else 0) for name in ("value", "low", "high"))
+        ),
+        *(percent(row[name]["value"]) for name in ("ap", "mA", "mA_fitted", "f1")),
+        percent(gap),
+        f"{row['parameters'] / 1e6:.2f}" if "parameters" in row else "",
+    ]  # fmt: skip
 
 
 # Pages

@@ -1,378 +1,393 @@
-"""Does attention between question and patches help? Linear probes and VLM-PAR's fusions on the same frozen features.
+"""What the heads of VLM-PAR are worth, beside linear probes on the same frozen features, all trained to convergence.
 
-    python benchmarks/quality.py                       # synthetic drawings, 3 seeds; real PA-100K crops with PAR_DATA
-    python benchmarks/quality.py --only synthetic --seeds 1 --train 600 --epochs 2     # a quick look
-    python benchmarks/quality.py --cache-features DIR  # keeps the features, so that another run needs no backbone
+    PAR_DATA=... python benchmarks/quality.py --work DIR                          # everything; hours on one thread
+    PAR_DATA=... python benchmarks/quality.py --work DIR --sets real --seeds 1    # one set; other results are kept
+    python benchmarks/quality.py --work DIR --sets drawings --seeds 1 --train 300 --max-epochs 2 --out /tmp/quick
 
-Every method reads the same cached features of the embedded backbone, and has the same loss, optimizer, schedule,
-number of epochs and choice of the best epoch by validation mA; the test split is used once, at the end. The linear
-probes also choose their learning rate on validation, so that they are strong baselines.
+Every method reads the same cached features and has the same loss, the same starting bias (the best constant answer),
+the same number of tried learning rates, the same largest number of epochs, and the same early stopping. Epoch and rate
+are chosen by validation AUC, because AUC depends on no threshold; the test part is predicted once. On real crops this
+is done in five folds without a common person (`folds.py`), and every picture is tested once.
 
-The backbone has seen only drawings. Numbers on drawings are SYNTHETIC; numbers on the real crops say what features are
-worth there that were learned without a photograph. Neither can be compared with a number from a paper.
+- `auc`, `ap`: area under the ROC curve and average precision, mean over attributes;
+- `mA`: mean recall over labels and attributes, at 0.5; `mA_fitted`: the same after one number for all attributes was
+  fitted on validation, by how much of the log prior the logits are shifted;
+- `f1`: instance F1 (harmonic), at 0.5, over all attributes.
 
-Results go to `--out` (JSON and picture), the tables also to docs/quality.md if `--out` is the default.
+Intervals are 95 %, over persons; a difference is that to the linear probe with the best validation AUC, on the same
+resamples. Numbers on drawings and rendered people are SYNTHETIC; none can be compared with a number of a paper.
+
+Finished trainings lie in `--work`, so after an interruption the same command goes on. Results go to `--out` (JSON and
+pictures), the tables also to docs/quality.md if `--out` is the default.
 """
 
 import argparse
+import hashlib
 import json
 import logging
 import os
 import platform
 import sys
-import tempfile
 import time
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from pages import MIN_POSITIVES, RESULTS, label_of, write_page
+from feature_sets import SETS, Features, FeatureSet, load_feature_set
+from heads import AttentionPooling, LinearProbe, make_cheap
+from pages import RESULTS, write_page
+from quality_pictures import draw_attention_gain, draw_methods
+from resampling import NUMBERS, Judge, fit_shift, shifted
 from torch import nn
 
-from vlm_par_hf import ParLoss, ParMetrics, VlmParModel, VlmParProcessor, dataset_schema, load_par_dataset
+from vlm_par_hf import ParLoss, ParMetrics
 from vlm_par_hf.base.losses import compute_priors
-from vlm_par_hf.data import ParCollator
-from vlm_par_hf.training import TrainSettings, compute_features, feature_views
+from vlm_par_hf.training.building import starting_shares
 from vlm_par_hf.utils import atomic_write_json
 
 
 logger = logging.getLogger("quality")
 
-FUSIONS = ("none", "image_to_text", "text_to_image")
-ALIGNMENTS = ("none", "logit")
-PROBE_RATES = (1e-3, 3e-3, 1e-2)
-SHOWN = ("mA", "plain_accuracy", "instance_f1_harmonic", "label_f1_macro")
+SELECT = "auc_macro"
 
 
-class LinearProbe(nn.Module):
-    """A linear classifier per attribute on one standardised vector per image."""
+@dataclass(frozen=True)
+class Method:
+    """A row of the table.
 
-    def __init__(self, schema, source: str, features):
-        super().__init__()
-        self.source = source
-        batches = [self._vector(batch) for batch in features.batches()]
-        vectors = torch.cat(batches)
-        self.register_buffer("mean", vectors.mean(0))
-        self.register_buffer("std", vectors.std(0).clamp_min(1e-6))
-        self.weight = nn.Parameter(torch.zeros(len(schema), vectors.shape[1], schema.max_labels))
-        self.bias = nn.Parameter(torch.zeros(len(schema), schema.max_labels))
-        self.register_buffer("label_mask", torch.tensor(schema.label_mask()))
+    Args:
+        label: how tables call it.
+        build: `build(feature_set, train)` -> a module with `forward(**features)` and `parameter_groups`.
+        needs_prompts: whether pictures must be comparable with prompts.
+    """
 
-    def _vector(self, batch):
-        if self.source == "pooled":
-            return batch["image_embeds"]
-        mask = batch["patch_mask"][..., None]
-        return (batch["patch_embeds"] * mask).sum(1) / mask.sum(1)
+    label: str
+    build: Any
+    needs_prompts: bool = False
 
-    def forward(self, **batch):
-        vector = (self._vector(batch) - self.mean) / self.std
-        logits = torch.einsum("bd,adc->bac", vector, self.weight) + self.bias
-        return logits.masked_fill(~self.label_mask, -1e4)
 
-    def parameter_groups(self, learning_rate, fusion_learning_rate=None, *, weight_decay=0.01):
-        return [{"params": [self.weight], "lr": learning_rate, "weight_decay": weight_decay},
-                {"params": [self.bias], "lr": learning_rate, "weight_decay": 0.0}]  # fmt: skip
+def probe(source: str, feature_set: FeatureSet, train: Features) -> nn.Module:
+    return LinearProbe(feature_set.schema, source, train.batches())
+
+
+def attention_pooling(feature_set: FeatureSet, train: Features) -> nn.Module:
+    return AttentionPooling(feature_set.schema, 4, train.batches())
+
+
+def vlm_par(
+    feature_set: FeatureSet, train: Features, *, gates: str | None = None, cheap: str | None = None, **settings: Any
+) -> nn.Module:
+    """VLM-PAR; `gates` of stage 1 are `"zero"`, `"fitted"` or `"one"` at first, None: there is no stage 1."""
+    settings = {"alignment": "none" if gates is None else "logit", "attention_dropout": 0.2, **settings}
+    model = feature_set.build(**settings)
+    if cheap is not None:
+        make_cheap(model, cheap)
+    model.fit_pooled_statistics(train.batches())
+    if gates in ("fitted", "one"):
+        model.fit_zero_shot(train.batches() if gates == "fitted" else None)
+    return model
+
+
+def _vlm_par(label: str, *, needs_prompts: bool = False, **settings: Any) -> Method:
+    return Method(label, partial(vlm_par, **settings), needs_prompts)
+
+
+TEXT, IMAGE = "text_to_image", "image_to_text"
+METHODS = {
+    "probe_pooled": Method("linear probe, pooled output", partial(probe, "pooled")),
+    "probe_patches": Method("linear probe, mean patch", partial(probe, "patches")),
+    "probe_both": Method("linear probe, both", partial(probe, "both")),
+    "none": _vlm_par("VLM-PAR, no fusion", fusion="none", pooled_classifier=False),
+    "image_to_text": _vlm_par("VLM-PAR, image_to_text (the paper's)", fusion=IMAGE, pooled_classifier=False),
+    "image_to_text_pooled": _vlm_par("VLM-PAR, image_to_text + pooled", fusion=IMAGE),
+    "text_to_image": _vlm_par("VLM-PAR, text_to_image", fusion=TEXT, pooled_classifier=False),
+    "text_to_image_pooled": _vlm_par("VLM-PAR, text_to_image + pooled", fusion=TEXT),
+    "gates_one": _vlm_par("the same + stage 1, gates from 1", fusion=TEXT, gates="one", needs_prompts=True),
+    "gates_zero": _vlm_par("the same + stage 1, gates from 0", fusion=TEXT, gates="zero", needs_prompts=True),
+    "gates_fitted": _vlm_par("the same + stage 1, gates fitted", fusion=TEXT, gates="fitted", needs_prompts=True),
+    "question_prompts": _vlm_par("text_to_image + pooled, 4 question prompts", fusion=TEXT, num_question_prompts=4),
+    "shared": _vlm_par("text_to_image + pooled, shared projections", fusion=TEXT, cheap="shared"),
+    "low_rank": _vlm_par("text_to_image + pooled, rank 8 beside shared", fusion=TEXT, cheap="low_rank"),
+    "attention_pooling": Method("attention pooling + pooled, no question", attention_pooling),
+}
+PROBES = ("probe_pooled", "probe_patches", "probe_both")
+
+
+@dataclass
+class Recipe:
+    """What all methods have in common.
+
+    Args:
+        rates: the learning rates of the classifier that are tried.
+        max_epochs, patience: training ends after so many epochs, or so many without a better validation AUC.
+        batch_size, weight_decay, flip, weighting, warm_up: as in `TrainSettings`; the warm-up is in steps.
+        fusion_rate: of the fusion, 0: the product's default.
+    """
+
+    rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3)
+    max_epochs: int = 30
+    patience: int = 4
+    batch_size: int = 32
+    weight_decay: float = 0.01
+    flip: float = 0.5
+    weighting: str = "sqrt"
+    warm_up: int = 30
+    fusion_rate: float = 0.0
 
 
 def run(model, batch) -> torch.Tensor:
-    inputs = {name: value for name, value in batch.items() if name != "labels"}
-    output = model(**inputs)
+    output = model(**{name: value for name, value in batch.items() if name != "labels"})
     return output if torch.is_tensor(output) else output.logits
 
 
 @torch.no_grad()
-def predict(model, features) -> np.ndarray:
-    """Logits float32 `(N, A, C)` over a split, in order."""
+def predict(model, features: Features) -> np.ndarray:
+    """Logits float32 `(N, A, C)`, in order."""
     model.eval()
-    return torch.cat([run(model, batch) for batch in features.batches(256)]).numpy()
+    return torch.cat([run(model, batch) for batch in features.batches(64)]).numpy()
 
 
-def fit(model, loss, train, validation, metrics, *, settings: TrainSettings, rate: float, seed: int) -> dict:
-    """Train, keep the weights of the epoch with the best validation mA; returns its numbers and the seconds."""
-    torch.manual_seed(seed)
-    steps_per_epoch = -(-len(train) // settings.batch_size)
-    total = int(settings.epochs * steps_per_epoch)
-    optimizer = torch.optim.AdamW(
-        model.parameter_groups(rate, settings.fusion_learning_rate or None, weight_decay=settings.weight_decay),
-        lr=rate,
-    )
-    warm_up = max(1, int(settings.warmup * total))
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min((step + 1) / warm_up, 0.5 * (1 + np.cos(np.pi * step / total)))
-    )
-    labels = validation.labels
-    collate = ParCollator()
-    best = {"validation_mA": -1.0}
+def loss_of(feature_set: FeatureSet, train: Features, recipe: Recipe) -> tuple[ParLoss, list[list[float]], dict]:
+    priors = compute_priors(train.labels[0].numpy(), feature_set.schema)
+    weighting = None if recipe.weighting == "none" else recipe.weighting
+    settings = {} if weighting is None else {"weighting": weighting, "priors": priors}
+    return ParLoss(feature_set.schema, **settings), priors, settings
+
+
+def fit(model, loss, train: Features, validation: Features, schema, recipe: Recipe, *, rate: float, seed: int) -> dict:
+    """Trains; the model ends with the weights of the epoch with the best validation AUC. Returns notes."""
+    groups = model.parameter_groups(rate, recipe.fusion_rate or None, weight_decay=recipe.weight_decay)
+    optimizer = torch.optim.AdamW(groups, lr=rate, fused=True)
+    # A constant rate after the warm-up: with a decay, the largest number of epochs would be one more setting.
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / recipe.warm_up))
+    metrics, truth = ParMetrics(schema), validation.labels[0].numpy()
+    generator = torch.Generator().manual_seed(seed)
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    best: dict[str, Any] = {SELECT: -1.0, "epoch": 0}
     started = time.perf_counter()
-    for epoch in range(int(settings.epochs)):
+    for epoch in range(1, recipe.max_epochs + 1):
         model.train()
-        train.set_epoch(epoch)
-        order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed * 1000 + epoch)).tolist()
-        train_loss = 0.0
-        for start in range(0, len(order), settings.batch_size):
-            batch = collate(train.__getitems__(order[start : start + settings.batch_size]))
+        for rows in torch.randperm(len(train), generator=generator).split(recipe.batch_size):
+            mirrored = torch.rand(len(rows), generator=generator) < recipe.flip
+            batch = train.batch(rows, mirrored)
             value = loss(run(model, batch), batch["labels"])
             optimizer.zero_grad(set_to_none=True)
             value.backward()
-            nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], settings.max_grad_norm)
+            nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], 1.0)
             optimizer.step()
             schedule.step()
-            train_loss += value.item() / steps_per_epoch
-        mA = metrics((predict(model, validation), labels))["mA"]
-        logger.info("    epoch %d: loss %.4f, validation mA %.2f", epoch + 1, train_loss, 100 * mA)
-        if mA > best["validation_mA"]:
-            trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+        score = metrics((predict(model, validation), truth))[SELECT]
+        if score > best[SELECT]:
             state = {name: value.clone() for name, value in model.state_dict().items() if name in trained}
-            best = {"validation_mA": mA, "epoch": epoch + 1, "train_loss": train_loss}
+            best = {SELECT: score, "epoch": epoch}
+        elif epoch - best["epoch"] >= recipe.patience:
+            break
     model.load_state_dict(state, strict=False)
-    return best | {"seconds": round(time.perf_counter() - started, 1)}
+    return best | {"epochs": epoch, "seconds": round(time.perf_counter() - started, 1)}
 
 
-def measure(
-    data,
-    seed: int,
-    settings: TrainSettings,
-    loss_settings: dict,
-    bootstrap: int,
-    cache: Path,
-    fusions: tuple[str, ...] = FUSIONS,
-) -> dict[str, dict]:
-    """All methods on one data set and one seed, from the features in `cache`: method -> metrics on the test split."""
-    schema = dataset_schema(data)
-    processor = VlmParProcessor.from_backbone("embedded")
-    base = VlmParModel.from_backbone("embedded", attributes=schema, fusion="none")
-    features = {
-        split: compute_features(
-            base, data[split], processor, 128, directory=cache / split, views=feature_views(split == "train"),
-            dtype="float32", flip=settings.flip, seed=seed, progress=False,
-        )
-        for split in ("train", "validation", "test")
-    }  # fmt: skip
-    metrics = ParMetrics(schema)
-    train_labels, test_labels = features["train"].labels, features["test"].labels
-    priors = compute_priors(train_labels, schema)
-    if loss_settings.get("weighting") or loss_settings.get("logit_adjustment"):
-        loss_settings = loss_settings | {"priors": priors}
-    loss = ParLoss(schema, **loss_settings)
-    groups = data["test"]["person_id"] if "person_id" in data["test"].column_names else None
-    results = {}
+def train_method(method: Method, feature_set: FeatureSet, part: dict[str, Features], recipe: Recipe, seed: int):
+    """Tries the rates of a method and keeps the best by validation AUC.
 
-    def finish(name: str, logits: np.ndarray, notes: dict) -> None:
-        report = metrics.report(
-            (logits, test_labels), bootstrap=bootstrap, groups=groups, min_positives=MIN_POSITIVES, seed=0
-        )
-        results[name] = {
-            "metrics": report["metrics"],
-            "intervals": report["intervals"],
-            "scored_attributes": report["min_positives"]["attributes"],
-            "attribute_mA": {row["name"]: row["mA"] for row in report["attributes"]},
-            **notes,
-        }
-        logger.info("  %-34s test mA %.2f", name, 100 * report["metrics"]["mA"])
-
-    constant = np.full((len(test_labels), len(schema), schema.max_labels), -1e4, np.float32)
-    for position, prior in enumerate(priors):
-        constant[:, position, : len(prior)] = np.log(np.maximum(prior, 1e-9))
-    finish("majority", constant, {})
-    zero_shot = VlmParModel.from_backbone("embedded", attributes=schema, fusion="none", alignment="logit")
-    finish("zero_shot", predict(zero_shot, features["test"]), {})
-
-    common = {"settings": settings, "seed": seed}
-    for name, source in (("probe_pooled", "pooled"), ("probe_patches", "patches")):
-        tried = []
-        for rate in PROBE_RATES:
-            probe = LinearProbe(schema, source, features["train"])
-            notes = fit(probe, loss, features["train"], features["validation"], metrics, rate=rate, **common)
-            tried.append((notes["validation_mA"], rate, probe, notes))
-        _, rate, probe, notes = max(tried, key=lambda one: one[0])
-        finish(name, predict(probe, features["test"]), notes | {"learning_rate": rate})
-    for alignment in ALIGNMENTS:
-        for fusion in fusions:
-            torch.manual_seed(seed)
-            model = VlmParModel.from_backbone("embedded", attributes=schema, fusion=fusion, alignment=alignment)
-            if alignment == "none":
-                model.init_bias_from_priors(priors)
-            model.fit_pooled_statistics(features["train"].batches())
-            rate = settings.learning_rate
-            notes = fit(model, loss, features["train"], features["validation"], metrics, rate=rate, **common)
-            finish(f"vlm_par {fusion} {alignment}", predict(model, features["test"]), notes | {"learning_rate": rate})
-    return results
+    Returns:
+        Logits of validation and test, and notes.
+    """
+    train, validation = part["train"], part["validation"]
+    loss, priors, settings = loss_of(feature_set, train, recipe)
+    best = None
+    for rate in recipe.rates:
+        torch.manual_seed(seed)
+        model = method.build(feature_set, train)
+        if not getattr(model, "starts_from_zero_shot", False):
+            model.init_bias_from_priors(starting_shares(settings, priors))
+        notes = fit(model, loss, train, validation, feature_set.schema, recipe, rate=rate, seed=seed) | {"rate": rate}
+        if best is None or notes[SELECT] > best[1][SELECT]:
+            best = (model, notes)
+    model, notes = best
+    metrics, labels = ParMetrics(feature_set.schema), train.labels[0].numpy()
+    notes["train_auc"] = metrics((predict(model, train), labels))[SELECT]
+    notes["parameters"] = sum(one.numel() for one in model.parameters() if one.requires_grad)
+    return predict(model, validation), predict(model, part["test"]), notes
 
 
-def summarise(runs: list[dict[str, dict]], key: str) -> dict[str, dict]:
-    """Mean and spread (sample standard deviation) over seeds, and the first seed's bootstrap interval."""
-    summary = {}
-    for method in runs[0]:
-        row = {}
-        for metric in dict.fromkeys((key, *SHOWN)):
-            values = [run[method]["metrics"][metric] for run in runs if method in run]
-            row[metric] = {
-                "mean": float(np.mean(values)),
-                "spread": float(np.std(values, ddof=1)) if len(values) > 1 else None,
-                "interval_first_seed": runs[0][method]["intervals"].get(metric),
-            }
-        summary[method] = row
-    return summary
+def untrained(name: str, feature_set: FeatureSet, part: dict[str, Features], recipe: Recipe):
+    """As `train_method`, for the zero-shot answers of the backbone."""
+    model = feature_set.build(alignment="logit", fusion="none", pooled_classifier=False)
+    model.fit_zero_shot()
+    return predict(model, part["validation"]), predict(model, part["test"]), {SELECT: None, "parameters": 0}
 
 
-def differences(summary: dict[str, dict], key: str) -> dict[str, float]:
-    """The two differences that the benchmark asks for, in points."""
+def results_of(feature_set: FeatureSet, seed: int, names: list[str], recipe: Recipe, work: Path) -> dict[str, Any]:
+    """Trains what `work` does not hold. method -> {"logits", "fitted" (both `(N, A, C)` over all parts), "notes"}."""
+    found = {}
+    for name in names:
+        pieces = {"logits": [], "fitted": [], "notes": []}
+        for number, part in enumerate(feature_set.parts):
+            file = work / feature_set.name / f"seed{seed}" / f"part{number}" / f"{name}.npz"
+            if not file.is_file():
+                started = time.perf_counter()
+                if name == "zero_shot":
+                    validation, test, notes = untrained(name, feature_set, part, recipe)
+                else:
+                    validation, test, notes = train_method(METHODS[name], feature_set, part, recipe, seed)
+                notes["wall_seconds"] = round(time.perf_counter() - started, 1)
+                file.parent.mkdir(parents=True, exist_ok=True)
+                half = file.with_suffix(".part.npz")
+                np.savez(half, validation=validation, test=test, notes=json.dumps(notes))
+                half.rename(file)
+                logger.info("%s seed %d part %d %s: %s", feature_set.name, seed, number, name, notes)
+            with np.load(file) as saved:
+                validation, test, notes = saved["validation"], saved["test"], json.loads(str(saved["notes"]))
+            priors = compute_priors(part["train"].labels[0].numpy(), feature_set.schema)
+            truth = part["validation"].labels[0].numpy()
+            shift = fit_shift(validation, truth, feature_set.schema, feature_set.scored, priors)
+            pieces["logits"].append(test)
+            pieces["fitted"].append(shifted(test, priors, shift))
+            pieces["notes"].append(notes | {"shift": shift})
+        found[name] = {**{key: np.concatenate(pieces[key]) for key in ("logits", "fitted")}, "notes": pieces["notes"]}
+    return found
 
-    def best(names):
-        return max(summary[name][key]["mean"] for name in names)
 
-    no_fusion = best([m for m in summary if m.startswith("vlm_par none")])
-    fused = best([m for m in summary if m.startswith("vlm_par") and not m.startswith("vlm_par none")])
-    probes = best(["probe_pooled", "probe_patches"])
+def measure_set(name: str, args, recipe: Recipe) -> dict[str, Any]:
+    """All methods on one feature set: what quality.json holds of it."""
+    sizes = {"num_train": args.train, "num_validation": max(200, args.train // 4), "num_test": max(400, args.train)}
+    numbers: dict[str, dict[str, list]] = {}
+    notes: dict[str, list] = {}
+    for seed in range(args.seeds):
+        feature_set = load_feature_set(name, seed, args.work / "features", sizes)
+        names = [one for one in args.methods if feature_set.has_prompts or not METHODS[one].needs_prompts]
+        if feature_set.has_prompts:
+            names = ["zero_shot", *names]
+        found = results_of(feature_set, seed, names, recipe, args.work / settings_key(recipe, sizes, name))
+        test = [part["test"] for part in feature_set.parts]
+        labels = np.concatenate([one.labels[0].numpy() for one in test])
+        persons = None if test[0].persons is None else np.concatenate([one.persons for one in test])
+        judge = Judge(feature_set.schema, feature_set.scored, labels, persons, args.bootstrap)
+        for method, result in found.items():
+            own = numbers.setdefault(method, {key: [] for key in (*NUMBERS, "f1")})
+            for key, values in judge.measure(result["logits"], result["fitted"]).items():
+                own[key].append(values)
+            own["f1"].append(ParMetrics(feature_set.schema)((result["logits"], labels))["instance_f1_harmonic"])
+            notes.setdefault(method, []).extend(result["notes"])
+            logger.info("%s seed %d %s: AUC %.2f", name, seed, method, 100 * own["auc"][-1][0])
     return {
-        "best fusion minus fusion none": 100 * (fused - no_fusion),
-        "best VLM-PAR minus best linear probe": 100 * (max(fused, no_fusion) - probes),
-    }
-
-
-def describe(runs: list[dict], title: str, key: str, error_bars: str, sizes: dict[str, int]) -> dict:
-    summary = summarise(runs, key)
-    return {
-        "title": title,
+        "title": feature_set.title,
         "command": " ".join(["python benchmarks/quality.py", *sys.argv[1:]]),
-        "key": key,
-        "error_bars": error_bars,
-        "sizes": sizes,
-        "seeds": len(runs),
-        "summary": summary,
-        "differences": differences(summary, key),
-        "runs": runs,
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}",
+        "recipe": vars(recipe),
+        "seeds": args.seeds,
+        "folds": len(feature_set.parts),
+        "pictures": {split: len(feature_set.parts[0][split]) for split in feature_set.parts[0]},
+        "tested": len(labels),
+        "scored": [feature_set.schema[int(a)].name for a in feature_set.scored],
+        **summarise(numbers, notes),
     }
 
 
-def table(summary: dict[str, dict], key: str) -> str:
-    columns = list(dict.fromkeys((key, *SHOWN)))
-    lines = ["| method | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
-    for method, row in summary.items():
-        cells = []
-        for metric in columns:
-            value, spread = row[metric]["mean"], row[metric]["spread"]
-            cells.append(f"{100 * value:.1f}" + ("" if spread is None else f" ± {100 * spread:.1f}"))
-        lines.append(f"| {label_of(method)} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+def summarise(numbers: dict[str, dict[str, list]], notes: dict[str, list]) -> dict[str, Any]:
+    """Means over seeds with intervals, and the paired differences to the best probe."""
+    chosen = {
+        method: float(np.mean([one[SELECT] for one in own]))
+        for method, own in notes.items()
+        if own[0][SELECT] is not None
+    }
+    best_probe = max((one for one in PROBES if one in chosen), key=chosen.get, default=None)
+    methods = {}
+    for method, own in numbers.items():
+        row: dict[str, Any] = {"label": METHODS[method].label if method in METHODS else "zero-shot (prompts)"}
+        for key in NUMBERS:
+            values = np.mean(own[key], axis=0)  # over seeds, resample by resample
+            row[key] = _interval(values) | {"seeds": [float(one[0]) for one in own[key]]}
+            if best_probe is not None and method != best_probe:
+                row[key]["difference"] = _interval(values - np.mean(numbers[best_probe][key], axis=0))
+        row["f1"] = {"value": float(np.mean(own["f1"])), "seeds": [float(one) for one in own["f1"]]}
+        row["validation_auc"] = chosen.get(method)
+        if method in chosen:
+            row["train_auc"] = float(np.mean([one["train_auc"] for one in notes[method]]))
+            row["parameters"] = notes[method][0]["parameters"]
+            for name in ("rate", "epoch", "shift", "seconds"):
+                row[name] = [one[name] for one in notes[method]]
+        methods[method] = row
+    return {"best_probe": best_probe, "methods": methods}
 
 
-def color_of(method: str) -> str:
-    if not method.startswith("vlm_par"):
-        return "#9a9a9a"
-    return "#9db7d5" if method.startswith("vlm_par none") else "#2c6fbb"
+def _interval(values: np.ndarray) -> dict[str, float | None]:
+    low, high = (np.nanquantile(values[1:], [0.025, 0.975])) if len(values) > 1 else (None, None)
+    return {"value": float(values[0]), "low": None if low is None else float(low),
+            "high": None if high is None else float(high)}  # fmt: skip
 
 
-def draw(result: dict, path: Path) -> None:
-    import matplotlib
+def settings_key(recipe: Recipe, sizes: dict[str, int], name: str) -> str:
+    """Trainings with other settings lie in another folder of `--work`."""
+    settings = vars(recipe) | (sizes if name in ("drawings", "rendered") else {})
+    return "runs-" + hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
 
-    parts = result["data"]
-    figure, axes = plt.subplots(1, len(parts), figsize=(6.2 * len(parts), 4.0), squeeze=False, layout="constrained")
-    for axis, part in zip(axes[0], parts.values(), strict=True):
-        key, summary = part["key"], part["summary"]
-        methods = list(summary)[::-1]
-        values = [100 * summary[m][key]["mean"] for m in methods]
-        errors = np.zeros((2, len(methods)))
-        for i, method in enumerate(methods):
-            cell = summary[method][key]
-            if part["error_bars"] == "bootstrap" and cell["interval_first_seed"]:
-                low, high = (100 * v for v in cell["interval_first_seed"])
-                errors[:, i] = max(0, values[i] - low), max(0, high - values[i])
-            elif cell["spread"] is not None:
-                errors[:, i] = 100 * cell["spread"]
-        # Points, not bars: the axis does not begin at 0.
-        for y, (method, value) in enumerate(zip(methods, values, strict=True)):
-            axis.errorbar(value, y, xerr=errors[:, y : y + 1], fmt="o", color=color_of(method), capsize=2, lw=1)
-        axis.set_yticks(range(len(methods)), [label_of(m) for m in methods])
-        axis.grid(axis="x", color="0.9")
-        axis.set_axisbelow(True)
-        for y, (value, error) in enumerate(zip(values, errors[1], strict=True)):
-            axis.text(value + error + 1.0, y, f"{value:.1f}", va="center", fontsize=8)
-        axis.set_xlim(min(values) - 3, max(v + e for v, e in zip(values, errors[1], strict=True)) + 4)
-        axis.set_xlabel(f"test {key} (%)")
-        axis.set_title(part["title"], fontsize=9, loc="right")
-        axis.tick_params(axis="y", labelsize=8)
-        axis.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+def attention_gain(name: str, args, recipe: Recipe) -> dict[str, Any]:
+    """The paper's figure 4: one epoch, accuracy of each attribute without and with the paper's cross-attention, and
+    with the question looking at the patches."""
+    sizes = {"num_train": args.train, "num_validation": max(200, args.train // 4), "num_test": max(400, args.train)}
+    feature_set = load_feature_set(name, 0, args.work / "features", sizes)
+    one_epoch = Recipe(**{**vars(recipe), "max_epochs": 1})
+    rows = {}
+    for label, settings in (
+        ("without cross-attention", {"fusion": "none"}),
+        ("image_to_text (the paper's)", {"fusion": "image_to_text"}),
+        ("text_to_image", {"fusion": "text_to_image"}),
+    ):
+        logits, truth = [], []
+        for part in feature_set.parts:
+            loss, priors, chosen = loss_of(feature_set, part["train"], one_epoch)
+            torch.manual_seed(0)
+            model = vlm_par(feature_set, part["train"], pooled_classifier=False, **settings)
+            model.init_bias_from_priors(starting_shares(chosen, priors))
+            fit(model, loss, part["train"], part["validation"], feature_set.schema, one_epoch, rate=3e-3, seed=0)
+            logits.append(predict(model, part["test"]))
+            truth.append(part["test"].labels[0].numpy())
+        report = ParMetrics(feature_set.schema).report((np.concatenate(logits), np.concatenate(truth)), bootstrap=0)
+        rows[label] = {one["name"]: one["accuracy"] for one in report["attributes"]}
+        logger.info("%s, one epoch, %s: accuracy %.2f", name, label, 100 * np.mean(list(rows[label].values())))
+    return {"title": feature_set.title, "folds": len(feature_set.parts), "accuracy": rows}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", choices=("synthetic", "pa100k_mini"), help="only this data set")
+    parser.add_argument("--work", type=Path, required=True, help="keeps features and finished trainings")
+    parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument(
-        "--seeds-image-to-text", type=int, default=3, help="how many of them train image_to_text, by far the slowest"
-    )
-    parser.add_argument("--train", type=int, default=2000, help="synthetic training drawings")
-    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--train", type=int, default=2000, help="training pictures that are drawn or rendered")
+    parser.add_argument("--max-epochs", type=int, default=30)
+    parser.add_argument("--patience", type=int, default=4)
+    parser.add_argument("--weighting", choices=("none", "sqrt", "balanced"), default="sqrt")
+    parser.add_argument("--fusion-rate", type=float, default=0.0, help="0: the product's default")
     parser.add_argument("--bootstrap", type=int, default=1000)
-    parser.add_argument(
-        "--cache-features", type=Path, metavar="DIR", help="keep the features here (default: they are not kept)"
-    )
+    parser.add_argument("--attention-gain", choices=SETS, help="only the paper's figure 4, on this set")
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
-    if args.cache_features is None:
-        with tempfile.TemporaryDirectory() as folder:
-            run_all(args, Path(folder))
-    else:
-        run_all(args, args.cache_features)
-
-
-def run_all(args, cache: Path) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     args.out.mkdir(parents=True, exist_ok=True)
-
-    settings = TrainSettings(epochs=args.epochs, batch_size=32)
-    loss_settings = {"weighting": "sqrt"}  # the default of `vlm-par train`
-    result = {
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}",
-        "settings": settings.to_dict(),
-        "loss": loss_settings,
-        "data": {},
-    }
-    if args.only != "pa100k_mini":
-        sizes = {
-            "num_train": args.train,
-            "num_validation": max(200, args.train // 4),
-            "num_test": max(400, args.train),
-        }
-        runs = []
-        for seed in range(args.seeds):
-            logger.info("synthetic, seed %d: %s", seed, sizes)
-            data = load_par_dataset("synthetic", seed=seed, **sizes)
-            fusions = FUSIONS if seed < args.seeds_image_to_text else ("none", "text_to_image")
-            name = f"synthetic_{args.train}_seed{seed}"
-            runs.append(measure(data, seed, settings, loss_settings, args.bootstrap, cache / name, fusions))
-        title = f"SYNTHETIC drawings, {args.seeds} seeds (lines: ± spread)"
-        result["data"]["synthetic"] = describe(runs, title, "mA", "spread", sizes)
-    root = Path(os.environ.get("PAR_DATA", "")) / "pa100k_mini"
-    if args.only != "synthetic" and os.environ.get("PAR_DATA") and root.is_dir():
-        data = load_par_dataset("pa100k", root)
-        sizes = {split: len(part) for split, part in data.items()}
-        logger.info("pa100k_mini: %s", sizes)
-        # One seed: the intervals over the few test people are wider than the differences between seeds.
-        runs = [measure(data, 0, settings, loss_settings, args.bootstrap, cache / "pa100k_mini")]
-        count = len(runs[0]["majority"]["scored_attributes"])
-        title = (
-            "1,600 real PA-100K crops; the backbone has seen drawings only\n"
-            f"{count} of 26 attributes ({MIN_POSITIVES}+ test positives); lines: 95 % bootstrap over persons"
-        )
-        result["data"]["pa100k_mini"] = describe(runs, title, "mA_min_positives", "bootstrap", sizes)
-    for part in result["data"].values():
-        print(f"\n{part['title']}\n\n{table(part['summary'], part['key'])}\n")
-        for question, points in part["differences"].items():
-            print(f"{question}: {points:+.1f} points of {part['key']}")
+    recipe = Recipe(
+        max_epochs=args.max_epochs, patience=args.patience, weighting=args.weighting, fusion_rate=args.fusion_rate
+    )
     saved = args.out / "quality.json"
-    if args.only and saved.exists():  # keep the results of the other data set
-        result["data"] = json.loads(saved.read_text(encoding="utf-8"))["data"] | result["data"]
-    atomic_write_json(saved, json.loads(json.dumps(result)))
-    draw(result, args.out / "quality.png")
-    print(f"\nwrote {args.out / 'quality.json'} and {args.out / 'quality.png'}")
+    result = json.loads(saved.read_text(encoding="utf-8")) if saved.is_file() else {"sets": {}}
+    if args.attention_gain:
+        result["attention_gain"] = attention_gain(args.attention_gain, args, recipe)
+    for name in () if args.attention_gain else args.sets:
+        result["sets"][name] = measure_set(name, args, recipe)
+        result["sets"] = {one: result["sets"][one] for one in SETS if one in result["sets"]}
+        atomic_write_json(saved, result)
+    atomic_write_json(saved, result)
+    if result["sets"]:
+        draw_methods(result["sets"], args.out / "quality.png")
+    if "attention_gain" in result:
+        draw_attention_gain(result["attention_gain"], args.out / "attention_gain.png")
+    print(f"wrote {saved} and the pictures beside it")
     if args.out.resolve() == RESULTS.resolve():
         print(f"wrote {write_page('quality')}")
 

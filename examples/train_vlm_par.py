@@ -53,10 +53,13 @@ def main() -> None:
     model = VlmParModel.from_backbone(args.backbone, attributes=schema, loss=loss)
     processor = VlmParProcessor.from_backbone(args.backbone)
 
-    # 3. The pooled input of the heads is standardised by statistics of the training images.
+    # 3. From a part of the training images: what the heads read is standardised by their statistics, and the heads start
+    # from the backbone's zero-shot answers, calibrated on their labels.
     collator = ParCollator(processor)
     plain = AugmentedDataset(data["train"].select(range(min(1024, len(data["train"])))))
-    model.fit_pooled_statistics(torch.utils.data.DataLoader(plain, batch_size=64, collate_fn=collator))
+    batches = torch.utils.data.DataLoader(plain, batch_size=64, collate_fn=collator)
+    model.fit_pooled_statistics(batches)
+    model.fit_zero_shot(batches)
 
     # 4. Train. Classifiers learn fast, fusion projections slowly. The epoch with the best validation mA is kept; the
     # test split is not used.

@@ -65,6 +65,7 @@ ROWS = {
     "vlm_par-fixed": _vlm_par("fixed"),
     "vlm_par-kway": _vlm_par("kway"),
     "vlm_par-kway-image_to_text": _vlm_par("kway", fusion="image_to_text"),
+    "vlm_par-naflex-prompts": _vlm_par("naflex", num_question_prompts=2, pooled_classifier=False),
     "vlm_par-naflex-none": _vlm_par("naflex", fusion="none", alignment="none"),
     "focus_par-kway": _focus_par("kway"),
     "focus_par-fixed": _focus_par("fixed"),

@@ -203,11 +203,31 @@ def test_measured_text_without_some_of_the_results(pages):
     parts = {name: part for name, part in results_of("speed").items() if name in ("predict", "growth")}
     text = pages.speed_text(parts)
     assert "model alone" in text and "plain form is" not in text and "float32:" not in text
-    result = results_of("quality")
-    result["data"].pop("pa100k_mini")
-    text = pages.quality_text(result)
-    assert "*real crops*" not in text and "real crops mA" not in text
-    assert "| zero-shot (prompts) | 68.2 ± 0.2 | 92.0 ± 0.2 | 49.0 ± 0.1 |" in text
+    assert pages.quality_text({"sets": {}}) == "Nothing is measured yet."
+
+
+def test_measured_text_of_the_quality_benchmark(pages):
+    def number(value, **more):
+        return {"value": value, "low": value - 0.01, "high": value + 0.02, "seeds": [value], **more}
+
+    probe = {name: number(0.7) for name in ("auc", "ap", "mA", "mA_fitted")} | {
+        "label": "linear probe", "f1": {"value": 0.6}, "validation_auc": 0.71, "train_auc": 0.8, "parameters": 6708,
+    }  # fmt: skip
+    ours = {**probe, "label": "VLM-PAR", "auc": number(0.75, difference=number(0.05)), "parameters": 27_000_000}
+    zero_shot = {**probe, "label": "zero-shot", "validation_auc": None}
+    part = {
+        "title": "crops", "pictures": {"train": 960}, "folds": 5, "seeds": 2, "tested": 1600, "scored": ["Hat"],
+        "recipe": {"weighting": "sqrt"}, "best_probe": "probe", "command": "python x", "machine": "a machine",
+        "methods": {"zero_shot": zero_shot, "probe": probe, "ours": ours},
+    }  # fmt: skip
+    text = pages.quality_text({"sets": {"real": part}})
+    assert text.count("### ") == 1 and "### crops" in text and "figure 4" not in text
+    assert "| VLM-PAR | 75.0 [74.0, 77.0] | +5.0 [+4.0, +7.0] | 70.0 | 70.0 | 70.0 | 60.0 | 9.0 | 27.00 |" in text
+    assert "| zero-shot | 70.0 [69.0, 72.0] |  | 70.0 | 70.0 | 70.0 | 60.0 |  | 0.01 |" in text
+    assert "5 folds" in text and "2 seeds" in text and "*linear probe*" in text
+    accuracy = {"without": {"Hat": 0.5, "Bag": 0.7}, "with": {"Hat": 0.6, "Bag": 0.8}}
+    text = pages.quality_text({"sets": {"real": part}, "attention_gain": {"title": "crops", "accuracy": accuracy}})
+    assert "figure 4, on crops" in text and "without 60.0, with 70.0" in text
 
 
 def test_write_page(pages, tmp_path, monkeypatch):

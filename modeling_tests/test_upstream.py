@@ -66,7 +66,7 @@ def test_init_weights_is_called_for_every_module_and_leaves_loaded_tensors_alone
     heads = loaded.attribute_heads
     assert isinstance(heads, OwnParameters) and not isinstance(nn.Linear(1, 1), OwnParameters)
     fresh = type(model)(model.config)
-    assert (fresh.attribute_heads.norm_weight == 1).all() and (fresh.attribute_heads.gate == 1).all()
+    assert (fresh.attribute_heads.norm_weight == 1).all() and (fresh.attribute_heads.gate == 0).all()
     for name in ("zeros_", "ones_", "copy_", "constant_", "normal_", "uniform_", "xavier_uniform_"):
         assert callable(getattr(init, name)), name
 

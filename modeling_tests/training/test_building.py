@@ -9,6 +9,7 @@ import torch
 from modeling_tests.training_runs import FOCUS, QUICK, run
 from vlm_par_hf.data import ParCollator
 from vlm_par_hf.training import TrainSettings, train
+from vlm_par_hf.training.building import starting_shares
 
 
 def test_class_weights_come_from_the_training_labels(data, tmp_path):
@@ -22,6 +23,19 @@ def test_class_weights_come_from_the_training_labels(data, tmp_path):
 
 def test_class_weights_by_default(data, tmp_path):
     assert run(data, tmp_path / "run", max_steps=1).model.config.loss["weighting"] == "sqrt"
+
+
+def test_the_start_is_the_best_constant_answer_for_the_loss():
+    priors = [[0.9, 0.1], [0.2, 0.3, 0.5]]
+    assert starting_shares({}, priors) == [pytest.approx(one) for one in priors]
+    even = starting_shares({"weighting": "balanced"}, priors)
+    assert even == [pytest.approx([1 / 2] * 2), pytest.approx([1 / 3] * 3)]
+    assert starting_shares({"logit_adjustment": 1.0}, priors) == even
+    assert starting_shares({"weighting": "sqrt"}, priors)[0] == pytest.approx([3 / 4, 1 / 4])
+    exp = np.array(priors[0]) * np.exp(1 - np.array(priors[0]))
+    assert starting_shares({"kind": "weighted_bce"}, priors)[0] == pytest.approx(exp / exp.sum())
+    limited = starting_shares({"weighting": "balanced", "max_class_weight": 1.0}, priors)
+    assert limited == [pytest.approx(one) for one in priors]
 
 
 def test_the_papers_choices(data, backbone, tmp_path):

@@ -15,9 +15,11 @@ import torch
 from transformers import AutoModel
 
 from modeling_tests.bands import build_data
-from modeling_tests.tiny import randomize, tiny_model, tiny_schema
+from modeling_tests.tiny import randomize, tiny_model, tiny_processor, tiny_schema
 from modeling_tests.training_runs import FOCUS, QUICK, Interrupt, assert_same_weights, heads, run
+from vlm_par_hf.data import ParCollator
 from vlm_par_hf.labels.schema import AttributeSchema
+from vlm_par_hf.models.vlm_par import VlmParModel
 from vlm_par_hf.training import TrainSettings, train
 from vlm_par_hf.training.runs import last_complete_checkpoint
 
@@ -125,12 +127,36 @@ def test_early_stopping(data, tmp_path):
 def test_without_alignment_the_bias_starts_at_the_priors(data, backbone, tmp_path):
     result = train(
         data, tmp_path / "run", backbone=backbone, model_options={"alignment": "none"},
-        settings=TrainSettings(**{**QUICK, "max_steps": 1, "learning_rate": 1e-9, "fit_pooled_statistics": False}),
+        settings=TrainSettings(**{**QUICK, "max_steps": 1, "learning_rate": 1e-9, "fit_pooled_statistics": False,
+                                  "weighting": "none"}),
     )  # fmt: skip
     labels = np.asarray(data["train"]["labels"])[:, 0]
     prior = ((labels == 1).sum() + 1) / ((labels >= 0).sum() + 2)
     bias = result.model.attribute_heads.classifier_bias[0]
     assert torch.softmax(bias, -1)[1].item() == pytest.approx(prior, abs=1e-4)
+
+
+@pytest.mark.parametrize("precompute", [False, True])
+def test_new_heads_start_from_calibrated_zero_shot_answers(data, backbone, tmp_path, precompute):
+    settings = {**QUICK, "max_steps": 1, "learning_rate": 1e-9, "precompute_features": precompute}
+
+    def start(name, **more):
+        return train(data, tmp_path / name, backbone=backbone, settings=TrainSettings(**settings, **more)).model
+
+    model = start("run")
+    fitted = model.attribute_heads
+    assert (fitted.gate > 0).all() and fitted.classifier_bias.any()
+    assert fitted.image_mean.any() and (fitted.image_std != 1).all()
+    images = [ParCollator(tiny_processor("naflex"))(data["train"].select(range(24)))]
+    images.append(ParCollator(tiny_processor("naflex"))(data["train"].select(range(24, 48))))
+    expected = VlmParModel.from_backbone(backbone, attributes=model.schema, loss=model.config.loss)
+    expected.fit_zero_shot(images)
+    torch.testing.assert_close(fitted.gate, expected.attribute_heads.gate, rtol=1e-2, atol=1e-3)
+    without = start("without", fit_zero_shot=False).attribute_heads
+    assert without.gate.abs().max() < 1e-6 and without.image_mean.any()
+    # A checkpoint goes on from where it is.
+    again = train(data, tmp_path / "more", model=tmp_path / "without", settings=TrainSettings(**settings)).model
+    assert again.attribute_heads.gate.abs().max() < 1e-6
 
 
 def test_categorical_attributes_and_a_trained_tower(tmp_path):

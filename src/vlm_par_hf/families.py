@@ -79,7 +79,7 @@ FAMILIES = (
             TrainOption(name="fusion", choices=("text_to_image", "image_to_text", "none")),
             TrainOption(name="alignment", choices=("logit", "none")),
         ),
-        card_settings=("fusion", "alignment", "question_tokens", "freeze_backbone"),
+        card_settings=("fusion", "alignment", "pooled_classifier", "question_tokens", "freeze_backbone"),
     ),
     Family(
         model_type="vlm_par_folded",
@@ -88,7 +88,7 @@ FAMILIES = (
         config="FoldedVlmParConfig",
         model="FoldedVlmParModel",
         processor="VlmParProcessor",
-        card_settings=("fusion", "alignment"),
+        card_settings=("fusion", "alignment", "pooled_classifier"),
         card_limits=("For answers only: it has no text tower and cannot be trained further.",),
     ),
     Family(

@@ -300,11 +300,15 @@ class Towers(ABC):
     def encode_words(self, vlm: PreTrainedModel, words: torch.Tensor, last: torch.Tensor) -> torch.Tensor:
         """Text embeddings `(Z, E)`: runs token embeddings through the text tower, pools at the position `last` `(Z,)`
         and projects."""
+        hidden = self.read_words(vlm, words)
+        return self._project_text(vlm, hidden[torch.arange(len(hidden), device=hidden.device), last])
+
+    def read_words(self, vlm: PreTrainedModel, words: torch.Tensor) -> torch.Tensor:
+        """Runs token embeddings through the text tower: the states after the last LayerNorm, `(Z, L, width)`."""
         text = vlm.text_model
         hidden = text.embeddings(inputs_embeds=words)
         hidden = text.encoder(inputs_embeds=hidden, **self._text_mask(vlm, hidden)).last_hidden_state
-        hidden = text.final_layer_norm(hidden)
-        return self._project_text(vlm, hidden[torch.arange(len(hidden), device=hidden.device), last])
+        return text.final_layer_norm(hidden)
 
     def _text_mask(self, vlm: PreTrainedModel, hidden: torch.Tensor) -> dict[str, Any]:
         return {"attention_mask": None}

@@ -258,6 +258,43 @@ def test_a_region_without_vectors_of_its_own_has_their_mean():
     torch.testing.assert_close(model.encode_attributes([head], processor).embeds, embeds[0], rtol=1e-4, atol=1e-5)
 
 
+def test_vectors_per_attribute():
+    """The paper's: an attribute that was not trained on has the mean of those of its region."""
+    model, processor = trained_model("kway", prompts_per="attribute"), tiny_focus_processor("kway")
+    names = [["Hat", "head"], ["Backpack", "attachment"], ["Female", "whole"], ["UpperColor", "upper"],
+             ["BagSide", "attachment"]]  # fmt: skip
+    assert model.config.prompt_attributes == names and model.prompts.shape[0] == 5
+    shares = model.texts.build_table(model.schema, model.config.label_input_ids, model.device).shares
+    assert torch.equal(shares, torch.eye(5).repeat_interleave(torch.tensor(model.schema.num_labels), 0))
+    texts = {"question": "red?", "prompts": ["a bag", "a red bag"]}
+    asked = AttributeSchema(
+        [Attribute("Bag", region="attachment", **texts), Attribute("Shoes", region="foot", **texts),
+         Attribute("Hat", region="whole", **texts)]
+    )  # fmt: skip
+    ids = model.texts.tokenize(asked, processor)
+    shares = model.texts.build_table(asked, ids, model.device).shares[::2]
+    expected = torch.tensor([[0, 0.5, 0, 0, 0.5], [0.2] * 5, [1, 0, 0, 0, 0]])
+    torch.testing.assert_close(shares, expected)
+    assert FocusParConfig.paper(attributes=tiny_schema()).prompts_per == "attribute"
+    assert FocusParConfig(attributes=tiny_schema()).prompt_attributes is None
+
+
+def test_vectors_per_attribute_stay_when_the_label_space_changes(tmp_path):
+    model, processor, inputs = trained_model(prompts_per="attribute"), tiny_focus_processor(), inputs_for("naflex")
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    with torch.no_grad():
+        before = model(**inputs).logits
+    scarf = Attribute("Scarf", "is there a scarf?", prompts=["no scarf", "a scarf"], region="head")
+    schema = AttributeSchema([scarf, model.schema["Backpack"]])
+    loaded = AutoModel.from_pretrained(tmp_path, attributes=schema)
+    assert loaded.prompts.shape == model.prompts.shape
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(**inputs).logits[:, 1], before[:, 1], rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match="prompts_per='region' is not what the weights in"):
+        AutoModel.from_pretrained(tmp_path, prompts_per="region")
+
+
 def test_the_template_of_the_paper():
     config = FocusParConfig.paper(attributes=tiny_schema(kway=True))
     model = tiny_focus_model("kway", text_template=config.text_template)
@@ -544,6 +581,8 @@ def _raw(config):
         ({"attention_dropout": 1.0}, r"attention_dropout must lie in \[0, 1\), got 1.0"),
         ({"text_template": "a {region}"}, "text_template must say {label} or {prompt} and may use the fields"),
         ({"text_template": "{label} {size}"}, "text_template must say {label} or {prompt} and may use the fields"),
+        ({"prompts_per": "label"}, r"prompts_per must be one of \('region', 'attribute'\), got 'label'"),
+        ({"prompt_attributes": ["Hat"]}, r"prompt_attributes must be names of attributes.*\['Hat'\]"),
         ({"prompt_init": "zero"}, r"prompt_init must be one of \('words', 'random'\), got 'zero'"),
         ({"loss": {"cow": 1}}, "loss: unknown setting 'cow'"),
         ({"vlm_config": {"model_type": "bert"}}, "must be the configuration of a clip, siglip or siglip2 checkpoint"),

@@ -9,6 +9,7 @@ def reference_logits(model, patch_embeds, image_embeds, patch_mask):
     schema, config = model.schema, model.config
     D, H = heads.width, heads.num_heads
     E = D // H
+    states = model._read_questions() if config.num_question_prompts else getattr(model, "question_states", None)
     rows = []
     for b in range(len(patch_embeds)):
         patches = patch_embeds[b][patch_mask[b]]  # (N, D)
@@ -17,7 +18,7 @@ def reference_logits(model, patch_embeds, image_embeds, patch_mask):
             if config.fusion == "none":
                 fused = patches
             else:
-                question = model.question_states[i][model.question_mask[i]]  # (T, text width)
+                question = states[i][model.question_mask[i]]  # (T, text width)
                 if config.fusion == "image_to_text":
                     asks, answers = patches, question
                 else:
@@ -37,6 +38,9 @@ def reference_logits(model, patch_embeds, image_embeds, patch_mask):
             pooled = (h.mean(0) - heads.pooled_mean) / heads.pooled_std
             K_i = attribute.num_labels
             z = pooled @ heads.classifier_weight[i, :, :K_i] + heads.classifier_bias[i, :K_i]  # equation 13
+            if config.pooled_classifier:
+                image = (image_embeds[b] - heads.image_mean) / heads.image_std
+                z = z + image @ heads.image_classifier_weight[i, :, :K_i]
             if config.alignment == "logit":
                 image = image_embeds[b] / image_embeds[b].norm()
                 prompts = model.prompt_embeds[i, :K_i]

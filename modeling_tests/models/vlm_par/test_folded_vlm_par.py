@@ -13,11 +13,11 @@ from modeling_tests.tiny import tiny_inputs, tiny_model, tiny_processor, tiny_sc
 from vlm_par_hf.models.vlm_par import FoldedVlmParConfig, FoldedVlmParModel
 
 
-@pytest.mark.parametrize("alignment", ["logit", "none"])
+@pytest.mark.parametrize(("alignment", "pooled"), [("logit", True), ("none", True), ("none", False)])
 @pytest.mark.parametrize("fusion", FUSIONS)
 @pytest.mark.parametrize("kind", ["naflex", "fixed", "kway"])
-def test_folding_changes_no_answer(kind, fusion, alignment):
-    model = trained_model(fusion, alignment, kind=kind)
+def test_folding_changes_no_answer(kind, fusion, alignment, pooled):
+    model = trained_model(fusion, alignment, kind=kind, pooled_classifier=pooled)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     folded = model.fold()
     assert type(folded) is FoldedVlmParModel and not folded.training and folded.schema == model.schema
@@ -37,7 +37,7 @@ def test_folding_changes_no_answer(kind, fusion, alignment):
     assert folded(**features(model)).attentions is None
     names = folded.state_dict()
     assert not [name for name in names if "text" in name or "query" in name]
-    assert any(name.startswith("vision_model.head.") for name in names) == (alignment == "logit")
+    assert any(name.startswith("vision_model.head.") for name in names) == (alignment == "logit" or pooled)
     with torch.no_grad():  # nothing is shared with the original
         for tensor in names.values():
             tensor.zero_()
@@ -189,5 +189,8 @@ def test_bad_configurations_are_named(settings, message):
 def test_alignment_needs_the_pooled_output():
     vision_config = copy.deepcopy(tiny_model("naflex", encode=False).config.vlm_config.vision_config)
     vision_config.vision_use_head = False
-    with pytest.raises(ValueError, match="vision_use_head is False, but alignment"):
-        FoldedVlmParConfig(vision_config=vision_config, attributes=tiny_schema(), num_fusion_heads=4)
+    settings = {"vision_config": vision_config, "attributes": tiny_schema(), "num_fusion_heads": 4}
+    with pytest.raises(ValueError, match='vision_use_head is False, but alignment="logit" reads'):
+        FoldedVlmParConfig(**settings)
+    with pytest.raises(ValueError, match="vision_use_head is False, but pooled_classifier=True reads"):
+        FoldedVlmParConfig(**settings, alignment="none", pooled_classifier=True)

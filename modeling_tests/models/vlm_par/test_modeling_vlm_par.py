@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.nn import functional as F
 from transformers import AutoConfig, AutoModel
 from transformers.utils import logging as transformers_logging
 
@@ -56,6 +57,9 @@ def trained_model(fusion, alignment="logit", question_tokens="content", kind="kw
     with torch.no_grad():
         heads.pooled_mean.copy_(torch.randn(heads.width, generator=generator))
         heads.pooled_std.copy_(torch.rand(heads.width, generator=generator) + 0.5)
+        if heads.pooled_classifier:
+            heads.image_mean.copy_(torch.randn(heads.width, generator=generator))
+            heads.image_std.copy_(torch.rand(heads.width, generator=generator) + 0.5)
     return model
 
 
@@ -162,8 +166,10 @@ def test_no_tensor_of_patches_by_width_per_attribute():
 
 @pytest.mark.parametrize("fusion", FUSIONS)
 @pytest.mark.parametrize("kind", ["naflex", "fixed", "kway"])
-def test_fresh_model_is_the_zero_shot_classifier(kind, fusion):
+def test_fit_zero_shot_makes_a_fresh_model_the_zero_shot_classifier(kind, fusion):
     model = tiny_model(kind, fusion=fusion)
+    assert not model(**tiny_inputs(kind)).logits[:, model.attribute_heads.label_mask].any()
+    model.fit_zero_shot()
     processor = tiny_processor(kind)
     inputs = tiny_inputs(kind)
     with torch.no_grad():
@@ -173,6 +179,59 @@ def test_fresh_model_is_the_zero_shot_classifier(kind, fusion):
             expected = model.vlm(**texts, **inputs).logits_per_image
             torch.testing.assert_close(logits[:, position, : attribute.num_labels], expected, rtol=1e-5, atol=1e-5)
             assert (logits[:, position, attribute.num_labels :] == -1e4).all()
+
+
+def test_fit_zero_shot_calibrates_on_training_images():
+    model = tiny_model("kway", loss={"kind": "ce", "label_smoothing": 0.0})
+    with torch.no_grad():
+        model.vlm.logit_scale.fill_(4.0)  # sure of itself, as a trained backbone is
+    model.fit_zero_shot()
+    batches = [features(model, seed=seed) for seed in range(40)]
+    with torch.no_grad():
+        scores = torch.cat([model(**batch).logits for batch in batches])
+    # Labels of which the scores know something; the last attribute has one label only.
+    generator = torch.Generator().manual_seed(0)
+    noisy = scores / scores.std(0) + torch.randn(scores.shape, generator=generator)
+    labels = noisy.masked_fill(~model.attribute_heads.label_mask, -torch.inf).argmax(-1)
+    labels[:3, :2], labels[:, 4] = -100, 1
+    for batch, own in zip(batches, labels.split(5)):
+        batch["labels"] = own
+
+    def losses():
+        with torch.no_grad():
+            logits = torch.cat([model(**{**batch, "labels": None}).logits for batch in batches])
+        return [
+            F.cross_entropy(logits[:, a, : one.num_labels], labels[:, a]).item() for a, one in enumerate(model.schema)
+        ]
+
+    raw = losses()
+    model.fit_zero_shot(batches)
+    fitted = losses()
+    assert all(mine < theirs for mine, theirs in zip(fitted[:4], raw))
+    heads = model.attribute_heads
+    assert (heads.gate[:4] > 0).all() and (heads.gate[:4] < 1).all()
+    assert heads.gate[4] == 1 and not heads.classifier_bias[4].any()
+    before = heads.gate.clone()
+    pixels = [{**tiny_inputs("kway"), "labels": some_labels(model.schema, 3, seed)} for seed in range(4)]
+    model.fit_zero_shot(pixels)  # from pictures as well
+    assert not torch.equal(heads.gate, before)
+
+
+def test_fit_zero_shot_refuses_what_it_cannot_fit():
+    with pytest.raises(ValueError, match='alignment is "none"'):
+        tiny_model("naflex", alignment="none").fit_zero_shot()
+    model = tiny_model("naflex")
+    with pytest.raises(ValueError, match=r"no labels \(it has \['image_embeds'"):
+        model.fit_zero_shot([features(model)])
+    with pytest.raises(ValueError, match="batches is empty"):
+        model.fit_zero_shot([])
+    for labels, message in (([[0, 1]] * 5, r"labels has shape \(5, 2\), expected"), ([[0, 1, 2]] * 5, "Female.*2")):
+        with pytest.raises(ValueError, match=message):
+            model.fit_zero_shot([{**features(model), "labels": torch.tensor(labels)}])
+    with torch.no_grad():
+        model.attribute_heads.image_classifier_weight[0, 0, 0] = 1
+    with pytest.raises(ValueError, match="image_classifier_weight is not 0: this model is trained"):
+        model.fit_zero_shot()
 
 
 def test_fresh_fusion_is_a_no_op():
@@ -227,9 +286,13 @@ def test_fit_pooled_statistics_standardises_and_changes_no_logit(fusion):
         pooled = torch.cat([heads.apply_constants(model._constants(), **batch).pooled for batch in batches])
         pooled = (pooled * heads.norm_weight + heads.norm_bias).flatten(0, 1)
     torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-4)
-    standard = (pooled - heads.pooled_mean) / heads.pooled_std
-    torch.testing.assert_close(standard.mean(0), torch.zeros(heads.width), rtol=0, atol=1e-3)
-    torch.testing.assert_close(standard.std(0), torch.ones(heads.width), rtol=0, atol=2e-2)
+    image = torch.cat([batch["image_embeds"] for batch in batches])
+    for standard in (
+        (pooled - heads.pooled_mean) / heads.pooled_std,
+        (image - heads.image_mean) / heads.image_std,
+    ):
+        torch.testing.assert_close(standard.mean(0), torch.zeros(heads.width), rtol=0, atol=1e-3)
+        torch.testing.assert_close(standard.std(0), torch.ones(heads.width), rtol=0, atol=2e-2)
     with pytest.raises(ValueError, match="at least 2 images"):
         model.fit_pooled_statistics([])
 
@@ -254,16 +317,16 @@ def test_frozen_backbone_is_bit_equal_after_training(kind):
     assert model.attribute_heads.classifier_weight.any()
 
 
-@pytest.mark.parametrize("alignment", ["logit", "none"])
-def test_unfrozen_means_the_vision_tower_alone(alignment):
-    model = tiny_model("naflex", freeze_backbone=False, alignment=alignment)
+@pytest.mark.parametrize(("alignment", "pooled"), [("logit", False), ("none", True), ("none", False)])
+def test_unfrozen_means_the_vision_tower_alone(alignment, pooled):
+    model = tiny_model("naflex", freeze_backbone=False, alignment=alignment, pooled_classifier=pooled)
     randomize(model)
     model.train()
     assert model.vlm.vision_model.training and not model.vlm.text_model.training
     model(**tiny_inputs(), labels=some_labels(model.schema, batch=3)).loss.backward()
     for name, parameter in model.named_parameters():
         trained = name.startswith(("attribute_heads.", "vlm.vision_model."))
-        if alignment == "none" and name.startswith("vlm.vision_model.head."):
+        if alignment == "none" and not pooled and name.startswith("vlm.vision_model.head."):
             trained = False
         assert parameter.requires_grad == trained, name
         assert (parameter.grad is not None and bool(parameter.grad.any())) == trained, name
@@ -281,6 +344,7 @@ def test_parameter_groups_hold_every_trainable_parameter_once():
         heads = model.attribute_heads
         assert rates[id(heads.classifier_weight)] == (3e-3, 0.05)
         assert rates[id(heads.classifier_bias)] == (3e-3, 0.0)
+        assert rates[id(heads.image_classifier_weight)] == (3e-3, 0.05)
         assert rates[id(heads.norm_weight)] == (1e-4, 0.0)
         if config.get("fusion") != "none":
             assert rates[id(heads.value)] == (1e-4, 0.05)
@@ -451,7 +515,7 @@ def test_attentions_and_relevance(fusion):
 
 @pytest.mark.parametrize("fusion", FUSIONS)
 def test_evidence_of_the_patches_sums_to_the_logit(fusion):
-    model = trained_model(fusion, alignment="none").double()
+    model = trained_model(fusion, alignment="none", pooled_classifier=False).double()
     inputs = features(model)
     inputs = {name: x.double() if x.is_floating_point() else x for name, x in inputs.items()}
     evidence = model.patch_evidence(**inputs)
@@ -701,6 +765,87 @@ def test_configuration_overrides_at_load(tmp_path):
     assert any(p.requires_grad for p in model.vlm.vision_model.parameters())
 
 
+def test_a_checkpoint_saved_before_the_pooled_classifier_answers_as_before(tmp_path):
+    model = trained_model("text_to_image", pooled_classifier=False)
+    model.save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "config.json").read_text())
+    assert saved["pooled_classifier"] is False  # a configuration always says so
+    (tmp_path / "config.json").write_text(json.dumps({k: v for k, v in saved.items() if k != "pooled_classifier"}))
+    loaded = AutoModel.from_pretrained(tmp_path)
+    assert loaded.config.pooled_classifier is False and not hasattr(loaded.attribute_heads, "image_mean")
+    inputs = features(model)
+    with torch.no_grad():
+        assert torch.equal(loaded(**inputs).logits, model(**inputs).logits)
+    folded = loaded.fold().config.to_dict()
+    del folded["pooled_classifier"]
+    assert AutoConfig.for_model(**folded).pooled_classifier is False
+    with pytest.raises(ValueError, match="pooled_classifier=True is not what the weights in .* were trained with"):
+        AutoModel.from_pretrained(tmp_path, pooled_classifier=True)
+    new = trained_model("text_to_image")
+    new.save_pretrained(tmp_path)
+    assert AutoConfig.from_pretrained(tmp_path).pooled_classifier is True
+    with torch.no_grad():
+        assert torch.equal(AutoModel.from_pretrained(tmp_path)(**inputs).logits, new(**inputs).logits)
+
+
+# Learnable vectors in the questions
+
+
+def test_question_prompts_go_through_the_text_tower_with_gradients(backbone_folder):
+    settings = {"attributes": tiny_schema(), "num_fusion_heads": 4, "fusion": "image_to_text"}
+    model = VlmParModel.from_backbone(backbone_folder, num_question_prompts=4, **settings)
+    plain = VlmParModel.from_backbone(backbone_folder, question_tokens="all", **settings)
+    text, positions = model.vlm.text_model, model._kept_positions(len(model.config.question_input_ids[0]))
+    assert positions[-5:] == [59, 60, 61, 62, 63] and "question_states" not in model.state_dict()
+    states = model._read_questions()
+    # Fresh: they are padding, so the states are those of the backbone.
+    torch.testing.assert_close(states[0][model.question_mask[0]], plain.question_states[0][positions])
+    randomize(model)
+
+    def replace(module, inputs, output):
+        return torch.cat([output[:, :59], model.question_prompts, output[:, 63:]], 1)
+
+    hook = text.embeddings.token_embedding.register_forward_hook(replace)
+    padded = torch.tensor([one + [0] * (64 - len(one)) for one in model.config.question_input_ids])
+    expected = text(input_ids=padded).last_hidden_state
+    hook.remove()
+    found = model._read_questions()
+    torch.testing.assert_close(found[0][model.question_mask[0]], expected[0][positions], rtol=1e-5, atol=1e-5)
+    inputs = features(model)
+    torch.testing.assert_close(model(**inputs).logits, reference_logits(model, **inputs), rtol=1e-5, atol=1e-5)
+    model(**inputs, labels=some_labels(model.schema)).loss.backward()
+    assert model.question_prompts.grad.flatten(1).any(1).all()
+    assert not any(parameter.grad is not None for parameter in model.vlm.parameters())
+    groups = {id(p): group for group in model.parameter_groups(3e-3) for p in group["params"]}
+    assert groups[id(model.question_prompts)]["lr"] == 3e-3 and not groups[id(model.question_prompts)]["weight_decay"]
+
+
+@pytest.mark.parametrize("fusion", ["text_to_image", "image_to_text"])
+def test_question_prompts_are_never_stale_and_are_saved_folded_and_exchanged(backbone_folder, tmp_path, fusion):
+    model = heads_model(backbone_folder, num_question_prompts=2, fusion=fusion)
+    inputs = features(model)
+
+    def logits(one=model):
+        with torch.no_grad():
+            return one(**inputs).logits
+
+    first, start = logits(), copy.deepcopy(model.state_dict())
+    assert torch.equal(logits(), first)
+    model.question_prompts.data.mul_(3)
+    assert not torch.allclose(logits(), first)
+    torch.testing.assert_close(logits(model.fold()), logits(), rtol=1e-5, atol=1e-5)
+    model.save_pretrained(tmp_path)
+    tiny_processor().save_pretrained(tmp_path)
+    torch.testing.assert_close(logits(AutoModel.from_pretrained(tmp_path)), logits())
+    new = {"name": "Scarf", "question": "a scarf?", "prompts": ["a person", "a person with a scarf"]}
+    schema = type(model.schema)([new, model.schema.to_list()[1]])
+    other = AutoModel.from_pretrained(tmp_path, attributes=schema)
+    assert other.question_prompts.shape == (2, 2, 24) and other.question_prompts.requires_grad
+    torch.testing.assert_close(logits(other)[:, 1], logits()[:, 1], rtol=1e-5, atol=1e-5)
+    model.load_state_dict(start)
+    torch.testing.assert_close(logits(), first)
+
+
 # Real configurations
 
 CONFIGS = {
@@ -792,6 +937,13 @@ def test_a_configuration_warns_of_nothing(caplog, monkeypatch):
         ({"fusion": "both"}, "fusion must be one of .*'both'"),
         ({"alignment": "cosine"}, "alignment must be one of .*'cosine'"),
         ({"question_tokens": 3}, "question_tokens"),
+        ({"pooled_classifier": "yes"}, "pooled_classifier"),
+        ({"num_question_prompts": -1}, "num_question_prompts must be a whole number from 0 to 4,096, got -1"),
+        ({"num_question_prompts": 63}, "num_question_prompts must leave room for a question in 64 positions, got 63"),
+        (
+            {"num_question_prompts": 4, "fusion": "none"},
+            'num_question_prompts is 4, but fusion="none" asks no question',
+        ),
         ({"num_fusion_heads": 5}, "num_fusion_heads must divide .* 32, got 5"),
         ({"attention_dropout": 1.0}, "attention_dropout must lie in"),
         ({"attributes": []}, "at least one attribute"),

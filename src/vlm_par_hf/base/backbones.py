@@ -95,7 +95,8 @@ class BackbonePreTrainedModel(ParPreTrainedModel):
         """Every trainable parameter exactly once, grouped for an optimizer such as AdamW.
 
         Args:
-            learning_rate: of small new parts: classifiers and gates (VLM-PAR), mix tokens and prompts (FOCUS).
+            learning_rate: of small new parts: classifiers, gates and prompts (VLM-PAR), mix tokens and prompts
+                (FOCUS).
             fusion_learning_rate: of the cross-attention; None takes 0.128 / width. Adam moves every entry of a
                 projection by about this much at each step, so an inner product over D entries moves by about D times
                 as much. A wide backbone therefore needs a smaller rate: 1e-3 for the embedded backbone (width 128),

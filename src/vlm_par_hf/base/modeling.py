@@ -53,6 +53,7 @@ class ParPreTrainedModel(PushToHub, TransformersModel):
     | `supports_decisions` | `fit_decisions(logits, labels)`, to be called with the validation split |
     | `supports_pooled_statistics` | `fit_pooled_statistics(batches)`, to be called with training images |
     | `starts_from_priors` | `init_bias_from_priors(priors)`, to be called on a fresh model before training |
+    | `starts_from_zero_shot` | `fit_zero_shot(batches)`, to be called after it with training images and labels |
     """
 
     processor_class: ClassVar[type | None] = None
@@ -83,6 +84,11 @@ class ParPreTrainedModel(PushToHub, TransformersModel):
     @property
     def starts_from_priors(self) -> bool:
         """Whether a fresh model gives all labels the same score, so that it should start from the labels' priors."""
+        return False
+
+    @property
+    def starts_from_zero_shot(self) -> bool:
+        """Whether a fresh model can start from the backbone's zero-shot answers, calibrated on training images."""
         return False
 
     # Loss

@@ -4,12 +4,15 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from vlm_par_hf.base.priors import compute_class_weights
 from vlm_par_hf.errors import ParValueError, argument_in_errors
 
 from .settings import TrainSettings
 
 
-__all__ = ["build_model", "loss_settings"]
+__all__ = ["build_model", "loss_settings", "starting_shares"]
 
 
 def build_model(family, backbone, schema, model, processor, options: dict[str, Any], max_num_patches: int | None):
@@ -76,3 +79,29 @@ def loss_settings(model, settings: TrainSettings, priors: list[list[float]], *, 
     if loss.get("weighting") or loss.get("logit_adjustment") or loss.get("kind") == "weighted_bce":
         loss["priors"] = priors
     return loss
+
+
+def starting_shares(loss: dict[str, Any], priors: list[list[float]]) -> list[list[float]]:
+    """The shares of the labels whose logarithms are the best constant logits for the loss of a run.
+
+    Class weights multiply the shares of the training split, and logit adjustment takes from them what it adds in
+    training; label smoothing and the focal factor are left out. With balanced weights the start is therefore even.
+
+    Args:
+        loss: `config.loss` of the run.
+        priors: per attribute the share of each label in the training split.
+
+    Returns:
+        Per attribute the share of each label, with sum 1.
+    """
+    weighting = "exp" if loss.get("kind") == "weighted_bce" else loss.get("weighting")
+    limit = {name: loss[name] for name in ("max_class_weight",) if name in loss}
+    weights = [[1.0] * len(one) for one in priors]
+    if weighting is not None:
+        weights = compute_class_weights(priors, weighting, **limit)
+    power = 1 - loss.get("logit_adjustment", 0.0)
+    starts = []
+    for prior, weight in zip(priors, weights):
+        share = np.asarray(weight) * np.asarray(prior) ** power
+        starts.append((share / share.sum()).tolist())
+    return starts

@@ -53,6 +53,9 @@ class TrainSettings:
     )
     logit_adjustment: float = _setting(0.0, "add this times the log prior to the logits in training")
     fit_pooled_statistics: bool = _setting(True, "standardise the pooled vector by training statistics first")
+    fit_zero_shot: bool = _setting(
+        True, "start new heads from the backbone's zero-shot answers, calibrated on training images"
+    )
     precompute_features: bool = _setting(False, "run the frozen backbone once and train from features in memory")
     feature_memory_gib: float = _setting(4.0, "refuse to hold more than this many GiB of features in memory")
     feature_dtype: str = _setting(

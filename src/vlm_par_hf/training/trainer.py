@@ -9,6 +9,7 @@ import dataclasses
 import logging
 import shlex
 import sys
+from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -28,6 +29,7 @@ from transformers import (
 )
 
 from vlm_par_hf.base.losses import compute_priors
+from vlm_par_hf.base.modeling import evaluation_mode
 from vlm_par_hf.data import AugmentedDataset, ParAugmentation, ParCollator
 from vlm_par_hf.data.transforms import epoch_callback
 from vlm_par_hf.errors import ParFileNotFoundError, ParValueError
@@ -38,7 +40,7 @@ from vlm_par_hf.metrics.attributes import ParMetrics
 from vlm_par_hf.output_folders import OutputFolder, open_output, refuse_overlap
 from vlm_par_hf.utils import redact_command, require
 
-from .building import build_model, loss_settings
+from .building import build_model, loss_settings, starting_shares
 from .callbacks import FollowCheckpoints, ListCheckpoints, QuietProgress, SaveProcessor
 from .provenance import DataFacts, check_schema, load_data, versions
 from .runs import CHECKPOINTS, KIND, TrainResult, is_finished, prepare_folder, read_state, write_result
@@ -204,7 +206,7 @@ def train(
         paper = bool((model_options or {}).get("paper"))
         model.config.loss = loss_settings(model, settings, priors, paper=paper)
         if fresh and model.starts_from_priors:
-            model.init_bias_from_priors(priors)
+            model.init_bias_from_priors(starting_shares(model.config.loss, priors))
         model.to(arguments.device)
         train_data, validation_data = _training_data(
             data,
@@ -215,8 +217,7 @@ def train(
             None if cache_features is None else Path(cache_features),
             progress=settings.progress and arguments.process_index == 0,
         )
-        if settings.fit_pooled_statistics and model.supports_pooled_statistics:
-            _fit_statistics(model, data["train"], train_data, processor, settings)
+        _fit_start(model, data["train"], train_data, processor, settings, fresh=fresh)
 
         # Fused, because with cached features the optimizer takes half of a step on a CPU; fused it is six times
         # faster.
@@ -360,7 +361,12 @@ def _training_data(data, model, processor, schema, settings: TrainSettings, cach
     return train_data, validation_data
 
 
-def _fit_statistics(model, split, train_data, processor, settings: TrainSettings) -> None:
+def _fit_start(model, split, train_data, processor, settings: TrainSettings, *, fresh: bool) -> None:
+    """Fits statistics and, of a fresh model, gates to a sample of the training images, as they are in the files."""
+    fits_statistics = settings.fit_pooled_statistics and model.supports_pooled_statistics
+    fits_zero_shot = settings.fit_zero_shot and fresh and model.starts_from_zero_shot
+    if not (fits_statistics or fits_zero_shot):
+        return
     # Evenly spread over the split, because files are often ordered by person or by camera.
     rows = np.unique(np.linspace(0, len(split) - 1, min(len(split), _STATISTICS_IMAGES)).astype(int))
     if isinstance(train_data, FeatureDataset):
@@ -372,10 +378,25 @@ def _fit_statistics(model, split, train_data, processor, settings: TrainSettings
             num_workers=settings.workers,
             collate_fn=ParCollator(processor),
         )
-    # Fitting does not change the logits, so a trained model loses nothing.
-    model.fit_pooled_statistics(
-        {name: value.to(model.device) for name, value in batch.items() if name != "labels"} for batch in batches
-    )
+    seen = []  # what the gates are fitted to; both are fitted in one pass of the vision tower
+
+    def features():
+        for batch in batches:
+            labels = batch.pop("labels")
+            batch = {name: value.to(model.device) for name, value in batch.items()}
+            if "patch_embeds" not in batch:
+                with torch.no_grad(), evaluation_mode(model):
+                    values = model.get_image_features(**batch)
+                batch = dict(zip(("patch_embeds", "image_embeds", "patch_mask"), values))
+            seen.append({"image_embeds": batch["image_embeds"], "labels": labels})
+            yield batch
+
+    if fits_statistics:
+        model.fit_pooled_statistics(features())  # changes no logit, so a trained model loses nothing
+    else:
+        deque(features(), maxlen=0)
+    if fits_zero_shot:
+        model.fit_zero_shot(seen)
 
 
 def _finish(

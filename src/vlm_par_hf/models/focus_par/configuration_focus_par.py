@@ -18,6 +18,7 @@ __all__ = ["FocusParConfig"]
 
 PAPER_TEMPLATE = "a {region} feature of {category} is {label}"
 PROMPT_INITS = ("words", "random")
+PROMPTS_PER = ("region", "attribute")
 TEMPLATE_FIELDS = ("region", "category", "label", "prompt")
 
 
@@ -40,8 +41,13 @@ class FocusParConfig(BackboneConfig):
             CLIP) or padding (SigLIP) and start as the embeddings of these, so that a fresh model encodes texts as its
             backbone does. `"random"`: they start at random and stand in front of the whole text (the paper).
         prompt_start_ids: the tokens of these words; set when the texts are first tokenized.
-        prompt_regions: the regions that have learnable vectors of their own. None: those of `attributes`. An attribute
-            of another region, or of none, uses the mean over all regions.
+        prompts_per: `"region"`: attributes of one region share their learnable vectors. `"attribute"`: each attribute
+            has its own, as in the paper.
+        prompt_regions: with `prompts_per="region"`, the regions that have learnable vectors. None: those of
+            `attributes`. An attribute of another region, or of none, uses the mean over all regions.
+        prompt_attributes: with `prompts_per="attribute"`, name and region of the attributes that have learnable
+            vectors. None: those of `attributes`. An attribute of another name uses the mean over those of its region,
+            and if there are none, over all (the paper, section IV-B).
         text_template: the text of a label, with the fields `{region}`, `{category}` (the attribute's name in words),
             `{label}` and `{prompt}` (the label's sentence in the schema).
         text_subject: the beginning of sentences that are made from a few words: "a photo of a person" in "a photo of a
@@ -75,7 +81,9 @@ class FocusParConfig(BackboneConfig):
     num_prompt_tokens: int = 4
     prompt_init: str = "words"
     prompt_start_ids: list | None = None
+    prompts_per: str = "region"
     prompt_regions: list | None = None
+    prompt_attributes: list | None = None
     text_template: str = "{prompt}"
     text_subject: str | None = None
     num_attention_heads: int = 8
@@ -86,6 +94,8 @@ class FocusParConfig(BackboneConfig):
         if schema is not None and self.prompt_regions is None:
             # Where no attribute has a region, all texts share one set of vectors.
             self.prompt_regions = list(dict.fromkeys(one.region for one in schema if one.region)) or ["whole"]
+        if schema is not None and self.prompt_attributes is None and self.prompts_per == "attribute":
+            self.prompt_attributes = [[one.name, one.region] for one in schema]
         if schema is not None and self.text_subject is None:
             self.text_subject = schema.usual_subject()
         return schema
@@ -113,6 +123,9 @@ class FocusParConfig(BackboneConfig):
             not regions or len(regions) > LARGEST_OWN or not all(isinstance(one, str) for one in regions)
         ):
             raise ParValueError(f"prompt_regions must be names of regions, got {regions!r:.80}")
+        if self.prompts_per not in PROMPTS_PER:
+            raise ParValueError(f"prompts_per must be one of {PROMPTS_PER}, got {self.prompts_per!r}")
+        self._check_prompt_attributes()
         if self.prompt_init not in PROMPT_INITS:
             raise ParValueError(f"prompt_init must be one of {PROMPT_INITS}, got {self.prompt_init!r}")
         if self.text_width % self.num_attention_heads:
@@ -128,6 +141,20 @@ class FocusParConfig(BackboneConfig):
             )
         check_loss_settings(self.loss)
 
+    def _check_prompt_attributes(self) -> None:
+        found = self.prompt_attributes
+        if found is None:
+            return
+        if not 0 < len(found) <= LARGEST_OWN or not all(_is_named_region(one) for one in found):
+            raise ParValueError(
+                f"prompt_attributes must be names of attributes, each with its region or null, got {found!r:.80}"
+            )
+
+    @property
+    def num_prompt_sets(self) -> int:
+        """How many sets of learnable vectors there are: one per region or attribute."""
+        return len(self.prompt_attributes if self.prompts_per == "attribute" else self.prompt_regions)
+
     @property
     def text_width(self) -> int:
         """Width of the space in which pictures and texts are compared."""
@@ -139,13 +166,23 @@ class FocusParConfig(BackboneConfig):
     def paper(cls, **kwargs: Any) -> "FocusParConfig":
         """Every choice as in the paper; keywords override.
 
-        8 global and 4 local mix tokens, 4 regions, 4 learnable vectors before "a {region} feature of {category} is
-        {label}", 8 heads, the vision tower trained, all four losses with weight 1.
+        8 global and 4 local mix tokens, 4 regions, 4 learnable vectors of each attribute before "a {region} feature of
+        {category} is {label}", 8 heads, the vision tower trained, all four losses with weight 1.
         """
         choices = {
             "text_template": PAPER_TEMPLATE,
             "prompt_init": "random",
+            "prompts_per": "attribute",
             "freeze_backbone": False,
             "loss": {},
         }
         return cls(**{**choices, **kwargs})
+
+
+def _is_named_region(entry: Any) -> bool:
+    return (
+        isinstance(entry, (list, tuple))
+        and len(entry) == 2
+        and isinstance(entry[0], str)
+        and (entry[1] is None or isinstance(entry[1], str))
+    )

@@ -6,7 +6,8 @@ with the result. So a model also answers for attributes that it was not trained 
 - Multi-Granularity Mix Tokens: learnable tokens that pass through every layer of the vision tower together with the
   patches; global tokens attend to all patches, local tokens to one region (equations 2 and 3). Patches do not attend
   to mix tokens, so the patches are computed exactly as in the backbone alone.
-- Learnable prompts: vectors in front of a label's text, one set per region, passed through the frozen text tower.
+- Learnable prompts: vectors in front of a label's text, one set per attribute (the paper) or per region (our default),
+  passed through the frozen text tower.
 - Attribute-guided Visual Feature Extraction: cross-attention with texts as queries and mix tokens as keys and values
   (equation 5), without a residual connection: with it, a text would be compared with itself.
 
@@ -123,9 +124,7 @@ class FocusParModel(FocusParPreTrainedModel):
         self.vlm = AutoModel.from_config(config.vlm_config)
         tokens = config.num_global_tokens + config.num_local_tokens
         self.mix_tokens = nn.Parameter(torch.empty(tokens, vision.hidden_size))
-        self.prompts = nn.Parameter(
-            torch.empty(len(config.prompt_regions), config.num_prompt_tokens, text.hidden_size)
-        )
+        self.prompts = nn.Parameter(torch.empty(config.num_prompt_sets, config.num_prompt_tokens, text.hidden_size))
         if self.towers.has_pooling_head and tokens:
             self.probe_share = nn.Parameter(torch.empty(tokens))
         self.extraction = AttributeGuidedExtraction(

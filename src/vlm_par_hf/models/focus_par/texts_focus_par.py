@@ -76,7 +76,7 @@ class TextTable(NamedTuple):
     Attributes:
         tokens: int64 `(Z, L)`, token ids of each text, padded.
         last: int64 `(Z,)`, the position at which a text is pooled; positions count the learnable vectors too.
-        shares: float32 `(Z, regions)`, the weight of each region's learnable vectors in those of a text.
+        shares: float32 `(Z, sets)`, the weight of each set of learnable vectors in those of a text.
         slots, attribute: as in `AttributeTexts`.
     """
 
@@ -174,23 +174,28 @@ class TextReader:
             last=torch.tensor(
                 [(length if pools_last_place else len(one)) - 1 + self.config.num_prompt_tokens for one in flat]
             ),
-            shares=self._region_shares(schema),
+            shares=self._prompt_shares(schema),
             slots=torch.tensor([a * C + k for a, one in enumerate(schema) for k in range(one.num_labels)]),
             attribute=torch.tensor([a for a, one in enumerate(schema) for _ in one.labels]),
         )
         return TextTable(*(one.to(device) for one in table))
 
-    def _region_shares(self, schema: AttributeSchema) -> torch.Tensor:
-        """`(Z, regions)`: 1 for the attribute's own region; equal shares if its region has no learnable vectors."""
-        regions = self.config.prompt_regions
-        rows = [
-            [float(one.region == region) for region in regions]
-            if one.region in regions
-            else [1 / len(regions)] * len(regions)
-            for one in schema
-            for _ in one.labels
-        ]
-        return torch.tensor(rows)
+    def _prompt_shares(self, schema: AttributeSchema) -> torch.Tensor:
+        """`(Z, sets)`: 1 for the attribute's own set of learnable vectors, else equal shares of those of its region,
+        else of all."""
+        if self.config.prompts_per == "attribute":
+            names, regions = zip(*self.config.prompt_attributes)
+        else:
+            names, regions = [None] * self.config.num_prompt_sets, self.config.prompt_regions
+        rows = []
+        for one in schema:
+            chosen = [name == one.name for name in names]
+            if not any(chosen):
+                chosen = [region is not None and region == one.region for region in regions]
+            if not any(chosen):
+                chosen = [True] * len(regions)
+            rows += [[mine / sum(chosen) for mine in chosen]] * one.num_labels
+        return torch.tensor(rows, dtype=torch.float32)
 
     def encode(
         self, vlm: PreTrainedModel, prompts: torch.Tensor, table: TextTable, *, in_parts: bool = True
@@ -199,7 +204,7 @@ class TextReader:
 
         Args:
             vlm: the backbone.
-            prompts: `(regions, m, width)`, the learnable vectors.
+            prompts: `(sets, m, width)`, the learnable vectors of each region or attribute.
             table: of the label space.
             in_parts: encode some texts at a time to save memory. This saves nothing when gradients are needed, because
                 then the states of all texts are stored anyway.

@@ -81,8 +81,11 @@ class VlmParForward:
             )
         if pixel_values is not None:
             return self.get_image_features(pixel_values, pixel_attention_mask, spatial_shapes)
-        if image_embeds is None and self.config.alignment == "logit":
-            raise ParValueError('image_embeds is None, but alignment="logit" compares them with the prompts')
+        if image_embeds is None and self.config.reads_pooled_output:
+            raise ParValueError(
+                "image_embeds is None, but the logits depend on them (config.alignment is "
+                f"{self.config.alignment!r}, config.pooled_classifier is {self.config.pooled_classifier})"
+            )
         return patch_embeds, image_embeds, self._patch_mask(patch_embeds, patch_mask)
 
     @can_return_tuple
@@ -144,7 +147,7 @@ class VlmParForward:
 
         Returns:
             float32 `(B, A, N, C)`, 0 at padding. With the variances of LayerNorm held fixed, the sum over N is the
-            stage-2 logit minus a constant per label.
+            stage-2 logit minus a constant per label and minus what the tower's own pooled output adds.
         """
         output, patch_mask = self._answer_heads(inputs, output_evidence=True)
         mask = patch_mask[:, None, :, None] & self.attribute_heads.label_mask[:, None]

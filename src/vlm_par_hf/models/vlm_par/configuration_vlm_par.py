@@ -36,12 +36,20 @@ class VlmParConfig(BackboneConfig):
         attributes: the label space, an `AttributeSchema` or a list of dicts; stored as plain JSON. `config.schema` is
             the object. The order of the attributes is the order of the logits.
         alignment: stage 1. `"logit"` adds the backbone's own zero-shot score of each label's prompt, times a learned
-            gate per attribute that starts at 1; `"none"` adds nothing to the logits of stage 2.
+            gate per attribute that starts at 0 (`VlmParModel.fit_zero_shot` sets the gates); `"none"` adds nothing to
+            the logits of stage 2.
         fusion: stage 2. `"text_to_image"`: the question looks at the patches. `"image_to_text"`: the patches look at
             the question's tokens (VLM-PAR, equations 9-12). `"none"`: no question, the mean of the normalised patches
             (the paper's ablation).
+        pooled_classifier: whether stage 2 also has a linear classifier on the tower's own pooled output
+            (`image_embeds`), standardised by training statistics, which starts at 0. A configuration that was saved
+            without this field is read with False.
         question_tokens: the text states that image-to-text attends to. `"content"`: the tokens of the question and the
-            last position, where the text tower pools; `"all"`: all positions, padding included.
+            last position, where the text tower pools; `"all"`: all positions, padding included. Both include the
+            learnable vectors.
+        num_question_prompts: m, the number of learnable vectors in each attribute's question (0: none). They stand in
+            place of padding before the last position, and gradients reach them through the frozen text tower, which
+            then runs in every training step.
         num_fusion_heads: attention heads of the fusion block (8 in the paper); divides the vision tower's width.
         attention_dropout: dropout on the attention probabilities of the fusion block, in training.
         layer_norm_eps: of the fusion block's LayerNorm.
@@ -77,7 +85,9 @@ class VlmParConfig(BackboneConfig):
 
     alignment: str = "logit"
     fusion: str = "text_to_image"
+    pooled_classifier: bool = True
     question_tokens: str = "content"
+    num_question_prompts: int = 0
     num_fusion_heads: int = 8
     layer_norm_eps: float = 1e-6
     question_input_ids: list | None = None
@@ -88,8 +98,38 @@ class VlmParConfig(BackboneConfig):
             raise ParValueError(f"question_tokens must be one of {QUESTION_TOKENS}, got {self.question_tokens!r}")
         _check_fusion(self, self.vlm_config.vision_config.hidden_size)
         vocab_size = self.vlm_config.text_config.vocab_size
+        self._check_prompts()
         check_token_ids("question_input_ids", self.question_input_ids, vocab_size, 2)
         check_token_ids("prompt_input_ids", self.prompt_input_ids, vocab_size, 3)
+
+    def _check_prompts(self) -> None:
+        m = self.num_question_prompts
+        check_own_number("num_question_prompts", m, 0)
+        if m and self.fusion == "none":
+            raise ParValueError(f'num_question_prompts is {m}, but fusion="none" asks no question: expected 0')
+        if self.longest_question < 1:
+            positions = self.vlm_config.text_config.max_position_embeddings
+            raise ParValueError(
+                f"num_question_prompts must leave room for a question in {positions} positions, got {m}"
+            )
+
+    @property
+    def longest_question(self) -> int:
+        """The largest number of tokens of a question, beside the learnable vectors and the last position."""
+        positions = self.vlm_config.text_config.max_position_embeddings
+        m = self.num_question_prompts
+        return positions - m - 1 if m else positions
+
+    @property
+    def reads_pooled_output(self) -> bool:
+        """Whether logits depend on the pooled output of the vision tower."""
+        return self.alignment == "logit" or self.pooled_classifier
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As `LabelSpaceConfig.from_dict`; without `pooled_classifier` it is False: every saved configuration of a
+        model that has such a classifier says so."""
+        return super().from_dict({"pooled_classifier": False, **config_dict}, **kwargs)
 
     @classmethod
     def paper(cls, **kwargs: Any) -> "VlmParConfig":
@@ -103,6 +143,7 @@ class VlmParConfig(BackboneConfig):
         choices = {
             "alignment": "none",
             "fusion": "image_to_text",
+            "pooled_classifier": False,
             "question_tokens": "content",
             "num_fusion_heads": 8,
             "attention_dropout": 0.1,
@@ -125,10 +166,10 @@ class FoldedVlmParConfig(LabelSpaceConfig, PreTrainedConfig):
     Args:
         vision_config: configuration of the vision tower, an object or its dict: `siglip2_vision_model` or
             `siglip_vision_model`. None: the base NaFlex one. With `vision_use_head=False` there is no pooled output,
-            which is allowed with `alignment="none"` only.
+            which is allowed only if no logit depends on it.
         question_lengths: number of tokens of each attribute's question; used with image_to_text only.
         backbone_name, backbone_revision: where the vision tower came from; for information only.
-        attributes, alignment, fusion, num_fusion_heads, layer_norm_eps, loss: as in `VlmParConfig`.
+        attributes, alignment, fusion, pooled_classifier, num_fusion_heads, layer_norm_eps, loss: as in `VlmParConfig`.
 
     Raises:
         ValueError: a value is outside its choices, or the values do not fit each other. Names the argument.
@@ -144,6 +185,7 @@ class FoldedVlmParConfig(LabelSpaceConfig, PreTrainedConfig):
     attributes: Any = None
     alignment: str = "logit"
     fusion: str = "text_to_image"
+    pooled_classifier: bool = False
     num_fusion_heads: int = 8
     layer_norm_eps: float = 1e-6
     question_lengths: list | None = None
@@ -162,10 +204,9 @@ class FoldedVlmParConfig(LabelSpaceConfig, PreTrainedConfig):
         check_tower("vision_config", vision)
         check_dtype(type(self).__name__, self)
         _check_fusion(self, vision.hidden_size)
-        if self.alignment == "logit" and not getattr(vision, "vision_use_head", True):
-            raise ParValueError(
-                'vision_config.vision_use_head is False, but alignment="logit" reads the pooled output'
-            )
+        if self.reads_pooled_output and not getattr(vision, "vision_use_head", True):
+            reader = 'alignment="logit"' if self.alignment == "logit" else "pooled_classifier=True"
+            raise ParValueError(f"vision_config.vision_use_head is False, but {reader} reads the pooled output")
         if self.attributes is not None and self.fusion == "image_to_text":
             lengths = self.question_lengths or []
             if len(lengths) != len(self.attributes) or not all(
@@ -175,6 +216,8 @@ class FoldedVlmParConfig(LabelSpaceConfig, PreTrainedConfig):
                     f"question_lengths must be the number of tokens of each of the {len(self.attributes)} questions, "
                     f"got {self.question_lengths}"
                 )
+
+    reads_pooled_output = VlmParConfig.reads_pooled_output
 
 
 def _check_fusion(config: PreTrainedConfig, width: int) -> None:

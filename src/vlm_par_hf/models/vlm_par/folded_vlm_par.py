@@ -28,14 +28,14 @@ if TYPE_CHECKING:
 __all__ = ["FoldedVlmParModel", "fold_vlm_par"]
 
 # Kept in float32 in a half-precision checkpoint too: they are small, and LayerNorm and logits need the precision.
-FLOAT32_CONSTANTS = ("direction", "gram", "label_bias", "prompts")
+FLOAT32_CONSTANTS = ("direction", "gram", "image_direction", "label_bias", "prompts")
 
 
 class FoldedVlmParModel(VlmParForward, ParPreTrainedModel):
     """The result of `VlmParModel.fold`: gives the answers of that model and cannot be trained.
 
-    `labels` may be given to measure the loss. Without alignment the vision tower has no pooling head, and
-    `image_embeds` is None.
+    `labels` may be given to measure the loss. If no logit depends on the tower's pooled output (`alignment="none"` and
+    `pooled_classifier=False`), the vision tower has no pooling head, and `image_embeds` is None.
 
     Args:
         config: its `attributes` must be set.
@@ -60,6 +60,7 @@ class FoldedVlmParModel(VlmParForward, ParPreTrainedModel):
             config.question_lengths or (),
             fusion=config.fusion,
             alignment=config.alignment,
+            pooled_classifier=config.pooled_classifier,
             num_heads=config.num_fusion_heads,
             eps=config.layer_norm_eps,
         )
@@ -109,11 +110,12 @@ def fold_vlm_par(model: "VlmParModel") -> FoldedVlmParModel:
     constants = model._constants()  # raises a ValueError if the questions were never tokenized
     config, tower = model.config, model.vision_tower
     vision_config = copy.deepcopy(tower.config)
-    vision_config.vision_use_head = config.alignment == "logit"  # only the alignment reads the pooled output
+    vision_config.vision_use_head = config.reads_pooled_output
     folded_config = FoldedVlmParConfig(
         vision_config=vision_config,
         attributes=config.attributes,
         alignment=config.alignment,
+        pooled_classifier=config.pooled_classifier,
         fusion=config.fusion,
         num_fusion_heads=config.num_fusion_heads,
         layer_norm_eps=config.layer_norm_eps,
@@ -123,7 +125,7 @@ def fold_vlm_par(model: "VlmParModel") -> FoldedVlmParModel:
         loss=config.loss,
     )
     state = {f"vision_model.{name}": tensor for name, tensor in tower.state_dict().items()}
-    if config.alignment != "logit":
+    if not config.reads_pooled_output:
         state = {name: tensor for name, tensor in state.items() if not name.startswith("vision_model.head.")}
     state.update({f"attribute_heads.{name}": tensor for name, tensor in constants.items()})
     shows_progress = logging.is_progress_bar_enabled()

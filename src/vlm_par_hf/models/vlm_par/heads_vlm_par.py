@@ -15,7 +15,8 @@ attention probabilities, q the query of the question:
 - text to image: scores = F k with `k = W_K q / sqrt(E)` per head (D), one pooled patch vector per head, then W_V and
   W_O.
 - The affine part of LayerNorm, the standardisation of the pooled vector and the classifier are one matrix (D x C) and
-  one constant per label; gate and scale of stage 1 are multiplied into the prompts.
+  one constant per label; so are the standardisation of the tower's own pooled output and its classifier. Gate and
+  scale of stage 1 are multiplied into the prompts.
 
 Letters: B people, N patches, A attributes, C labels, H heads, T question tokens, D vision width, E = D / H.
 """
@@ -59,6 +60,8 @@ class _Heads(nn.Module):
     Constants, by name:
 
     - `direction` `(A, D, C)` and `label_bias` `(A, C)`: the classifier of the pooled vector.
+    - `image_direction` `(A, D, C)`, with `pooled_classifier` only: the classifier of the tower's own pooled output.
+      Its constant is part of `label_bias`.
     - `prompts` `(A, C, D)`, with alignment only: unit vectors times gate and scale. Gate times the backbone's bias is
       part of `label_bias`.
     - text_to_image: `keys` `(A * H, D)`, `value` `(A * H, D, E)`, `output` `(A, D, D)`.
@@ -75,6 +78,7 @@ class _Heads(nn.Module):
         *,
         fusion: str,
         alignment: str,
+        pooled_classifier: bool,
         num_heads: int,
         dropout: float,
         eps: float,
@@ -84,6 +88,7 @@ class _Heads(nn.Module):
         self.width = width
         self.fusion = fusion
         self.alignment = alignment
+        self.pooled_classifier = pooled_classifier
         self.num_heads = num_heads
         self.dropout = dropout
         self.eps = eps
@@ -121,7 +126,7 @@ class _Heads(nn.Module):
             constants: as above.
             patch_embeds: `(B, N, D)`; values at padding are ignored.
             patch_mask: bool `(B, N)`.
-            image_embeds: `(B, D)`; with `alignment="logit"` only.
+            image_embeds: `(B, D)`; with `alignment="logit"` or `pooled_classifier` only.
             output_attentions, output_evidence: whether to return them; they need additional memory.
         """
         patches = torch.where(patch_mask[..., None], patch_embeds, 0)
@@ -130,6 +135,8 @@ class _Heads(nn.Module):
         pooled, attentions, evidence = pool(constants, patches, patch_mask, count, output_attentions, output_evidence)
         with no_autocast(patches):
             logits = torch.einsum("bad,adc->bac", pooled, wide(constants["direction"])) + wide(constants["label_bias"])
+            if self.pooled_classifier:
+                logits = logits + torch.einsum("bd,adc->bac", wide(image_embeds), wide(constants["image_direction"]))
             if self.alignment == "logit":
                 image = F.normalize(wide(image_embeds), dim=-1)
                 logits = logits + torch.einsum("be,ace->bac", image, wide(constants["prompts"]))
@@ -279,14 +286,18 @@ class AttributeHeads(_Heads):
 
     A fresh fusion block does not change the result. text_to_image: `query` is 0, so attention is uniform, and `value`
     and `output` are identities, so the block adds the mean patch to the mean patch; LayerNorm removes the factor 2.
-    image_to_text: `output` is 0. The classifier is 0 as well. Gradients reach `query` (text_to_image) or `output`
+    image_to_text: `output` is 0. Both classifiers and the gates of stage 1 are 0 as well. Gradients reach `query`
+        (text_to_image) or `output`
     (image_to_text) after the first step of the classifier, and all other parameters after the next step.
+
+    The mean and standard deviation of the pooled vector (`pooled_mean`, `pooled_std`) and of the tower's own pooled
+    output (`image_mean`, `image_std`) are 0 and 1 until `restandardise` sets them.
 
     Args:
         num_labels: number of labels of each attribute.
         width: D, of the vision tower.
         text_width: of the text tower's states.
-        fusion, alignment, num_heads, dropout, eps: as in `VlmParConfig`.
+        fusion, alignment, pooled_classifier, num_heads, dropout, eps: as in `VlmParConfig`.
     """
 
     def __init__(self, num_labels: Sequence[int], width: int, text_width: int, **settings) -> None:
@@ -306,6 +317,10 @@ class AttributeHeads(_Heads):
             self.gate = nn.Parameter(torch.empty(A))
         self.register_buffer("pooled_mean", torch.zeros(width))
         self.register_buffer("pooled_std", torch.ones(width))
+        if self.pooled_classifier:
+            self.image_classifier_weight = nn.Parameter(torch.empty(A, width, C))
+            self.register_buffer("image_mean", torch.zeros(width))
+            self.register_buffer("image_std", torch.ones(width))
 
     def init_parameters(self) -> None:
         """Sets the initial values; leaves parameters alone that a checkpoint has filled."""
@@ -323,9 +338,13 @@ class AttributeHeads(_Heads):
         init.zeros_(self.classifier_weight)
         init.zeros_(self.classifier_bias)
         if self.alignment == "logit":
-            init.ones_(self.gate)
+            init.zeros_(self.gate)
         init.zeros_(self.pooled_mean)
         init.ones_(self.pooled_std)
+        if self.pooled_classifier:
+            init.zeros_(self.image_classifier_weight)
+            init.zeros_(self.image_mean)
+            init.ones_(self.image_std)
         self.init_label_mask()
 
     @staticmethod
@@ -333,6 +352,23 @@ class AttributeHeads(_Heads):
         # Xavier for the (inputs, outputs) matrix of each attribute; the first axis only stacks them.
         bound = (6.0 / (projection.shape[1] + projection.shape[2])) ** 0.5
         init.uniform_(projection, -bound, bound)
+
+    def restandardise(self, kind: str, mean: torch.Tensor, std: torch.Tensor) -> None:
+        """Sets the statistics by which a classifier's input is standardised, and changes its weights so that no logit
+        changes.
+
+        Args:
+            kind: `"pooled"`, the pooled vector of the fusion, or `"image"`, the tower's own pooled output.
+            mean, std: float64 `(D,)`.
+        """
+        parameter = self.classifier_weight if kind == "pooled" else self.image_classifier_weight
+        old_mean, old_std = getattr(self, f"{kind}_mean"), getattr(self, f"{kind}_std")
+        weight = parameter.double()
+        shift = (mean - old_mean.double()) / old_std.double()
+        self.classifier_bias += torch.einsum("d,adc->ac", shift, weight).to(self.classifier_bias.dtype)
+        parameter.copy_(weight * (std / old_std.double())[:, None])
+        old_mean.copy_(mean)
+        old_std.copy_(std)
 
     def compute_constants(
         self,
@@ -352,8 +388,8 @@ class AttributeHeads(_Heads):
             scale, bias: of the backbone's logits: exp(scale) * cosine + bias; with alignment only.
 
         Returns:
-            Constants by name. `direction`, `label_bias`, `prompts` and `gram` are float32 (float64 stays float64); the
-            others have the dtype of the parameters.
+            Constants by name. `direction`, `image_direction`, `label_bias`, `prompts` and `gram` are float32 (float64
+            stays float64); the others have the dtype of the parameters.
         """
         with no_autocast(self.norm_weight):
             classifier = wide(self.classifier_weight)
@@ -363,6 +399,11 @@ class AttributeHeads(_Heads):
                 "label_bias": wide(self.classifier_bias)
                 + torch.einsum("ad,adc->ac", (wide(self.norm_bias) - wide(self.pooled_mean)) / std, classifier),
             }
+            if self.pooled_classifier:
+                direction = wide(self.image_classifier_weight) / wide(self.image_std)[:, None]
+                shift = torch.einsum("d,adc->ac", wide(self.image_mean), direction)
+                constants["image_direction"] = direction
+                constants["label_bias"] = constants["label_bias"] - shift
             if self.alignment == "logit":
                 gate = wide(self.gate)[:, None]
                 constants["prompts"] = F.normalize(wide(prompts), dim=-1) * (gate * wide(scale).exp())[..., None]
@@ -408,7 +449,7 @@ class FoldedHeads(_Heads):
 
     Args:
         question_lengths: number of tokens of each attribute's question; used with image_to_text only.
-        num_labels, width, fusion, alignment, num_heads, eps: as in `AttributeHeads`.
+        num_labels, width, fusion, alignment, pooled_classifier, num_heads, eps: as in `AttributeHeads`.
     """
 
     def __init__(self, num_labels: Sequence[int], width: int, question_lengths: Sequence[int], **settings) -> None:
@@ -416,6 +457,8 @@ class FoldedHeads(_Heads):
         self.question_lengths = tuple(question_lengths)
         A, C = self.label_mask.shape
         shapes = {"direction": (A, width, C), "label_bias": (A, C)}
+        if self.pooled_classifier:
+            shapes["image_direction"] = (A, width, C)
         if self.alignment == "logit":
             shapes["prompts"] = (A, C, width)
         if self.fusion == "text_to_image":

@@ -5,8 +5,9 @@ A frozen SigLIP or SigLIP 2 backbone, one cross-attention block and one linear c
 What differs from the paper: real checkpoints have a bidirectional text tower, pre-LN layers and no CLS token, unlike
 equations 2-7, so only the new fusion block is post-LN (equation 12). The paper does not say how the patches become one
 vector before equation 13; here it is their mean. By default the question attends to the patches and not the other way
-round (`fusion="text_to_image"`), and the backbone's zero-shot score is added to the logits (`alignment="logit"`).
-`VlmParConfig.paper()` makes every choice as in the paper.
+round (`fusion="text_to_image"`), the backbone's zero-shot score is added to the logits (`alignment="logit"`), and a
+linear classifier reads the tower's own pooled output too (`pooled_classifier=True`), without which the heads can be
+worse than a linear probe. `VlmParConfig.paper()` makes every choice as in the paper.
 
 The text is constant, so it can be multiplied into the projections of equation 9 in advance, without approximation, and
 equations 9-13 need no (patches x width) tensor per attribute. `heads_vlm_par` explains the algebra; `VlmParModel.fold`
@@ -16,6 +17,7 @@ Letters: B people, N patches, A attributes, C labels, H heads, T question tokens
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,13 +27,14 @@ from transformers import AutoModel
 from transformers.utils import logging
 
 from vlm_par_hf.base.backbones import BackbonePreTrainedModel
+from vlm_par_hf.base.decisions import fit_decisions
 from vlm_par_hf.base.modeling import evaluation_mode
 from vlm_par_hf.base.numerics import no_autocast, wide
 from vlm_par_hf.errors import ParValueError
-from vlm_par_hf.labels.schema import AttributeSchema
-from vlm_par_hf.upstream import init
+from vlm_par_hf.labels.schema import UNKNOWN_LABEL, AttributeSchema, check_label_range
+from vlm_par_hf.upstream import TOWERS, Towers, init
 
-from .answering_vlm_par import VlmParForward
+from .answering_vlm_par import IMAGE_INPUTS, VlmParForward
 from .configuration_vlm_par import VlmParConfig
 from .folded_vlm_par import FoldedVlmParModel, fold_vlm_par
 from .heads_vlm_par import AttributeHeads
@@ -53,8 +56,8 @@ class VlmParPreTrainedModel(VlmParForward, BackbonePreTrainedModel):
 class VlmParModel(VlmParPreTrainedModel):
     """VLM-PAR over a SigLIP or SigLIP 2 backbone.
 
-    A fresh model with `alignment="logit"` gives exactly the zero-shot scores of its backbone. The logits are float32
-    whatever the dtype of the model.
+    A fresh model gives all labels the same score. With `alignment="logit"`, `fit_zero_shot` makes it the zero-shot
+    classifier of its backbone. The logits are float32 whatever the dtype of the model.
 
     Args:
         config: its `attributes` must be set.
@@ -77,8 +80,12 @@ class VlmParModel(VlmParPreTrainedModel):
         self.attribute_heads = self._build_heads()
         A, C, T = len(self.schema), self.schema.max_labels, max(self._question_lengths(), default=0)
         if config.fusion != "none":
-            self.register_buffer("question_states", torch.zeros(A, T, text.hidden_size))
             self.register_buffer("question_mask", torch.zeros(A, T, dtype=torch.bool))
+            if config.num_question_prompts:  # then the states follow from these, and are no buffer
+                shape = (A, config.num_question_prompts, text.hidden_size)
+                self.question_prompts = nn.Parameter(torch.empty(shape))
+            else:
+                self.register_buffer("question_states", torch.zeros(A, T, text.hidden_size))
         if config.alignment == "logit":
             self.register_buffer("prompt_embeds", torch.zeros(A, C, text.projection_size))
         self.attribute_heads.question_lengths = self._question_lengths()
@@ -94,16 +101,38 @@ class VlmParModel(VlmParPreTrainedModel):
             config.vlm_config.text_config.hidden_size,
             fusion=config.fusion,
             alignment=config.alignment,
+            pooled_classifier=config.pooled_classifier,
             num_heads=config.num_fusion_heads,
             dropout=config.attention_dropout,
             eps=config.layer_norm_eps,
         )
 
     def init_parameters(self) -> None:
-        """Zeros in the buffers that `encode_questions` fills. `attribute_heads` initialises its own parameters."""
+        """Zeros in the buffers that `encode_questions` fills, and small random vectors in the questions.
+        `attribute_heads` initialises its own parameters."""
         for name in ("question_states", "question_mask", "prompt_embeds"):
             if hasattr(self, name):
                 init.zeros_(getattr(self, name))
+        if self.config.num_question_prompts:
+            init.normal_(self.question_prompts, std=0.02)
+
+    @classmethod
+    def from_backbone(cls, name: str | Path, **kwargs: Any) -> "VlmParModel":
+        """As `BackbonePreTrainedModel.from_backbone`; then the learnable vectors of the questions, if there are any,
+        are set to the embedding of the padding that they replace, so that a fresh model reads its questions as its
+        backbone does."""
+        model = super().from_backbone(name, **kwargs)
+        if model.config.num_question_prompts:
+            with torch.no_grad():
+                model.question_prompts.copy_(model._padding_embedding().expand_as(model.question_prompts))
+        return model
+
+    def _padding_embedding(self) -> torch.Tensor:
+        return self._towers.word_table(self.vlm)[self.config.text_pad_token_id]
+
+    @property
+    def _towers(self) -> Towers:
+        return TOWERS[self.config.vlm_config.model_type]
 
     # Text
 
@@ -123,6 +152,12 @@ class VlmParModel(VlmParPreTrainedModel):
                 )
         if not all(config.question_input_ids or ()):
             raise ParValueError("question_input_ids holds a question without tokens")
+        longest = max((len(ids) for ids in config.question_input_ids or ()), default=0)
+        if config.num_question_prompts and longest > config.longest_question:
+            raise ParValueError(
+                f"question_input_ids holds a question of {longest} tokens, expected at most {config.longest_question} "
+                f"beside {config.num_question_prompts} learnable vectors"
+            )
 
     def _question_lengths(self) -> tuple[int, ...]:
         """T of each attribute, from the configuration alone: the buffers need this size before a checkpoint is
@@ -134,7 +169,8 @@ class VlmParModel(VlmParPreTrainedModel):
         last = self.config.vlm_config.text_config.max_position_embeddings - 1
         if self.config.question_tokens == "all":
             return list(range(last + 1))
-        return sorted({*range(min(length, last + 1)), last})
+        first_prompt = last - self.config.num_question_prompts
+        return sorted({*range(min(length, last + 1)), *range(first_prompt, last + 1)})
 
     @torch.no_grad()
     def encode_questions(self, processor: VlmParProcessor | None = None) -> None:
@@ -151,7 +187,7 @@ class VlmParModel(VlmParPreTrainedModel):
         if processor is not None:
             limit = config.vlm_config.text_config.max_position_embeddings
             config.text_pad_token_id = int(processor.tokenizer.pad_token_id)
-            config.question_input_ids = processor.encode_texts(self.schema.questions, limit)
+            config.question_input_ids = processor.encode_texts(self.schema.questions, config.longest_question)
             config.prompt_input_ids = [processor.encode_texts(attribute.prompts, limit) for attribute in self.schema]
         if config.question_input_ids is None or config.prompt_input_ids is None:
             raise ParValueError(
@@ -160,16 +196,13 @@ class VlmParModel(VlmParPreTrainedModel):
             )
         A, C = len(self.schema), self.schema.max_labels
         if config.fusion != "none":
-            states, _ = self._encode_text(config.question_input_ids)
-            kept = [self._kept_positions(len(ids)) for ids in config.question_input_ids]
-            T = max(len(positions) for positions in kept)
-            question_states = states.new_zeros(A, T, states.shape[-1])
-            question_mask = torch.zeros(A, T, dtype=torch.bool, device=states.device)
-            for row, positions in enumerate(kept):
-                question_states[row, : len(positions)] = states[row, positions]
-                question_mask[row, : len(positions)] = True
-            self.question_states, self.question_mask = question_states, question_mask
+            lengths = torch.tensor(self._question_lengths(), device=self.vlm.logit_scale.device)
+            self.question_mask = torch.arange(int(lengths.max()), device=lengths.device) < lengths[:, None]
             self.attribute_heads.question_lengths = self._question_lengths()
+            if config.num_question_prompts:
+                self._kept.clear()  # the questions are others, though no tensor is that they are kept by
+            else:
+                self.question_states = self._keep_positions(self._encode_text(config.question_input_ids)[0])
         if config.alignment == "logit":
             _, pooled = self._encode_text([ids for prompts in config.prompt_input_ids for ids in prompts])
             pooled = F.normalize(wide(pooled), dim=-1).to(pooled.dtype)
@@ -177,6 +210,29 @@ class VlmParModel(VlmParPreTrainedModel):
             prompt_embeds[self.attribute_heads.label_mask] = pooled
             self.prompt_embeds = prompt_embeds
         self._text_ready = True
+
+    def _keep_positions(self, states: torch.Tensor) -> torch.Tensor:
+        """The states of the questions whose positions count, `(A, T, width)`, from those of all positions; 0 past a
+        question's own length."""
+        kept = [self._kept_positions(len(ids)) for ids in self.config.question_input_ids]
+        T = self.question_mask.shape[1]
+        positions = torch.tensor([[*one, *one[:1] * (T - len(one))] for one in kept], device=states.device)
+        found = states.gather(1, positions[..., None].expand(-1, -1, states.shape[-1]))
+        return torch.where(self.question_mask[..., None], found, 0)
+
+    def _read_questions(self) -> torch.Tensor:
+        """The states `(A, T, width)` of the questions with their learnable vectors, from the text tower; with
+        gradients to the vectors."""
+        config, m = self.config, self.config.num_question_prompts
+        length = config.vlm_config.text_config.max_position_embeddings
+        padding = config.text_pad_token_id
+        padded = torch.tensor(
+            [one + [padding] * (length - len(one)) for one in config.question_input_ids], device=self.device
+        )
+        with no_autocast(self.question_prompts), evaluation_mode(self.vlm.text_model):
+            words = self._towers.embed_words(self.vlm, padded)
+            words = torch.cat([words[:, : -m - 1], self.question_prompts.to(words.dtype), words[:, -1:]], 1)
+            return self._keep_positions(self._towers.read_words(self.vlm, words))
 
     def _encode_text(self, ids: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
         """States `(texts, length, width)` and pooled vectors `(texts, projection)` of token ids. Padded to the right
@@ -210,19 +266,27 @@ class VlmParModel(VlmParPreTrainedModel):
         if torch.compiler.is_compiling() or torch.is_grad_enabled():
             return self._compute_constants()
         heads = self.attribute_heads
-        kept = self._kept.of((*heads.parameters(), *heads.buffers(), *self._text_tensors().values()))
+        if self.config.num_question_prompts:  # in place of the states, which cost a pass of the text tower
+            sources = (self.question_prompts, self.question_mask, *self._prompt_tensors().values())
+        else:
+            sources = tuple(self._text_tensors().values())
+        kept = self._kept.of((*heads.parameters(), *heads.buffers(), *sources))
         if "constants" not in kept:
             kept["constants"] = self._compute_constants()
         return kept["constants"]
 
     def _text_tensors(self) -> dict[str, torch.Tensor]:
         """The encoded texts, as arguments of `AttributeHeads.compute_constants`."""
-        text = {}
+        text = self._prompt_tensors()
         if self.config.fusion != "none":
-            text.update(states=self.question_states, mask=self.question_mask)
-        if self.config.alignment == "logit":
-            text.update(prompts=self.prompt_embeds, scale=self.vlm.logit_scale, bias=self.vlm.logit_bias)
+            states = self._read_questions() if self.config.num_question_prompts else self.question_states
+            text.update(states=states, mask=self.question_mask)
         return text
+
+    def _prompt_tensors(self) -> dict[str, torch.Tensor]:
+        if self.config.alignment == "none":
+            return {}
+        return {"prompts": self.prompt_embeds, "scale": self.vlm.logit_scale, "bias": self.vlm.logit_bias}
 
     def _compute_constants(self) -> dict[str, torch.Tensor]:
         return self.attribute_heads.compute_constants(**self._text_tensors())
@@ -231,9 +295,10 @@ class VlmParModel(VlmParPreTrainedModel):
     def exchange_attributes(self, attributes: Any, processor: VlmParProcessor) -> None:
         """Gives the model another label space, to go on training with it.
 
-        An attribute whose name and labels were in the old label space keeps its head, the others get fresh ones. All
-        questions and prompts are encoded anew, and weighting and priors of `config.loss` are removed. A warning says
-        what was kept. New parameters require gradients where the old ones did.
+        An attribute whose name and labels were in the old label space keeps its head. The others get fresh ones, with
+        the median gate of the old ones, so until they are trained they answer as the backbone does. All questions and
+        prompts are encoded anew, and weighting and priors of `config.loss` are removed. A warning says what was kept.
+        New parameters require gradients where the old ones did.
 
         Args:
             attributes: `AttributeSchema` or list of dicts.
@@ -252,21 +317,28 @@ class VlmParModel(VlmParPreTrainedModel):
         new = self._build_heads()
         new.init_parameters()
         new.to(old.norm_weight.device, old.norm_weight.dtype)
+        if self.config.alignment == "logit":
+            new.gate.fill_(old.gate.float().quantile(0.5))
         learns = {name: parameter.requires_grad for name, parameter in old.named_parameters()}
         old_state = old.state_dict()
         for name, tensor in new.state_dict().items():
-            if name in ("pooled_mean", "pooled_std"):  # of the images, not of an attribute
+            if name.endswith(("_mean", "_std")):  # of the images, not of an attribute
                 tensor.copy_(old_state[name])
                 continue
             for row, place in kept.items():
                 target, source = tensor[row], old_state[name][place]
-                if name.startswith("classifier"):  # filled up to the largest number of labels of the label space
+                if "classifier" in name:  # filled up to the largest number of labels of the label space
                     target, source = (one[..., : schema[row].num_labels] for one in (target, source))
                 target.copy_(source)
         for name, parameter in new.named_parameters():
             parameter.requires_grad_(learns[name])
         new.train(old.training)
         self.attribute_heads = new
+        if self.config.num_question_prompts:
+            prompts = self._padding_embedding().repeat(len(schema), self.config.num_question_prompts, 1)
+            for row, place in kept.items():
+                prompts[row] = self.question_prompts[place]
+            self.question_prompts = nn.Parameter(prompts, requires_grad=self.question_prompts.requires_grad)
         self.encode_questions(processor)
         logger.warning(
             "The label space is exchanged. Heads kept: %s. Fresh, to be trained: %s. Left out: %s.",
@@ -287,7 +359,7 @@ class VlmParModel(VlmParPreTrainedModel):
         """A new model for inference that gives the same answers and consists of the vision tower and a few constants.
 
         This model is not changed. The new one can be saved, loaded (by `AutoModel` too) and used in the pipeline like
-        any model, but not trained. It has no text tower, and without alignment its vision tower has no pooling head.
+        any model, but not trained. It has no text tower, and no pooling head if no logit depends on the pooled output.
 
         Raises:
             ValueError: the questions were never tokenized, or the model is quantised.
@@ -296,6 +368,7 @@ class VlmParModel(VlmParPreTrainedModel):
 
     def load_state_dict(self, state_dict, strict=True, assign=False):
         self._text_ready = False
+        self._kept.clear()
         return super().load_state_dict(state_dict, strict, assign)
 
     def train(self, mode: bool = True) -> "VlmParModel":
@@ -309,7 +382,7 @@ class VlmParModel(VlmParPreTrainedModel):
         return self
 
     def _freeze_unused(self) -> None:
-        if self.config.alignment == "none":  # only the alignment reads the pooled output
+        if not self.config.reads_pooled_output:
             self.vlm.vision_model.head.requires_grad_(False)
 
     def get_input_embeddings(self) -> nn.Module:
@@ -319,10 +392,11 @@ class VlmParModel(VlmParPreTrainedModel):
 
     @torch.no_grad()
     def fit_pooled_statistics(self, batches: Iterable[Mapping[str, Any]]) -> None:
-        """Sets the mean and standard deviation by which the pooled vector is standardised before the classifier.
+        """Sets the means and standard deviations by which the classifiers' inputs are standardised: the pooled vector
+        of the fusion and, with `config.pooled_classifier`, the tower's own pooled output.
 
-        The classifier's weights are changed accordingly, so the logits stay the same. The standardisation only changes
-        how fast the classifier learns.
+        The weights are changed accordingly, so the logits stay the same. The standardisation only changes how fast the
+        classifiers learn.
 
         Args:
             batches: keyword arguments of `forward`, pixels or features; training images.
@@ -331,30 +405,112 @@ class VlmParModel(VlmParPreTrainedModel):
             ValueError: fewer than two images.
         """
         heads = self.attribute_heads
-        count, total, square = 0, 0.0, 0.0
+        found = {"pooled": _Moments(), "image": _Moments()}
         with evaluation_mode(self):
             for batch in batches:
-                pooled = self._answer_heads(batch)[0].pooled.double()
-                pooled = (pooled * heads.norm_weight.double() + heads.norm_bias.double()).flatten(0, 1)
-                count += pooled.shape[0]
-                total = total + pooled.sum(0)
-                square = square + pooled.square().sum(0)
-        if count < 2 * len(self.schema):
-            raise ParValueError(f"batches must hold at least 2 images, got {count // len(self.schema)}")
-        mean = total / count
-        std = (square / count - mean.square()).clamp_min(0).sqrt()
-        # Lower bound: do not scale up a feature that hardly varies.
-        std = std.clamp_min((1e-3 * std.mean()).clamp_min(1e-6))
-        shift = (mean - heads.pooled_mean.double()) / heads.pooled_std.double()
-        weight = heads.classifier_weight.double()
-        heads.classifier_bias += torch.einsum("d,adc->ac", shift, weight).to(heads.classifier_bias.dtype)
-        heads.classifier_weight.copy_(weight * (std / heads.pooled_std.double())[:, None])
-        heads.pooled_mean.copy_(mean)
-        heads.pooled_std.copy_(std)
+                patch_embeds, image_embeds, patch_mask = self._image_inputs(
+                    **{name: batch.get(name) for name in IMAGE_INPUTS}
+                )
+                output = heads.apply_constants(self._constants(), patch_embeds, patch_mask, image_embeds)
+                pooled = output.pooled.double() * heads.norm_weight.double() + heads.norm_bias.double()
+                found["pooled"].add(pooled.flatten(0, 1))
+                if self.config.pooled_classifier:
+                    found["image"].add(image_embeds.double())
+        count = found["pooled"].count // len(self.schema)
+        if count < 2:
+            raise ParValueError(f"batches must hold at least 2 images, got {count}")
+        for kind, moments in found.items():
+            if moments.count:
+                heads.restandardise(kind, *moments.mean_and_std())
 
     @property
     def starts_from_priors(self) -> bool:
-        return self.config.alignment == "none"
+        return True
+
+    @property
+    def starts_from_zero_shot(self) -> bool:
+        return self.config.alignment == "logit"
+
+    @torch.no_grad()
+    def fit_zero_shot(self, batches: Iterable[Mapping[str, Any]] | None = None) -> None:
+        """Makes a fresh model the zero-shot classifier of its backbone: sets the gates of stage 1 and the biases.
+
+        Without images, all gates are 1 and all biases 0: the logits are the scores that the backbone was trained to
+        give, up to a constant. With training images, the gate and the biases of each attribute are fitted to their
+        labels (Platt scaling), by cross-entropy with the class weights of `config.loss`. The backbone's own scale is
+        that of one picture among all captions of a batch, far too large for one attribute of a person: with gates of
+        1, training starts from answers that are certain and often wrong.
+
+        Args:
+            batches: keyword arguments of `forward`, with `labels`; training images. Of the features only
+                `image_embeds` are needed. An attribute with fewer than two different known labels keeps gate and
+                biases.
+
+        Raises:
+            ValueError: `config.alignment` is "none", the model is trained already, a batch has no labels, or they do
+                not fit the label space.
+        """
+        heads = self.attribute_heads
+        if self.config.alignment != "logit":
+            raise ParValueError('alignment is "none": this model does not compare pictures with prompts')
+        for name in ("classifier_weight", "image_classifier_weight"):
+            if bool(getattr(heads, name, heads.gate.new_zeros(1)).any()):
+                raise ParValueError(
+                    f"attribute_heads.{name} is not 0: this model is trained, and its classifiers would be added to "
+                    "the zero-shot scores; call fit_zero_shot on a model from from_backbone"
+                )
+        if batches is None:
+            heads.gate.fill_(1.0)
+            heads.classifier_bias.zero_()
+            return
+        images, labels = [], []
+        with evaluation_mode(self):
+            for batch in batches:
+                if batch.get("labels") is None:
+                    raise ParValueError(
+                        f"a batch of batches has no labels (it has {sorted(batch)}): expected int64 (B, A)"
+                    )
+                image_embeds = batch.get("image_embeds")
+                if image_embeds is None:
+                    image_embeds = self._image_inputs(**{name: batch.get(name) for name in IMAGE_INPUTS})[1]
+                images.append(image_embeds.double())
+                labels.append(batch["labels"].cpu())
+        if not images:
+            raise ParValueError("batches is empty: expected at least one batch of training images")
+        self._ensure_text()
+        labels = torch.cat(labels)
+        if labels.shape[1:] != (len(self.schema),):
+            raise ParValueError(f"labels has shape {tuple(labels.shape)}, expected (B, {len(self.schema)})")
+        check_label_range(labels.numpy(), self.schema)
+        prompts = F.normalize(self.prompt_embeds.double(), dim=-1) * self.vlm.logit_scale.double().exp()
+        scores = torch.einsum("be,ace->bac", F.normalize(torch.cat(images), dim=-1), prompts).cpu()
+        self._set_gates(scores, labels)
+
+    def _set_gates(self, scores: torch.Tensor, labels: torch.Tensor) -> None:
+        """Fits gates and biases to the zero-shot scores of training images.
+
+        Args:
+            scores: float64 `(S, A, C)`; values past an attribute's own labels are ignored.
+            labels: int64 `(S, A)`.
+        """
+        heads, loss = self.attribute_heads, self.loss_module
+        # In units of their spread, so that the penalty of the fit does not depend on the backbone's scale.
+        own = heads.label_mask.cpu()
+        mean = torch.where(own, scores, 0).sum(-1, keepdim=True) / own.sum(-1)[:, None]
+        spread = torch.where(own, scores - mean, 0).square().mean((0, 2)).sqrt().clamp_min(1e-6)  # (A,)
+        gain, offset = fit_decisions((scores - mean) / spread[:, None], labels, self.schema, weighting=loss.weighting)
+        offsets = offset.split(self.schema.num_labels)
+        if loss.logit_adjustment:  # what training adds to the logits
+            priors = self.config.loss["priors"]
+            offsets = [
+                one - loss.logit_adjustment * torch.tensor(prior, dtype=one.dtype).log()
+                for one, prior in zip(offsets, priors)
+            ]
+        for position, (attribute, column) in enumerate(zip(self.schema, labels.T)):
+            if len(column[column != UNKNOWN_LABEL].unique()) < 2:
+                continue
+            heads.gate[position] = gain[position] / spread[position]
+            heads.classifier_bias[position, : attribute.num_labels] = offsets[position].to(heads.classifier_bias)
 
     @torch.no_grad()
     def init_bias_from_priors(self, priors: Sequence | torch.Tensor) -> None:
@@ -387,14 +543,36 @@ class VlmParModel(VlmParPreTrainedModel):
         return self.attribute_heads.width
 
     def _part_of(self, name: str, parameter: nn.Parameter) -> tuple[str, bool]:
+        if name == "question_prompts":
+            return "classifier", False
         own = name.removeprefix("attribute_heads.")
         if own == name:
             return "backbone", parameter.ndim >= 2
-        part = "classifier" if own.startswith(("classifier", "gate")) else "fusion"
-        return part, own in ("query", "key", "value", "output", "classifier_weight")
+        part = "classifier" if "classifier" in own or own == "gate" else "fusion"
+        return part, own in ("query", "key", "value", "output", "classifier_weight", "image_classifier_weight")
 
     def _prepare_texts(self, processor: VlmParProcessor | None) -> None:
         if processor is not None:
             self.encode_questions(processor)
         elif self.config.question_input_ids is not None:
             self._ensure_text()  # encode the texts now, not in the first forward pass
+
+
+class _Moments:
+    """Mean and standard deviation of rows that arrive in parts."""
+
+    def __init__(self) -> None:
+        self.count, self.total, self.square = 0, 0.0, 0.0
+
+    def add(self, rows: torch.Tensor) -> None:
+        """Adds rows, float64 `(n, D)`."""
+        self.count += len(rows)
+        self.total = self.total + rows.sum(0)
+        self.square = self.square + rows.square().sum(0)
+
+    def mean_and_std(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Float64 `(D,)` each; the deviation has a lower bound, so that a feature that hardly varies is not scaled
+        up."""
+        mean = self.total / self.count
+        std = (self.square / self.count - mean.square()).clamp_min(0).sqrt()
+        return mean, std.clamp_min((1e-3 * std.mean()).clamp_min(1e-6))
