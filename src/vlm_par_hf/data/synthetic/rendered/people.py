@@ -426,8 +426,8 @@ _SHOPPING_BAGS = {
     "white": 0.38, "khaki": 0.14, "red": 0.14, "green": 0.08, "sky": 0.08, "yellow": 0.05, "black": 0.08, "pink": 0.05,
 }  # fmt: skip
 _HAT_COLORS = {
-    "black": 0.42, "navy": 0.13, "white": 0.13, "red": 0.10, "gray": 0.07, "beige": 0.05, "blue": 0.05, "pink": 0.05, "green": 0.03,
-    "purple": 0.03, "orange": 0.02, "brown": 0.03,
+    "black": 0.42, "navy": 0.13, "white": 0.13, "red": 0.10, "gray": 0.07, "beige": 0.05, "blue": 0.05, "pink": 0.05,
+    "green": 0.03, "purple": 0.03, "orange": 0.02, "brown": 0.03,
 }  # fmt: skip
 _HELMET_COLORS = {"yellow": 0.42, "orange": 0.24, "red": 0.14, "white": 0.12, "blue": 0.08}
 _SCARF_COLORS = _UPPER_COLORS | {"red": 0.15, "black": 0.10}
