@@ -32,7 +32,7 @@ from folds import NUM_FOLDS, person_folds, real_crops, scored_attributes
 
 from vlm_par_hf import get_schema, pixels
 from vlm_par_hf.metrics.ranking import ResampledRanking, roc_auc
-from vlm_par_hf.utils import atomic_write_json, embedded_path, require
+from vlm_par_hf.utils import atomic_write_json, backbone_files, require
 
 
 logger = logging.getLogger("transfer")
@@ -47,7 +47,7 @@ def backbone_features(name: str, images, batch_size: int = 32) -> dict[str, np.n
     """Pooled output and mean patch of the vision tower, each float32 `(N, D)`, with the checkpoint's own processor."""
     from transformers import AutoModel, AutoProcessor
 
-    path = embedded_path("backbone") if name == "embedded" else Path(name)
+    path = backbone_files(name)
     model = AutoModel.from_pretrained(path, dtype=torch.float32).eval()
     processor = AutoProcessor.from_pretrained(path).image_processor
     pooled, patches = [], []

@@ -1,12 +1,12 @@
 """Predict the attributes of people in pictures with any checkpoint, and draw the result.
 
-    python examples/predict.py                                      # draws people and uses the embedded model
+    python examples/predict.py                                      # the example crops, by the embedded model
     python examples/predict.py crop1.jpg crop2.jpg --model folder   # your crops (one person each), your checkpoint
     python examples/predict.py street.jpg --boxes "10,20,60,160 80,15,140,170" --model folder
     python examples/predict.py street.jpg --detector facebook/detr-resnet-50 --model folder
 
-It takes seconds on one CPU core. The embedded model knows drawn pedestrians only: its answers about photographs mean
-nothing. A detector is a model on the Hugging Face Hub; it is downloaded on first use.
+It takes seconds on one CPU core. How far the embedded model can be trusted is logged and written into the picture. A
+detector is a model on the Hugging Face Hub; it is downloaded on first use.
 """
 
 import argparse
@@ -17,18 +17,18 @@ from transformers import pipeline
 
 import vlm_par_hf
 from vlm_par_hf.images import open_image
+from vlm_par_hf.images.example_crops import EXAMPLES
+from vlm_par_hf.inference.trust import trust_note
 from vlm_par_hf.visualization import draw_boxes, explanation_grid, is_positive_answer, people_grid
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("images", nargs="*", help="pictures; none: drawn people")
+    parser.add_argument("images", nargs="*", help="pictures; none: the example crops, which are photographs")
     parser.add_argument("--model", help="a checkpoint folder or repository; by default the embedded model")
     parser.add_argument("--boxes", help='people in a single picture: "x0,y0,x1,y1 x0,y0,x1,y1 ..."')
     parser.add_argument("--detector", help="an object-detection model that finds the people")
     parser.add_argument("--explain", nargs="*", metavar="NAME", help="show which patches these answers rest on")
-    parser.add_argument("--people", type=int, default=9, help="how many people to draw without images")
-    parser.add_argument("--seed", type=int, default=7, help="which people to draw without images")
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--output", type=Path, default=Path("outputs/predict.png"))
     options = parser.parse_args()
@@ -49,27 +49,17 @@ def main() -> None:
 
 
 def one_person_per_picture(pipe, schema, options) -> Image.Image:
-    labels = None
-    if options.images:
-        images, names = [open_image(path) for path in options.images], [Path(path).name for path in options.images]
-        title, note = "Predicted attributes", f"{len(images)} pictures, model: {options.model or 'embedded'}"
-    else:
-        people = vlm_par_hf.load_par_dataset(
-            "synthetic", seed=options.seed, num_train=1, num_validation=1, num_test=options.people
-        )["test"]
-        images, names = list(people["image"]), None
-        # The drawings have labels of their own label space: they are shown only if the model has the same one.
-        if vlm_par_hf.dataset_schema(people) == schema:
-            labels = people["labels"][:]
-        title, note = "Drawn pedestrians", "synthetic pictures drawn with a new seed; not a result on real people"
-
+    paths = options.images or [vlm_par_hf.example_crop(name) for name in EXAMPLES]
+    images, names = [open_image(path) for path in paths], [Path(path).name for path in paths]
+    title = "Predicted attributes"
+    note = trust_note(pipe.model) or f"{len(images)} pictures, model: {options.model}"
     results = pipe(images, explain=options.explain or False)
     for index, result in enumerate(results):
-        print(f"{names[index] if names else f'person {index + 1}'}: {in_words(result, schema)}")
+        print(f"{names[index]}: {in_words(result, schema)}")
     if options.explain:
         note = "light: the patches that the answer rests on, each picture on its own scale"
         return explanation_grid(images, results, names=names, title=title, note=note)
-    return people_grid(images, results, labels, schema, names=names, title=title, note=note)
+    return people_grid(images, results, names=names, title=title, note=note)
 
 
 def people_in_scenes(pipe, schema, options) -> Image.Image:

@@ -154,7 +154,7 @@ def source_files() -> dict[str, str]:
     paths = sorted(ROOT.rglob("*.py"))
     found = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in paths}
     # Part of a checkpoint, as in every one that is saved: they import the public package, not the other way round.
-    return {file: source for file, source in found.items() if not file.startswith("embedded/heads/")}
+    return {file: source for file, source in found.items() if not file.startswith("embedded/heads_")}
 
 
 def file_imports(files: dict[str, str]) -> dict[str, set[str]]:

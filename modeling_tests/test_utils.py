@@ -34,7 +34,7 @@ from vlm_par_hf.utils import (
 def test_embedded_folders_lie_inside_the_package():
     package = Path(vlm_par_hf.__file__).parent
     assert embedded_path("backbone") == package / "embedded" / "backbone"
-    assert embedded_path("heads") == package / "embedded" / "heads"
+    assert embedded_path("heads_pa100k") == package / "embedded" / "heads_pa100k"
     with pytest.raises(ValueError, match=r"kind must be one of \('backbone', 'heads'\), got 'head'"):
         embedded_path("head")
 

@@ -19,14 +19,14 @@ def test_command_line(tmp_path, capsys):
     for index, image in enumerate(noise_images(6)):
         image.save(images / f"{index}.png")
     out = tmp_path / "onnx8"
-    checkpoint = str(embedded_path("heads"))
+    checkpoint = str(embedded_path("heads_pa100k"))
     assert main(["export", checkpoint, "--to", "onnx", "--int8", "--calibrate", str(images), "--out", str(out)]) == 0
     said = capsys.readouterr().out
     assert "onnx, int8" in said and "decisions differ from the checkpoint's" in said
     assert json.loads((out / "parity.json").read_text())["images"]["compared"] == 3
     assert main(["predict", str(images / "0.png"), "--model", str(out), "--out", "-"]) == 0
     answers = json.loads(capsys.readouterr().out)["attributes"]
-    assert answers["Hat"]["label"] in ("no", "yes") and len(answers) == 29
+    assert answers["Hat"]["label"] in ("no", "yes") and len(answers) == 26
     assert main(["export", checkpoint, "--to", "onnx", "--out", str(out)]) == 2
     assert "holds something already" in capsys.readouterr().err
     assert main(["export", checkpoint, "--patch-grid", "16", "--out", str(tmp_path / "x")]) == 2

@@ -229,7 +229,7 @@ def test_only_a_repository_is_a_base_model(checkpoint, backbone):
     write_json(checkpoint / "config.json", {**config, "backbone_name": backbone})
     card = build_model_card(checkpoint)
     assert card.data.base_model is None and "/home" not in str(card)
-    assert ("only seen drawn pedestrians" in card.text) == (backbone == "embedded")
+    assert ("drawn and rendered pedestrians, with" in card.text) == (backbone == "embedded")
 
 
 def test_bad_input_is_named(checkpoint, tmp_path):

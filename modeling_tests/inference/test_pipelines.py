@@ -21,7 +21,7 @@ import vlm_par_hf
 from modeling_tests.crops import Rows, close, crop, make_pipe
 from modeling_tests.tiny import randomize, tiny_model, tiny_processor
 from vlm_par_hf.images import opening
-from vlm_par_hf.inference import pipelines
+from vlm_par_hf.inference import pipelines, trust
 from vlm_par_hf.inference.pictures import TASK
 from vlm_par_hf.inference.pipelines import PedestrianAttributesPipeline
 
@@ -508,12 +508,13 @@ class TestLoadingAndSaving:
             )
 
     def test_without_a_model_the_embedded_one_is_used(self, folder, naflex, monkeypatch, caplog):
-        monkeypatch.setattr(pipelines, "embedded_path", lambda kind: Path(folder))
+        for module in (pipelines, trust):
+            monkeypatch.setattr(module, "embedded_path", lambda kind: Path(folder))
         monkeypatch.setattr(PIPELINE_REGISTRY, "supported_tasks", {})
         pipelines.register_pipeline()
         with caplog.at_level(logging.WARNING, logger=pipelines.__name__):
             pipe = pipeline(TASK, device="cpu")
-        assert "trained on drawn pedestrians" in caplog.text
+        assert "Small embedded model" in caplog.text and "vlm-par train" in caplog.text
         assert close(pipe(crop()), naflex(crop()))
 
     def test_heads_saved_without_their_backbone(self, tmp_path):

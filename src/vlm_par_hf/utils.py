@@ -21,8 +21,10 @@ from vlm_par_hf.errors import ParImportError, ParTypeError, ParValueError
 
 
 __all__ = [
+    "EMBEDDED_BACKBONES",
     "atomic_write_json",
     "atomic_write_text",
+    "backbone_files",
     "default_threads",
     "embedded_path",
     "format_percent",
@@ -38,7 +40,9 @@ __all__ = [
     "thread_map",
 ]
 
-EMBEDDED_KINDS = ("backbone", "heads")
+EMBEDDED_KINDS = ("backbone", "backbone_drawings", "heads_pa100k", "heads_rendered")
+# Names of the backbones that ship, the newest first -> their folders.
+EMBEDDED_BACKBONES = {"embedded": "backbone", "embedded-drawings": "backbone_drawings"}
 
 _TABLE_PACKAGES = ("pandas", "polars", "pyarrow")
 _SECRET = (
@@ -62,7 +66,9 @@ def embedded_path(kind: str) -> Path:
     """Folder of a checkpoint that ships inside the package.
 
     Args:
-        kind: `"backbone"` (SigLIP 2 backbone, tokenizer and processor) or `"heads"` (VLM-PAR heads trained on it).
+        kind: `"backbone"` (SigLIP-2-shaped backbone, tokenizer and processor), `"backbone_drawings"` (its first
+            edition, which has only seen drawings), `"heads_pa100k"` or `"heads_rendered"` (VLM-PAR heads over
+            `"backbone"`, of the label spaces `"pa100k"` and `"rendered"`).
 
     Raises:
         ValueError: `kind` is something else.
@@ -70,6 +76,12 @@ def embedded_path(kind: str) -> Path:
     if kind not in EMBEDDED_KINDS:
         raise ParValueError(f"kind must be one of {EMBEDDED_KINDS}, got {kind!r}")
     return Path(__file__).parent / "embedded" / kind
+
+
+def backbone_files(name: str | Path) -> str:
+    """The folder or repository to load a backbone from: `"embedded"` and `"embedded-drawings"` ship in the package."""
+    name = str(name)
+    return str(embedded_path(EMBEDDED_BACKBONES[name])) if name in EMBEDDED_BACKBONES else name
 
 
 def require(module: str, extra: str) -> ModuleType:

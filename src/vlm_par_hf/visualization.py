@@ -334,18 +334,32 @@ def _new_page(
         The page, an object to draw on it, and the y at which the legend begins.
     """
     heading, font = Lettering(font_size + 9), Lettering(font_size)
-    title_height, note_height = round(font_size * 2.4) * bool(title), round(font_size * 1.5) * bool(note)
+    width = max(size[0], round(heading.length(title or "")) + 4 * font_size, 40 * font_size if note else 0)
+    lines = _wrap(note or "", font, width - 4 * font_size)
+    title_height, note_height = round(font_size * 2.4) * bool(title), round(font_size * 1.5) * len(lines)
     header = title_height + note_height + legend_height
     header += 2 * font_size if header else font_size
-    widths = [heading.length(title or ""), font.length(note or "")]
-    page = Image.new("RGB", (max(size[0], round(max(widths)) + 4 * font_size), header + size[1]), _PAPER)
+    width = max([width, *(round(font.length(line)) + 4 * font_size for line in lines)])
+    page = Image.new("RGB", (width, header + size[1]), _PAPER)
     draw = ImageDraw.Draw(page)
     y = font_size
     if title:
         heading.draw(draw, (font_size * 2, y), title, fill=_INK)
-    if note:
-        font.draw(draw, (font_size * 2, y + title_height), note, fill=_FAINT)
+    for number, line in enumerate(lines):
+        font.draw(draw, (font_size * 2, y + title_height + number * round(font_size * 1.5)), line, fill=_FAINT)
     return page, draw, y + title_height + note_height
+
+
+def _wrap(text: str, font: Lettering, width: int) -> list[str]:
+    """The lines of a text, no wider than `width` pixels where words allow it."""
+    lines: list[str] = []
+    for word in text.split():
+        longer = f"{lines[-1]} {word}" if lines else word
+        if lines and font.length(longer) <= width:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    return lines
 
 
 def _format_probability(score: float) -> str:

@@ -21,6 +21,7 @@ from vlm_par_hf.inference.devices import inference_dtype
 from vlm_par_hf.inference.pictures import TASK
 from vlm_par_hf.inference.pipelines import PedestrianAttributesPipeline
 from vlm_par_hf.inference.predicting import predict_batch, read_ahead
+from vlm_par_hf.inference.trust import trust_note
 from vlm_par_hf.utils import default_threads, iterate, thread_map
 
 from .inputs import ImageList, Row, RowOptions, open_row
@@ -45,7 +46,7 @@ class Annotator:
     It can be pickled: only its options are, and each process loads the model at its first use.
 
     Args:
-        model: checkpoint folder or repository; None for the embedded model, which knows drawings only.
+        model: checkpoint folder or repository; None for the embedded model, which is small (see `trust_note`).
         batch_size: people per forward.
         only_positive, sensitive: as for the pipeline.
         device: as for the pipeline.
@@ -127,6 +128,8 @@ class Annotator:
             `(answer, None)` per image, in order; `(None, reason)` for an image that cannot be read.
         """
         pipe = self.pipe  # loaded first, so that an error about the model is raised before any image is opened
+        note = trust_note(pipe.model)
+        notes = {} if note is None else {"note": note}
         # Two threads prepare a batch each; inside a batch `thread_map` uses all threads.
         pool = ThreadPoolExecutor(min(2, default_threads()), thread_name_prefix="annotator")
         try:
@@ -141,7 +144,7 @@ class Annotator:
                     options = {"only_positive": self.only_positive, "sensitive": self.sensitive}
                     answers = iter(pipe.postprocess(outputs, **options))
                 for one in opened:
-                    yield (None, str(one)) if isinstance(one, Exception) else ({**one, **next(answers)}, None)
+                    yield (None, str(one)) if isinstance(one, Exception) else ({**one, **notes, **next(answers)}, None)
         finally:
             pool.shutdown(cancel_futures=True)
 

@@ -189,11 +189,15 @@ def annotate(
 
 
 def draw_annotation(
-    row: Row, answer: Mapping[str, Any], path: str | os.PathLike, options: RowOptions | None = None
+    row: Row,
+    answer: Mapping[str, Any],
+    path: str | os.PathLike,
+    options: RowOptions | None = None,
+    note: str | None = None,
 ) -> None:
-    """Saves an image with its attributes beside it; of an image with a box the box."""
+    """Saves an image with its attributes beside it, and a note above; of an image with a box the box."""
     person, _ = open_row(row.image, options)
-    picture = people_grid([person], [answer["attributes"]], names=[Path(row.name).name])
+    picture = people_grid([person], [answer["attributes"]], names=[Path(row.name).name], note=note)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     picture.save(path)
@@ -205,7 +209,8 @@ def _run_here(inputs, annotator, ranges, missing, draw, bar) -> Iterator[tuple[i
         lines = []
         for row, answer, error in islice(answers, len(ranges[number])):
             if draw is not None and answer is not None:
-                draw_annotation(row, answer, Path(draw) / inputs.picture_name(row), annotator.row_options)
+                path = Path(draw) / inputs.picture_name(row)
+                draw_annotation(row, answer, path, annotator.row_options, answer.get("note"))
             prediction = None if answer is None else answer_to_json(answer, f"image {row.name!r}")
             lines.append(make_line(row.name, row.image_id, prediction, error))
             bar.update(1)

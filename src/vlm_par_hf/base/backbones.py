@@ -10,14 +10,14 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig
 
 from vlm_par_hf.errors import ParValueError
-from vlm_par_hf.utils import embedded_path
+from vlm_par_hf.utils import EMBEDDED_BACKBONES, backbone_files
 
 from .kept import fingerprint
 from .modeling import HUB_KEYS, ParPreTrainedModel, check_keys, loading_weights
 from .weights import check_dtypes, find_weights, hash_weights
 
 
-__all__ = ["BackbonePreTrainedModel", "backbone_source"]
+__all__ = ["BackbonePreTrainedModel"]
 
 
 class BackbonePreTrainedModel(ParPreTrainedModel):
@@ -160,7 +160,7 @@ class BackbonePreTrainedModel(ParPreTrainedModel):
             self._check_backbone_unchanged()
             if config.backbone_hash is None:
                 config.backbone_hash = hash_weights(
-                    backbone_source(config), config.backbone_revision, token=kwargs.get("token")
+                    backbone_files(config.backbone_name), config.backbone_revision, token=kwargs.get("token")
                 )
         super()._save_files(save_directory, **kwargs)
 
@@ -175,7 +175,7 @@ class BackbonePreTrainedModel(ParPreTrainedModel):
         if self._loaded_backbone is not None and fingerprint(state.values()) == self._loaded_backbone:
             return
         config = self.config
-        source = backbone_source(config)
+        source = backbone_files(config.backbone_name)
         with loading_weights(source):
             original = AutoModel.from_pretrained(source, revision=config.backbone_revision or "main").state_dict()
         for name, tensor in state.items():
@@ -197,7 +197,7 @@ class BackbonePreTrainedModel(ParPreTrainedModel):
         """
         config = self.config
         name = config.backbone_name
-        if not config.save_backbone and name not in (None, "embedded") and Path(name).is_dir():
+        if not config.save_backbone and name not in (None, *EMBEDDED_BACKBONES) and Path(name).is_dir():
             raise ParValueError(
                 f"save_backbone is False and backbone_name is {name!r}, a folder of this machine: nobody else could "
                 "load the heads; set config.save_backbone=True, or push the backbone and build the model with "
@@ -217,7 +217,8 @@ class BackbonePreTrainedModel(ParPreTrainedModel):
         """A fresh model over a pretrained backbone, with its texts tokenized and encoded.
 
         Args:
-            name: a repository or folder with a backbone of a supported model type, or `"embedded"`.
+            name: a repository or folder with a backbone of a supported model type, `"embedded"`, or
+                `"embedded-drawings"`, its first edition.
             attributes: `AttributeSchema` or list of dicts.
             tokenizer: the backbone's tokenizer, or the model's processor; None loads the one of the checkpoint.
             revision: of the repository.
@@ -232,9 +233,9 @@ class BackbonePreTrainedModel(ParPreTrainedModel):
         if revision is not None:
             hub["revision"] = kwargs["revision"] = revision
         name = str(name)
-        if name != "embedded" and Path(name).is_dir():
+        if name not in EMBEDDED_BACKBONES and Path(name).is_dir():
             name = str(Path(name).resolve())
-        vlm_config = AutoConfig.from_pretrained(embedded_path("backbone") if name == "embedded" else name, **hub)
+        vlm_config = AutoConfig.from_pretrained(backbone_files(name), **hub)
         # Keep local paths out of saved checkpoints; `backbone_name` says which backbone it is.
         vlm_config.name_or_path = ""
         config = cls.config_class(
@@ -242,7 +243,11 @@ class BackbonePreTrainedModel(ParPreTrainedModel):
             attributes=attributes,
             **{"backbone_name": name, "backbone_revision": revision, **settings},
         )
-        model, missing = cls._load_backbone(backbone_source(config), config, **kwargs)
+        if vlm_config.dtype is not None and not {"dtype", "torch_dtype"} & kwargs.keys():
+            # What the backbone's configuration says, as transformers loads the backbone alone; the new configuration
+            # says nothing, and then the dtype in the files would count.
+            kwargs["dtype"] = vlm_config.dtype
+        model, missing = cls._load_backbone(backbone_files(name), config, **kwargs)
         if not isinstance(tokenizer, cls.processor_class):
             tokenizer = cls.processor_class.from_backbone(name, tokenizer=tokenizer, **hub)
         model._prepare_texts(tokenizer)
@@ -323,7 +328,7 @@ class BackbonePreTrainedModel(ParPreTrainedModel):
             ValueError: the backbone has other weights than the heads were trained on, or the heads do not fit.
         """
         hub = {key: kwargs[key] for key in HUB_KEYS if key in kwargs}
-        source = backbone_source(config)
+        source = backbone_files(config.backbone_name)
         access = {
             key: hub[key] for key in hub.keys() - {"revision", "subfolder"}
         }  # these two are of the heads' repository
@@ -333,7 +338,11 @@ class BackbonePreTrainedModel(ParPreTrainedModel):
                 "backbone that the heads were trained on; save the heads again with save_pretrained"
             )
         found = hash_weights(source, config.backbone_revision, **access)
-        if found != config.backbone_hash:
+        if found != config.backbone_hash and config.backbone_name == "embedded":
+            # Saved when an earlier edition had this name.
+            config.backbone_name = _find_edition(name, config.backbone_hash)
+            source = backbone_files(config.backbone_name)
+        elif found != config.backbone_hash:
             raise ParValueError(
                 f"backbone {config.backbone_name!r} (revision {config.backbone_revision}) has weights {found}, but "
                 f"the heads in {name} were trained on {config.backbone_hash} (backbone_hash)"
@@ -360,6 +369,18 @@ def _trains(module: nn.Module) -> bool:
     return any(parameter.requires_grad for parameter in module.parameters())
 
 
-def backbone_source(config: PreTrainedConfig) -> str:
-    """The folder or repository to load the backbone `config.backbone_name` from."""
-    return str(embedded_path("backbone")) if config.backbone_name == "embedded" else config.backbone_name
+def _find_edition(heads: str | Path, wanted: str) -> str:
+    """The name of the embedded backbone whose weights have a hash.
+
+    Raises:
+        ValueError: no edition has it.
+    """
+    hashes = {edition: hash_weights(backbone_files(edition)) for edition in EMBEDDED_BACKBONES}
+    for edition, found in hashes.items():
+        if found == wanted:
+            return edition
+    editions = ", ".join(f"{edition!r} with weights {found}" for edition, found in hashes.items())
+    raise ParValueError(
+        f"the heads in {heads} were trained on backbone 'embedded' with weights {wanted} (backbone_hash), but this "
+        f"version of the package holds {editions}"
+    )

@@ -14,7 +14,7 @@ from vlm_par_hf.images.opening import describe_image_source, is_one_image, open_
 from vlm_par_hf.images.preprocessing import preprocess_images
 from vlm_par_hf.labels.decisions import decide, read_thresholds
 from vlm_par_hf.labels.schema import AttributeSchema
-from vlm_par_hf.utils import embedded_path, iterate
+from vlm_par_hf.utils import backbone_files, iterate
 
 from .decisions import check_scores, label_probabilities
 from .outputs import ParOutput
@@ -75,7 +75,7 @@ class ParProcessor(PushToHub, ProcessorMixin):
         """The processor of a vision-language checkpoint.
 
         Args:
-            name: a repository, a folder, or `"embedded"`.
+            name: a repository, a folder, `"embedded"` or `"embedded-drawings"`.
             max_num_patches: the patch budget of an image, for NaFlex checkpoints only; None takes 128, or the
                 checkpoint's own where that is smaller (the embedded backbone was trained with 72).
             tokenizer: replaces the checkpoint's own.
@@ -84,7 +84,7 @@ class ParProcessor(PushToHub, ProcessorMixin):
         Raises:
             FileNotFoundError: a local folder lacks a file; the message names it.
         """
-        source = embedded_path("backbone") if str(name) == "embedded" else name
+        source = backbone_files(name)
         _check_files(Path(source) / kwargs.get("subfolder", ""), needs_tokenizer=tokenizer is None)
         image_processor = AutoImageProcessor.from_pretrained(source, backend="pil", **kwargs)
         if tokenizer is None:

@@ -1,4 +1,4 @@
-"""`vlm-par demo`: train, evaluate and predict once, on drawn pedestrians and, if there are any, on real ones.
+"""`vlm-par demo`: train, evaluate and predict once, on rendered pedestrians and, if there are any, on real ones.
 
 It uses only what a user can call: `load_par_dataset`, `train`, `evaluate`, the pipeline, `people_grid`.
 """
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from vlm_par_hf.errors import ParValueError
+from vlm_par_hf.hub.records import SYNTHETIC
 from vlm_par_hf.training.settings import TrainSettings
 
 from .options import quiet_transformers, say
@@ -29,14 +30,18 @@ _REAL_MIN_POSITIVES = 8
 def add_parser(commands) -> argparse.ArgumentParser:
     parser = commands.add_parser(
         "demo",
-        help="train, evaluate and predict on drawn pedestrians in a few minutes",
-        description="Train VLM-PAR heads on drawn pedestrians with the embedded backbone, evaluate, predict on "
+        help="train, evaluate and predict on rendered pedestrians in a few minutes",
+        description="Render pedestrians, train VLM-PAR heads on them with the embedded backbone, evaluate, predict on "
         "pictures. With the environment variable PAR_DATA also on the real images of $PAR_DATA/pa100k_mini.",
     )
     parser.add_argument("--out", default="demo_output", metavar="DIR", help="result folder (default: %(default)s)")
-    parser.add_argument("--num-train", type=int, default=6000, metavar="N", help="drawings (default: %(default)s)")
+    parser.add_argument(
+        "--data", choices=("rendered", "synthetic"), default="rendered",
+        help="what is made to learn from: rendered people, or drawings, which is quicker (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument("--num-train", type=int, default=3000, metavar="N", help="pictures (default: %(default)s)")
     parser.add_argument("--epochs", type=float, default=6.0, help="passes over them (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of drawings and training (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of pictures and training (default: %(default)s)")
     parser.add_argument("--no-real", action="store_true", help="skip pa100k_mini even where PAR_DATA is set")
     parser.add_argument(
         "--delete-listed", action="store_true",
@@ -50,6 +55,7 @@ def run(args) -> None:
     quiet_transformers()
     run_demo(
         args.out,
+        data_name=args.data,
         num_train=args.num_train,
         epochs=args.epochs,
         seed=args.seed,
@@ -63,7 +69,8 @@ def run(args) -> None:
 def run_demo(
     out: str | Path,
     *,
-    num_train: int = 6000,
+    data_name: str = "rendered",
+    num_train: int = 3000,
     epochs: float = 6.0,
     seed: int = 0,
     backbone: str = "embedded",
@@ -76,17 +83,18 @@ def run_demo(
 
     Args:
         out: result folder. An earlier demo in it is replaced.
-        num_train: drawings to train on; a sixth as many for validation, a third as many for the test.
-        epochs: passes over the features of the drawings.
-        seed: of drawings and training.
+        data_name: `"rendered"` or `"synthetic"` (drawings).
+        num_train: pictures to train on; a sixth as many for validation, a third as many for the test.
+        epochs: passes over their features.
+        seed: of pictures and training.
         backbone: as in `train`.
-        real_root: folder that may hold `pa100k_mini`; None: drawings only.
+        real_root: folder that may hold `pa100k_mini`; None: no real images.
         delete_listed: as in `train`, for the checkpoints of an earlier demo.
         command: the command line to record.
         say: is called with each line of text for the user.
 
     Returns:
-        The records of `evaluate` by data set: `"synthetic"` and, if its images were there, `"pa100k_mini"`.
+        The records of `evaluate` by data set: `data_name` and, if its images were there, `"pa100k_mini"`.
 
     Raises:
         ValueError: `num_train` is below 60, too few for every split.
@@ -98,33 +106,34 @@ def run_demo(
     out = Path(out)
     started = time.monotonic()
     numbers = {"num_train": num_train, "num_validation": num_train // 6, "num_test": num_train // 3}
-    say(f"1/2  drawn pedestrians: {num_train:,} to train on, {num_train // 3:,} for the test")
-    data = load_par_dataset("synthetic", seed=seed, **numbers)
+    word = SYNTHETIC[data_name]
+    say(f"1/2  {word} of pedestrians, made now: {num_train:,} to train on, {num_train // 3:,} for the test")
+    data = load_par_dataset(data_name, seed=seed, **numbers)
     settings = TrainSettings(epochs=epochs, seed=seed, **_RECIPE)
     records = {
-        "synthetic": _run_once(
+        data_name: _run_once(
             data,
             out,
             settings,
             backbone=backbone,
-            name="synthetic",
-            title="SYNTHETIC drawings",
+            name=data_name,
+            title=f"SYNTHETIC {word}",
             command=command,
             delete_listed=delete_listed,
         )
     }
-    _say_results(records["synthetic"], out, "SYNTHETIC", say)
+    _say_results(records[data_name], out, "SYNTHETIC", say)
     real = None if real_root is None else Path(real_root) / "pa100k_mini"
     if real is not None and real.is_dir():
         say("")
-        say("2/2  real images: pa100k_mini (1,600 images of PA-100K), through a backbone that has only seen drawings")
+        say("2/2  real images: pa100k_mini (1,600 images of PA-100K), through a backbone that has seen none of them")
         data = load_par_dataset("pa100k", real)
         folder = out / "pa100k_mini"
         records["pa100k_mini"] = _run_once(
             data, folder, settings, backbone=backbone, name="pa100k_mini", title="PA-100K images (pa100k_mini)",
             command=command, min_positives=_REAL_MIN_POSITIVES, delete_listed=delete_listed,
         )  # fmt: skip
-        _say_results(records["pa100k_mini"], folder, "REAL, backbone trained on drawings only", say)
+        _say_results(records["pa100k_mini"], folder, "REAL, backbone trained on drawn and rendered people", say)
     else:
         say("2/2  real images: skipped (set PAR_DATA to a folder that holds pa100k_mini)")
     say("")
@@ -171,7 +180,7 @@ def _run_once(
     pipe = pipeline("pedestrian-attributes", model=str(checkpoint))
     images = [row["image"] for row in people]
     # The picture may be shown to others, so it leaves out the perceived gender and age of real people.
-    answers = pipe(images, batch_size=_PEOPLE, sensitive=name == "synthetic")
+    answers = pipe(images, batch_size=_PEOPLE, sensitive=name in SYNTHETIC)
     people_grid(
         images,
         [answer["attributes"] for answer in answers],

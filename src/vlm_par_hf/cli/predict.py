@@ -128,7 +128,8 @@ def _print_predictions(args, options: dict, inputs: dict) -> int:
         else:
             say(_table(row.name, answer["attributes"]))
         if args.draw:
-            draw_annotation(row, answer, Path(args.draw) / images.picture_name(row), annotator.row_options)
+            path = Path(args.draw) / images.picture_name(row)
+            draw_annotation(row, answer, path, annotator.row_options, answer.get("note"))
     if broken:
         sys.stderr.write(f"vlm-par: {broken} of {len(images)} images cannot be read\n")
     return 1 if broken else 0

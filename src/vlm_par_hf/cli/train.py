@@ -30,7 +30,7 @@ def add_parser(commands) -> argparse.ArgumentParser:
     parser.add_argument(
         "--backbone", default="embedded", metavar="NAME",
         help="SigLIP or SigLIP 2 repository or folder, for instance google/siglip2-base-patch16-naflex (default: the "
-        "small embedded one, which has only seen drawings)",
+        "small embedded one, which has seen drawn and rendered people)",
     )  # fmt: skip
     parser.add_argument("--model", metavar="PATH", help="go on from a checkpoint instead of a backbone")
     parser.add_argument(

@@ -35,6 +35,12 @@ __all__ = [
 ]
 
 
+_EMBEDDED = {
+    "embedded": "trained on drawn and rendered pedestrians, with a small re-identification network as a teacher",
+    "embedded-drawings": "in its first edition, which has only seen drawn pedestrians",
+}
+
+
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A table of cells that are Markdown already."""
     lines = [head, ["---"] * len(head), *rows]
@@ -55,8 +61,8 @@ def head_section(title, config, schema, training, records) -> str:
     ]
     if is_repository(backbone):
         lines += ["", f"Backbone: {markdown_code(backbone)}."]
-    elif backbone == "embedded":
-        lines += ["", "Backbone: the one embedded in the package, which has only seen drawn pedestrians."]
+    elif backbone in _EMBEDDED:
+        lines += ["", f"Backbone: the one embedded in the package, {_EMBEDDED[backbone]}."]
     if is_made_up:
         lines += [
             "",

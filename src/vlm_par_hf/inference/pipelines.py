@@ -18,7 +18,6 @@ import math
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -39,6 +38,7 @@ from vlm_par_hf.visualization import overlay_relevance
 from .boxes import check_box_options
 from .pictures import TASK, Person, Picture, Pictures, Results, fill_batches
 from .predicting import predict_batch
+from .trust import trust_note
 
 
 __all__ = ["TASK", "PedestrianAttributesPipeline", "register_pipeline"]
@@ -114,12 +114,9 @@ class PedestrianAttributesPipeline(PushToHub, Pipeline):
             )
         super().__init__(model=model, processor=processor, **kwargs)
         self.model.eval()  # once: threads may share a pipeline, and each call would see what another one sets
-        name = model.name_or_path
-        if name and Path(name).resolve() == embedded_path("heads").resolve():
-            logger.warning(
-                "This is the embedded model: it was trained on drawn pedestrians and knows only those. "
-                "For photographs pass model= with a checkpoint trained on photographs."
-            )
+        note = trust_note(model)
+        if note is not None:
+            logger.warning("%s", note)
 
     def _sanitize_parameters(
         self,
@@ -359,7 +356,7 @@ def register_pipeline() -> None:
     """Registers the task with `transformers.pipeline`; the embedded model is its default."""
     if not is_task_registered(TASK, PedestrianAttributesPipeline):
         register_task(
-            TASK, PedestrianAttributesPipeline, model_class=AutoModel, default_model=str(embedded_path("heads"))
+            TASK, PedestrianAttributesPipeline, model_class=AutoModel, default_model=str(embedded_path("heads_pa100k"))
         )
 
 

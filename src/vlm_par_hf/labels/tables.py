@@ -169,8 +169,9 @@ _PA100K = (
         "upper_pattern",
         _has("UpperStride", "upper", "stripes"),
         _has("UpperLogo", "upper", "a logo or print"),
-        _has("UpperPlaid", "upper", "a plaid pattern"),
-        _has("UpperSplice", "upper", "parts of different colors sewn together"),
+        # The files have these two under each other's name (see docs/datasets.md): the texts say what is labelled.
+        _has("UpperPlaid", "upper", "parts of different colors sewn together"),
+        _has("UpperSplice", "upper", "a plaid pattern"),
     ),
     *_exclusive(
         "lower_pattern",

@@ -38,7 +38,7 @@ from vlm_par_hf.inference.predicting import predict_logits
 from vlm_par_hf.labels.schema import AttributeSchema
 from vlm_par_hf.metrics.attributes import ParMetrics
 from vlm_par_hf.output_folders import OutputFolder, open_output, refuse_overlap
-from vlm_par_hf.utils import redact_command, require
+from vlm_par_hf.utils import EMBEDDED_BACKBONES, redact_command, require
 
 from .building import build_model, loss_settings, starting_shares
 from .callbacks import FollowCheckpoints, ListCheckpoints, QuietProgress, SaveProcessor
@@ -142,7 +142,7 @@ def train(
     places = {
         "root": root,
         "model": model if isinstance(model, (str, Path)) else None,
-        "backbone": backbone if backbone != "embedded" else None,
+        "backbone": backbone if backbone not in EMBEDDED_BACKBONES else None,
     }
     refuse_overlap(output_dir, places, replaced=overwrite)
     if cache_features is not None:

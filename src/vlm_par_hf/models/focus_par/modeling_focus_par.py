@@ -42,7 +42,7 @@ from torch import nn
 from transformers import AutoModel
 from transformers.utils import can_return_tuple
 
-from vlm_par_hf.base.backbones import BackbonePreTrainedModel, backbone_source
+from vlm_par_hf.base.backbones import BackbonePreTrainedModel
 from vlm_par_hf.base.decisions import fit_decisions, transfer_decisions
 from vlm_par_hf.base.kept import fingerprint
 from vlm_par_hf.base.numerics import NO_LABEL_LOGIT, no_autocast, wide
@@ -344,7 +344,7 @@ class FocusParModel(FocusParPreTrainedModel):
                         "model's processor"
                     ) from error
                 self._processor = FocusParProcessor.from_backbone(
-                    backbone_source(self.config), revision=self.config.backbone_revision or "main"
+                    self.config.backbone_name, revision=self.config.backbone_revision or "main"
                 )
         return self._processor
 
