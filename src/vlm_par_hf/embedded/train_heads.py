@@ -5,8 +5,8 @@
 
 `rendered` learns the label space of rendered pedestrians and is measured on other ones: SYNTHETIC. `pa100k` learns
 PA-100K's 26 attributes from rendered pedestrians and from the train part of `$PAR_DATA/pa100k_mini`; the validation
-part chooses the epoch and the thresholds, the test part is measured once. `OUT` receives the heads without the backbone
-(it is saved by its name, "embedded"), in float16, with the record of the run and the results.
+part chooses the epoch and the thresholds, the test part is measured once. `OUT` receives the heads without the
+backbone (it is saved by its name, "embedded"), in float16, with the record of the run and the results.
 """
 
 import argparse
