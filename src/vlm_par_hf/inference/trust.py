@@ -35,6 +35,10 @@ def trust_note(model: Any) -> str | None:
         measured = f"{data['images']:,} rendered people; nothing was measured on photographs"
     else:
         measured = f"{data['images']:,} test photographs of PA-100K"
+        if "mA_min_positives" in metrics:
+            measured += (
+                f"; mA over the {len(record['min_positives']['attributes'])} attributes that enough of them show"
+            )
     numbers = [
         f"{label} {100 * metrics[key]:.0f}"
         for key, label in (("mA_min_positives", "mA"), ("mA", "mA"), ("auc_macro", "AUC"))
