@@ -68,7 +68,8 @@ def main() -> None:
     half = person_folds(persons["real"], 2) == 0
     rows = [("other real persons", vectors["real"][half], vectors["real"][~half], persons["real"][half],
              persons["real"][~half])]  # fmt: skip
-    rows += [(name, vectors["real"], vectors[name], persons["real"], persons[name]) for name in ("synthetic", "rendered")]
+    for name in ("synthetic", "rendered"):
+        rows.append((name, vectors["real"], vectors[name], persons["real"], persons[name]))
     print(f"{len(vectors['real'])} real crops; the made ones are of population seed 5\n")
     print("| against real crops | pictures | probe AUC | distance |\n|---|---|---|---|")
     for name, first, second, first_persons, second_persons in rows:

@@ -1,207 +1,58 @@
-"""Train the embedded backbone: a small SigLIP-2-shaped (NaFlex) model on drawn pedestrians and their captions.
+"""Train the embedded backbone: a small SigLIP-2-shaped (NaFlex) model on views of drawn and rendered pedestrians.
 
-    python -m vlm_par_hf.embedded.train_backbone --work WORK --out OUT
+    python -m vlm_par_hf.embedded.distillation ...                                     # makes WORK/views/NAME
+    python -m vlm_par_hf.embedded.train_backbone --work WORK --run RUN --steps 20000   # trains; killed, it goes on
+    python -m vlm_par_hf.embedded.train_backbone --work WORK --run RUN --decay 1500    # rate to zero, and exports
 
-Under an hour on two CPU cores. Two losses:
+Three kinds of targets:
 
-- SigLIP's sigmoid loss (Zhai et al. 2023, equation 1) of pooled outputs of pictures and texts, over all pairs of a
-  batch. A caption describes a part of its picture, so it can be true of several pictures. The attributes of drawings
+- *Distillation*: from its pooled output and from its last hidden states, two linear maps predict the pooled features
+  and the patch features of a network that has learned from photographs (`distillation.py`). This carries what
+  photographs taught that network, without a photograph.
+- *Captions*: SigLIP's sigmoid loss (Zhai et al. 2023, equation 1) of pooled outputs of pictures and texts, over all
+  pairs of a batch. A caption describes a part of its picture, so it can be true of several pictures. The attributes
   are known, so the targets are exact: every picture of which a caption is true is a positive, and pairs that cannot be
   decided are left out. Texts are free combinations of phrases, the label space's own prompts, and "question answer"
   pairs, so that the text tower has seen prompts and questions.
-- An auxiliary loss on the patches: a small decoder with one query per attribute attends to the last hidden states and
-  predicts the labels; it is not saved. SigLIP 2 trains a captioning decoder that attends to the patches for the same
-  reason (Tschannen et al. 2025): features of every patch.
+- *Labels*: a small decoder with one query per attribute attends to the last hidden states and predicts the labels; it
+  is not saved. SigLIP 2 trains a captioning decoder that attends to the patches for the same reason (Tschannen et al.
+  2025): features of every patch.
 
-So the backbone has been trained on the synthetic attributes. It is for demonstration: its results on drawings do not
-show what a backbone trained on web images does on photographs. Pictures with rare attributes are sampled more often
-(square root of the inverse frequency).
+The learning rate is constant after a warm-up, so that the run has no length that must be known before; `--decay`
+starts from its last state and takes the rate to zero. A moving average of the weights is what is measured and saved.
+Files of views that appear during the run are used from the next look on; those used least come first.
 
-The shipped weights: `--steps 8000 --bf16`.
-
-After an interruption the same command resumes from `WORK/state.pt`. `OUT` receives the checkpoint as transformers
-saves it, `train_log.jsonl` and `zero_shot.md`. The people drawn here (population seed 1000) are in no split that
-`load_par_dataset("synthetic")` makes.
+`RUN` receives `state.pt`, `train_log.jsonl`, and, with `--export` or at the end, the checkpoint as transformers saves
+it in `RUN/checkpoint`.
 """
 
 import argparse
 import json
 import logging
-import math
-import multiprocessing
 import os
 import time
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from tokenizers import Tokenizer, models, normalizers, trainers
 from torch import nn
-from transformers import (
-    Siglip2Config,
-    Siglip2ImageProcessorPil,
-    Siglip2Model,
-    Siglip2Processor,
-    Siglip2Tokenizer,
-)
+from transformers import Siglip2ImageProcessorPil, Siglip2Processor
 
-from vlm_par_hf.data.synthetic import (
-    HEIGHT,
-    UNKNOWN,
-    WIDTH,
-    Frame,
-    SyntheticPerson,
-    caption,
-    person_labels,
-    render_person,
-)
+from vlm_par_hf.labels.schema import UNKNOWN_LABEL
 from vlm_par_hf.labels.tables import get_schema
+
+from .distillation import COMPONENTS, HELD_OUT_GROUPS
+from .texts import build_targets, build_tokenizer, sample_texts, sigmoid_loss, tokenize
+from .towers import build_model, patch_values, run_vision
+from .views import PATCH
 
 
 logger = logging.getLogger("vlm_par_hf.embedded.train_backbone")
 
-POPULATION = 1000  # seed of the people drawn for pre-training
-PATCH, ROWS, COLUMNS = 16, HEIGHT // 16, WIDTH // 16
-TEXT_LENGTH = 64
-PAD, EOS, BOS, UNK, MASK = range(5)
-# The tokenizer is trained on the questions and prompts of these label spaces. The list is fixed, because another one
-# would give another vocabulary.
-TEXT_SCHEMAS = ("market1501", "market1501_30", "pa100k", "peta35", "peta65", "synthetic")
-
-
-def _draw(number: int) -> tuple[np.ndarray, np.ndarray]:
-    person = SyntheticPerson.sample(POPULATION, number // 2)
-    frame = Frame.sample(person, number % 2, camera=int(number % 10 == 0))
-    return np.asarray(render_person(person, frame)), person_labels(person, frame)
-
-
-def draw_pictures(count: int, work: Path) -> tuple[np.ndarray, np.ndarray]:
-    """`count` pictures as uint8 `(count, 192, 96, 3)` and labels int64 `(count, A)`, drawn once and memory-mapped."""
-    pictures, labels = work / f"pictures_{count}.npy", work / f"labels_{count}.npy"
-    if not labels.exists():  # the labels are written last, so that with them the pictures are complete
-        logger.info("drawing %d pictures", count)
-        target = np.lib.format.open_memmap(pictures, "w+", np.uint8, (count, HEIGHT, WIDTH, 3))
-        rows = []
-        with multiprocessing.get_context("fork").Pool(os.cpu_count()) as pool:
-            for number, (picture, row) in enumerate(pool.imap(_draw, range(count), chunksize=64)):
-                target[number] = picture
-                rows.append(row)
-        target.flush()
-        np.save(labels, np.stack(rows))
-    return np.load(pictures, mmap_mode="r"), np.load(labels)
-
-
-def build_tokenizer(vocab_size: int = 1024) -> Siglip2Tokenizer:
-    """A byte-pair tokenizer in the form of SigLIP 2's, trained on captions and on the questions and prompts of
-    `TEXT_SCHEMAS`."""
-    rng = np.random.default_rng(0)
-    texts = [text.lower() for name in TEXT_SCHEMAS for a in get_schema(name) for text in (a.question, *a.prompts)]
-    for number in range(4000):
-        person = SyntheticPerson.sample(POPULATION, number)
-        texts.append(caption(person_labels(person, Frame.sample(person, 0)), rng)[0])
-    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
-    tokenizer.normalizer = normalizers.Sequence([normalizers.Lowercase(), normalizers.Replace(" ", "▁")])
-    special = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>"] + [f"<0x{byte:02X}>" for byte in range(256)]
-    tokenizer.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=special))
-    state = json.loads(tokenizer.to_str())["model"]
-    return Siglip2Tokenizer(
-        vocab=state["vocab"],
-        merges=[tuple(m) if not isinstance(m, str) else tuple(m.split(" ")) for m in state["merges"]],
-        add_bos_token=False,
-        add_eos_token=True,
-        padding_side="right",
-        model_input_names=["input_ids"],
-        model_max_length=TEXT_LENGTH,
-    )
-
-
-def build_model(vocab_size: int) -> Siglip2Model:
-    """A SigLIP 2 model with NaFlex, 1.5 million parameters and width 128."""
-    config = Siglip2Config(
-        text_config={
-            "vocab_size": vocab_size,
-            "hidden_size": 128,
-            "intermediate_size": 256,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 4,
-            "max_position_embeddings": TEXT_LENGTH,
-            "projection_size": 128,
-            "pad_token_id": PAD,
-            "eos_token_id": EOS,
-            "bos_token_id": BOS,
-        },
-        vision_config={
-            "hidden_size": 128,
-            "intermediate_size": 512,
-            "num_hidden_layers": 4,
-            "num_attention_heads": 4,
-            "patch_size": PATCH,
-            "num_patches": 144,
-        },
-    )
-    model = Siglip2Model(config)
-    with torch.no_grad():
-        model.logit_scale.fill_(np.log(10.0))
-        model.logit_bias.fill_(-3.0)  # short captions are true of many pictures, so positives are not rare
-    return model
-
-
-def to_patches(pictures: torch.Tensor) -> torch.Tensor:
-    """uint8 `(B, H, W, 3)` to NaFlex `pixel_values` `(B, N, 16 * 16 * 3)` in [-1, 1]."""
-    batch = pictures.shape[0]
-    grid = pictures.view(batch, ROWS, PATCH, COLUMNS, PATCH, 3).permute(0, 1, 3, 2, 4, 5)
-    return grid.reshape(batch, ROWS * COLUMNS, -1).float().div_(127.5).sub_(1.0)
-
-
-def augment(pictures: np.ndarray, labels: np.ndarray, schema, rng: np.random.Generator):
-    """Flip half, shift by up to 8 pixels, change light and color a little."""
-    pictures, labels = pictures.copy(), labels.copy()
-    flip = rng.random(len(pictures)) < 0.5
-    pictures[flip] = pictures[flip, :, ::-1]
-    labels[flip] = schema.mirror_labels(labels[flip])
-    padded = np.pad(pictures, ((0, 0), (8, 8), (8, 8), (0, 0)), mode="edge")
-    for i, (dy, dx) in enumerate(rng.integers(0, 17, (len(pictures), 2))):
-        pictures[i] = padded[i, dy : dy + HEIGHT, dx : dx + WIDTH]
-    gain = rng.uniform(0.8, 1.2, (len(pictures), 1, 1, 1)) * rng.uniform(0.93, 1.07, (len(pictures), 1, 1, 3))
-    return np.clip(pictures * gain.astype(np.float32), 0, 255).astype(np.uint8), labels
-
-
-def sample_texts(labels: np.ndarray, schema, rng: np.random.Generator) -> tuple[list[str], np.ndarray]:
-    """One true sentence per picture, and bool `(B, A)`: which attributes it mentions."""
-    texts, mentioned = [], np.zeros(labels.shape, bool)
-    for i, row in enumerate(labels):
-        kind = rng.random()
-        if kind < 0.55:
-            text, positions = caption(row, rng, schema=schema)
-        else:
-            known = np.flatnonzero(row != UNKNOWN)
-            # Attributes that a person has are chosen more often than those that she has not.
-            weights = np.where([schema[int(k)].is_binary and row[k] == 0 for k in known], 0.35, 1.0)
-            position = int(rng.choice(known, p=weights / weights.sum()))
-            attribute, label = schema[position], int(row[position])
-            text = attribute.prompts[label] if kind < 0.85 else f"{attribute.question} {attribute.labels[label]}"
-            positions = [position]
-        texts.append(text.lower())
-        mentioned[i, positions] = True
-    return texts, mentioned
-
-
-def build_targets(labels: np.ndarray, mentioned: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-    """Targets of the sigmoid loss, text by picture: +1 where the text is true of the picture, else -1; and a float
-    mask, 0 where an unknown label leaves that undecided. Both `(B, B)`."""
-    same = labels[None] == labels[:, None]
-    undecided = (labels[None] == UNKNOWN) & mentioned[:, None]
-    false = (mentioned[:, None] & ~same & ~undecided).any(-1)
-    true = ~false & ~undecided.any(-1)
-    return torch.from_numpy(np.where(true, 1.0, -1.0)).float(), torch.from_numpy((true | false).astype(np.float32))
-
-
-def sigmoid_loss(image_embeds, text_embeds, model, targets, mask) -> torch.Tensor:
-    """SigLIP's loss: -sum log sigmoid(target * (scale * cosine + bias)) / B."""
-    cosine = F.normalize(text_embeds, dim=-1) @ F.normalize(image_embeds, dim=-1).T
-    logits = cosine * model.logit_scale.exp() + model.logit_bias
-    return -(F.logsigmoid(targets * logits) * mask).sum() / len(targets)
+MAX_PATCHES = 72
+POOLED = 512  # width of the teacher's pooled features
 
 
 class AttributeDecoder(nn.Module):
@@ -209,166 +60,349 @@ class AttributeDecoder(nn.Module):
 
     def __init__(self, schema, width: int, heads: int = 4):
         super().__init__()
+        self.heads = heads
         self.queries = nn.Parameter(torch.randn(len(schema), width) * 0.02)
         self.norm = nn.LayerNorm(width)
-        self.attention = nn.MultiheadAttention(width, heads, batch_first=True)
+        self.query, self.key, self.value, self.output = (nn.Linear(width, width) for _ in range(4))
         self.head_norm = nn.LayerNorm(width)
         self.classifier = nn.Parameter(torch.zeros(len(schema), width, schema.max_labels))
         self.register_buffer("label_mask", torch.tensor(schema.label_mask()))
 
-    def forward(self, patches: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Mean cross-entropy over the known labels `(B, A)`, patches `(B, N, width)`."""
+    def forward(self, patches: torch.Tensor) -> torch.Tensor:
+        """Logits `(B, A, C)` of patches `(B, N, width)`."""
         patches = self.norm(patches)
-        queries = self.queries.expand(len(patches), -1, -1)
-        answers = self.head_norm(queries + self.attention(queries, patches, patches, need_weights=False)[0])
-        logits = torch.einsum("bad,adc->bac", answers, self.classifier).masked_fill(~self.label_mask, -1e4)
-        return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=UNKNOWN)
+        query = self.query(self.queries).unflatten(-1, (self.heads, -1)).transpose(0, 1)  # (heads, A, width / heads)
+        key, value = (
+            project(patches).unflatten(-1, (self.heads, -1)).transpose(1, 2) for project in (self.key, self.value)
+        )
+        scores = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5
+        seen = (scores.softmax(-1).to(value.dtype) @ value).transpose(1, 2).flatten(2)
+        answers = self.head_norm(self.queries + self.output(seen))
+        logits = torch.einsum("bad,adc->bac", answers, self.classifier)
+        return logits.masked_fill(~self.label_mask, -1e4)
 
 
-def schedule(step: int, steps: int, warm_up: int = 150) -> float:
-    """Factor of the learning rate: linear warm-up, then a cosine down to 1 %."""
-    return min((step + 1) / warm_up, 0.01 + 0.495 * (1 + math.cos(math.pi * min(1.0, step / steps))))
+class Student(nn.Module):
+    """The backbone and what is used in training only: maps to the teacher's features, a decoder per source of views.
+
+    Args:
+        schemas: name of the source -> its label space.
+    """
+
+    def __init__(self, vocab_size: int, schemas: dict, width: int, depth: int, expansion: float):
+        super().__init__()
+        self.backbone = build_model(vocab_size, width, depth, expansion)
+        # The backward pass of sdpa is slow in bfloat16 on a CPU.
+        self.backbone.set_attn_implementation("eager")
+        self.to_pooled = nn.Linear(width, POOLED)
+        self.to_patches = nn.Linear(width, COMPONENTS)
+        for head in (self.to_pooled, self.to_patches):
+            nn.init.normal_(head.weight, std=1e-3)
+        self.decoders = nn.ModuleDict({name: AttributeDecoder(schema, width) for name, schema in schemas.items()})
 
 
-def tokenize(tokenizer, texts: list[str]) -> torch.Tensor:
-    batch = tokenizer(texts, padding="max_length", max_length=TEXT_LENGTH, truncation=True, return_tensors="pt")
-    return batch["input_ids"]
+class Views:
+    """Files of views by source; those used least come first.
+
+    Args:
+        folders: name of the source -> folder.
+        shares: how often each source is drawn.
+    """
+
+    def __init__(self, folders: dict[str, Path], shares: list[float], uses: dict[str, int]):
+        self.folders, self.uses = folders, Counter(uses)
+        self.shares = np.asarray(shares) / sum(shares)
+        self.look()
+
+    def look(self) -> None:
+        """Finds files that have appeared since."""
+        self.files = {
+            name: sorted(str(path) for path in folder.glob("*.npz") if int(path.stem) >= HELD_OUT_GROUPS)
+            for name, folder in self.folders.items()
+        }
+
+    def draw(self, rng: np.random.Generator) -> tuple[str, dict[str, np.ndarray]]:
+        """Source and content of one file."""
+        name = list(self.folders)[rng.choice(len(self.shares), p=self.shares)]
+        uses = [self.uses[file] for file in self.files[name]]
+        fewest = np.flatnonzero(np.asarray(uses) == min(uses))
+        file = self.files[name][rng.choice(fewest)]
+        self.uses[file] += 1
+        return name, dict(np.load(file))
+
+    def held_out(self, name: str) -> list[dict[str, np.ndarray]]:
+        return [dict(np.load(self.folders[name] / f"{number:06d}.npz")) for number in range(HELD_OUT_GROUPS)]
 
 
-def image_features(model, pictures: np.ndarray):
-    """Output of the vision tower: `pooler_output (B, D)`, `last_hidden_state (B, N, D)`."""
-    values = to_patches(torch.from_numpy(np.array(pictures)))
-    shapes = torch.tensor([[ROWS, COLUMNS]] * len(values))
-    return model.get_image_features(pixel_values=values, spatial_shapes=shapes)
+def losses_of(student: Student, name: str, group: dict, args, tokenizer, schema, rng) -> dict[str, torch.Tensor]:
+    """Named losses of one group; those with weight 0 are left out."""
+    model = student.backbone
+    values = patch_values(group["pixels"], group["grid"])
+    kept = None
+    if args.keep < 1:
+        count = round(args.keep * values.shape[1])
+        kept = torch.from_numpy(np.argsort(rng.random(values.shape[:2]), axis=1)[:, :count])
+    labels = group["labels"].astype(np.int64)
+    told = np.flatnonzero((labels != UNKNOWN_LABEL).any(1))
+    told = np.sort(rng.permutation(told)[: args.texts])
+    with torch.autocast("cpu", torch.bfloat16, enabled=args.bf16):
+        pooled, patches = run_vision(model, values, group["grid"], kept)
+        found = {"pooled": student.to_pooled(pooled), "patches": student.to_patches(patches)}
+        if args.label_weight:
+            logits = student.decoders[name](patches).float()
+        if args.caption_weight:
+            texts, mentioned = sample_texts(labels[told], schema, rng)
+            text_embeds = model.get_text_features(input_ids=tokenize(tokenizer, texts)).pooler_output.float()
+    losses = {}
+    if args.pooled_weight:
+        losses["pooled"] = F.mse_loss(found["pooled"].float(), torch.from_numpy(group["pooled"]).float())
+    if args.patch_weight:
+        targets = torch.from_numpy(group["patches"]).float()
+        if kept is not None:
+            targets = targets.gather(1, kept[..., None].expand(-1, -1, COMPONENTS))
+        losses["patches"] = (found["patches"].float() - targets).square().sum(-1).mean()
+    if args.label_weight:
+        truth = torch.from_numpy(labels).flatten()
+        losses["labels"] = F.cross_entropy(logits.flatten(0, 1), truth, ignore_index=UNKNOWN_LABEL)
+    if args.caption_weight:
+        targets, mask = build_targets(labels[told], mentioned)
+        losses["captions"] = sigmoid_loss(pooled.float()[told], text_embeds, model, targets, mask)
+    return losses
+
+
+def flip_group(group: dict[str, np.ndarray], schema) -> dict[str, np.ndarray]:
+    """The views mirrored, with what their teacher said of them mirrored too.
+
+    The teacher's answer to the mirrored view is nearly that (it was trained on pictures and their mirrored copies), so
+    the student sees every view in two forms for one answer of the teacher.
+    """
+    rows, columns = group["grid"]
+    patches = group["patches"].reshape(len(group["patches"]), rows, columns, -1)[:, :, ::-1]
+    return group | {
+        "pixels": np.ascontiguousarray(group["pixels"][:, :, ::-1]),
+        "labels": schema.mirror_labels(group["labels"].astype(np.int64)),
+        "patches": patches.reshape(group["patches"].shape),
+    }
 
 
 @torch.no_grad()
-def zero_shot(model, tokenizer, pictures, labels, schema) -> dict[str, float]:
-    """Mean recall over the labels that occur, per attribute, of the zero-shot classifier (arg-max over the cosine with
-    each label's prompt)."""
-    model.eval()
-    chunks = range(0, len(pictures), 250)
-    images = torch.cat([image_features(model, pictures[i : i + 250]).pooler_output for i in chunks])
-    images = F.normalize(images, dim=-1)
+def explained_variance(student: Student, groups: list[dict]) -> dict[str, float]:
+    """Share of the variance of the teacher's features over held-out views that the student predicts."""
+    student.eval()
+    errors = {"pooled": [], "patches": []}
+    targets = {"pooled": [], "patches": []}
+    for group in groups:
+        pooled, patches = run_vision(student.backbone, patch_values(group["pixels"], group["grid"]), group["grid"])
+        for name, found in (("pooled", student.to_pooled(pooled)), ("patches", student.to_patches(patches))):
+            wanted = torch.from_numpy(group[name]).float()
+            errors[name].append((found - wanted).square().flatten(0, -2))
+            targets[name].append(wanted.flatten(0, -2))
+    student.train()
     result = {}
-    for position, attribute in enumerate(schema):
-        prompts = model.get_text_features(input_ids=tokenize(tokenizer, [p.lower() for p in attribute.prompts]))
-        predicted = (images @ F.normalize(prompts.pooler_output, dim=-1).T).argmax(-1).numpy()
-        truth = labels[:, position]
-        if (truth == UNKNOWN).all():
-            continue
-        recalls = [(predicted[truth == k] == k).mean() for k in range(attribute.num_labels) if (truth == k).any()]
-        result[attribute.name] = float(np.mean(recalls))
-    model.train()
+    for name, parts in errors.items():
+        variance = torch.cat(targets[name]).var(0, correction=0).mean()
+        result[name] = round(1 - float(torch.cat(parts).mean() / variance), 4)
     return result
 
 
-def main() -> None:
+class Average:
+    """Exponential moving average of a module's parameters."""
+
+    def __init__(self, module: nn.Module, decay: float):
+        self.decay, self.names = decay, [name for name, _ in module.named_parameters()]
+        self.values = [parameter.detach().clone() for parameter in module.parameters()]
+
+    @torch.no_grad()
+    def update(self, module: nn.Module, step: int) -> None:
+        # The first steps are forgotten quickly.
+        decay = min(self.decay, (1 + step) / (10 + step))
+        torch._foreach_lerp_(self.values, [p.detach() for p in module.parameters()], 1 - decay)
+
+    @torch.no_grad()
+    def swap(self, module: nn.Module) -> None:
+        """Exchanges the averages with the parameters; a second call exchanges them back."""
+        for value, parameter in zip(self.values, module.parameters(), strict=True):
+            kept = parameter.detach().clone()
+            parameter.copy_(value)
+            value.copy_(kept)
+
+
+def build_optimizers(student: Student, args) -> list[torch.optim.Optimizer]:
+    """AdamW for everything; or Muon for the matrices of the vision tower's layers, and AdamW for the rest."""
+    matrices, decayed, others = [], [], []
+    for name, parameter in student.named_parameters():
+        hidden = ".vision_model.encoder.layers." in name or ".vision_model.head." in name
+        if args.muon and hidden and parameter.ndim == 2:
+            matrices.append(parameter)
+        elif parameter.ndim > 1:
+            decayed.append(parameter)
+        else:
+            others.append(parameter)
+    groups = [{"params": decayed, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}]
+    optimizers = [torch.optim.AdamW(groups, lr=args.learning_rate, betas=(0.9, 0.98))]
+    if matrices:
+        # The update is scaled to the size of AdamW's, so that one rate and decay suit both.
+        optimizers.append(
+            torch.optim.Muon(matrices, lr=args.muon_rate, weight_decay=0.05, adjust_lr_fn="match_rms_adamw")
+        )
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["peak"] = group["lr"]
+    return optimizers
+
+
+def export(student: Student, tokenizer, folder: Path) -> None:
+    """The backbone as transformers saves it, in float16, with its processor."""
+    student.backbone.eval().half().save_pretrained(folder)
+    image_processor = Siglip2ImageProcessorPil(max_num_patches=MAX_PATCHES, patch_size=PATCH)
+    Siglip2Processor(image_processor=image_processor, tokenizer=tokenizer).save_pretrained(folder)
+
+
+def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--work", type=Path, required=True, help="folder for drawings and the resumable state")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the checkpoint")
-    parser.add_argument("--steps", type=int, default=8000)
-    parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--pictures", type=int, default=48_000)
+    parser.add_argument("--work", type=Path, required=True, help="folder with views/")
+    parser.add_argument("--run", type=Path, required=True, help="folder for the resumable state and the checkpoint")
+    parser.add_argument("--sources", nargs="+", default=["synthetic"], help="folders in WORK/views/")
+    parser.add_argument("--shares", nargs="+", type=float, help="how often each source is drawn (default: equally)")
+    parser.add_argument("--start", type=Path, help="state.pt of another run to take weights from")
+    parser.add_argument("--steps", type=int, default=20_000)
+    parser.add_argument("--decay", type=int, help="so many steps more, with the rate falling to zero; then exports")
+    parser.add_argument("--export", action="store_true", help="train nothing, export the averaged weights")
+    parser.add_argument("--width", type=int, default=256)
+    parser.add_argument("--depth", type=int, default=6)
+    parser.add_argument("--expansion", type=float, default=3.0)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
-    parser.add_argument("--decoder-weight", type=float, default=20.0, help="the sigmoid loss is a sum over texts")
+    parser.add_argument("--muon", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--muon-rate", type=float, default=2e-3)
+    parser.add_argument("--warm-up", type=int, default=200)
+    parser.add_argument("--average", type=float, default=0.998, help="decay of the moving average of the weights")
+    parser.add_argument("--keep", type=float, default=1.0, help="share of the patches that the student is shown")
+    parser.add_argument(
+        "--flip", action=argparse.BooleanOptionalAction, default=False, help="mirror half of the views"
+    )
+    parser.add_argument("--texts", type=int, default=32, help="captions per batch")
+    parser.add_argument("--pooled-weight", type=float, default=1.0)
+    parser.add_argument("--patch-weight", type=float, default=1.0)
+    parser.add_argument("--label-weight", type=float, default=0.5)
+    parser.add_argument("--caption-weight", type=float, default=0.03)
     parser.add_argument("--save-every", type=int, default=200)
-    parser.add_argument("--without", nargs="+", default=[], metavar="NAME", help="attributes that it is not told of")
-    parser.add_argument("--bf16", action="store_true", help="1.5 times faster where the processor multiplies bfloat16")
-    args = parser.parse_args()
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--bf16", action=argparse.BooleanOptionalAction, default=True)
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    args.work.mkdir(parents=True, exist_ok=True)
-    args.out.mkdir(parents=True, exist_ok=True)
-
-    schema = get_schema("synthetic")
-    pictures, labels = draw_pictures(args.pictures, args.work)
-    labels[:, [schema.index(name) for name in args.without]] = UNKNOWN
-    held_out = 1000
-    frequency = [np.bincount(labels[:, k][labels[:, k] >= 0], minlength=a.num_labels) / len(labels)
-                 for k, a in enumerate(schema)]  # fmt: skip
-    rarity = np.ones(len(labels))
-    for k in range(len(schema)):
-        known = labels[:, k] >= 0
-        rarity[known] = np.maximum(rarity[known], frequency[k][labels[known, k]] ** -0.5)
-    rarity[-held_out:] = 0.0
-
-    torch.manual_seed(0)
+    args.run.mkdir(parents=True, exist_ok=True)
+    folders = {name: args.work / "views" / name for name in args.sources}
+    schemas = {
+        name: get_schema(json.loads((folder / "source.json").read_text())["schema"])
+        for name, folder in folders.items()
+    }
+    torch.manual_seed(args.seed)
     tokenizer = build_tokenizer()
-    model = build_model(len(tokenizer))
-    if args.bf16:
-        model.set_attn_implementation("eager")  # the backward pass of sdpa is slow in bfloat16 on a CPU
-    decoder = AttributeDecoder(schema, model.config.vision_config.hidden_size)
-    parameters = [*model.parameters(), *decoder.parameters()]
-    groups = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": 0.05},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    optimizer = torch.optim.AdamW(groups, lr=args.learning_rate, betas=(0.9, 0.98))
-    state_file, log_file = args.work / "state.pt", args.work / "train_log.jsonl"
-    step = 0
+    student = Student(len(tokenizer), schemas, args.width, args.depth, args.expansion)
+    average = Average(student, args.average)
+    optimizers = build_optimizers(student, args)
+    constant_file, decayed_file = args.run / "state.pt", args.run / "decayed.pt"
+    state_file = decayed_file if args.decay and decayed_file.exists() else constant_file
+    step, uses, decay_from = 0, {}, None
     if state_file.exists():
         state = torch.load(state_file, weights_only=True)
-        model.load_state_dict(state["model"])
-        decoder.load_state_dict(state["decoder"])
-        optimizer.load_state_dict(state["optimizer"])
-        step = state["step"]
+        student.load_state_dict(state["student"])
+        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        average.values = [state["average"][name] for name in average.names]
+        step, uses, decay_from = state["step"], state["uses"], state["decay_from"]
         logger.info("resumed at step %d", step)
+    elif args.start is not None:
+        take_weights(student, average, torch.load(args.start, weights_only=True))
+    if args.decay and decay_from is None:
+        decay_from = step
+    if args.export:
+        average.swap(student)
+        export(student, tokenizer, args.run / "checkpoint")
+        return
+    last = decay_from + args.decay if args.decay else args.steps
+    views = Views(folders, args.shares or [1.0] * len(folders), uses)
+    held_out = {name: views.held_out(name) for name in folders}
+    total = sum(p.numel() for p in student.backbone.parameters())
+    logger.info("%.2f million parameters; %d files", total / 1e6, sum(map(len, views.files.values())))
 
-    model.train()
-    losses, started = [], time.time()
-    while step < args.steps:
-        rng = np.random.default_rng((7, step))
-        for group in optimizer.param_groups:
-            group["lr"] = args.learning_rate * schedule(step, args.steps)
-        chosen = np.sort(rng.choice(len(labels), args.batch_size, replace=False, p=rarity / rarity.sum()))
-        batch, batch_labels = augment(pictures[chosen], labels[chosen], schema, rng)
-        texts, mentioned = sample_texts(batch_labels, schema, rng)
-        with torch.autocast("cpu", torch.bfloat16, enabled=args.bf16):
-            text_embeds = model.get_text_features(input_ids=tokenize(tokenizer, texts)).pooler_output.float()
-            images = image_features(model, batch)
-            image_embeds, patches = images.pooler_output.float(), images.last_hidden_state.float()
-        pair_loss = sigmoid_loss(image_embeds, text_embeds, model, *build_targets(batch_labels, mentioned))
-        decoder_loss = decoder(patches, torch.from_numpy(batch_labels))
-        loss = pair_loss + args.decoder_weight * decoder_loss
-        optimizer.zero_grad(set_to_none=True)
+    student.train()
+    sums, counts, started = Counter(), Counter(), time.time()
+    while step < last:
+        rng = np.random.default_rng((args.seed, step))
+        factor = min(1.0, (step + 1) / args.warm_up)
+        if args.decay:
+            factor *= max(0.0, 1 - (step - decay_from) / args.decay)
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak"] * factor
+        name, group = views.draw(rng)
+        if args.flip and rng.random() < 0.5:
+            group = flip_group(group, schemas[name])
+        losses = losses_of(student, name, group, args, tokenizer, schemas[name], rng)
+        weights = {
+            "pooled": args.pooled_weight,
+            "patches": args.patch_weight,
+            "labels": args.label_weight,
+            "captions": args.caption_weight,
+        }
+        loss = sum(weights[kind] * value for kind, value in losses.items())
         loss.backward()
-        nn.utils.clip_grad_norm_(parameters, 10.0)
-        optimizer.step()
+        nn.utils.clip_grad_norm_(student.parameters(), 5.0)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
         step += 1
-        losses.append((pair_loss.item(), decoder_loss.item()))
-        if step % args.save_every == 0 or step == args.steps:
-            recalls = zero_shot(model, tokenizer, pictures[-held_out:], labels[-held_out:], schema)
+        average.update(student, step)
+        for kind, value in losses.items():
+            sums[name, kind] += value.item()
+            counts[name, kind] += 1
+        if step % args.save_every == 0 or step == last:
+            seconds = time.time() - started
+            average.swap(student)
+            explained = {one: explained_variance(student, groups) for one, groups in held_out.items()}
+            average.swap(student)
             row = {
                 "step": step,
-                "sigmoid_loss": round(float(np.mean(losses, axis=0)[0]), 3),
-                "decoder_loss": round(float(np.mean(losses, axis=0)[1]), 4),
-                "zero_shot_mean_recall": round(float(np.mean(list(recalls.values()))), 4),
-                "images_per_second": round(args.batch_size * len(losses) / (time.time() - started), 1),
+                "losses": {f"{one} {kind}": round(sums[one, kind] / n, 4) for (one, kind), n in counts.items()},
+                "explained_variance": explained,
+                "views_per_second": round(len(group["pixels"]) * sum(counts.values()) / len(losses) / seconds, 1),
+                "rate": round(factor, 4),
             }
             logger.info("%s", row)
-            with log_file.open("a") as log:
+            with (args.run / "train_log.jsonl").open("a") as log:
                 log.write(json.dumps(row) + "\n")
-            parts = {"model": model, "decoder": decoder, "optimizer": optimizer}
-            partial = state_file.with_suffix(".partial")
-            torch.save({name: part.state_dict() for name, part in parts.items()} | {"step": step}, partial)
-            os.replace(partial, state_file)
-            losses, started = [], time.time()
+            target = decayed_file if args.decay else constant_file
+            save(target, student, average, optimizers, step=step, uses=dict(views.uses), decay_from=decay_from)
+            views.look()
+            sums, counts, started = Counter(), Counter(), time.time()
+    average.swap(student)
+    export(student, tokenizer, args.run / "checkpoint")
 
-    model.eval().save_pretrained(args.out)
-    image_processor = Siglip2ImageProcessorPil(max_num_patches=ROWS * COLUMNS, patch_size=PATCH)
-    Siglip2Processor(image_processor=image_processor, tokenizer=tokenizer).save_pretrained(args.out)
-    (args.out / "train_log.jsonl").write_text(log_file.read_text())
-    recalls = zero_shot(model, tokenizer, pictures[-held_out:], labels[-held_out:], schema)
-    lines = [
-        "# Zero-shot, synthetic\n",
-        f"Mean recall (%) over the labels that occur, arg-max over the prompts' cosines, {held_out} held-out",
-        "drawings; chance is 100 / number of labels. Drawings only: this says nothing of photographs.\n",
-        "| attribute | labels | mean recall |",
-        "|---|---|---|",
-        *(f"| {name} | {schema[name].num_labels} | {100 * recall:.1f} |" for name, recall in recalls.items()),
-        f"| **mean** | | **{100 * np.mean(list(recalls.values())):.1f}** |",
-    ]
-    (args.out / "zero_shot.md").write_text("\n".join(lines) + "\n")
+
+def take_weights(student: Student, average: Average, state: dict) -> None:
+    """The averaged weights of another run; parts that it has not, or has in another shape, stay as they are."""
+    own = dict(student.named_parameters())
+    taken = {name: value for name, value in state["average"].items() if name in own and own[name].shape == value.shape}
+    logger.info("took %d of %d parameters", len(taken), len(own))
+    student.load_state_dict(taken, strict=False)
+    average.values = [parameter.detach().clone() for parameter in student.parameters()]
+
+
+def save(path: Path, student: Student, average: Average, optimizers, **numbers) -> None:
+    state = {
+        "student": student.state_dict(),
+        "average": dict(zip(average.names, average.values, strict=True)),
+        "optimizers": [optimizer.state_dict() for optimizer in optimizers],
+        **numbers,
+    }
+    partial = path.with_suffix(".partial")
+    torch.save(state, partial)
+    os.replace(partial, path)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ EXAMPLES = ("backpack", "bags", "skirt")
 def example_crop(name: str = "backpack") -> str:
     """The path of a street camera's crop of one person, seen from behind.
 
-    They are crops of PA-100K (Liu et al., 2017; CC-BY 4.0). No weights that ship with the package were trained on them.
+    They are crops of PA-100K (Liu et al., 2017; CC-BY 4.0). No weights that ship with the package have seen them.
 
     Args:
         name: `"backpack"`, `"bags"` or `"skirt"`.

@@ -8,7 +8,7 @@ from vlm_par_hf.data.synthetic.rendered.people import RenderedPerson, Shot, logo
 
 @pytest.fixture(scope="module")
 def people():
-    return [RenderedPerson.sample(3, number) for number in range(15_000)]
+    return [RenderedPerson.sample(3, number) for number in range(10_000)]
 
 
 def _traits(people) -> dict[str, np.ndarray]:

@@ -411,7 +411,7 @@ _SKIRT_COLORS = {
 }  # fmt: skip
 _SHOE_COLORS = {
     "black": 0.42, "white": 0.22, "brown": 0.09, "gray": 0.07, "red": 0.045, "blue": 0.045, "beige": 0.03,
-    "pink": 0.025, "green": 0.02, "yellow": 0.02, "orange": 0.02,
+    "pink": 0.025, "green": 0.02, "yellow": 0.02, "orange": 0.02, "purple": 0.015,
 }  # fmt: skip
 _LEATHER = {"black": 0.64, "brown": 0.24, "khaki": 0.08, "maroon": 0.04}
 _BAG_COLORS = {
@@ -427,6 +427,7 @@ _SHOPPING_BAGS = {
 }  # fmt: skip
 _HAT_COLORS = {
     "black": 0.42, "navy": 0.13, "white": 0.13, "red": 0.10, "gray": 0.07, "beige": 0.05, "blue": 0.05, "pink": 0.05,
+    "green": 0.03, "purple": 0.03, "orange": 0.02, "brown": 0.03,
 }  # fmt: skip
 _HELMET_COLORS = {"yellow": 0.42, "orange": 0.24, "red": 0.14, "white": 0.12, "blue": 0.08}
 _SCARF_COLORS = _UPPER_COLORS | {"red": 0.15, "black": 0.10}
