@@ -1,6 +1,7 @@
 """How fast people are rendered: the compiled z-buffer against the same loops in numpy, one scene, one run.
 
-    python benchmarks/rendering.py                 # 40 pictures, one thread
+    python benchmarks/rendering.py                               # 40 pictures, one thread
+    python benchmarks/rendering.py --sheet docs/rendered.jpg     # only a contact sheet
 
 Prints pictures per CPU-second of the whole renderer with either z-buffer, the median time of each step, and the ratio.
 """
@@ -12,6 +13,7 @@ import time
 from unittest import mock
 
 import numpy as np
+from PIL import Image
 
 from vlm_par_hf.data.synthetic.rendered import render
 from vlm_par_hf.data.synthetic.rendered.people import RenderedPerson, Shot
@@ -60,11 +62,26 @@ def vertex_normals_numpy(vertices, faces):
     return result / (np.linalg.norm(result, axis=1, keepdims=True) + 1e-12)
 
 
+def draw_sheet(path: str, seed: int, columns: int = 14, rows: int = 3, cell: tuple[int, int] = (78, 196)) -> None:
+    """A contact sheet of the first people of a population, each at the size that the camera gave it or smaller."""
+    sheet = Image.new("RGB", (columns * cell[0], rows * cell[1]), "white")
+    for number in range(columns * rows):
+        person = RenderedPerson.sample(seed, number)
+        image = render.render_picture(person, Shot.sample(person, 0)).image
+        image.thumbnail((cell[0] - 4, cell[1] - 4))
+        sheet.paste(image, (number % columns * cell[0] + 2, number // columns * cell[1] + 2))
+    sheet.save(path, quality=88)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--sheet", metavar="FILE", help="write a contact sheet and do nothing else")
     parser.add_argument("--pictures", type=int, default=40)
     parser.add_argument("--seed", type=int, default=3)
     args = parser.parse_args()
+    if args.sheet:
+        draw_sheet(args.sheet, args.seed)
+        return
     people = [RenderedPerson.sample(args.seed, number) for number in range(args.pictures)]
     shots = [Shot.sample(person, 0) for person in people]
     render.render_picture(people[0], shots[0])  # compiles

@@ -318,6 +318,8 @@ def test_what_weights_mean_cannot_be_overridden_at_load(row, tmp_path):
         "num_fusion_heads": 1, "layer_norm_eps": 1e-3, "fusion": "none", "num_local_tokens": 1, "num_regions": 2,
         "text_template": "{label}", "question_input_ids": [[1]], "label_input_ids": [[[1]]],
     }  # fmt: skip
+    if getattr(model.config, "num_question_prompts", 0):
+        del other["fusion"]  # without a question there would be no vectors in it, which is refused first
     own = {name: value for name, value in other.items() if getattr(model.config, name, value) != value}
     assert len(own) >= 2
     for name, value in own.items():

@@ -26,7 +26,12 @@ for package in ("onnx", "onnxscript", "onnxruntime", "openvino", "nncf"):
         ("openvino", "kway", {}),
         ("onnx", "fixed", {}),
         ("openvino", "fixed", {}),
-        pytest.param("onnx", "naflex", {"fusion": "none", "alignment": "none"}, marks=pytest.mark.slow),
+        pytest.param(
+            "onnx",
+            "naflex",
+            {"fusion": "none", "alignment": "none", "pooled_classifier": False},
+            marks=pytest.mark.slow,
+        ),
         pytest.param("onnx", "naflex", {}, marks=pytest.mark.slow),
     ],
 )

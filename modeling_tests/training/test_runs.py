@@ -140,14 +140,15 @@ def test_a_run_does_not_replace_what_it_starts_from(data, tmp_path):
 def test_a_moved_run_reads_its_own_weights(data, tmp_path):
     """The Trainer writes absolute paths: at the old place lie other weights by now."""
     first, moved, whole = tmp_path / "first", tmp_path / "moved", tmp_path / "whole"
-    expected = run(data, whole)
+    rate = {"learning_rate": 3e-4}  # slow enough that the last epoch is the best
+    expected = run(data, whole, **rate)
     assert expected.best_step == 18
     with pytest.raises(KeyboardInterrupt):
-        run(data, first, callbacks=[Interrupt(14)])
+        run(data, first, callbacks=[Interrupt(14)], **rate)
     shutil.copytree(first, moved)
     for path in (first / "checkpoints").glob("checkpoint-*/model.safetensors"):
         save_file({name: value + 1 for name, value in load_file(path).items()}, path)
-    again = run(data, moved, resume=True)
+    again = run(data, moved, resume=True, **rate)
     assert_same_weights(heads(again.model), heads(expected.model), atol=0, rtol=0)
     assert again.best_mA == expected.best_mA
     # The last step was made, and only the result is missing.
@@ -155,14 +156,14 @@ def test_a_moved_run_reads_its_own_weights(data, tmp_path):
     shutil.copytree(moved, final)
     for path in (moved / "checkpoints").glob("checkpoint-*/model.safetensors"):
         save_file({name: value + 1 for name, value in load_file(path).items()}, path)
-    assert_same_weights(heads(run(data, final, resume=True).model), heads(expected.model), atol=0, rtol=0)
+    assert_same_weights(heads(run(data, final, resume=True, **rate).model), heads(expected.model), atol=0, rtol=0)
     # Without the best weights the old mA is not claimed.
     newest = last_complete_checkpoint(final / "checkpoints")
     state = json.loads((newest / "trainer_state.json").read_text())
     state["best_model_checkpoint"] = "/elsewhere/checkpoints/checkpoint-3"
     (newest / "trainer_state.json").write_text(json.dumps(state))
     with pytest.raises(FileNotFoundError, match="the run in .*final' ended, and its best weights are not in"):
-        run(data, final, resume=True)
+        run(data, final, resume=True, **rate)
 
 
 def test_files_of_a_run_have_the_permissions_of_the_umask(data, tmp_path):

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 from transformers import AutoProcessor, AutoTokenizer, GemmaTokenizer
 from transformers.image_utils import ChannelDimension
 
-from modeling_tests.tiny import tiny_model, tiny_processor, tiny_schema, tiny_tokenizer
+from modeling_tests.tiny import randomize, tiny_model, tiny_processor, tiny_schema, tiny_tokenizer
 from vlm_par_hf.base.outputs import ParOutput
 from vlm_par_hf.models.vlm_par import VlmParProcessor
 
@@ -200,7 +200,7 @@ def test_real_images_batched_equal_single():
     if not os.environ.get("PAR_DATA"):
         pytest.skip("PAR_DATA is not set: needs the folder with real PA-100K images")
     paths = sorted((Path(os.environ["PAR_DATA"]) / "pa100k_mini" / "data").glob("*.jpg"))[:12]
-    model, processor = tiny_model(), tiny_processor()
+    model, processor = randomize(tiny_model()), tiny_processor()
     with torch.no_grad():
         logits = model(**processor(images=[str(path) for path in paths])).logits
         for row, path in enumerate(paths):
