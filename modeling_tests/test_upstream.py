@@ -84,7 +84,7 @@ def test_the_load_report_is_one_record_of_one_logger(tmp_path, caplog):
 def test_the_registry_of_pipelines():
     row = PIPELINE_REGISTRY.supported_tasks["pedestrian-attributes"]
     assert issubclass(row["impl"], Pipeline) and row["pt"] == (AutoModel,)
-    assert row["default"]["model"][0].endswith("heads") and row["type"] == "image"
+    assert row["default"]["model"][0].endswith("heads_pa100k") and row["type"] == "image"
     assert not upstream.is_task_registered("pedestrian-attributes", Pipeline)
 
 

@@ -195,10 +195,10 @@ def test_evaluate_takes_an_exported_folder(exported, tmp_path):
     from vlm_par_hf.training import evaluate
 
     out = tmp_path / "onnx"
-    export_model(embedded_path("heads_pa100k"), out, to="onnx", compared_images=noise_images(2))
-    options = {"num_train": 2, "num_validation": 2, "num_test": 12, "seed": 5}
+    export_model(embedded_path("heads_rendered"), out, to="onnx", compared_images=noise_images(2))
+    options = {"num_train": 2, "num_validation": 2, "num_test": 12, "seed": 5, "cache_dir": str(tmp_path)}
     records = [
-        evaluate(str(path), "synthetic", output_dir=tmp_path / name, dataset_options=options, bootstrap=0)
-        for name, path in (("torch", embedded_path("heads_pa100k")), ("onnx", out))
+        evaluate(str(path), "rendered", output_dir=tmp_path / name, dataset_options=options, bootstrap=0)
+        for name, path in (("torch", embedded_path("heads_rendered")), ("onnx", out))
     ]
     assert records[0]["metrics"] == pytest.approx(records[1]["metrics"], abs=1e-6, nan_ok=True)
