@@ -53,8 +53,8 @@ def main() -> None:
     model = VlmParModel.from_backbone(args.backbone, attributes=schema, loss=loss)
     processor = VlmParProcessor.from_backbone(args.backbone)
 
-    # 3. From a part of the training images: what the heads read is standardised by their statistics, and the heads start
-    # from the backbone's zero-shot answers, calibrated on their labels.
+    # 3. From a part of the training images: what the heads read is standardised by their statistics, and the heads
+    # start from the backbone's zero-shot answers, calibrated on their labels.
     collator = ParCollator(processor)
     plain = AugmentedDataset(data["train"].select(range(min(1024, len(data["train"])))))
     batches = torch.utils.data.DataLoader(plain, batch_size=64, collate_fn=collator)
