@@ -44,7 +44,7 @@ __all__ = ["BOXES", "build_rendered_dataset", "main", "write_rendered_dataset"]
 
 logger = logging.getLogger(__name__)
 
-EDITION = 1  # raised when the same arguments give other pictures: files of an earlier edition are not taken for them
+EDITION = 2  # raised when the same arguments give other pictures: files of an earlier edition are not taken for them
 _PEOPLE_PER_JOB = 16
 _JOBS_PER_FILE = 16
 _BACKBONE_SEED = 1000

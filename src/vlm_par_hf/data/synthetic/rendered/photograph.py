@@ -61,7 +61,7 @@ def _develop(pixels: np.ndarray, shot: "Shot", settings: np.random.Generator) ->
     haze_level = settings.uniform(0.5, 0.85)
 
     pixels = pixels * (gain * balance).astype(np.float32)
-    gray = (pixels @ _GRAY)[..., None]
+    gray = np.einsum("ywc,c->yw", pixels, _GRAY)[..., None]
     if shot.infrared:
         pixels, saturation = np.repeat(np.sqrt(np.clip(gray, 0, 1)), 3, axis=2), 0.0
         contrast *= settings.uniform(0.7, 1.2)

@@ -13,7 +13,7 @@ from .people import RenderedPerson, Shot
 from .photograph import photograph
 from .pose import pose_body, rotation
 from .raster import interpolate, rasterize, vertex_normals
-from .shapes import Mesh, join
+from .shapes import Mesh, join, times
 from .things import carried_things
 
 
@@ -74,7 +74,7 @@ class _Camera:
 
     def project(self, vertices: np.ndarray) -> np.ndarray:
         """Pixel x and y and distance, float32 `(V, 3)`."""
-        view = (vertices - self.place) @ self.axes.T
+        view = times(vertices - self.place, self.axes.T)
         pixels = self.center + self.focal * view[:, :2] / view[:, 2:]
         return np.concatenate([pixels, view[:, 2:]], 1).astype(np.float32)
 
@@ -90,7 +90,7 @@ def build_figure(person: RenderedPerson, shot: Shot) -> _Figure:
     meshes = [shell.posed(bank, posed) for shell in shells] + carried_things(person, shot, posed, rng)
     mesh, parts, names = join(meshes)
     turn = rotation("y", shot.azimuth).astype(np.float32)
-    mesh = replace(mesh, vertices=mesh.vertices @ turn.T)
+    mesh = replace(mesh, vertices=times(mesh.vertices, turn.T))
     return _Figure(replace(mesh, normals=vertex_normals(mesh.vertices, mesh.faces)), parts, names, person)
 
 
@@ -130,14 +130,14 @@ def _shadow_map(figure: _Figure, sun: np.ndarray, size: int = 144):
     right = np.cross(helper, sun)
     right /= np.linalg.norm(right)
     axes = np.stack([right, np.cross(sun, right), -sun]).astype(np.float32)
-    view = figure.mesh.vertices @ axes.T
+    view = times(figure.mesh.vertices, axes.T)
     low, high = view.min(0), view.max(0)
     scale = size / (high[:2] - low[:2]).max()
     points = np.concatenate([(view[:, :2] - low[:2]) * scale, view[:, 2:] - low[2] + 1.0], 1).astype(np.float32)
     depth, _, _ = rasterize(points, figure.mesh.cut, figure.mesh.faces, size, size)
 
     def in_shadow(world: np.ndarray) -> np.ndarray:
-        seen = world @ axes.T
+        seen = times(world, axes.T)
         pixel = np.clip(((seen[:, :2] - low[:2]) * scale).astype(np.int32), 0, size - 1)
         return seen[:, 2] - low[2] + 1.0 - 0.03 > depth[pixel[:, 1], pixel[:, 0]]
 
@@ -170,7 +170,7 @@ def _draw(figure: _Figure, camera: _Camera, shot: Shot, rng: np.random.Generator
     normal[away] *= -1
     _, _, strength, sky = shot.light
     sun = _sun(shot)
-    direct = np.maximum(normal @ sun, 0)
+    direct = np.maximum(times(normal, sun[:, None])[:, 0], 0)
     if strength > 0.3:
         direct = direct * (1 - 0.85 * _shadow_map(figure, sun)(world))
     # The sky is above, the ground throws some of it back; low and inner places see less of either.

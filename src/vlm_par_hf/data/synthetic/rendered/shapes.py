@@ -5,7 +5,15 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 
-__all__ = ["Mesh", "ball", "box", "join", "ring", "strip", "tube"]
+__all__ = ["Mesh", "ball", "box", "join", "ring", "strip", "times", "tube"]
+
+
+def times(points: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    """`points @ matrix` of `(P, K)` and `(K, M)` without BLAS.
+
+    The threads of BLAS get in each other's way when several processes render, and its rounding depends on the machine.
+    """
+    return np.einsum("pk,km->pm", points, matrix)
 
 
 @dataclass(frozen=True)
@@ -32,7 +40,7 @@ class Mesh:
 
     def moved(self, rotation: np.ndarray | None = None, shift: np.ndarray | tuple = (0, 0, 0)) -> "Mesh":
         """The same mesh elsewhere."""
-        vertices = self.vertices if rotation is None else self.vertices @ np.asarray(rotation, np.float32).T
+        vertices = self.vertices if rotation is None else times(self.vertices, np.asarray(rotation, np.float32).T)
         return replace(self, vertices=(vertices + np.asarray(shift)).astype(np.float32))
 
 
