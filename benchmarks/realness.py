@@ -34,7 +34,7 @@ def probe_auc(real: np.ndarray, made: np.ndarray, real_persons: np.ndarray, made
         mean, std = vectors[train].mean(0), vectors[train].std(0).clamp_min(1e-6)
         weights = list(fit_probe((vectors[train] - mean) / std, targets[train], (1e-2,)))[-1]
         scores[~train] = ((vectors[~train] - mean) / std @ weights[:-1] + weights[-1]).squeeze(1).numpy()
-    return roc_auc(scores[:, None], targets.numpy().astype(np.int64))[0]
+    return roc_auc(scores, targets[:, 0].numpy().astype(np.int64))
 
 
 def distance(real: np.ndarray, made: np.ndarray) -> float:
