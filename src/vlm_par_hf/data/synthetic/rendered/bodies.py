@@ -41,7 +41,6 @@ class Bank:
         bone_indices, bone_weights: `(V, 4)`, which bones move a vertex by how much.
         canonical: float32 `(V, 3)`, where a vertex is on the average adult; y is 0 at the hip joints.
         arm: float32 `(V,)`: 0 at the shoulder joint, 1 at the wrist, negative on the trunk.
-        side: float32 `(V,)`: 1 on the left half of the body, -1 on the right.
         neighbours: part -> int32 `(V_part, K)`, rows within the part, for smoothing.
     """
 
@@ -53,7 +52,6 @@ class Bank:
     canonical: np.ndarray
     canonical_joints: dict[str, np.ndarray]
     arm: np.ndarray
-    side: np.ndarray
     neighbours: dict[str, np.ndarray]
     average: np.ndarray
     components: np.ndarray
@@ -102,7 +100,6 @@ def load_bank() -> Bank:
         canonical=canonical.astype(np.float32),
         canonical_joints=joints,
         arm=_along_arm(canonical, joints, tensors["bones"], weights, bones),
-        side=np.where(canonical[:, 0] >= 0, 1, -1).astype(np.float32),
         neighbours={part: _neighbours(tensors[f"faces.{part}"], ranges[part]) for part in PARTS},
         average=tensors["average"],
         components=tensors["components"].astype(np.float32),

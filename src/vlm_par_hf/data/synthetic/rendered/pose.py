@@ -10,7 +10,7 @@ from .people import RenderedPerson, Shot
 
 __all__ = ["Posed", "pose_body"]
 
-DOWN, FORWARD, UP = np.array([0.0, -1.0, 0.0]), np.array([0.0, 0.0, 1.0]), np.array([0.0, 1.0, 0.0])
+DOWN = np.array([0.0, -1.0, 0.0])
 SIDES = (("left", 1), ("right", -1))
 
 

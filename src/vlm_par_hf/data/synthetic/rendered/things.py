@@ -84,7 +84,6 @@ def _shoulder_bag(thing, posed: Posed, scale: float, rng: np.random.Generator) -
         return _on(posed, "hips", [bag], (thing.side * 0.215, -0.02, rng.uniform(-0.08, 0.1)), scale)
     side = _side(thing)
     drop = rng.uniform(0.26, 0.40)
-    place = (thing.side * 0.225, -drop, -0.03)
     clavicle = posed.joints[f"{side}_upper_arm"]
     shoulders = posed.joints["shoulders"] + posed.rotations[posed.index["shoulders"]] @ (
         np.array([thing.side * 0.15, 0.115, -0.01]) * scale
@@ -99,7 +98,6 @@ def _shoulder_bag(thing, posed: Posed, scale: float, rng: np.random.Generator) -
         )
         for z in (-0.06, 0.06)
     ]
-    del place
     return [bag.moved(turn, middle), *straps]
 
 
