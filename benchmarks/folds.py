@@ -17,7 +17,7 @@ import os
 from pathlib import Path
 
 import numpy as np
-from datasets import concatenate_datasets
+from datasets import Image, concatenate_datasets
 
 from vlm_par_hf import load_par_dataset
 
@@ -81,13 +81,16 @@ def real_crops():
 
 
 def write_parquet(data, folder: Path, folds: np.ndarray) -> None:
-    """Writes `K/crops.parquet` for each fold: the pictures that a model tested on it may see, with `image`, `labels`
-    and `person_id`, as `vlm_par_hf.embedded.distillation --parquet` reads them."""
-    columns = [name for name in data.column_names if name not in ("image", "labels", "person_id")]
+    """Writes `K/crops.parquet` for each fold: the pictures that a model tested on it may see, with `image` (bytes of a
+    file), `labels` and `person_id`, as `vlm_par_hf.embedded.distillation --parquet` reads them."""
+    files = data.select_columns("image").cast_column("image", Image(decode=False))["image"]
+    table = data.select_columns(["labels", "person_id"]).add_column(
+        "image", [file["bytes"] or Path(file["path"]).read_bytes() for file in files]
+    )
     for fold in range(NUM_FOLDS):
         path = folder / str(fold) / "crops.parquet"
         path.parent.mkdir(parents=True, exist_ok=True)
-        data.select(np.flatnonzero(folds != fold)).remove_columns(columns).to_parquet(path)
+        table.select(np.flatnonzero(folds != fold)).to_parquet(path)
 
 
 def main() -> None:

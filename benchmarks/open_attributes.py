@@ -17,12 +17,7 @@ Learning rates and loss weights were chosen by hand on drawings of another popul
 unseen attributes known.
 
 EVERYTHING HERE IS SYNTHETIC, and the embedded backbone was trained on captions and labels of ALL attributes of the
-drawings: "unseen" means unseen in the training of FOCUS and VLM-PAR, not by the backbone. With a backbone that was
-trained without them too:
-
-    python -m vlm_par_hf.embedded.train_backbone --work WORK --out outputs/backbone_without --steps 2400 --bf16 \
-        --without LowerColor ShoeColor ShortSleeve LongCoat HandBag ShoulderBag Boots
-    python benchmarks/open_attributes.py --backbone outputs/backbone_without --name open_attributes_not_told
+drawings: "unseen" means unseen in the training of FOCUS and VLM-PAR, not by the backbone.
 
 No number from here can be compared with a number from a paper. Results: `--out` (JSON and picture). Finished methods
 are saved there during the run; after an interruption the same command continues with the next one.
