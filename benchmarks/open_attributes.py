@@ -35,6 +35,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from pages import command_of
 from torch import nn
 
 from vlm_par_hf import (
@@ -400,7 +401,7 @@ def main() -> None:
         seen_by = "unseen by FOCUS and VLM-PAR, not by the embedded backbone"
     result = {
         "title": f"SYNTHETIC drawings, {seeds}; {seen_by}",
-        "command": " ".join(["python benchmarks/open_attributes.py", *sys.argv[1:]]),
+        "command": command_of(sys.argv),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}",
         "unseen": UNSEEN,
         "chance": chance(),

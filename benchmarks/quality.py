@@ -38,7 +38,7 @@ import numpy as np
 import torch
 from feature_sets import SETS, Features, FeatureSet, load_feature_set
 from heads import AttentionPooling, LinearProbe, make_cheap
-from pages import RESULTS, write_page
+from pages import RESULTS, command_of, write_page
 from quality_pictures import draw_attention_gain, draw_methods
 from resampling import NUMBERS, Judge, fit_shift, shifted
 from torch import nn
@@ -275,7 +275,7 @@ def measure_set(name: str, args, recipe: Recipe) -> dict[str, Any]:
             logger.info("%s seed %d %s: AUC %.2f", name, seed, method, 100 * own["auc"][-1][0])
     return {
         "title": feature_set.title,
-        "command": command_of(sys.argv[1:]),
+        "command": command_of(sys.argv),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}",
         "recipe": vars(recipe),
         "seeds": args.seeds,
@@ -285,13 +285,6 @@ def measure_set(name: str, args, recipe: Recipe) -> dict[str, Any]:
         "scored": [feature_set.schema[int(a)].name for a in feature_set.scored],
         **summarise(numbers, notes),
     }
-
-
-def command_of(words: list[str]) -> str:
-    """The command without folders of this machine."""
-    folders = {position + 1 for position, word in enumerate(words) if word in ("--work", "--out")}
-    shown = ["DIR" if position in folders else word for position, word in enumerate(words)]
-    return " ".join(["python benchmarks/quality.py", *shown])
 
 
 def summarise(numbers: dict[str, dict[str, list]], notes: dict[str, list]) -> dict[str, Any]:

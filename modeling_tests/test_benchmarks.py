@@ -213,3 +213,20 @@ def test_the_distance_of_two_gaussians_is_that_of_its_formula():
     made = rng.normal(size=(5000, 3)) * [2, 2, 1] + [1, 0, 0]
     assert realness.distance(real, real) == pytest.approx(0, abs=1e-9)
     assert realness.distance(real, made) == pytest.approx((1 + (1 - 2) ** 2 + 0 + (3 - 1) ** 2) / 14, rel=0.1)
+
+
+def test_commands_in_results_name_no_folder_of_the_machine():
+    words = [
+        "/home/me/benchmarks/quality.py",
+        "--work",
+        "/home/me/w",
+        "--sets",
+        "real",
+        "--out",
+        "a/b",
+        "--backbone",
+        "c/d",
+    ]
+    expected = "python benchmarks/quality.py --work DIR --sets real --out DIR --backbone DIR"
+    assert load("pages").command_of(words) == expected
+    assert load("pages").command_of(["quality.py", "--backbone", "embedded"]).endswith("--backbone embedded")
