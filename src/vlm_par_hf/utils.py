@@ -41,6 +41,7 @@ __all__ = [
 ]
 
 EMBEDDED_KINDS = ("backbone", "backbone_drawings", "heads_pa100k", "heads_rendered")
+DEFAULT_HEADS = "heads_pa100k"  # what "heads" means, and what the pipeline takes without a model
 # Names of the backbones that ship, the newest first -> their folders.
 EMBEDDED_BACKBONES = {"embedded": "backbone", "embedded-drawings": "backbone_drawings"}
 
@@ -68,14 +69,16 @@ def embedded_path(kind: str) -> Path:
     Args:
         kind: `"backbone"` (SigLIP-2-shaped backbone, tokenizer and processor), `"backbone_drawings"` (its first
             edition, which has only seen drawings), `"heads_pa100k"` or `"heads_rendered"` (VLM-PAR heads over
-            `"backbone"`, of the label spaces `"pa100k"` and `"rendered"`).
+            `"backbone"`, of the label spaces `"pa100k"` and `"rendered"`), `"heads"` (those of them that
+            `pipeline("pedestrian-attributes")` takes without a model).
 
     Raises:
         ValueError: `kind` is something else.
     """
-    if kind not in EMBEDDED_KINDS:
-        raise ParValueError(f"kind must be one of {EMBEDDED_KINDS}, got {kind!r}")
-    return Path(__file__).parent / "embedded" / kind
+    folder = DEFAULT_HEADS if kind == "heads" else kind
+    if folder not in EMBEDDED_KINDS:
+        raise ParValueError(f"kind must be one of {('heads', *EMBEDDED_KINDS)}, got {kind!r}")
+    return Path(__file__).parent / "embedded" / folder
 
 
 def backbone_files(name: str | Path) -> str:

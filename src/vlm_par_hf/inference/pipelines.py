@@ -356,7 +356,7 @@ def register_pipeline() -> None:
     """Registers the task with `transformers.pipeline`; the embedded model is its default."""
     if not is_task_registered(TASK, PedestrianAttributesPipeline):
         register_task(
-            TASK, PedestrianAttributesPipeline, model_class=AutoModel, default_model=str(embedded_path("heads_pa100k"))
+            TASK, PedestrianAttributesPipeline, model_class=AutoModel, default_model=str(embedded_path("heads"))
         )
 
 
