@@ -28,6 +28,7 @@ __all__ = [
     "default_threads",
     "embedded_path",
     "format_percent",
+    "is_embedded",
     "iterate",
     "read_json",
     "read_json_object",
@@ -79,6 +80,11 @@ def embedded_path(kind: str) -> Path:
     if folder not in EMBEDDED_KINDS:
         raise ParValueError(f"kind must be one of {('heads', *EMBEDDED_KINDS)}, got {kind!r}")
     return Path(__file__).parent / "embedded" / folder
+
+
+def is_embedded(path: str | Path | None) -> bool:
+    """Whether a path is the folder of a checkpoint that ships inside the package."""
+    return path is not None and Path(path).resolve().parent == (Path(__file__).parent / "embedded").resolve()
 
 
 def backbone_files(name: str | Path) -> str:

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -16,7 +16,8 @@ from vlm_par_hf.errors import ParFileNotFoundError, ParValueError, unreadable
 from vlm_par_hf.hub.pushing import PushToHub
 from vlm_par_hf.hub.remote_code import write_remote_code
 from vlm_par_hf.labels.schema import AttributeSchema
-from vlm_par_hf.upstream import TransformersModel, collect_load_report
+from vlm_par_hf.upstream import TransformersModel, collect_load_report, hide_progress_bar
+from vlm_par_hf.utils import is_embedded
 
 from .configuration import DERIVED_FIELDS, differing_fields
 from .kept import Kept
@@ -390,7 +391,8 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def loading_weights(source: str | Path | None) -> Iterator[list[str]]:
-    """Collects transformers' load report instead of printing it, and explains an error about a damaged file.
+    """Collects transformers' load report instead of printing it, and explains an error about a damaged file. For what
+    ships in the package, which takes no time, there is no progress bar.
 
     Yields:
         The texts of the report; empty as long as there is none.
@@ -398,7 +400,8 @@ def loading_weights(source: str | Path | None) -> Iterator[list[str]]:
     Raises:
         ValueError: a file of weights in `source` is damaged.
     """
-    with collect_load_report() as report:
+    bar = hide_progress_bar() if is_embedded(source) else nullcontext()
+    with collect_load_report() as report, bar:
         try:
             yield report
         except SafetensorError as error:
