@@ -45,8 +45,8 @@ class ParPreTrainedModel(PushToHub, TransformersModel):
     | attribute | what the model then has |
     |---|---|
     | `supports_training` | parameters to train: `parameter_groups`, `forward(labels=)` with gradients |
-    | `supports_features` | `get_image_features(**inputs)` -> patch_embeds, image_embeds, patch_mask; `forward` and
-      `explain` take these in place of pixels, and `vision_tower` is the module that computes them |
+    | `supports_features` | `get_image_features(**inputs)` -> `ParImageFeatures`; `forward` and `explain` take its
+      `as_inputs()` in place of pixels, and `vision_tower` is the module that computes them |
     | `supports_explain` | `explain(attribute=None, **inputs)` -> float32 `(B, A, N)`, the relevance of each patch |
     | `supports_attributes` | attributes named at call time: `encode_attributes(attributes, processor)`, whose result
       `forward` and `explain` take as `attributes=`; `set_attributes(attributes, processor)` |
@@ -189,15 +189,16 @@ class ParPreTrainedModel(PushToHub, TransformersModel):
         pixel_values: torch.Tensor,
         pixel_attention_mask: torch.Tensor | None,
         spatial_shapes: torch.Tensor | None,
+        **kwargs: Any,
     ) -> Any:
-        """The outputs of the vision tower. Gradients flow through it if a parameter of it, or the input, requires
+        """The outputs of the vision tower, to which `kwargs` go. Gradients flow through it if a parameter of it, or the input, requires
         them."""
         if naflex:
             inputs = {"pixel_attention_mask": pixel_attention_mask, "spatial_shapes": spatial_shapes}
         else:
             size = (tower.config.image_size,) * 2
             inputs = {"interpolate_pos_encoding": tuple(pixel_values.shape[-2:]) != size}
-        return tower(pixel_values=pixel_values, **inputs)
+        return tower(pixel_values=pixel_values, **inputs, **{**kwargs, "return_dict": True})
 
     @staticmethod
     def _patch_mask(patches: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:

@@ -5,7 +5,7 @@ model that was folded, because both compute them with the same code.
 """
 
 import copy
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -74,6 +74,17 @@ class FoldedVlmParModel(VlmParForward, ParPreTrainedModel):
     @property
     def vision_tower(self) -> nn.Module:
         return self.vision_model
+
+    def get_text_features(self, *args: Any, **kwargs: Any) -> None:
+        """Refuses: there is no text tower.
+
+        Raises:
+            RuntimeError: always.
+        """
+        raise ParRuntimeError(
+            "a folded model has no text tower: load the model that was folded, or the backbone "
+            f"{self.config.backbone_name!r} (config.backbone_name), for get_text_features"
+        )
 
     def _constants(self) -> dict[str, torch.Tensor]:
         return self.attribute_heads.constants()
