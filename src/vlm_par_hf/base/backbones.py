@@ -45,6 +45,19 @@ class BackbonePreTrainedModel(ParPreTrainedModel):
     def _prepare_texts(self, processor: Any) -> None:
         """Encodes the texts of the label space; tokenizes them first if a processor is given."""
 
+    def get_text_features(self, input_ids: torch.Tensor, **kwargs: Any) -> Any:
+        """The backbone's features of texts, in the form in which its own `get_text_features` returns them.
+
+        Args:
+            input_ids: int64 `(texts, length)`, what `processor(text=...)` makes.
+            kwargs: of the text tower, such as `output_hidden_states`.
+
+        Returns:
+            transformers' `BaseModelOutputWithPooling`: `last_hidden_state` `(texts, length, width)` and
+            `pooler_output` `(texts, E)`, not normalised.
+        """
+        return self.vlm.get_text_features(input_ids, **kwargs)
+
     # What trains
 
     def _freeze(self) -> None:
