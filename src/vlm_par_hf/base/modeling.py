@@ -191,8 +191,8 @@ class ParPreTrainedModel(PushToHub, TransformersModel):
         spatial_shapes: torch.Tensor | None,
         **kwargs: Any,
     ) -> Any:
-        """The outputs of the vision tower, to which `kwargs` go. Gradients flow through it if a parameter of it, or the input, requires
-        them."""
+        """The outputs of the vision tower, to which `kwargs` go. Gradients flow through it if a parameter of it, or
+        the input, requires them."""
         if naflex:
             inputs = {"pixel_attention_mask": pixel_attention_mask, "spatial_shapes": spatial_shapes}
         else:
