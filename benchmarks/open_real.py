@@ -167,7 +167,7 @@ def main() -> None:
         labels = pictures.labels[tested][:, columns[part]]
         scored = scored_attributes(pictures.labels[:, columns[part]])
         result["scored"][part] = [one.names[int(a)] for a in scored]
-        judge = Judge(one, scored, labels, persons[tested], args.bootstrap)
+        judge = Judge(one, scored, labels, persons[tested], args.bootstrap, folds[tested])
         for method, found in collected.items():
             if part not in found:
                 continue

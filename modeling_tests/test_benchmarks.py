@@ -16,6 +16,7 @@ from modeling_tests.models.vlm_par.test_modeling_vlm_par import features, some_l
 from modeling_tests.tiny import tiny_model, tiny_schema
 from vlm_par_hf import AttributeSchema, ParMetrics
 from vlm_par_hf.embedded import views
+from vlm_par_hf.metrics.ranking import average_precision, roc_auc
 
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -60,6 +61,28 @@ def test_resampled_numbers_are_those_of_the_metrics():
     drawn = np.repeat(np.arange(90), judge.counts[2][judge.units])
     again = ParMetrics(schema)((logits[drawn], labels[drawn]))
     assert found["auc"][2] == pytest.approx(again["auc_macro"]) and found["mA"][2] == pytest.approx(again["mA"])
+
+
+def test_pictures_of_different_folds_are_not_compared():
+    resampling, rng = load("resampling"), np.random.default_rng(0)
+    folds, positives = rng.integers(0, 3, 90), rng.random(90) < 0.3
+    scores = (positives + rng.normal(size=90)) * np.array([1.0, 30.0, 2.0])[folds] + np.array([0, 50, -9])[folds]
+    units, counts = np.arange(90), np.stack([np.ones(90), rng.integers(0, 3, 90)]).astype(np.int32)
+    area, precision = resampling.ranking_within(folds, scores, positives, units, counts)
+    for row, count in enumerate(counts):
+        right = pairs = 0
+        for i in np.flatnonzero(positives):
+            for j in np.flatnonzero(~positives & (folds == folds[i])):
+                pairs += count[i] * count[j]
+                right += count[i] * count[j] * (scores[i] > scores[j])
+        assert area[row] == pytest.approx(right / pairs)
+    shares = []
+    for fold in range(3):
+        drawn = np.repeat(np.flatnonzero(folds == fold), counts[1][folds == fold])
+        shares += [average_precision(scores[drawn], positives[drawn])] * int(positives[drawn].sum())
+    assert precision[1] == pytest.approx(np.mean(shares))
+    together = resampling.ranking_within(np.zeros(90, int), scores, positives, units, counts)[0]
+    assert together[0] == pytest.approx(roc_auc(scores, positives)) and together[0] < area[0] - 0.02
 
 
 def test_one_shift_for_all_attributes_is_fitted():
