@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig
 
-from vlm_par_hf.errors import ParValueError
+from vlm_par_hf.errors import ParValueError, check_folder
 from vlm_par_hf.utils import EMBEDDED_BACKBONES, backbone_files
 
 from .kept import fingerprint
@@ -248,6 +248,7 @@ class BackbonePreTrainedModel(ParPreTrainedModel):
         name = str(name)
         if name not in EMBEDDED_BACKBONES and Path(name).is_dir():
             name = str(Path(name).resolve())
+        check_folder(name, "the backbone")
         vlm_config = AutoConfig.from_pretrained(backbone_files(name), **hub)
         # Keep local paths out of saved checkpoints; `backbone_name` says which backbone it is.
         vlm_config.name_or_path = ""
@@ -362,6 +363,8 @@ class BackbonePreTrainedModel(ParPreTrainedModel):
             )
         heads_only = ("revision", "subfolder", "state_dict", "use_safetensors", "variant")
         options = {key: value for key, value in kwargs.items() if key not in heads_only}
+        if "_adapter_model_path" not in (options.get("adapter_kwargs") or {}):
+            options.pop("adapter_kwargs", None)  # of the heads' repository; its revision is none of the backbone's
         model, missing = cls._load_backbone(source, config, revision=config.backbone_revision or "main", **options)
         heads: dict[str, torch.Tensor] = {}
         with loading_weights(name):

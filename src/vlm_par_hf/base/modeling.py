@@ -12,7 +12,7 @@ from torch import nn
 from transformers import PreTrainedConfig
 from transformers.quantizers import AutoQuantizationConfig
 
-from vlm_par_hf.errors import ParFileNotFoundError, ParValueError, unreadable
+from vlm_par_hf.errors import ParFileNotFoundError, ParValueError, check_folder, unreadable
 from vlm_par_hf.hub.pushing import PushToHub
 from vlm_par_hf.hub.remote_code import write_remote_code
 from vlm_par_hf.labels.schema import AttributeSchema
@@ -191,8 +191,8 @@ class ParPreTrainedModel(PushToHub, TransformersModel):
         spatial_shapes: torch.Tensor | None,
         **kwargs: Any,
     ) -> Any:
-        """The outputs of the vision tower, to which `kwargs` go. Gradients flow through it if a parameter of it, or the input, requires
-        them."""
+        """The outputs of the vision tower, to which `kwargs` go. Gradients flow through it if a parameter of it, or
+        the input, requires them."""
         if naflex:
             inputs = {"pixel_attention_mask": pixel_attention_mask, "spatial_shapes": spatial_shapes}
         else:
@@ -320,6 +320,7 @@ class ParPreTrainedModel(PushToHub, TransformersModel):
 
     @classmethod
     def _read_saved_config(cls, name: str | Path, kwargs: dict[str, Any]) -> dict[str, Any]:
+        check_folder(name)
         with unreadable(name, "config.json"):
             access = {key: kwargs[key] for key in HUB_KEYS if key in kwargs}
             saved, _ = PreTrainedConfig.get_config_dict(name, **access)
