@@ -48,8 +48,8 @@ def register_families() -> None:
         for unfit, hint in UNFIT.items():
             # No ValueError or TypeError: pipeline() collects these and shows them under tracebacks.
             error = ParError(
-                f"{unfit.__name__} is for models that give a picture one label, and a {family.model} gives each person "
-                "one label per attribute: load it with AutoModel.from_pretrained(...), or with "
+                f"{unfit.__name__} is for models that give a picture one label, and a {family.model} gives each "
+                "person one label per attribute: load it with AutoModel.from_pretrained(...), or with "
                 f'pipeline("pedestrian-attributes", model=...){hint}'
             )
             refuse_auto_class(unfit, config_class, error)

@@ -114,8 +114,8 @@ def check_folder(name: str | Path, argument: str = "the checkpoint") -> None:
     if looks or (str(parent) != "." and parent.is_dir()):
         hint = "; Python does not read ~ as the home folder" if text.startswith("~") else ""
         raise ParFileNotFoundError(
-            f"{argument}: there is no folder {text!r:.200} (in {str(Path.cwd())!r:.200}){hint}; a repository of the Hub "
-            "is named like 'owner/name'"
+            f"{argument}: there is no folder {text!r:.200} (in {str(Path.cwd())!r:.200}){hint}; a repository of the "
+            "Hub is named like 'owner/name'"
         )
 
 

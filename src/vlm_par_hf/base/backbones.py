@@ -153,9 +153,15 @@ class BackbonePreTrainedModel(ParPreTrainedModel):
         """Saves the model; with `config.save_backbone=False` without the backbone's weights.
 
         Raises:
-            ValueError: heads alone, but the backbone has no name to load it from, or was trained.
+            ValueError: heads alone, but the backbone has no name to load it from, or was trained; or the model was
+                quantised when it was loaded.
         """
         config = self.config
+        if getattr(self, "is_quantized", False):
+            raise ParValueError(
+                "this model was quantised when it was loaded, and what would be saved could not be loaded again: save "
+                "it as it was before, and quantise it at each load; a folded model can be saved quantised"
+            )
         # Encode the texts now if no forward pass has done so: their states are buffers of the checkpoint.
         self._prepare_texts(None)
         if not config.save_backbone:
