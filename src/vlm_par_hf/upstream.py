@@ -50,6 +50,7 @@ __all__ = [
     "is_task_registered",
     "naflex_embeddings",
     "naflex_image_size",
+    "refuse_auto_class",
     "register_task",
 ]
 
@@ -142,6 +143,24 @@ def hide_default_messages(default_model: str) -> None:
 
     for name in ("transformers.pipelines", "transformers.configuration_utils"):
         logging.getLogger(name).addFilter(keep)
+
+
+def refuse_auto_class(auto_class: type, config_class: type, error: Exception) -> None:
+    """Makes an Auto class that does not fit a kind of model say which one does.
+
+    Without it transformers lists the hundreds of configurations that it knows.
+
+    Args:
+        auto_class: such as `AutoModelForImageClassification`.
+        config_class: the configuration of the models.
+        error: raised when such a model is asked of the Auto class.
+    """
+
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise error
+
+    refusing = type("Refusing", (), {"config_class": config_class, "from_pretrained": refuse, "_from_config": refuse})
+    auto_class.register(config_class, refusing, exist_ok=True)
 
 
 # Pipelines

@@ -12,7 +12,7 @@ from torch import nn
 from transformers import PreTrainedConfig
 from transformers.quantizers import AutoQuantizationConfig
 
-from vlm_par_hf.errors import ParFileNotFoundError, ParValueError, unreadable
+from vlm_par_hf.errors import ParFileNotFoundError, ParValueError, check_folder, unreadable
 from vlm_par_hf.hub.pushing import PushToHub
 from vlm_par_hf.hub.remote_code import write_remote_code
 from vlm_par_hf.labels.schema import AttributeSchema
@@ -320,6 +320,7 @@ class ParPreTrainedModel(PushToHub, TransformersModel):
 
     @classmethod
     def _read_saved_config(cls, name: str | Path, kwargs: dict[str, Any]) -> dict[str, Any]:
+        check_folder(name)
         with unreadable(name, "config.json"):
             access = {key: kwargs[key] for key in HUB_KEYS if key in kwargs}
             saved, _ = PreTrainedConfig.get_config_dict(name, **access)
