@@ -64,5 +64,7 @@ def test_a_part_of_a_reduced_jpeg(tmp_path):
 
 
 def test_what_is_outside_is_named(picture):
-    with pytest.raises(ValueError, match=r"street.png#xywh=70,0,5,5'.*outside of the picture of width 60 and height 40"):
+    with pytest.raises(
+        ValueError, match=r"street.png#xywh=70,0,5,5'.*outside of the picture of width 60 and height 40"
+    ):
         open_image({"path": f"{picture[0]}#xywh=70,0,5,5", "bytes": None})

@@ -342,7 +342,12 @@ def test_unknown_persons_are_nobody_and_one_id_is_one_person(root):
 
 @pytest.mark.parametrize(
     "text",
-    ["a.jpg 1 2\nb c.jpg 0 0\n", "a.jpg,1,2\nb c.jpg,0,0\n", "a.jpg\t1,2\nb c.jpg\t0,0\n", "a.jpg;1;2\nb c.jpg; 0;0\n"],
+    [
+        "a.jpg 1 2\nb c.jpg 0 0\n",
+        "a.jpg,1,2\nb c.jpg,0,0\n",
+        "a.jpg\t1,2\nb c.jpg\t0,0\n",
+        "a.jpg;1;2\nb c.jpg; 0;0\n",
+    ],
 )
 def test_lists_without_a_header_have_the_order_of_the_schema(root, text):
     (root / "train.txt").write_text(text)
@@ -388,7 +393,9 @@ def test_image_folders_of_datasets(root, name):
     rows = [{"file_name": "a.jpg", "Hat": 1, "Color": "red"}]
     if "/" not in name:
         rows[0] |= {"file_name": "train/a.jpg", "split": "train"}
-    lines = [",".join(rows[0]), ",".join(map(str, rows[0].values()))] if name.endswith("csv") else [json.dumps(rows[0])]
+    lines = (
+        [",".join(rows[0]), ",".join(map(str, rows[0].values()))] if name.endswith("csv") else [json.dumps(rows[0])]
+    )
     (root / name).write_text("\n".join(lines))
     (record,) = read_folder(root)[1]["train"]
     assert (record.image_id, record.image) == ("train/a.jpg", str(root / "train" / "a.jpg"))

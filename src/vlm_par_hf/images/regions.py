@@ -16,7 +16,16 @@ from PIL import Image
 from vlm_par_hf.errors import ParValueError
 
 
-__all__ = ["REGION_FORMATS", "Region", "crop_region", "encode_image", "is_region", "join_region", "read_region", "split_region"]
+__all__ = [
+    "REGION_FORMATS",
+    "Region",
+    "crop_region",
+    "encode_image",
+    "is_region",
+    "join_region",
+    "read_region",
+    "split_region",
+]
 
 # The same names as everywhere: corners, corner and size, center and size; in pixels or, with an n, as shares.
 REGION_FORMATS = tuple(form + unit for form in ("xyxy", "xywh", "cxcywh") for unit in ("", "n"))

@@ -235,7 +235,9 @@ def open_table(path: Path) -> Iterator[TextIO]:
             yield stream
         except UnicodeDecodeError as error:
             line = f", line {_line_of_error(path)}" if encoding == "utf-8-sig" else ""
-            raise ParValueError(f"{path}{line} is not UTF-8 text ({error}); expected a table saved as UTF-8") from error
+            raise ParValueError(
+                f"{path}{line} is not UTF-8 text ({error}); expected a table saved as UTF-8"
+            ) from error
 
 
 def _line_of_error(path: Path) -> int:

@@ -278,7 +278,9 @@ class _TableReader:
     def _warn_of_unread(self, path: Path) -> None:
         if self.unread:
             logger.warning(
-                "%s: not read, as no attribute has that name: %s", path, ", ".join(map(shorten, list(self.unread)[:20]))
+                "%s: not read, as no attribute has that name: %s",
+                path,
+                ", ".join(map(shorten, list(self.unread)[:20])),
             )
 
 

@@ -204,7 +204,9 @@ def read_rows(path: Path, attributes: Sequence[str] | None) -> Iterator[tuple[in
             return
         if attributes is not None:
             is_spaced = any(_plain(word) in names for word in first.split())
-            wrong = "its columns are divided by spaces" if is_spaced else "it is no header and no row 'path label label'"
+            wrong = (
+                "its columns are divided by spaces" if is_spaced else "it is no header and no row 'path label label'"
+            )
             raise ParValueError(
                 f"{path}, line {first_line}: begins with {shorten(first[:100])}: {wrong}; expected the names of the "
                 "columns, divided by commas, semicolons or tabs, in the first line, such as "
@@ -238,7 +240,10 @@ def _read_list(path: Path, attributes: Sequence[str] | None) -> Iterator[tuple[i
             rest = found[3]
             cells = re.split(r" *[,;\t] *", rest) if re.search(r"[,;\t]", rest) else rest.split()
             if attributes is None:
-                attributes = [f"attribute_{number}" for number in range(1, len(cells) + 1)]
+                raise ParValueError(
+                    f"{path} has no header and {len(cells)} labels after each path: name these attributes in their "
+                    "order (names=[...], --names A,B,...)"
+                )
             if len(cells) != len(attributes):
                 raise ParValueError(
                     f"{path}, line {line}: {len(cells)} labels after the path {shorten(found[1] or found[2])}; "
