@@ -17,8 +17,8 @@ def add_parser(commands) -> argparse.ArgumentParser:
     parser = commands.add_parser(
         "init",
         help="draft the schema.json of your own table of labels",
-        description="Draft the schema.json of a table (.csv, .tsv, .txt, .jsonl) from its header and cells: columns of "
-        "0 and 1, or yes and no, and columns of few different texts become attributes; columns of paths, splits, "
+        description="Draft the schema.json of a table (.csv, .tsv, .txt, .jsonl) from its header and cells: columns "
+        "of 0 and 1, or yes and no, and columns of few different texts become attributes; columns of paths, splits, "
         "persons and boxes are known by their names; the others are left out, with the reason. Then the table is read "
         "as training reads it. Questions and prompts are made from the names: read them before training.",
     )

@@ -69,11 +69,11 @@ def load_par_dataset(
         follow_links: whether links below `root` may lead out of it. They are refused unless you say so: a link in a
             data set that somebody else made could copy a private picture into yours.
         options: for `"folder"` `negative` and `unknown`, the cells that say "no" and "not annotated" where a table
-            uses -1, `box_format` and `ignore`, columns that are not read (see `read_folder`); for `"synthetic"` and `"rendered"` keywords of `build_synthetic_dataset` and
-            `build_rendered_dataset` (such as `num_train`); for `"hub"` `revision`; for the published data sets
-            `ignore`, a list of names: of a complete one, an attribute without a positive and a label in the files that
-            no attribute takes are errors unless they are named there. Of other data they are a warning and an entry of
-            the `info.description`.
+            uses -1, `box_format`, and `ignore`, columns that are not read (see `read_folder`); for `"hub"` `revision`,
+            `negative` and `unknown`; for `"synthetic"` and `"rendered"` keywords of `build_synthetic_dataset` and
+            `build_rendered_dataset` (such as `num_train`); for the published data sets `ignore`, a list of names: of a
+            complete one, an attribute without a positive and a label in the files that no attribute takes are errors
+            unless they are named there. Of other data they are a warning and an entry of the `info.description`.
 
     Returns:
         A `datasets.DatasetDict` with the splits train, validation and test (a folder: those that it has; Market-1501

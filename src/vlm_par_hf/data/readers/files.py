@@ -240,15 +240,14 @@ def open_table(path: Path) -> Iterator[TextIO]:
             ) from error
 
 
-def _line_of_error(path: Path) -> int:
-    number = 0
+def _line_of_error(path: Path) -> int | None:
     with open(path, "rb") as stream:
         for number, line in enumerate(stream, 1):
             try:
                 line.decode("utf-8")
             except UnicodeDecodeError:
-                break
-    return number
+                return number
+    return None
 
 
 def _pickle_hint(root: Path) -> str:

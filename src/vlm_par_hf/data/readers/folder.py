@@ -5,10 +5,10 @@
       labels.csv         or .tsv, .txt, .jsonl; or one table per split: train.csv, validation.csv, test.csv
       images/0001.jpg    anywhere below the folder
 
-A table has a column `image` (path relative to the table) and one column per attribute; `split`, `person_id`, `camera_id`
-and `box` are optional. `metadata.csv` and `file_name`, as image folders of `datasets` have them, are read too, and lists
-without a header: a path, then a label per attribute in the order of the schema. In a .jsonl table every line is an
-object with these keys.
+A table has a column `image` (path relative to the table) and one column per attribute; `split`, `person_id`,
+`camera_id` and `box` are optional. `metadata.csv` and `file_name`, as image folders of `datasets` have them, are read
+too, and lists without a header: a path, then a label per attribute in the order of the schema. In a .jsonl table every
+line is an object with these keys.
 """
 
 import difflib
