@@ -13,11 +13,12 @@ from PIL import Image
 
 import vlm_par_hf
 from modeling_tests.pa100k_files import pa100k_variables
-from vlm_par_hf.data import dataset_schema, list_par_datasets, load_par_dataset
+from vlm_par_hf.data import AugmentedDataset, dataset_schema, list_par_datasets, load_par_dataset, prepare_dataset
 from vlm_par_hf.data.readers import registry
 from vlm_par_hf.data.readers.label_check import count_positives
 from vlm_par_hf.data.readers.records import PedestrianRecord
 from vlm_par_hf.errors import ParValueError
+from vlm_par_hf.features import describing
 from vlm_par_hf.labels.schema import AttributeSchema
 from vlm_par_hf.labels.tables import get_schema
 
@@ -246,7 +247,7 @@ def test_an_attribute_without_a_positive_is_told_and_refused_in_the_complete_pa1
 def test_an_attribute_without_a_positive_in_a_folder_is_a_warning(folder, caplog):
     notes = json.loads(load_par_dataset("folder", folder)["test"].info.description)
     assert notes["attributes_without_positive"] == ["Bag"] and "no image has 'Bag'" in caplog.text
-    with pytest.raises(TypeError, match="unexpected keyword argument 'ignore'"):
+    with pytest.raises(ValueError, match="ignore names 'Bag', an attribute of the schema"):
         load_par_dataset("folder", folder, ignore=["Bag"])
 
 
@@ -294,3 +295,39 @@ def test_full_annotation_opens_in_seconds(par_data, caplog):
     notes = json.loads(data["train"].info.description)
     assert notes["skipped_images"] == {"train": 80_000, "validation": 10_000, "test": 10_000}
     assert "skipped: 100000 of 100000" in caplog.text
+
+
+def test_people_are_cut_out_of_pictures(tmp_path):
+    """Where the table has boxes, every reader of the data set gets the person, and prepared files hold it."""
+    pixels = np.zeros((40, 60, 3), np.uint8)
+    pixels[:, :30] = 255
+    root = tmp_path / "data"
+    root.mkdir()
+    Image.fromarray(pixels).save(root / "street.png")
+    AttributeSchema.from_texts(["hat"]).to_json(root / "schema.json")
+    rows = ["street.png,train,1,0 0 20 40", "street.png,train,0,30 10 50 40", "street.png,validation,0,20 0 40 40"]
+    (root / "labels.csv").write_text("\n".join(["image,split,hat,box", *rows]))
+    data = load_par_dataset("folder", root)
+    expected = [((20, 40), 255.0), ((20, 30), 0.0), ((20, 40), 127.5)]
+
+    def found(splits):
+        return [(row["image"].size, np.asarray(row["image"]).mean()) for part in splits.values() for row in part]
+
+    assert found(data) == found({name: AugmentedDataset(part) for name, part in data.items()}) == expected
+    assert data["train"]["image_id"][1] == "street.png#xywh=30,10,20,30"
+    prepare_dataset("folder", root, tmp_path / "prepared")
+    assert found(load_par_dataset("hub", tmp_path / "prepared")) == expected
+    hashes = {describing._hash_image({"path": f"{root}/street.png#xywh=0,0,9,{n}", "bytes": None}) for n in (5, 6)}
+    assert len(hashes) == 2  # features of one person are not taken for those of another
+
+
+def test_columns_that_are_not_read_are_noted(tmp_path):
+    AttributeSchema.from_texts(["hat"]).to_json(tmp_path / "schema.json")
+    (tmp_path / "train.csv").write_text("image,hat,height\na.png,1,180\n")
+    Image.new("RGB", (4, 8)).save(tmp_path / "a.png")
+    notes = json.loads(load_par_dataset("folder", tmp_path)["train"].info.description)
+    assert notes["columns_not_read"] == ["height"]
+    notes = json.loads(load_par_dataset("folder", tmp_path, ignore=["height"])["train"].info.description)
+    assert "columns_not_read" not in notes
+    with pytest.raises(TypeError, match="ignore is 'height'; expected a list of names"):
+        load_par_dataset("folder", tmp_path, ignore="height")

@@ -289,6 +289,19 @@ def test_alternatives_names_and_attributes_of_ones_own():
     assert AttributeSchema.from_texts(schema) is schema
 
 
+def test_alternatives_in_one_text():
+    in_list = AttributeSchema.from_texts([["a backpack", "a handbag", "no bag"]])
+    assert AttributeSchema.from_texts(["a backpack | a handbag|no bag"]) == in_list
+    assert AttributeSchema.from_texts({"Bag": "a backpack | no bag at all | a handbag"})["Bag"].num_labels == 3
+
+
+@pytest.mark.parametrize("labels", [("hat", "no hat"), ("a hat", "without a hat"), ("sitting", "not sitting")])
+def test_of_two_labels_the_second_does_not_deny(labels):
+    with pytest.raises(ValueError, match="but of two labels the second is the positive one; write them as"):
+        Attribute("A", "which?", labels, ("one", "two"))
+    assert Attribute("A", "which?", labels[::-1], ("one", "two")).is_binary
+
+
 def test_texts_that_make_no_attribute():
     with pytest.raises(ValueError, match="attributes must hold at least one attribute, got none"):
         AttributeSchema.from_texts([])

@@ -82,5 +82,5 @@ def test_a_huge_table_is_refused(root, monkeypatch):
 def test_a_name_that_is_not_utf8(root):
     os.rename(root / "images" / "a.png", os.fsencode(root / "images") + b"/\xe9.png")
     (root / "labels.csv").write_bytes(b"image,split,Hat\nimages/\xe9.png,train,1\n")
-    with pytest.raises(ValueError, match="labels.csv is not UTF-8 text"):
+    with pytest.raises(ValueError, match="labels.csv, line 2 is not UTF-8 text"):
         load_par_dataset("folder", root)

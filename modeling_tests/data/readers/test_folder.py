@@ -157,11 +157,15 @@ def test_schema_argument_ignores_columns_that_only_the_file_names(root):
     [
         ("", "train.csv is empty"),
         ("image,Hat\na.jpg,1\n", r"train.csv, line 2: column 'Color' is missing; found \['image', 'Hat'\]"),
-        ("Hat,Color\n1,1\n", "line 2: column 'image' is missing"),
-        ("image,Hat,Colour,Color\na.jpg,1,1,1\n", "line 2: unknown column 'Colour'; did you mean 'Color'"),
-        ("image,Hat,Color,remarks\na.jpg,1,1,x\n", "unknown column 'remarks'; remove it, or add the attribute"),
+        ("Hat,Color\n1,1\n", r"line 2: column 'image' \(or 'file_name', 'path'\) is missing; found"),
+        ("imag,Hat,Color\na.jpg,1,1\n", "column 'image' .* is missing; did you mean the column 'imag'"),
+        ("image,Hat,Colour\na.jpg,1,1\n", "line 2: column 'Color' is missing; did you mean the column 'Colour'"),
+        ("image,hat,Color\na.jpg,1,1\n", "line 2: column 'Hat' is missing; did you mean the column 'hat'"),
+        ("image,Hat,Color,spilt\na.jpg,1,1,test\n", r"unknown column 'spilt'; did you mean 'split'.*--ignore spilt"),
+        ("image,Hat,Color,persn_id\na.jpg,1,1,7\n", "unknown column 'persn_id'; did you mean 'person_id'"),
         ("image,Hat,Hat,Color\na.jpg,1,1,1\n", "line 1: column 'Hat' appears twice"),
-        ("image;Hat;Color\na.jpg;1;1\n", "line 1: begins with .*: the columns are not separated by commas"),
+        ("image Hat Color\na.jpg 1 1\n", "line 1: begins with .*: its columns are divided by spaces; expected"),
+        ("one;two\na.jpg;1;1\n", "line 1: begins with .*: it is no header and no row .* 'image,Hat,Color'"),
         (HEADER + "a.jpg,1\n", "line 2: 2 cells; the header has 3"),
         (HEADER + "a.jpg,1,1\nb.jpg,1,1,1\n", "line 3: 4 cells; the header has 3"),
         (HEADER + "a.jpg,maybe,1\n", r"line 2: column 'Hat' is 'maybe'; expected one of \['no', 'yes'\]"),
@@ -193,7 +197,7 @@ def test_wrong_tables_are_named(root, text, message):
         ('{"image": "a.jpg", "Hat": 1}', "line 1: column 'Color' is missing"),
         (
             '{"image": "a.jpg", "Hat": 1, "Color": 1}\n{"image": "b.jpg", "Hat": 1, "Colr": 1}',
-            "line 2: unknown.*'Color'",
+            "line 2: column 'Color' is missing; did you mean the column 'Colr'",
         ),
         ('{"image": 3, "Hat": 1, "Color": 1}', "line 1: image is 3"),
         ('{"image": "a.jpg", "Hat": 2, "Color": 1}', "line 1: column 'Hat' is 2"),
@@ -207,9 +211,26 @@ def test_wrong_jsonl_tables_are_named(root, text, message):
 
 
 def test_table_that_is_not_utf8(root):
-    (root / "train.csv").write_bytes((HEADER + "ä.jpg,1,1\n").encode("utf-16"))
-    with pytest.raises(ValueError, match="train.csv is not UTF-8 text"):
+    (root / "train.csv").write_bytes((HEADER + "a.jpg,1,1\n").encode() + "ä.jpg,1,1\n".encode("latin-1"))
+    with pytest.raises(ValueError, match="train.csv, line 3 is not UTF-8 text"):
         read_folder(root)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+@pytest.mark.parametrize("name", ["train.csv", "train.tsv", "train.txt"])
+def test_tables_as_programs_write_them(root, encoding, delimiter, name):
+    rows = ["image,Hat,Color", "ä.jpg,yes,light green", "b.jpg,,1"]
+    text = "\r\n".join(rows).replace(",", delimiter)
+    (root / name).write_bytes(text.encode(encoding))
+    records = read_folder(root)[1]["train"]
+    assert [record.image_id for record in records] == ["ä.jpg", "b.jpg"]
+    assert labels_of(records) == [[1, 2], [-100, 1]]
+
+
+def test_a_spreadsheet_that_names_its_separator(root):
+    (root / "train.csv").write_text("sep=;\nimage;Hat;Color\na, b.jpg;1;1\n")
+    assert read_folder(root)[1]["train"][0].image_id == "a, b.jpg"
 
 
 def test_missing_and_ambiguous_files(tmp_path):
@@ -320,16 +341,167 @@ def test_unknown_persons_are_nobody_and_one_id_is_one_person(root):
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    "text",
     [
-        ("a.jpg,1,1\nb.jpg,0,0\n", "line 1: begins with 'a.jpg': this is no header; expected .* 'image,Hat,Color'"),
-        ("a.jpg 1 0\n", "line 1: begins with 'a.jpg 1 0': the columns are not separated by commas but by spaces"),
-        ("a.jpg\t1,0,0\n", "line 1: begins with 'a.jpg.t1': the columns are not separated by commas but by tabs"),
+        "a.jpg 1 2\nb c.jpg 0 0\n",
+        "a.jpg,1,2\nb c.jpg,0,0\n",
+        "a.jpg\t1,2\nb c.jpg\t0,0\n",
+        "a.jpg;1;2\nb c.jpg; 0;0\n",
     ],
 )
-def test_lists_without_a_header_are_recognised(root, text, message):
-    (root / "train.csv").write_text(text)
+def test_lists_without_a_header_have_the_order_of_the_schema(root, text):
+    (root / "train.txt").write_text(text)
+    records = read_folder(root)[1]["train"]
+    assert [record.image_id for record in records] == ["a.jpg", "b c.jpg"]
+    assert labels_of(records) == [[1, 2], [0, 0]]
+
+
+def test_a_list_with_holes_and_labels_of_two_words(root):
+    (root / "train.txt").write_text('a.jpg,,light green\n"b, c.jpg",yes,\n')
+    assert labels_of(read_folder(root)[1]["train"]) == [[-100, 2], [1, -100]]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a.jpg 1 0 0\n", r"line 1: 3 labels after the path 'a.jpg'; expected one for each of the 2 .*Hat, Color"),
+        ("a.jpg 1 0\nb.jpg 1\n", "line 2: 1 labels after the path 'b.jpg'"),
+        ("a.jpg 1 0\n\nb.jp", "line 3: 'b.jp' is no path with labels after it"),
+        ("a.jpg 1 0\nb.jpg 1 x\n", "line 2: column 'Color' is 'x'"),
+    ],
+)
+def test_wrong_rows_of_lists_are_named(root, text, message):
+    (root / "train.txt").write_text(text)
     with pytest.raises(ValueError, match=message):
+        read_folder(root)
+
+
+def test_columns_of_nothing_are_not_read_and_said(root, caplog):
+    (root / "train.csv").write_text("image,Hat,Color,remarks,height\na.jpg,1,1,x,180\n")
+    assert labels_of(read_folder(root)[1]["train"]) == [[1, 1]]
+    assert "not read, as no attribute has that name: 'remarks', 'height'" in caplog.text
+    caplog.clear()
+    read_folder(root, ignore=["remarks", "height"])
+    assert not caplog.text
+    with pytest.raises(ValueError, match="ignore names 'remark', which is no column.*did you mean 'remarks'"):
+        read_folder(root, ignore=["remark"])
+
+
+@pytest.mark.parametrize("name", ["metadata.csv", "train/metadata.csv", "metadata.jsonl", "train/metadata.jsonl"])
+def test_image_folders_of_datasets(root, name):
+    (root / "train").mkdir()
+    rows = [{"file_name": "a.jpg", "Hat": 1, "Color": "red"}]
+    if "/" not in name:
+        rows[0] |= {"file_name": "train/a.jpg", "split": "train"}
+    lines = (
+        [",".join(rows[0]), ",".join(map(str, rows[0].values()))] if name.endswith("csv") else [json.dumps(rows[0])]
+    )
+    (root / name).write_text("\n".join(lines))
+    (record,) = read_folder(root)[1]["train"]
+    assert (record.image_id, record.image) == ("train/a.jpg", str(root / "train" / "a.jpg"))
+    assert record.labels.tolist() == [1, 0]
+
+
+def test_the_only_table_may_have_any_name(root):
+    (root / "people.csv").write_text("Image Path,Hat,Color,subset\na.jpg,1,1,train\n")
+    assert labels_of(read_folder(root)[1]["train"]) == [[1, 1]]
+    (root / "more.csv").write_text(HEADER)
+    with pytest.raises(FileNotFoundError, match=r"holds no table.*which of \['more.csv', 'people.csv'\] is it"):
+        read_folder(root)
+
+
+def test_absolute_paths_below_the_folder(root):
+    (root / "train.csv").write_text(HEADER + f"{root}/images/a.jpg,1,1\n")
+    assert read_folder(root)[1]["train"][0].image_id == "images/a.jpg"
+    (root / "train.csv").write_text(HEADER + f"{root}/../a.jpg,1,1\n")
+    with pytest.raises(ValueError, match="line 2: image is .*expected a path below"):
+        read_folder(root)
+
+
+@pytest.mark.parametrize(
+    ("labels", "expected"),
+    [
+        ({"Hat": "yes", "Color": "blue"}, [1, 1]),
+        ([1, 2], [1, 2]),
+        (["yes", None], [1, -100]),
+        (["Hat", "light green"], [1, 2]),
+        (["hat"], [1, -100]),
+        (["Color=blue"], [0, 1]),
+        ([], [0, -100]),
+        ("Hat|red", [1, 0]),
+        ("Hat, Light Green", [1, 2]),
+        ("0 2", [0, 2]),
+        ("[1, 0]", [1, 0]),
+        ("", [-100, -100]),
+        (None, [-100, -100]),
+    ],
+)
+def test_labels_in_one_column(root, labels, expected):
+    (root / "train.jsonl").write_text(json.dumps({"image": "a.jpg", "labels": labels}))
+    assert labels_of(read_folder(root)[1]["train"]) == [expected]
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ({"Hat": 1}, r"line 1: labels names no 'Color'; it names \['Hat'\]"),
+        ({"Hat": 1, "Color": 1, "Bag": 1}, "line 1: labels names 'Bag', which is no attribute"),
+        (["Hatt"], "line 1: labels names 'Hatt', which is no attribute; did you mean 'Hat'"),
+        ("Hat|blu", "labels names 'blu', which is no attribute; did you mean 'blue'"),
+        (["red", "blue"], "labels names both 'red' and 'blue' for 'Color'"),
+        ([1, 2, 0], r"labels is \[1, 2, 0\]; expected one label or class index for each of the 2 attributes"),
+        (1, "labels is 1; expected one label for each of the 2 attributes"),
+    ],
+)
+def test_wrong_labels_in_one_column_are_named(root, labels, message):
+    (root / "train.jsonl").write_text(json.dumps({"image": "a.jpg", "labels": labels}))
+    with pytest.raises(ValueError, match=message):
+        read_folder(root)
+
+
+@pytest.mark.parametrize(
+    ("columns", "cells", "options", "expected"),
+    [
+        ("box", '"10,20,30,60"', {}, "a.jpg#xywh=10,20,20,40"),
+        ("bbox", '"[10, 20, 30, 60]"', {"box_format": "xywh"}, "a.jpg#xywh=10,20,30,60"),
+        ("box", "0.1 0.2 0.5 1", {"box_format": "cxcywhn"}, "a.jpg#xywh=percent:-15,-30,50,100"),
+        ("x1,y1,x2,y2", "10,20,30.5,60", {}, "a.jpg#xywh=10,20,20.5,40"),
+        ("x,y,w,h", "10,20,30,60", {}, "a.jpg#xywh=10,20,30,60"),
+    ],
+)
+def test_boxes(root, columns, cells, options, expected):
+    (root / "train.csv").write_text(f"image,Hat,Color,{columns}\na.jpg,1,1,{cells}\n")
+    (record,) = read_folder(root, **options)[1]["train"]
+    assert record.image_id == expected and record.image == str(root / "a.jpg")
+
+
+@pytest.mark.parametrize(
+    ("columns", "cells", "options", "message"),
+    [
+        ("box", '"10,20,30"', {}, r"line 2: box is \[10, 20, 30\]; expected four numbers"),
+        ("box", '"10,20,30,x"', {}, "line 2: box is .*expected four numbers"),
+        ("box", "", {}, "line 2: box is ''; expected four numbers, as in the other rows"),
+        ("box", '"100,200,30,60"', {}, "line 2: box is .* is empty or reversed; .*box_format='xywh'"),
+        ("box", '"0.1,0.2,0.3,0.4"', {}, "which are shares of the picture; for shares pass box_format='xyxyn'"),
+        ("box", '"10,20,30,40"', {"box_format": "xyxyn"}, "which are pixels; for pixels pass box_format='xyxy'"),
+        ("x,y,w,h", "1,2,30,40", {"box_format": "xyxy"}, "the columns x, y, w, h hold boxes in the form xywh"),
+        ("box", '"1,2,30,40"', {"box_format": "yx"}, "box_format is 'yx'; expected one of xyxy, xyxyn"),
+    ],
+)
+def test_wrong_boxes_are_named(root, columns, cells, options, message):
+    (root / "train.csv").write_text(f"image,Hat,Color,{columns}\na.jpg,1,1,{cells}\n")
+    with pytest.raises(ValueError, match=message):
+        read_folder(root, **options)
+
+
+def test_people_of_one_picture_stay_in_one_split(root):
+    rows = [f'{number // 2}.jpg,1,1,"{number % 2 * 10},0,{number % 2 * 10 + 9},20"\n' for number in range(40)]
+    (root / "labels.csv").write_text("image,Hat,Color,box\n" + "".join(rows))
+    splits = read_folder(root)[1]
+    pictures = [{record.image for record in records} for records in splits.values()]
+    assert sum(map(len, splits.values())) == 40 and sum(map(len, pictures)) == 20
+    (root / "labels.csv").write_text("image,Hat,Color,box\n" + rows[0] + rows[0])
+    with pytest.raises(ValueError, match="line 3: image '0.jpg' with this box is already on line 2"):
         read_folder(root)
 
 

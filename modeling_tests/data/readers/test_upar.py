@@ -125,7 +125,7 @@ def test_other_encodings_and_nothing(tmp_path):
     with pytest.raises(FileNotFoundError, match="holds no gt.csv"):
         read_upar(tmp_path)
     (tmp_path / "train.csv").write_bytes((HEADER + "\ncaf\xe9.jpg" + ",1" * 40).encode("latin-1"))
-    with pytest.raises(ValueError, match="train.csv is not UTF-8 text"):
+    with pytest.raises(ValueError, match="train.csv, line [0-9]+ is not UTF-8 text"):
         read_upar(tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""The command `vlm-par`: demo, predict, train, evaluate, card, prepare, export.
+"""The command `vlm-par`: demo, predict, init, schema, train, evaluate, card, prepare, export.
 
 Slow imports wait until a command runs. What the package refuses (`ParError`), and what the machine refuses (no space,
 no permission), ends in one line on standard error and exit status 2; `--debug` shows the traceback. Any other error is
@@ -17,13 +17,13 @@ from vlm_par_hf.errors import ParError, ParValueError
 from vlm_par_hf.escaping import printable
 from vlm_par_hf.utils import redact_command
 
-from . import card, demo, evaluate, export, predict, prepare, train
+from . import card, demo, evaluate, export, init, predict, prepare, schema, train
 from .options import process_index
 
 
 __all__ = ["build_parser", "main"]
 
-COMMANDS = (demo, predict, train, evaluate, card, prepare, export)  # in the order of the help
+COMMANDS = (demo, predict, init, schema, train, evaluate, card, prepare, export)  # in the order of the help
 # What the operating system says when nothing is wrong with us.
 _OF_THE_MACHINE = {
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENAMETOOLONG,

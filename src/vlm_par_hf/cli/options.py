@@ -5,7 +5,9 @@ import logging
 import os
 import sys
 
+from vlm_par_hf.errors import ParFileExistsError
 from vlm_par_hf.escaping import printable
+from vlm_par_hf.images.regions import REGION_FORMATS
 
 
 __all__ = [
@@ -15,6 +17,7 @@ __all__ = [
     "data_arguments",
     "process_index",
     "quiet_transformers",
+    "refuse_existing",
     "say",
 ]
 
@@ -68,8 +71,11 @@ def add_folder_options(group) -> None:
     group.add_argument(
         "--ignore", action="append", metavar="NAME",
         help="attribute that may have no positive, or label in the files that no attribute takes, of a published data "
-        "set (more than once for several)",
+        "set; column that is not read (folder); more than once for several",
     )  # fmt: skip
+    group.add_argument(
+        "--box-format", choices=REGION_FORMATS, help="of boxes in a table (folder; default: xyxy, corners in pixels)"
+    )
     group.add_argument("--follow-links", action="store_true", help="links below the folder may lead out of it")
 
 
@@ -86,7 +92,7 @@ def add_overwrite_options(parser: argparse.ArgumentParser, text: str) -> None:
 def data_arguments(args) -> dict:
     """Keywords `root`, `schema` and `dataset_options` of `train` and `evaluate` from the parsed options."""
     options = {"partition": args.partition, "missing": args.missing, "seed": args.data_seed}
-    names = ("num_train", "num_validation", "num_test", "negative", "unknown", "ignore")
+    names = ("num_train", "num_validation", "num_test", "negative", "unknown", "ignore", "box_format")
     given = {name: getattr(args, name) for name in names}
     options.update({name: value for name, value in given.items() if value is not None})
     if args.follow_links:
@@ -97,6 +103,16 @@ def data_arguments(args) -> dict:
 
         schema = AttributeSchema.from_json(args.schema)
     return {"root": args.root, "schema": schema, "dataset_options": options}
+
+
+def refuse_existing(path: str, overwrite: bool) -> None:
+    """Refuses a file that is there already, unless it is to be replaced.
+
+    Raises:
+        FileExistsError: it is there.
+    """
+    if os.path.lexists(path) and not overwrite:
+        raise ParFileExistsError(f"{path} is there already: replace it (--overwrite) or name another file (--out)")
 
 
 def say(text: str) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vlm_par_hf.errors import ParFileNotFoundError, ParTypeError, ParValueError
+from vlm_par_hf.images.regions import join_region
 from vlm_par_hf.labels.schema import AttributeSchema
 from vlm_par_hf.utils import require
 
@@ -68,11 +69,11 @@ def load_par_dataset(
         follow_links: whether links below `root` may lead out of it. They are refused unless you say so: a link in a
             data set that somebody else made could copy a private picture into yours.
         options: for `"folder"` `negative` and `unknown`, the cells that say "no" and "not annotated" where a table
-            uses -1 (see `read_folder`); for `"synthetic"` and `"rendered"` keywords of `build_synthetic_dataset` and
-            `build_rendered_dataset` (such as `num_train`); for `"hub"` `revision`; for the published data sets
-            `ignore`, a list of names: of a complete one, an attribute without a positive and a label in the files that
-            no attribute takes are errors unless they are named there. Of other data they are a warning and an entry of
-            the `info.description`.
+            uses -1, `box_format`, and `ignore`, columns that are not read (see `read_folder`); for `"hub"` `revision`,
+            `negative` and `unknown`; for `"synthetic"` and `"rendered"` keywords of `build_synthetic_dataset` and
+            `build_rendered_dataset` (such as `num_train`); for the published data sets `ignore`, a list of names: of a
+            complete one, an attribute without a positive and a label in the files that no attribute takes are errors
+            unless they are named there. Of other data they are a warning and an entry of the `info.description`.
 
     Returns:
         A `datasets.DatasetDict` with the splits train, validation and test (a folder: those that it has; Market-1501
@@ -212,7 +213,9 @@ def _to_dataset(
             record.image.encode()
         except UnicodeEncodeError:  # Arrow holds UTF-8
             raise ParValueError(f"the file name {record.image!r} is not UTF-8; expected it to be renamed") from None
-    paths = pyarrow.array([record.image for record in records], pyarrow.string())
+    # With the part of the picture that shows the person, which `open_image` cuts out.
+    named = (one.image if one.region is None else join_region(one.image, one.region) for one in records)
+    paths = pyarrow.array(named, pyarrow.string())
     no_bytes = pyarrow.nulls(len(records), pyarrow.binary())
     columns = {
         "image": pyarrow.StructArray.from_arrays([no_bytes, paths], names=["bytes", "path"]),

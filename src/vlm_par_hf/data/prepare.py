@@ -23,6 +23,7 @@ import numpy as np
 
 from vlm_par_hf.errors import ParFileExistsError, ParValueError
 from vlm_par_hf.images.opening import open_image
+from vlm_par_hf.images.regions import encode_image, is_region
 from vlm_par_hf.labels.schema import AttributeSchema, check_label_range
 from vlm_par_hf.output_folders import OutputFolder, open_output, refuse_overlap, sha256_of_file
 from vlm_par_hf.utils import atomic_write_json, atomic_write_text, read_json_object, require
@@ -285,9 +286,12 @@ def _check_image(row: dict[str, Any]) -> dict[str, Any]:
     image = row["image"]
     try:
         data = image.get("bytes")
-        if data is None:
-            data = Path(image["path"]).read_bytes()
-        picture = open_image({"bytes": data, "path": image.get("path")})
+        if data is None and is_region(image["path"]):
+            picture = open_image(image)
+            data = encode_image(picture)
+        else:
+            data = Path(image["path"]).read_bytes() if data is None else data
+            picture = open_image({"bytes": data, "path": image.get("path")})
     except (OSError, ValueError) as error:
         return {"error": str(error)}
     content = hashlib.blake2b(picture.tobytes(), digest_size=16, key=repr(picture.size).encode()).hexdigest()

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vlm_par_hf.errors import ParError, ParFileNotFoundError, ParOSError, ParValueError
+from vlm_par_hf.images.regions import split_region
 from vlm_par_hf.labels.schema import UNKNOWN_LABEL, AttributeSchema, check_label_range
 from vlm_par_hf.utils import require, shorten
 
@@ -269,6 +270,7 @@ def _check_paths(dataset: "datasets.Dataset", where: str, folders: list[Path]) -
 
 
 def _check_path(path: str, where: str, folders: list[Path]) -> None:
+    path, _ = split_region(path)  # the file, whose links are followed
     if "\0" in path or "://" in path or all(leads_out(folder, path) for folder in folders):
         raise ParValueError(
             f"{where} is the path {shorten(path)} out of {shorten(str(folders[0]))}; expected the bytes of the image "

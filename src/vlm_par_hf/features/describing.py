@@ -12,6 +12,7 @@ import torch
 from huggingface_hub.utils import tqdm
 
 from vlm_par_hf.images.opening import open_image
+from vlm_par_hf.images.regions import is_region
 
 
 __all__ = ["describe_features"]
@@ -76,7 +77,7 @@ def _hash_images(images, progress: bool) -> str:
 def _hash_image(source: Any) -> bytes:
     if isinstance(source, dict) and source.get("bytes") is not None:
         source = source["bytes"]
-    elif isinstance(source, dict) and "path" in source:
+    elif isinstance(source, dict) and "path" in source and not is_region(source["path"]):
         source = source["path"]
     if isinstance(source, (str, os.PathLike)):
         source = Path(source).read_bytes()

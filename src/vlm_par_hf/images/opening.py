@@ -27,6 +27,8 @@ from PIL import Image, ImageFile, JpegImagePlugin
 from vlm_par_hf.errors import ParFileNotFoundError, ParTypeError, ParValueError
 from vlm_par_hf.utils import iterate, redact, shorten_text, thread_map
 
+from .regions import crop_region, split_region
+
 
 __all__ = [
     "BACKGROUND",
@@ -114,7 +116,8 @@ def open_image(source: Any, *, max_pixels: int | None = MAX_PIXELS) -> Image.Ima
             - a `PIL.Image.Image` of any mode (an RGB one that needs no rotation is returned as it is, not copied);
             - an array or CPU/GPU tensor `(H, W)`, `(H, W, 1)`, `(H, W, 3)` or `(H, W, 4)`: uint8 in [0, 255], uint16
               in [0, 65535], bool, or floating point in [0, 1];
-            - a dict `{"path": ..., "bytes": ...}`, the undecoded form of `datasets.Image`.
+            - a dict `{"path": ..., "bytes": ...}`, the undecoded form of `datasets.Image`; a path that ends in
+              `#xywh=left,top,width,height` is that part of the picture (`images.regions`).
         max_pixels: largest width x height that is decoded; checked before decoding. None: only the limit that Pillow
             sets for the whole process (`PIL.Image.MAX_IMAGE_PIXELS`) applies. It stands for four bytes of memory per
             pixel: of a mode that has to be converted to RGB fewer pixels are allowed.
@@ -316,7 +319,14 @@ def _open_dict(source: Mapping, limits: _Limits) -> Opened:
     if not isinstance(path, str | os.PathLike):
         raise ParTypeError(f"'path' of an image is a {type(path).__name__}; expected a path")
     path = os.fspath(path)
-    return _open_text(path, limits) if isinstance(path, str) else _open_path(path, limits)
+    if not isinstance(path, str):
+        return _open_path(path, limits)
+    file, region = split_region(path)
+    if region is None:
+        return _open_text(path, limits)
+    opened = _open_path(file, limits._replace(large=_LARGE_PIXELS))
+    picture = crop_region(opened.image, opened.full_size, region, _name_of(path))
+    return Opened(picture, picture.size)
 
 
 def _open_stream(stream: Any, name: str, limits: _Limits) -> Opened:

@@ -40,6 +40,7 @@ _HIDDEN = frozenset("\u200b\u2060\ufeff" + "".join(map(chr, (*range(0x202A, 0x20
 _YES = frozenset({"yes", "true"})
 _NO = frozenset({"no", "none", "not", "false", "absent", "negative", "without", "off"})
 _YES_NO_PAIRS = frozenset({("y", "n"), ("t", "f"), ("1", "0")})
+_NO_STARTS = ("no ", "not ", "without ")  # of a label that denies, such as "no hat"
 
 
 @dataclass(frozen=True)
@@ -151,7 +152,8 @@ class Attribute:
         if not self.is_binary:
             return
         first, second = (label.casefold() for label in self.labels)
-        if second in _NO or first in _YES or (first, second) in _YES_NO_PAIRS:
+        denies = second.startswith(_NO_STARTS) and not first.startswith(_NO_STARTS)
+        if denies or second in _NO or first in _YES or (first, second) in _YES_NO_PAIRS:
             raise ParValueError(
                 f"{self._who}: labels are {shorten(list(self.labels))}, but of two labels the second "
                 f"is the positive one; write them as {shorten(list(self.labels[::-1]))}, and the prompts in that "
@@ -441,13 +443,13 @@ class AttributeSchema(Sequence[Attribute]):
         """A label space in which each attribute is given by a few words, for models that recognise attributes by
         texts.
 
-        `AttributeSchema.from_texts(["wearing a red scarf", ["a backpack", "a handbag", "no bag"]])`
+        `AttributeSchema.from_texts(["wearing a red scarf", "a backpack | a handbag | no bag"])`
 
         Args:
             attributes: a list, a dict `{name: text or list of texts}`, or a schema, which is returned as it is. An
                 element of a list is a text, which makes a binary attribute of that name ("wearing a red scarf" or "a
-                red scarf"); a list of texts, which makes one attribute with these alternatives as its labels; or an
-                `Attribute` or its dict, which is used as it is.
+                red scarf"); texts divided by `|`, or a list of texts, which makes one attribute with these
+                alternatives as its labels; or an `Attribute` or its dict, which is used as it is.
             subject: the beginning of the sentences; it is not repeated if a text begins with it already.
 
         Raises:

@@ -21,8 +21,8 @@ def attribute_fields(item: Any, subject: str, name: str | None = None) -> Any:
     """The fields of the attribute that a text or a list of alternatives describes.
 
     Args:
-        item: a text: a binary attribute; two texts or more: an attribute with these labels. Anything else is returned
-            as it is.
+        item: a text: a binary attribute; two texts or more, in a list or divided by `|` in one text: an attribute with
+            these labels. Anything else is returned as it is.
         subject: the beginning of the prompts.
         name: of the attribute; None: the text, or the texts joined by " / ".
 
@@ -32,6 +32,8 @@ def attribute_fields(item: Any, subject: str, name: str | None = None) -> Any:
     Raises:
         ValueError: an empty text, or a list that is not two texts or more.
     """
+    if isinstance(item, str) and "|" in item:
+        item = item.split("|")
     if isinstance(item, str):
         text = " ".join(item.split())
         if not text:

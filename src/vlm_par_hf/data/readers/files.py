@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from vlm_par_hf.errors import ParFileNotFoundError, ParValueError
 from vlm_par_hf.images.opening import IMAGE_SUFFIXES
@@ -33,6 +33,7 @@ __all__ = [
     "links_may_leave",
     "list_images",
     "look_for_file",
+    "open_table",
     "read_csv_rows",
     "relative_path",
 ]
@@ -203,22 +204,50 @@ def check_file_names(names: Iterable[str], path: Path, field: str) -> None:
             raise ParValueError(f"{path}: {field} holds {shorten(name)}; expected a plain file name")
 
 
-def read_csv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """(number of the last line, cells without surrounding space) of each row of a UTF-8 file; empty rows are left out.
+def read_csv_rows(path: Path, delimiter: str = ",") -> Iterator[tuple[int, list[str]]]:
+    """(number of the last line, cells without surrounding space) of each row of a text file; empty rows are left out.
 
     Raises:
         ValueError: it is not well-formed CSV or not UTF-8; the message names file and line.
     """
-    with open(path, encoding="utf-8-sig", newline="") as stream:  # utf-8-sig: spreadsheets write a byte order mark
-        reader = csv.reader(stream, strict=True)
+    with open_table(path) as stream:
+        reader = csv.reader(stream, strict=True, delimiter=delimiter)
         try:
             for row in reader:
                 if any(cell.strip() for cell in row):
                     yield reader.line_num, [cell.strip() for cell in row]
         except csv.Error as error:
             raise ParValueError(f"{path}, line {reader.line_num}: not well-formed CSV: {error}") from error
+
+
+@contextmanager
+def open_table(path: Path) -> Iterator[TextIO]:
+    """A text file of UTF-8, or of UTF-16 if it begins with the mark of that, as spreadsheets write "Unicode text".
+
+    Raises:
+        ValueError: it is neither; the message names the line.
+    """
+    with open(path, "rb") as stream:
+        start = stream.read(2)
+    encoding = "utf-16" if start in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"  # with or without its mark
+    with open(path, encoding=encoding, newline="") as stream:
+        try:
+            yield stream
         except UnicodeDecodeError as error:
-            raise ParValueError(f"{path} is not UTF-8 text ({error}); expected a CSV file saved as UTF-8") from error
+            line = f", line {_line_of_error(path)}" if encoding == "utf-8-sig" else ""
+            raise ParValueError(
+                f"{path}{line} is not UTF-8 text ({error}); expected a table saved as UTF-8"
+            ) from error
+
+
+def _line_of_error(path: Path) -> int | None:
+    with open(path, "rb") as stream:
+        for number, line in enumerate(stream, 1):
+            try:
+                line.decode("utf-8")
+            except UnicodeDecodeError:
+                return number
+    return None
 
 
 def _pickle_hint(root: Path) -> str:

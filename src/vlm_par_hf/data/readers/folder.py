@@ -2,20 +2,20 @@
 
     my_data/
       schema.json        list of attributes, as `AttributeSchema.to_json` writes it (or pass `schema=`)
-      labels.csv         or labels.jsonl; or one table per split: train.csv, validation.csv, test.csv (.jsonl)
+      labels.csv         or .tsv, .txt, .jsonl; or one table per split: train.csv, validation.csv, test.csv
       images/0001.jpg    anywhere below the folder
 
-A table has a column `image` (path relative to the folder) and one column per attribute; `split`, `person_id` and
-`camera_id` are optional. In a .jsonl table every line is an object with these keys.
+A table has a column `image` (path relative to the table) and one column per attribute; `split`, `person_id`,
+`camera_id` and `box` are optional. `metadata.csv` and `file_name`, as image folders of `datasets` have them, are read
+too, and lists without a header: a path, then a label per attribute in the order of the schema. In a .jsonl table every
+line is an object with these keys.
 """
 
 import difflib
 import logging
-import math
 import os
 import re
-import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,36 +23,23 @@ from typing import Any
 import numpy as np
 
 from vlm_par_hf.errors import ParFileNotFoundError, ParValueError
-from vlm_par_hf.labels.schema import UNKNOWN_LABEL, Attribute, AttributeSchema
-from vlm_par_hf.utils import read_json, shorten
+from vlm_par_hf.images.regions import REGION_FORMATS, Region, join_region, read_region
+from vlm_par_hf.labels.schema import AttributeSchema
+from vlm_par_hf.utils import shorten
 
-from .files import is_annotation_file, read_csv_rows, relative_path
+from .files import is_annotation_file
 from .ids import common_ids, read_id
+from .label_cells import Place, RowReader, plain_cell
+from .label_check import read_names
+from .own_tables import SPLIT_NAMES, Roles, Table, find_roles, find_tables, image_below, read_rows, similar_column
 from .records import PedestrianRecord
 
 
-__all__ = ["read_folder"]
+__all__ = ["read_folder", "read_folder_and_rest"]
 
 logger = logging.getLogger(__name__)
 
-_SPLIT_NAMES = {
-    "train": "train",
-    "validation": "validation",
-    "val": "validation",
-    "valid": "validation",
-    "dev": "validation",
-    "test": "test",
-}
 _SPLITS = ("train", "validation", "test")
-_SUFFIXES = (".csv", ".jsonl")
-_OPTIONAL_COLUMNS = ("split", "person_id", "camera_id")
-# How people and programs write "nobody annotated this"; "nan" is what pandas writes for a hole in a column.
-_UNKNOWN_TEXTS = ("", "unknown", "nan", "none", "null", "<na>", "n/a", "-1", "-100")
-# A first label that begins with one of these denies, so that false and true are plain: ("no", "yes"), ("no hat",
-# "hat"), but not ("male", "female").
-_NEGATIONS = ("no", "not", "none", "without", "false", "absent", "off", "negative")
-_WHOLE = re.compile(r"([+-]?)0*([0-9]{1,18})(\.0*)?", re.ASCII)
-_MAX_LINE = 1 << 20  # characters of one line of a .jsonl table
 _TEST_SHARE = _VALIDATION_SHARE = 0.1
 
 
@@ -63,6 +50,8 @@ def read_folder(
     seed: int = 0,
     negative: str | int | None = None,
     unknown: str | int | None = None,
+    box_format: str | None = None,
+    ignore: Iterable[str] = (),
 ) -> tuple[AttributeSchema, dict[str, list[PedestrianRecord]]]:
     """Reads a folder of the user's own data; returns its schema and the records of each split.
 
@@ -73,46 +62,88 @@ def read_folder(
     so does -1, but for a binary attribute only if its column has negatives in words ("no", false): a column of -1
     and 1, or of -1, 0 and 1, is written in more than one convention, and `negative` and `unknown` say which.
 
+    Instead of a column per attribute there may be one column `labels`, in any form that `RowReader.read_value` takes.
+
+    With a column `box` (four numbers in one cell, or a list), or four columns such as `xmin`, `ymin`, `xmax`, `ymax`,
+    the person of a row is that part of the picture, which may be on several rows.
+
     Ids of persons and cameras have one form: 7, "7", "0007" and 7.0 are one person. An empty cell, null, NaN, -1,
     `unknown` and the like are nobody.
 
     With neither one table per split nor a column `split`, images are divided 80/10/10 by `seed`: all images of a
-    `person_id` go to the same split, an image without one counts as a person of its own.
+    `person_id` go to the same split, an image without one counts as a person of its own. With boxes an image that
+    shows several people counts as one.
+
+    A column that belongs to nothing is not read, and a warning says so; if its name is like one that is missed, it is
+    an error.
 
     Args:
         schema: used instead of `schema.json`; columns of attributes that only the file names are then ignored.
         negative: what a cell of a binary attribute holds for its first label, "no": -1 in lists of -1 and 1.
         unknown: what a cell holds where nobody annotated the attribute: 0 beside `negative=-1` in lists of -1, 0 and 1
             (WIDER), -1 where 0 is the negative. For a categorical attribute a label or class index goes first.
+        box_format: of boxes, one of `REGION_FORMATS`; None: xyxy, corners in pixels, or what the names of four columns
+            say.
+        ignore: columns that are not to be read.
 
     Raises:
         FileNotFoundError: no table, or no schema.
         ValueError: a table that cannot be read as stated above. The message names file, line and column.
     """
+    schema, splits, _ = read_folder_and_rest(
+        root, schema, seed=seed, negative=negative, unknown=unknown, box_format=box_format, ignore=ignore
+    )
+    return schema, splits
+
+
+def read_folder_and_rest(
+    root: str | os.PathLike,
+    schema: AttributeSchema | None = None,
+    *,
+    seed: int = 0,
+    negative: str | int | None = None,
+    unknown: str | int | None = None,
+    box_format: str | None = None,
+    ignore: Iterable[str] = (),
+) -> tuple[AttributeSchema, dict[str, list[PedestrianRecord]], dict[str, int]]:
+    """As `read_folder`, and how many cells each column holds that was not read."""
     root = Path(root).absolute()
-    if negative is not None and unknown is not None and _plain(negative) == _plain(unknown):
+    if negative is not None and unknown is not None and plain_cell(negative) == plain_cell(unknown):
         raise ParValueError(f"negative and unknown are both {negative!r}; expected different cells")
+    if box_format is not None and box_format not in REGION_FORMATS:
+        raise ParValueError(f"box_format is {shorten(box_format)}; expected one of {', '.join(REGION_FORMATS)}")
+    ignore = read_names(ignore)
     schema, ignored = _find_schema(root, schema)
-    tables = _find_tables(root)
-    readers = [_LabelReader(attribute, negative, unknown) for attribute in schema]
+    for name in ignore:
+        if name in schema:
+            raise ParValueError(
+                f"ignore names {shorten(name)}, an attribute of the schema; expected columns that belong to nothing "
+                "(schema=schema.subset([...]) leaves attributes out)"
+            )
+    tables = find_tables(root)
+    reader = _TableReader(root, schema, RowReader(schema, negative, unknown), box_format, ignored | set(ignore))
     splits: dict[str, list[PedestrianRecord]] = {}
     unassigned: list[PedestrianRecord] = []
-    for split, path in tables.items():
-        for record, row_split in _read_table(root, path, schema, readers, ignored, has_own_split=split is not None):
-            if split is None and row_split is None:
+    for table in tables:
+        for record, row_split in reader.read(table):
+            if table.split is None and row_split is None:
                 unassigned.append(record)
             else:
-                splits.setdefault(split or row_split, []).append(record)
-    for reader in readers:
-        reader.check_column()
+                splits.setdefault(table.split or row_split, []).append(record)
+    reader.rows.check_columns()
+    strange = [name for name in ignore if name not in reader.columns]
+    if strange:
+        near = difflib.get_close_matches(strange[0][:100], reader.columns, n=1)
+        hint = f"; did you mean {shorten(near[0])}?" if near else f"; there are {shorten(sorted(reader.columns))}"
+        raise ParValueError(f"ignore names {shorten(strange[0])}, which is no column of the tables of {root}{hint}")
     if unassigned:
         splits = _divide(unassigned, seed)
         sizes = ", ".join(f"{name} {len(records)}" for name, records in splits.items())
         logger.warning("%s names no splits: divided by person with seed=%d into %s", root, seed, sizes)
     if not splits:
-        raise ParValueError(f"{', '.join(str(path) for path in tables.values())}: no rows")
+        raise ParValueError(f"{', '.join(str(table.path) for table in tables)}: no rows")
     splits = {name: splits[name] for name in _SPLITS if name in splits}
-    return schema, _with_common_id_types(splits)
+    return schema, _with_common_id_types(splits), reader.unread
 
 
 def _find_schema(root: Path, schema: AttributeSchema | None) -> tuple[AttributeSchema, frozenset[str]]:
@@ -120,155 +151,145 @@ def _find_schema(root: Path, schema: AttributeSchema | None) -> tuple[AttributeS
     if schema is None:
         if not is_annotation_file(root, path):
             raise ParFileNotFoundError(
-                f"{path} does not exist; expected the attributes of the data there (AttributeSchema.to_json writes "
-                "such a file) or the argument schema"
+                f"{path} does not exist; expected the attributes of the data there (vlm-par init drafts such a "
+                "file from the table, vlm-par schema from a few words) or the argument schema"
             )
         return AttributeSchema.from_json(path), frozenset()
     ignored = set(AttributeSchema.from_json(path).names) - set(schema.names) if is_annotation_file(root, path) else ()
     return schema, frozenset(ignored)
 
 
-def _find_tables(root: Path) -> dict[str | None, Path]:
-    """Split name (None for one table of everything) -> file."""
-    tables: dict[str | None, Path] = {}
-    for stem, split in {"labels": None, **_SPLIT_NAMES}.items():
-        for suffix in _SUFFIXES:
-            path = root / f"{stem}{suffix}"
-            if not is_annotation_file(root, path):
-                continue
-            if split in tables:
+class _TableReader:
+    """Reads the tables of one folder."""
+
+    def __init__(
+        self, root: Path, schema: AttributeSchema, rows: RowReader, box_format: str | None, ignored: set[str]
+    ) -> None:
+        self.root, self.schema, self.rows = root, schema, rows
+        self.box_format, self.ignored = box_format, ignored
+        self.columns: set[str] = set()
+        self.unread: dict[str, int] = {}  # columns that belong to nothing -> rows that have them
+
+    def read(self, table: Table) -> Iterator[tuple[PedestrianRecord, str | None]]:
+        """The rows of a table: each with the split that it names."""
+        path, schema = table.path, self.schema
+        checked: tuple[str, ...] | None = None
+        roles, in_one, names_split = Roles(), False, None
+        first_line: dict[str, int] = {}
+        for line, row in read_rows(path, schema.names):
+            columns = tuple(row)
+            if columns != checked:
+                roles = self._check_columns(columns, f"{path}, line {line}")
+                in_one, checked = "labels" in roles.columns, columns
+                self.columns.update(columns)
+            for column in roles.rest:
+                self.unread[column] = self.unread.get(column, 0) + 1
+            place = Place(str(path), "line", line)
+            cells = {role: row[column] for role, column in roles.columns.items()}
+            image = image_below(self.root, path.parent, cells["image"])
+            if image is None:
                 raise ParValueError(
-                    f"root {str(root)!r} holds both {tables[split].name} and {path.name}; expected one of them"
+                    f"{place}: {roles.columns['image']} is {shorten(cells['image'])}; expected a path below "
+                    f"{path.parent}"
                 )
-            tables[split] = path
-    if not tables:
-        raise ParFileNotFoundError(
-            f"root {str(root)!r} holds no table; expected labels.csv or labels.jsonl, or train, validation and test "
-            "with one of these endings"
-        )
-    if None in tables and len(tables) > 1:
-        others = ", ".join(sorted(path.name for split, path in tables.items() if split is not None))
-        raise ParValueError(
-            f"root {str(root)!r} holds both {tables[None].name} and {others}; expected one kind of them"
-        )
-    return tables
+            split = _read_split(cells.get("split"), place)
+            if table.split is not None and split not in (None, table.split):
+                raise ParValueError(f"{place}: split is {cells['split']!r} in the table of {table.split!r}")
+            names_split = split is not None if names_split is None else names_split
+            if names_split != (split is not None):
+                raise ParValueError(f"{place}: column 'split' is filled in some rows only; expected all or none")
+            try:
+                region = self._read_box(row, roles)
+                labels = (
+                    self.rows.read_value(cells["labels"], place) if in_one else self.rows.read_cells(row.get, place)
+                )
+                person, camera = (_read_id(cells, column) for column in ("person_id", "camera_id"))
+            except ValueError as error:
+                raise ParValueError(f"{place}: {error}") from None
+            image_id = image if region is None else join_region(image, region)
+            if image_id in first_line:
+                with_box = "" if region is None else " with this box"
+                raise ParValueError(
+                    f"{place}: image {shorten(image)}{with_box} is already on line {first_line[image_id]}"
+                )
+            first_line[image_id] = line
+            file = os.path.join(self.root, image)
+            yield PedestrianRecord(file, image_id, labels, person, camera, region), split
+        self._warn_of_unread(path)
 
+    def _check_columns(self, columns: tuple[str, ...], where: str) -> Roles:
+        used = [column for column in columns if column not in self.ignored]
+        names = set(self.schema.names)
+        roles = find_roles(used, names)
+        missing = [name for name in self.schema.names if name not in columns]
+        one_column = roles.columns.pop("labels", None)
+        if one_column is not None and len(missing) == len(names):
+            roles.columns["labels"] = one_column
+            missing = []
+        elif one_column is not None:
+            roles.rest.append(one_column)
+        if missing:
+            near = difflib.get_close_matches(missing[0].casefold(), {name.casefold() for name in roles.rest}, n=1)
+            meant = [name for name in roles.rest if near and name.casefold() == near[0]]
+            hint = f"; did you mean the column {shorten(meant[0])}?" if meant else ""
+            raise ParValueError(f"{where}: column {missing[0]!r} is missing{hint}; found {shorten(list(columns))}")
+        if "image" not in roles.columns:
+            near = difflib.get_close_matches("image", roles.rest, n=1, cutoff=0.5)
+            hint = f"; did you mean the column {shorten(near[0])}?" if near else ""
+            raise ParValueError(
+                f"{where}: column 'image' (or 'file_name', 'path') is missing{hint}; found {shorten(list(columns))}"
+            )
+        for column in roles.rest:
+            near = similar_column(column, roles)
+            if near is not None and near not in ("image", "labels"):
+                raise ParValueError(
+                    f"{where}: unknown column {shorten(column)}; did you mean {near!r}? If not, say so with "
+                    f"ignore=[{shorten(column)}] (--ignore {column[:100]})"
+                )
+        return roles
 
-def _read_table(
-    root: Path,
-    path: Path,
-    schema: AttributeSchema,
-    readers: list["_LabelReader"],
-    ignored: frozenset[str],
-    *,
-    has_own_split: bool,
-) -> Iterator[tuple[PedestrianRecord, str | None]]:
-    known = {"image", *_OPTIONAL_COLUMNS, *schema.names} | ignored
-    rows = _read_table_rows(path, schema) if path.suffix == ".csv" else _read_jsonl_rows(path)
-    checked: tuple[str, ...] | None = None
-    names_split: bool | None = None
-    first_line: dict[str, int] = {}
-    for line, row in rows:
-        columns = tuple(row)
-        if columns != checked:
-            _check_columns(columns, known, schema, path, line)
-            checked = columns
-        image_id = relative_path(row["image"])
-        if image_id is None:
-            raise ParValueError(
-                f"{path}, line {line}: image is {shorten(row['image'])}; expected a path below {path.parent}"
-            )
-        if image_id in first_line:
-            raise ParValueError(
-                f"{path}, line {line}: image {shorten(image_id)} is already on line {first_line[image_id]}"
-            )
-        first_line[image_id] = line
-        split = _read_split(row.get("split"), path, line)
-        if has_own_split and split is not None:
-            expected = _SPLIT_NAMES[path.stem]
-            if split != expected:
-                raise ParValueError(f"{path}, line {line}: split is {row['split']!r} in the table of {expected!r}")
-        names_split = split is not None if names_split is None else names_split
-        if names_split != (split is not None):
-            raise ParValueError(
-                f"{path}, line {line}: column 'split' is filled in some rows only; expected all or none"
-            )
+    def _read_box(self, row: dict[str, Any], roles: Roles) -> Region | None:
+        if roles.box_columns:
+            numbers = [row[column] for column in roles.box_columns]
+            box_format, column = roles.box_format, ", ".join(roles.box_columns)
+            if self.box_format is not None and self.box_format.removesuffix("n") != box_format:
+                raise ParValueError(
+                    f"the columns {column} hold boxes in the form {box_format}, and box_format={self.box_format!r}"
+                )
+            box_format = self.box_format or box_format
+        elif "box" in roles.columns:
+            column, box_format = roles.columns["box"], self.box_format or "xyxy"
+            numbers = row[column]
+            if isinstance(numbers, str) and numbers.strip():
+                numbers = [part for part in re.split(r"[\s,;|]+", numbers.strip().strip("[]()")) if part]
+        else:
+            return None
+        if not isinstance(numbers, list) or all(number in (None, "") for number in numbers):
+            raise ParValueError(f"{column} is {shorten(numbers)}; expected four numbers, as in the other rows")
         try:
-            labels = np.fromiter((read(row[read.name], path, line) for read in readers), np.int64, len(readers))
-            person, camera = (_read_id(row, column) for column in ("person_id", "camera_id"))
+            return read_region([float(number) for number in numbers], box_format)
+        except (TypeError, OverflowError):
+            raise ParValueError(f"{column} is {shorten(numbers)}; expected four numbers") from None
         except ValueError as error:
-            raise ParValueError(f"{path}, line {line}: {error}") from None
-        yield PedestrianRecord(os.path.join(root, image_id), image_id, labels, person, camera), split
+            if isinstance(error, ParValueError):
+                raise
+            raise ParValueError(f"{column} is {shorten(numbers)}; expected four numbers") from None
+
+    def _warn_of_unread(self, path: Path) -> None:
+        if self.unread:
+            logger.warning(
+                "%s: not read, as no attribute has that name: %s",
+                path,
+                ", ".join(map(shorten, list(self.unread)[:20])),
+            )
 
 
-def _read_table_rows(path: Path, schema: AttributeSchema) -> Iterator[tuple[int, dict[str, str]]]:
-    header: list[str] | None = None
-    for line, row in read_csv_rows(path):
-        if header is None:
-            header = row
-            _check_header(header, schema, path, line)
-            continue
-        if len(row) != len(header):
-            raise ParValueError(f"{path}, line {line}: {len(row)} cells; the header has {len(header)}")
-        yield line, dict(zip(header, row))
-    if header is None:
-        raise ParValueError(f"{path} is empty; expected a header line with the column 'image'")
-
-
-def _check_header(header: list[str], schema: AttributeSchema, path: Path, line: int) -> None:
-    names = {"image", *(name.casefold() for name in schema.names)}
-    if not any(name.casefold() in names for name in header):
-        marks = {";": "semicolons", "\t": "tabs", " ": "spaces"}
-        mark = next((word for mark, word in marks.items() if mark in header[0]), None)
-        wrong = f"the columns are not separated by commas but by {mark}" if mark else "this is no header"
-        raise ParValueError(
-            f"{path}, line {line}: begins with {shorten(header[0])}: {wrong}; expected comma-separated values with "
-            f"the names of the columns in the first line, such as {shorten(','.join(['image', *schema.names]))} (also "
-            "split, person_id, camera_id)"
-        )
-    for position, name in enumerate(header):
-        if name in header[:position]:
-            raise ParValueError(f"{path}, line {line}: column {shorten(name)} appears twice")
-
-
-def _read_jsonl_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    line = 0
-    with open(path, encoding="utf-8-sig") as stream:
-        try:
-            while text := stream.readline(_MAX_LINE):
-                line += 1
-                if len(text) == _MAX_LINE:
-                    raise ParValueError(f"{path}, line {line}: longer than {_MAX_LINE} characters")
-                if not text.strip():
-                    continue
-                try:
-                    row = read_json(text)
-                except ValueError as error:
-                    raise ParValueError(f"{path}, line {line}: not JSON: {error}") from error
-                if not isinstance(row, dict):
-                    raise ParValueError(f"{path}, line {line}: a {type(row).__name__}; expected an object")
-                yield line, row
-        except UnicodeDecodeError as error:
-            raise ParValueError(f"{path} is not UTF-8 text ({error})") from error
-
-
-def _check_columns(columns: tuple[str, ...], known: set[str], schema: AttributeSchema, path: Path, line: int) -> None:
-    for name in columns:
-        if name not in known:
-            near = difflib.get_close_matches(name[:100], known, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else "; remove it, or add the attribute to the schema"
-            raise ParValueError(f"{path}, line {line}: unknown column {shorten(name)}{hint}")
-    for name in ("image", *schema.names):
-        if name not in columns:
-            raise ParValueError(f"{path}, line {line}: column {name!r} is missing; found {shorten(list(columns))}")
-
-
-def _read_split(value: Any, path: Path, line: int) -> str | None:
+def _read_split(value: Any, place: Place) -> str | None:
     if value in (None, ""):
         return None
-    split = _SPLIT_NAMES.get(value.strip().lower()) if isinstance(value, str) else None
+    split = SPLIT_NAMES.get(value.strip().lower()) if isinstance(value, str) else None
     if split is None:
-        raise ParValueError(f"{path}, line {line}: split is {shorten(value)}; expected one of {list(_SPLITS)}")
+        raise ParValueError(f"{place}: split is {shorten(value)}; expected one of {list(_SPLITS)}")
     return split
 
 
@@ -279,117 +300,13 @@ def _read_id(row: dict[str, Any], column: str) -> str | None:
         raise ParValueError(f"{column} {error}") from None
 
 
-def _plain(value: Any) -> str:
-    """A cell as text without case; a whole number in one form (1, "1", "01" and "1.0" are "1")."""
-    if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
-        value = int(value)
-    text = unicodedata.normalize("NFC", str(value).strip())
-    whole = _WHOLE.fullmatch(text)
-    if whole is None:
-        return text.casefold()
-    sign, digits = whole.group(1), whole.group(2)
-    return f"-{digits}" if sign == "-" and digits != "0" else digits
-
-
-class _LabelReader:
-    """The column of one attribute: from cells to class indices, and what the column holds altogether."""
-
-    def __init__(self, attribute: Attribute, negative: str | int | None, unknown: str | int | None) -> None:
-        self.name = attribute.name
-        self.labels = attribute.labels
-        self._is_binary = attribute.is_binary
-        self._exact = {unicodedata.normalize("NFC", text): index for index, text in enumerate(attribute.labels)}
-        # What is not a label as it stands is looked up here. Labels that differ by case only are not.
-        self._known: dict[str, int | None] = dict.fromkeys(_UNKNOWN_TEXTS, UNKNOWN_LABEL)
-        self._takes_index = not any(_WHOLE.fullmatch(text) for text in self._exact)
-        if self._takes_index:
-            self._known |= {str(index): index for index in range(attribute.num_labels)}
-        if attribute.is_binary and re.split(r"[\s_-]", self.labels[0].casefold(), maxsplit=1)[0] in _NEGATIONS:
-            self._known |= {"false": 0, "true": 1}
-        folded: dict[str, int | None] = {}
-        for text, index in self._exact.items():
-            folded[_plain(text)] = None if _plain(text) in folded else index
-        self._known |= folded
-        # What the user says a cell means comes before everything else.
-        self._chosen: dict[str, int] = {}
-        if attribute.is_binary:
-            choices = ((negative, 0), (unknown, UNKNOWN_LABEL))
-            self._chosen = {_plain(cell): index for cell, index in choices if cell is not None}
-        elif unknown is not None:
-            self._known.setdefault(_plain(unknown), UNKNOWN_LABEL)
-        # Where a binary column first has these cells, unless they are labels or the user said what they mean.
-        self._first: dict[str, tuple[Path, int]] = {}
-        self._has_negative = False
-        self._seen: dict[str, int] = {}  # cells that were read before, as they stand
-
-    def __call__(self, value: Any, path: Path, line: int) -> int:
-        if not isinstance(value, str):
-            return self._read(value, path, line)
-        index = self._seen.get(value)
-        if index is None:
-            index = self._seen[value] = self._read(value, path, line)
-        return index
-
-    def _read(self, value: Any, path: Path, line: int) -> int:
-        if value is None or (isinstance(value, float) and math.isnan(value)):
-            return UNKNOWN_LABEL
-        index, text = None, ""
-        if isinstance(value, (str, int, float)):
-            text = _plain(value)
-            index = self._chosen.get(text)
-            if index is not None:
-                self._has_negative |= index == 0
-                return index
-            index = self._exact.get(unicodedata.normalize("NFC", str(value).strip()))
-            if index is None:
-                index = self._known.get(text)
-        if index is None:
-            numbers = f", a class index from 0 to {len(self.labels) - 1}" if self._takes_index else ""
-            raise ParValueError(
-                f"column {self.name!r} is {shorten(value)}; expected one of {shorten(list(self.labels))}{numbers}, or "
-                "nothing where unknown"
-            )
-        if self._is_binary and self._takes_index:
-            if text in ("0", "-1"):
-                self._first.setdefault(text, (path, line))
-            else:
-                self._has_negative |= index == 0
-        return index
-
-    def check_column(self) -> None:
-        """Refuses a column in which -1 or 0 may mean "no" as well as "unknown".
-
-        Raises:
-            ValueError: the message names the readings and the arguments that choose one.
-        """
-        zero, minus_one = self._first.get("0"), self._first.get("-1")
-        no = repr(self.labels[0])
-        if zero and self._chosen.get("-1") == 0:
-            path, line = zero
-            raise ParValueError(
-                f"{path}, line {line}: column {self.name!r} holds 0, and negative=-1 says that -1 is {no}: where 0 "
-                "is unknown pass unknown=0 (--unknown 0)"
-            )
-        if minus_one is None or self._has_negative:
-            return
-        path, line = minus_one
-        if zero:
-            raise ParValueError(
-                f"{path}, line {line}: column {self.name!r} holds both 0 and -1, which is read in two ways: where -1 "
-                f"is {no} and 0 is unknown (WIDER) pass negative=-1, unknown=0 (--negative -1 --unknown 0); where 0 "
-                f"is {no} and -1 is unknown pass unknown=-1 (--unknown -1)"
-            )
-        raise ParValueError(
-            f"{path}, line {line}: column {self.name!r} holds -1 and neither 0 nor {no}: where -1 is {no} pass "
-            "negative=-1 (--negative -1), where it is unknown pass unknown=-1 (--unknown -1)"
-        )
-
-
 def _divide(records: list[PedestrianRecord], seed: int) -> dict[str, list[PedestrianRecord]]:
     """80/10/10 by images, whole persons at a time, at least one person in each split."""
-    persons: dict[str | tuple[str, int], list[PedestrianRecord]] = {}
+    persons: dict[str | tuple[str, str | int], list[PedestrianRecord]] = {}
     for position, record in enumerate(records):
-        person = ("alone", position) if record.person_id is None else record.person_id
+        person = record.person_id
+        if person is None:  # people in one picture stay together: they may overlap
+            person = ("picture", record.image) if record.region else ("alone", position)
         persons.setdefault(person, []).append(record)
     if len(persons) < 3:
         raise ParValueError(

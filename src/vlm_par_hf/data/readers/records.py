@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from vlm_par_hf.images.regions import Region
+
 
 __all__ = ["PedestrianRecord"]
 
@@ -14,7 +16,7 @@ class PedestrianRecord:
 
     `image` is the absolute path of the file, `image_id` its name inside the data set, `labels` int64 `(A,)` in the
     order of the data set's schema: class index, or -100 where unknown. `person_id` and `camera_id` are None where not
-    known.
+    known. With a `region` only that part of the picture shows the person.
     """
 
     image: str
@@ -22,3 +24,4 @@ class PedestrianRecord:
     labels: np.ndarray
     person_id: int | str | None = None
     camera_id: int | str | None = None
+    region: Region | None = None

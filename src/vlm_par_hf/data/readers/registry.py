@@ -7,7 +7,7 @@ from typing import Any
 from vlm_par_hf.labels.schema import AttributeSchema
 from vlm_par_hf.labels.tables import get_schema
 
-from .folder import read_folder
+from .folder import read_folder_and_rest
 from .label_check import check_labels, count_positives
 from .market1501 import read_market1501
 from .pa100k import PA100K_SPLITS, read_pa100k
@@ -53,9 +53,9 @@ def _read_pa100k_splits(root, schema, partition, seed, ignore=()):
 
 
 def _read_folder_splits(root, schema, partition, seed, **options):
-    schema, splits = read_folder(root, schema, seed=seed, **options)
-    # A column that no attribute takes is refused when the table is read.
-    return schema, splits, check_labels(root, count_positives(schema, splits), {}, complete=False)
+    schema, splits, unread = read_folder_and_rest(root, schema, seed=seed, **options)
+    notes = {"columns_not_read": sorted(unread)[:20]} if unread else {}
+    return schema, splits, {**check_labels(root, count_positives(schema, splits), {}, complete=False), **notes}
 
 
 _PETA = {
@@ -102,7 +102,7 @@ READERS = {
     "folder": DatasetReader(
         _read_folder_splits,
         "a folder of your own with schema.json, labels.csv (or labels.jsonl) and the images",
-        options=("negative", "unknown"),
+        options=("negative", "unknown", "box_format", "ignore"),
     ),
     "peta35": DatasetReader(
         lambda root, schema, partition, seed, **options: read_peta(root, partition=partition, seed=seed, **options),
