@@ -1,6 +1,7 @@
 """The real crops of `pa100k_mini` in five folds, none of which shares a person with another.
 
-    PAR_DATA=... python benchmarks/folds.py     # prints the folds: pictures, persons, positives
+    PAR_DATA=... python benchmarks/folds.py                # prints the folds: pictures, persons, positives
+    PAR_DATA=... python benchmarks/folds.py --out FOLDER   # FOLDER/K/crops.parquet: all pictures but those of fold K
 
 1,600 pictures are few: with one split of them, intervals are wide. In five folds every picture is tested once, by a
 model that has seen neither the picture nor its person. Fold k is tested, fold k + 1 validates (it chooses epochs,
@@ -11,11 +12,12 @@ first, each to the smallest fold of that moment; the order of equally large grou
 folds depend on the data set alone.
 """
 
+import argparse
 import os
 from pathlib import Path
 
 import numpy as np
-from datasets import concatenate_datasets
+from datasets import Image, concatenate_datasets
 
 from vlm_par_hf import load_par_dataset
 
@@ -78,7 +80,23 @@ def real_crops():
     return data.select(np.argsort(data["image_id"]))
 
 
+def write_parquet(data, folder: Path, folds: np.ndarray) -> None:
+    """Writes `K/crops.parquet` for each fold: the pictures that a model tested on it may see, with `image` (bytes of a
+    file), `labels` and `person_id`, as `vlm_par_hf.embedded.distillation --parquet` reads them."""
+    files = data.select_columns("image").cast_column("image", Image(decode=False))["image"]
+    table = data.select_columns(["labels", "person_id"]).add_column(
+        "image", [file["bytes"] or Path(file["path"]).read_bytes() for file in files]
+    )
+    for fold in range(NUM_FOLDS):
+        path = folder / str(fold) / "crops.parquet"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        table.select(np.flatnonzero(folds != fold)).to_parquet(path)
+
+
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, help="writes what each fold may see as parquet files")
+    args = parser.parse_args()
     data = real_crops()
     labels, persons = np.asarray(data["labels"]), np.asarray(data["person_id"])
     folds = person_folds(persons)
@@ -89,6 +107,8 @@ def main() -> None:
         positives = (labels[inside] == 1).sum(0)
         count = len(np.unique(persons[inside]))
         print(f"fold {fold}: {inside.sum()} pictures, {count} persons, positives {positives}")
+    if args.out is not None:
+        write_parquet(data, args.out, folds)
 
 
 if __name__ == "__main__":

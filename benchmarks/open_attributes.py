@@ -17,12 +17,7 @@ Learning rates and loss weights were chosen by hand on drawings of another popul
 unseen attributes known.
 
 EVERYTHING HERE IS SYNTHETIC, and the embedded backbone was trained on captions and labels of ALL attributes of the
-drawings: "unseen" means unseen in the training of FOCUS and VLM-PAR, not by the backbone. With a backbone that was
-trained without them too:
-
-    python -m vlm_par_hf.embedded.train_backbone --work WORK --out outputs/backbone_without --steps 2400 --bf16 \
-        --without LowerColor ShoeColor ShortSleeve LongCoat HandBag ShoulderBag Boots
-    python benchmarks/open_attributes.py --backbone outputs/backbone_without --name open_attributes_not_told
+drawings: "unseen" means unseen in the training of FOCUS and VLM-PAR, not by the backbone.
 
 No number from here can be compared with a number from a paper. Results: `--out` (JSON and picture). Finished methods
 are saved there during the run; after an interruption the same command continues with the next one.
@@ -40,6 +35,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from pages import command_of
 from torch import nn
 
 from vlm_par_hf import (
@@ -405,7 +401,7 @@ def main() -> None:
         seen_by = "unseen by FOCUS and VLM-PAR, not by the embedded backbone"
     result = {
         "title": f"SYNTHETIC drawings, {seeds}; {seen_by}",
-        "command": " ".join(["python benchmarks/open_attributes.py", *sys.argv[1:]]),
+        "command": command_of(sys.argv),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}",
         "unseen": UNSEEN,
         "chance": chance(),

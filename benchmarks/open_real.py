@@ -27,6 +27,7 @@ import numpy as np
 import torch
 from folds import NUM_FOLDS, person_folds, real_crops, scored_attributes, split_of_fold
 from open_attributes import NAMES, VARIANTS, Pictures, answer, train_focus, train_vlm_par
+from pages import command_of
 from resampling import Judge
 
 from vlm_par_hf import FocusParProcessor, VlmParModel, get_schema
@@ -166,7 +167,7 @@ def main() -> None:
         labels = pictures.labels[tested][:, columns[part]]
         scored = scored_attributes(pictures.labels[:, columns[part]])
         result["scored"][part] = [one.names[int(a)] for a in scored]
-        judge = Judge(one, scored, labels, persons[tested], args.bootstrap)
+        judge = Judge(one, scored, labels, persons[tested], args.bootstrap, folds[tested])
         for method, found in collected.items():
             if part not in found:
                 continue
@@ -180,7 +181,7 @@ def main() -> None:
                 if reference is not None and method != "zero_shot":
                     row[key]["difference"] = interval(own - reference[key])
     result |= {
-        "command": " ".join(["python benchmarks/open_real.py", *sys.argv[1:]]),
+        "command": command_of(sys.argv),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}",
         "unseen": list(UNSEEN),
         "tested": len(tested),

@@ -136,6 +136,14 @@ def _rounded_up(value: float) -> str:
     return f"{math.ceil(value / 10**exponent)}e{exponent}"
 
 
+def command_of(words: list[str]) -> str:
+    """A command as the reader would type it, from `sys.argv`: without folders of this machine."""
+    script, *words = words
+    folders = {position + 1 for position, word in enumerate(words) if word in ("--work", "--out", "--backbone")}
+    shown = ["DIR" if position in folders and "/" in word else word for position, word in enumerate(words)]
+    return " ".join([f"python benchmarks/{Path(script).name}", *shown])
+
+
 # Quality
 
 

@@ -9,7 +9,8 @@ the same number of tried learning rates, the same largest number of epochs, and 
 are chosen by validation AUC, because AUC depends on no threshold; the test part is predicted once. On real crops this
 is done in five folds without a common person (`folds.py`), and every picture is tested once.
 
-- `auc`, `ap`: area under the ROC curve and average precision, mean over attributes;
+- `auc`, `ap`: area under the ROC curve and average precision, mean over attributes; pictures of different folds, whose
+  scores are of different models, are not compared with each other;
 - `mA`: mean recall over labels and attributes, at 0.5; `mA_fitted`: the same after one number for all attributes was
   fitted on validation, by how much of the log prior the logits are shifted;
 - `f1`: instance F1 (harmonic), at 0.5, over all attributes.
@@ -38,7 +39,7 @@ import numpy as np
 import torch
 from feature_sets import SETS, Features, FeatureSet, load_feature_set
 from heads import AttentionPooling, LinearProbe, make_cheap
-from pages import RESULTS, write_page
+from pages import RESULTS, command_of, write_page
 from quality_pictures import draw_attention_gain, draw_methods
 from resampling import NUMBERS, Judge, fit_shift, shifted
 from torch import nn
@@ -265,7 +266,8 @@ def measure_set(name: str, args, recipe: Recipe) -> dict[str, Any]:
         test = [part["test"] for part in feature_set.parts]
         labels = np.concatenate([one.labels[0].numpy() for one in test])
         persons = None if test[0].persons is None else np.concatenate([one.persons for one in test])
-        judge = Judge(feature_set.schema, feature_set.scored, labels, persons, args.bootstrap)
+        folds = np.repeat(np.arange(len(test)), [len(one) for one in test])
+        judge = Judge(feature_set.schema, feature_set.scored, labels, persons, args.bootstrap, folds)
         for method, result in found.items():
             own = numbers.setdefault(method, {key: [] for key in (*NUMBERS, "f1")})
             for key, values in judge.measure(result["logits"], result["fitted"]).items():
@@ -275,7 +277,7 @@ def measure_set(name: str, args, recipe: Recipe) -> dict[str, Any]:
             logger.info("%s seed %d %s: AUC %.2f", name, seed, method, 100 * own["auc"][-1][0])
     return {
         "title": feature_set.title,
-        "command": " ".join(["python benchmarks/quality.py", *sys.argv[1:]]),
+        "command": command_of(sys.argv),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}",
         "recipe": vars(recipe),
         "seeds": args.seeds,

@@ -60,7 +60,7 @@ def draw_attention_gain(result: dict[str, Any], path: Path) -> None:
     axis.tick_params(labelsize=7)
     axis.grid(color="0.92")
     axis.set_axisbelow(True)
-    axis.legend(fontsize=7)
+    figure.legend(fontsize=7, loc="outside lower center")
     axis.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=150)
     plt.close(figure)

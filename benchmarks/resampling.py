@@ -5,7 +5,7 @@ import numpy as np
 from vlm_par_hf.metrics.ranking import ResampledRanking
 
 
-__all__ = ["NUMBERS", "Judge", "fit_shift", "mean_recall", "shifted"]
+__all__ = ["NUMBERS", "Judge", "fit_shift", "mean_recall", "ranking_within", "shifted"]
 
 NUMBERS = ("auc", "ap", "mA", "mA_fitted")
 SHIFTS = np.linspace(-1.0, 2.0, 61)
@@ -20,10 +20,20 @@ class Judge:
         labels: int `(N, A)`, -100 = unknown.
         persons: `(N,)`, whole persons are resampled; None: single pictures.
         bootstrap: number of resamples.
+        folds: int `(N,)`, by which model each picture was predicted; None: by one.
     """
 
-    def __init__(self, schema, scored: np.ndarray, labels: np.ndarray, persons: np.ndarray | None, bootstrap: int):
+    def __init__(
+        self,
+        schema,
+        scored: np.ndarray,
+        labels: np.ndarray,
+        persons: np.ndarray | None,
+        bootstrap: int,
+        folds: np.ndarray | None = None,
+    ):
         self.schema, self.scored, self.labels = schema, scored, labels
+        self.folds = np.zeros(len(labels), int) if folds is None else folds
         self.units = np.arange(len(labels)) if persons is None else np.unique(persons, return_inverse=True)[1]
         size = int(self.units.max()) + 1
         drawn = np.random.default_rng(0).integers(0, size, size=(bootstrap, size))
@@ -31,7 +41,7 @@ class Judge:
         self.counts = np.concatenate([np.ones((1, size)), counts]).astype(np.int32)  # the first row: everything once
 
     def ranking(self, logits: np.ndarray) -> dict[str, np.ndarray]:
-        """`auc` and `ap`, each `(1 + bootstrap,)`, from logits `(N, A, C)`."""
+        """`auc` and `ap` within folds, each `(1 + bootstrap,)`, from logits `(N, A, C)`."""
         found = {"auc": [], "ap": []}
         for a in self.scored:
             attribute = self.schema[int(a)]
@@ -41,8 +51,11 @@ class Judge:
             for k in [1] if attribute.is_binary else range(attribute.num_labels):
                 positives = self.labels[known, a] == k
                 if positives.any() and not positives.all():
-                    ranking = ResampledRanking(probabilities[:, k], positives, self.units[known])
-                    columns.append(ranking.compute(self.counts))
+                    columns.append(
+                        ranking_within(
+                            self.folds[known], probabilities[:, k], positives, self.units[known], self.counts
+                        )
+                    )
             if columns:
                 for name, values in zip(found, _mean_defined(columns), strict=True):
                     found[name].append(values)
@@ -55,6 +68,35 @@ class Judge:
     def measure(self, logits: np.ndarray, fitted: np.ndarray) -> dict[str, np.ndarray]:
         """All of `NUMBERS`; `fitted` are the logits shifted by a fitted amount of the priors."""
         return self.ranking(logits) | {"mA": self.recall(logits), "mA_fitted": self.recall(fitted)}
+
+
+def ranking_within(
+    folds: np.ndarray, scores: np.ndarray, positives: np.ndarray, units: np.ndarray, counts: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Area under the ROC curve and average precision of one label, each `(R,)`, comparing pictures of one fold only.
+
+    Each fold was predicted by a model of its own, and scores of two models have no common scale: ranked together, a
+    model with larger logits in one fold would look worse than it is in any of them. So the area is the share of right
+    pairs among the pairs of a positive and a negative of the same fold, and the average precision that of the folds,
+    each as often as it has positives.
+
+    Args:
+        folds: int `(N,)`.
+        scores, positives, units: as of `ResampledRanking`, with at least one positive.
+        counts: int32 `(R, units)`.
+    """
+    sums, weights = np.zeros((2, len(counts))), np.zeros((2, len(counts)))
+    for fold in np.unique(folds[positives]):
+        inside = folds == fold
+        found = ResampledRanking(scores[inside], positives[inside], units[inside]).compute(counts)
+        drawn = np.take(counts, units[inside], axis=1)
+        yes = drawn[:, positives[inside]].sum(1).astype(np.float64)
+        no = drawn[:, ~positives[inside]].sum(1)
+        for row, (values, weight) in enumerate(zip(found, (yes * no, yes * (no > 0)), strict=True)):
+            sums[row] += np.where(weight > 0, np.nan_to_num(values) * weight, 0)
+            weights[row] += weight
+    area, precision = np.where(weights > 0, sums / np.maximum(weights, 1), np.nan)
+    return area, precision
 
 
 def mean_recall(logits, labels, schema, scored, units=None, counts=None) -> np.ndarray:

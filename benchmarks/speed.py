@@ -296,7 +296,7 @@ def measure_predict(args) -> list[dict]:
         return row(what, times["predict"], times["model"])
 
     base = base_model(get_schema("pa100k"), "text_to_image", alignment="logit").fold()
-    embedded = VlmParModel.from_pretrained(embedded_path("heads_pa100k")).fold()
+    embedded = VlmParModel.from_pretrained(embedded_path("heads")).fold()
     return [
         measure("predict on a folder of 256 x 128 JPEG files / model alone", base, (128, 256), 48),
         measure("the same with the embedded model (1.5 M parameters, 192 x 96)", embedded, (96, 192), 480),
@@ -347,7 +347,7 @@ def unchanged_decisions(to: str, precision: str) -> dict[str, float]:
         calibration, compared, images_from = pick_images(source, root, num_compared=COMPARED_DRAWINGS, **options)
         with tempfile.TemporaryDirectory() as folder:
             record = export_model(
-                embedded_path("heads_pa100k"), Path(folder) / "out", to=to, precision=precision,
+                embedded_path("heads"), Path(folder) / "out", to=to, precision=precision,
                 calibration_images=calibration, compared_images=compared, images_from=images_from,
             )  # fmt: skip
         shares[name] = record["unchanged_share"]

@@ -8,14 +8,16 @@
 The probe is logistic regression with balanced classes on standardised features, of the pooled output and of the pooled
 output beside the mean patch. One strength of its L2 penalty for all attributes is chosen by AUC in the four training
 folds (each of them predicted by a probe of the other three); thresholds are fitted on the same predictions, and the
-fifth fold is predicted once. Scores of the five tested folds are pooled per attribute:
+fifth fold is predicted once. Scores of the five tested folds are pooled per attribute; the probes of the folds have
+nearly the same scale, so this moves AUC by 0.1 (`resampling.ranking_within` compares within folds):
 
 - `auc`: area under the ROC curve;
 - `mA`: mean of the true positive and true negative rate where the probability exceeds 0.5;
 - `mA_fitted`: the same at the threshold with the best mA on the predictions of the training folds.
 
 All are means over the attributes of which enough pictures have both answers (`folds.py`), with 95 % intervals from a
-bootstrap over persons. A backbone that has seen these crops must not be measured here.
+bootstrap over persons. A backbone that has seen these crops must not be measured here; but five of them can, each of
+which has not seen one fold (`folds.py --out`): a name with `{fold}` in it, such as `runs/fold{fold}/checkpoint`.
 """
 
 import argparse
@@ -58,6 +60,12 @@ def backbone_features(name: str, images, batch_size: int = 32) -> dict[str, np.n
         pooled.append(output.pooler_output)
         patches.append((output.last_hidden_state * mask).sum(1) / mask.sum(1))
     return {"pooled": torch.cat(pooled).numpy(), "mean patch": torch.cat(patches).numpy()}
+
+
+def fold_features(name: str, images) -> dict[str, np.ndarray]:
+    """The same of five backbones, one per fold, each float32 `(5, N, D)`."""
+    found = [backbone_features(name.format(fold=fold), images) for fold in range(NUM_FOLDS)]
+    return {source: np.stack([one[source] for one in found]) for source in found[0]}
 
 
 def network_features(path: Path, patches: str, pooled: str, images, batch_size: int = 32) -> dict[str, np.ndarray]:
@@ -111,14 +119,14 @@ def probe(vectors: np.ndarray, labels: np.ndarray, folds: np.ndarray) -> tuple[n
     and the penalty that was chosen for each fold.
 
     Args:
-        vectors: `(N, D)`.
+        vectors: `(N, D)`, or `(5, N, D)`: those with which each fold is tested.
         labels: 0 or 1, `(N, A)`.
         folds: `(N,)`.
     """
-    features, targets = torch.from_numpy(vectors).double(), torch.from_numpy(labels).double()
+    targets = torch.from_numpy(labels).double()
     logits, thresholds, chosen = np.zeros(labels.shape), np.zeros(labels.shape), []
 
-    def fitted(train: np.ndarray, held_out: np.ndarray, penalties) -> list[np.ndarray]:
+    def fitted(features, train: np.ndarray, held_out: np.ndarray, penalties) -> list[np.ndarray]:
         """The logits of the held-out pictures, for each penalty."""
         mean, std = features[train].mean(0), features[train].std(0).clamp_min(1e-6)
         inputs = (features[held_out] - mean) / std
@@ -126,14 +134,15 @@ def probe(vectors: np.ndarray, labels: np.ndarray, folds: np.ndarray) -> tuple[n
         return [(inputs @ one[:-1] + one[-1]).numpy() for one in weights]
 
     for fold in range(NUM_FOLDS):
+        features = torch.from_numpy(vectors if vectors.ndim == 2 else vectors[fold]).double()
         inner = np.zeros((len(PENALTIES), *labels.shape))
         train = folds != fold
         for held_out in set(range(NUM_FOLDS)) - {fold}:
-            inner[:, folds == held_out] = fitted(train & (folds != held_out), folds == held_out, PENALTIES)
+            inner[:, folds == held_out] = fitted(features, train & (folds != held_out), folds == held_out, PENALTIES)
         aucs = [mean_auc(one[train], labels[train]) for one in inner]
         best = int(np.argmax(aucs))
         chosen.append(PENALTIES[best])
-        logits[~train] = fitted(train, ~train, PENALTIES[: best + 1])[-1]
+        logits[~train] = fitted(features, train, ~train, PENALTIES[: best + 1])[-1]
         for attribute in range(labels.shape[1]):
             thresholds[~train, attribute] = best_threshold(inner[best, train, attribute], labels[train, attribute])
     return logits, thresholds, chosen
@@ -184,14 +193,17 @@ def interval(values: np.ndarray) -> dict[str, float]:
 def measure(features: dict[str, np.ndarray], labels, persons, names: list[str], bootstrap: int) -> tuple[dict, dict]:
     """Results as plain JSON types, and the resamples behind them: source -> metric -> what `resampled` gives."""
     folds = person_folds(persons)
-    vectors = {SOURCES[0]: features["pooled"], SOURCES[1]: np.hstack([features["pooled"], features["mean patch"]])}
+    vectors = {
+        SOURCES[0]: features["pooled"],
+        SOURCES[1]: np.concatenate([features["pooled"], features["mean patch"]], -1),
+    }
     result, samples = {}, {}
     for source, matrix in vectors.items():
         started = time.perf_counter()
         logits, thresholds, penalties = probe(matrix, labels, folds)
         samples[source] = resampled(logits, thresholds, labels, persons, bootstrap)
         result[source] = {metric: interval(values) for metric, values in samples[source].items()} | {
-            "width": matrix.shape[1],
+            "width": matrix.shape[-1],
             "penalties": penalties,
             "attributes": {
                 names[a]: {metric: round(float(samples[source][metric][k, 0]), 2) for metric in METRICS}
@@ -217,7 +229,7 @@ def table(results: dict[str, dict]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("backbones", nargs="*", help='"embedded" or folders')
+    parser.add_argument("backbones", nargs="*", help='"embedded" or folders; {fold} stands for 0 to 4')
     parser.add_argument("--network", type=Path, help="a network in OpenVINO's format (.xml)")
     parser.add_argument("--patches", default="1126", help="its tensor of patch features, (B, D, rows, columns)")
     parser.add_argument("--pooled", default="1135", help="its tensor of pooled features, (B, D)")
@@ -232,7 +244,10 @@ def main() -> None:
     labels, persons = np.asarray(data["labels"]), np.asarray(data["person_id"])
     images = [image.convert("RGB") for image in data["image"]]
     names = get_schema("pa100k").names
-    sources = {name: lambda name=name: backbone_features(name, images) for name in args.backbones}
+    sources = {
+        name: partial(fold_features if "{fold}" in name else backbone_features, name, images)
+        for name in args.backbones
+    }
     if args.network is not None:
         sources[args.network.stem] = lambda: network_features(args.network, args.patches, args.pooled, images)
     results, samples = {}, {}

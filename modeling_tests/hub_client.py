@@ -85,6 +85,9 @@ def publish(folder: Path) -> None:
     step("heads", heads.push_to_hub, "org/heads")
     step("heads processor", processor.push_to_hub, "org/heads")
     results["heads logits"] = logits(heads, processor)
+    for name, options in {"heads-shards": {"max_shard_size": "4KB"}, "heads-fp16": {"variant": "fp16"}}.items():
+        step(name, heads.save_pretrained, folder / name, push_to_hub=True, repo_id=f"org/{name}", **options)
+        step(f"{name} processor", processor.push_to_hub, f"org/{name}")
     heads.config.backbone_name = str(folder)
     step("heads over a folder", heads.push_to_hub, "org/unloadable")
 
@@ -149,7 +152,7 @@ def load(folder: Path) -> None:
 
     for name, options in {
         "full": {}, "revision": {"revision": "v2"}, "heads": {}, "secret": {}, "trained": {}, "trained-plainly": {},
-        "large": {}, "folded": {},
+        "large": {}, "folded": {}, "heads-shards": {}, "heads-fp16": {"variant": "fp16"},
     }.items():  # fmt: skip
         repo = f"org/{'full' if name == 'revision' else name}"
         model = step(f"{name} model", AutoModel.from_pretrained, repo, **options)
@@ -158,6 +161,8 @@ def load(folder: Path) -> None:
             results[f"{name} logits"] = logits(model, processor)
     pipe = step("pipe", pipeline, "pedestrian-attributes", model="org/pipe")
     results["pipeline answer"] = pipe and pipe(picture())
+    pipe = step("pipe by the tag of its card", lambda: pipeline(model="org/pipe"))
+    results["answer without a task"] = pipe and pipe(picture())
     pipe = step("folded pipe", pipeline, "pedestrian-attributes", model="org/folded-pipe")
     results["folded pipeline answer"] = pipe and pipe(picture())
     results["package"] = vlm_par_hf.__version__

@@ -369,6 +369,8 @@ class _Handler(BaseHTTPRequestHandler):
         siblings = [{"rfilename": name} for name in sorted(tree)]
         private = self.hub.repos[repo].private
         name = repo.removeprefix("datasets/")
+        card = self.hub.content(tree["README.md"]).decode() if "README.md" in tree else ""
+        said = dict(re.findall(r"^(pipeline_tag|library_name): (.+)$", card, re.MULTILINE))
         self._send_json(
             {
                 "_id": "0",
@@ -378,6 +380,7 @@ class _Handler(BaseHTTPRequestHandler):
                 "private": private,
                 "siblings": siblings,
                 "tags": [],
+                **said,
             }
         )
 

@@ -8,10 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
+from datasets import Image as ImageFeature
+from PIL import Image
 
 from modeling_tests.models.vlm_par.test_modeling_vlm_par import features, some_labels
 from modeling_tests.tiny import tiny_model, tiny_schema
-from vlm_par_hf import ParMetrics
+from vlm_par_hf import AttributeSchema, ParMetrics
+from vlm_par_hf.embedded import views
+from vlm_par_hf.metrics.ranking import average_precision, roc_auc
 
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -27,6 +32,11 @@ def test_no_two_benchmarks_import_each_other():
         imports[name] = found & scripts.keys()
     assert "models" in imports["speed"] and "models" in imports["cache"], "the test sees the imports"
     TopologicalSorter(imports).prepare()  # raises CycleError, which names the circle
+
+
+@pytest.fixture(autouse=True)
+def scripts_import_each_other(monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
 
 
 def load(name):
@@ -51,6 +61,28 @@ def test_resampled_numbers_are_those_of_the_metrics():
     drawn = np.repeat(np.arange(90), judge.counts[2][judge.units])
     again = ParMetrics(schema)((logits[drawn], labels[drawn]))
     assert found["auc"][2] == pytest.approx(again["auc_macro"]) and found["mA"][2] == pytest.approx(again["mA"])
+
+
+def test_pictures_of_different_folds_are_not_compared():
+    resampling, rng = load("resampling"), np.random.default_rng(0)
+    folds, positives = rng.integers(0, 3, 90), rng.random(90) < 0.3
+    scores = (positives + rng.normal(size=90)) * np.array([1.0, 30.0, 2.0])[folds] + np.array([0, 50, -9])[folds]
+    units, counts = np.arange(90), np.stack([np.ones(90), rng.integers(0, 3, 90)]).astype(np.int32)
+    area, precision = resampling.ranking_within(folds, scores, positives, units, counts)
+    for row, count in enumerate(counts):
+        right = pairs = 0
+        for i in np.flatnonzero(positives):
+            for j in np.flatnonzero(~positives & (folds == folds[i])):
+                pairs += count[i] * count[j]
+                right += count[i] * count[j] * (scores[i] > scores[j])
+        assert area[row] == pytest.approx(right / pairs)
+    shares = []
+    for fold in range(3):
+        drawn = np.repeat(np.flatnonzero(folds == fold), counts[1][folds == fold])
+        shares += [average_precision(scores[drawn], positives[drawn])] * int(positives[drawn].sum())
+    assert precision[1] == pytest.approx(np.mean(shares))
+    together = resampling.ranking_within(np.zeros(90, int), scores, positives, units, counts)[0]
+    assert together[0] == pytest.approx(roc_auc(scores, positives)) and together[0] < area[0] - 0.02
 
 
 def test_one_shift_for_all_attributes_is_fitted():
@@ -98,3 +130,126 @@ def test_probes_read_what_they_say():
         torch.testing.assert_close(probe(**inputs).softmax(-1)[..., 1], torch.full((5, 3), 0.1))
     pooling = heads.AttentionPooling(model.schema, 2, [inputs])
     assert pooling(**inputs).shape == (5, 3, 2) and len(pooling.parameter_groups(1e-3, 1e-4)) == 3
+
+
+def people(count, rng):
+    """Persons of 1 to 6 pictures."""
+    return np.repeat(np.arange(count) * 7, rng.integers(1, 7, count))
+
+
+def test_folds_share_no_person_and_are_alike_in_size():
+    folds, rng = load("folds"), np.random.default_rng(0)
+    persons = people(60, rng)
+    found = folds.person_folds(persons)
+    assert all(len(set(found[persons == person])) == 1 for person in persons)
+    sizes = np.bincount(found, minlength=5)
+    assert sizes.max() - sizes.min() <= 1 and (folds.person_folds(persons) == found).all()
+    tested = [folds.split_of_fold(found, fold) for fold in range(5)]
+    for split in tested:
+        assert sorted(np.concatenate(list(split.values()))) == list(range(len(persons)))
+    assert sorted(np.concatenate([split["test"] for split in tested])) == list(range(len(persons)))
+    with pytest.raises(ValueError, match="4 persons"):
+        folds.person_folds(np.arange(4))
+
+
+def test_what_a_fold_may_see_is_written(tmp_path):
+    folds, rng = load("folds"), np.random.default_rng(0)
+    persons, labels = np.arange(10), rng.integers(0, 2, (10, 3)).tolist()
+    paths = [tmp_path / f"{value}.png" for value in range(10)]
+    for value, path in enumerate(paths):
+        Image.fromarray(np.full((4, 2, 3), value, np.uint8)).save(path)
+    columns = {"image": list(map(str, paths)), "labels": labels, "person_id": persons}
+    data = Dataset.from_dict(columns).cast_column("image", ImageFeature())
+    found = folds.person_folds(persons)
+    folds.write_parquet(data, tmp_path, found)
+    for fold in range(5):
+        seen = views.read_parquet([tmp_path / str(fold) / "crops.parquet"], tiny_schema())
+        rows = np.flatnonzero(found != fold)
+        assert seen.labels.tolist() == [labels[row] for row in rows]
+        assert [seen.read(i).getpixel((0, 0))[0] for i in range(len(rows))] == rows.tolist()
+        assert len(set(seen.persons)) == len(rows)
+
+
+def test_attributes_with_few_positives_or_negatives_are_not_scored():
+    labels = np.zeros((50, 4), int)
+    labels[:20, 0], labels[:19, 1], labels[:31, 2], labels[:, 3] = 1, 1, 1, -100
+    assert load("folds").scored_attributes(labels).tolist() == [0]
+
+
+def crops(rng, width=6):
+    """Vectors that tell one attribute, labels of two, persons, folds."""
+    persons = people(120, rng)
+    labels = rng.integers(0, 2, (len(persons), 2))
+    vectors = rng.normal(size=(len(persons), width)).astype(np.float32)
+    vectors[:, 0] += 2 * labels[:, 0]
+    return vectors, labels, persons, load("folds").person_folds(persons)
+
+
+def test_the_probe_tells_what_features_tell_and_no_more():
+    transfer = load("transfer")
+    vectors, labels, persons, folds = crops(np.random.default_rng(0))
+    logits, thresholds, penalties = transfer.probe(vectors, labels, folds)
+    assert logits.shape == thresholds.shape == labels.shape and len(penalties) == 5
+    samples = transfer.resampled(logits, thresholds, labels, persons, 20)
+    assert samples["auc"].shape == (2, 21)
+    assert samples["auc"][0, 0] > 85 and abs(samples["auc"][1, 0] - 50) < 10
+    yes_no = np.stack([np.zeros_like(logits), logits], -1)
+    metrics = ParMetrics(AttributeSchema(list(tiny_schema())[:2]))((yes_no, labels))
+    assert samples["auc"][:, 0].mean() == pytest.approx(100 * metrics["auc_macro"])
+    assert samples["mA"][:, 0].mean() == pytest.approx(100 * metrics["mA"])
+
+
+def test_a_fold_with_a_backbone_of_its_own_is_tested_with_it():
+    transfer = load("transfer")
+    vectors, labels, _, folds = crops(np.random.default_rng(0))
+    logits = transfer.probe(vectors, labels, folds)[0]
+    same = np.stack([vectors] * 5)
+    assert np.array_equal(transfer.probe(same, labels, folds)[0], logits)
+    same[3] = 0  # the backbone of fold 3 sees nothing
+    blind = transfer.probe(same, labels, folds)[0]
+    assert np.array_equal(blind[folds != 3], logits[folds != 3])
+    assert np.ptp(blind[folds == 3], axis=0).max() < 1e-9
+
+
+def test_the_best_threshold_is_that_of_a_search():
+    transfer, rng = load("transfer"), np.random.default_rng(0)
+    labels = (rng.random(80) < 0.3).astype(int)
+    scores = labels + rng.normal(size=80)
+
+    def balanced(threshold):
+        return np.mean([(scores > threshold)[labels == 1].mean(), (scores <= threshold)[labels == 0].mean()])
+
+    assert balanced(transfer.best_threshold(scores, labels)) == max(map(balanced, np.sort(scores) - 1e-9))
+
+
+def test_how_real_pictures_are_is_50_for_real_ones_and_100_for_others():
+    realness, rng = load("realness"), np.random.default_rng(0)
+    real, again = rng.normal(size=(400, 5)), rng.normal(size=(400, 5))
+    persons = np.arange(400) // 2
+    assert abs(100 * realness.probe_auc(real, again, persons, persons) - 50) < 8
+    assert 100 * realness.probe_auc(real, again + 9, persons, persons) == 100
+
+
+def test_the_distance_of_two_gaussians_is_that_of_its_formula():
+    realness, rng = load("realness"), np.random.default_rng(0)
+    real = rng.normal(size=(5000, 3)) * [1, 2, 3]
+    made = rng.normal(size=(5000, 3)) * [2, 2, 1] + [1, 0, 0]
+    assert realness.distance(real, real) == pytest.approx(0, abs=1e-9)
+    assert realness.distance(real, made) == pytest.approx((1 + (1 - 2) ** 2 + 0 + (3 - 1) ** 2) / 14, rel=0.1)
+
+
+def test_commands_in_results_name_no_folder_of_the_machine():
+    words = [
+        "/home/me/benchmarks/quality.py",
+        "--work",
+        "/home/me/w",
+        "--sets",
+        "real",
+        "--out",
+        "a/b",
+        "--backbone",
+        "c/d",
+    ]
+    expected = "python benchmarks/quality.py --work DIR --sets real --out DIR --backbone DIR"
+    assert load("pages").command_of(words) == expected
+    assert load("pages").command_of(["quality.py", "--backbone", "embedded"]).endswith("--backbone embedded")

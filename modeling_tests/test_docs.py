@@ -31,7 +31,7 @@ LINKED = PAGES | {
 }
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 STAND_INS = {
-    "your-name/your-checkpoint": str(embedded_path("heads_pa100k")),
+    "your-name/your-checkpoint": str(embedded_path("heads")),
     "google/siglip2-base-patch16-naflex": "embedded",
 }
 

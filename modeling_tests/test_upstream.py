@@ -21,6 +21,7 @@ from modeling_tests.tiny import tiny_backbone_config, tiny_inputs, tiny_model
 from vlm_par_hf import upstream
 from vlm_par_hf.images import preprocessing as pixels
 from vlm_par_hf.upstream import TOWERS, OwnParameters, collect_load_report, init, naflex_embeddings
+from vlm_par_hf.utils import embedded_path
 
 
 ROOT = Path(vlm_par_hf.__file__).parent
@@ -84,7 +85,7 @@ def test_the_load_report_is_one_record_of_one_logger(tmp_path, caplog):
 def test_the_registry_of_pipelines():
     row = PIPELINE_REGISTRY.supported_tasks["pedestrian-attributes"]
     assert issubclass(row["impl"], Pipeline) and row["pt"] == (AutoModel,)
-    assert row["default"]["model"][0].endswith("heads_pa100k") and row["type"] == "image"
+    assert row["default"]["model"][0] == str(embedded_path("heads")) and row["type"] == "image"
     assert not upstream.is_task_registered("pedestrian-attributes", Pipeline)
 
 

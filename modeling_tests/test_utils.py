@@ -12,6 +12,7 @@ import numpy as np
 import pandas
 import pyarrow
 import pytest
+from transformers.pipelines import PIPELINE_REGISTRY
 
 import vlm_par_hf
 from vlm_par_hf.utils import (
@@ -35,7 +36,9 @@ def test_embedded_folders_lie_inside_the_package():
     package = Path(vlm_par_hf.__file__).parent
     assert embedded_path("backbone") == package / "embedded" / "backbone"
     assert embedded_path("heads_pa100k") == package / "embedded" / "heads_pa100k"
-    with pytest.raises(ValueError, match=r"kind must be one of \('backbone', .*'heads_rendered'\), got 'head'"):
+    default = Path(PIPELINE_REGISTRY.supported_tasks["pedestrian-attributes"]["default"]["model"][0])
+    assert embedded_path("heads") == default == package / "embedded" / "heads_pa100k"
+    with pytest.raises(ValueError, match=r"kind must be one of \('heads', .*'heads_rendered'\), got 'head'"):
         embedded_path("head")
 
 

@@ -60,7 +60,7 @@ def test_float16_files_are_loaded_as_float32():
         AutoModel.from_pretrained(folder),
         VlmParModel.from_backbone("embedded", attributes=schema),
         FocusParModel.from_backbone("embedded", attributes=schema),
-        AutoModel.from_pretrained(embedded_path("heads_pa100k")),
+        AutoModel.from_pretrained(embedded_path("heads")),
     ):
         assert {one.dtype for one in model.parameters()} == {torch.float32}
     half = VlmParModel.from_backbone("embedded", attributes=schema, dtype=torch.bfloat16)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.testing._internal.two_tensor import TwoTensor
 
 from vlm_par_hf.base.kept import Kept, fingerprint
 
@@ -71,3 +72,13 @@ def test_tensors_of_inference_mode_are_kept_and_those_without_content_are_not():
     meta = torch.zeros(2, device="meta")
     kept.of((a, meta))["sum"] = 1
     assert kept.of((a, meta)) == {} and kept.values == {}
+
+
+def test_tensors_made_of_others_are_read_through():
+    """As the weights of a model that torchao quantised."""
+    first, second = torch.arange(4.0), torch.arange(5.0, 9.0)
+    pair = TwoTensor(first, second)
+    before = fingerprint([pair])
+    assert before == fingerprint([TwoTensor(first.clone(), second.clone())]) == fingerprint([first, second])
+    second[2] = 0.5
+    assert fingerprint([pair]) != before

@@ -19,7 +19,7 @@ def test_command_line(tmp_path, capsys):
     for index, image in enumerate(noise_images(6)):
         image.save(images / f"{index}.png")
     out = tmp_path / "onnx8"
-    checkpoint = str(embedded_path("heads_pa100k"))
+    checkpoint = str(embedded_path("heads"))
     assert main(["export", checkpoint, "--to", "onnx", "--int8", "--calibrate", str(images), "--out", str(out)]) == 0
     said = capsys.readouterr().out
     assert "onnx, int8" in said and "decisions differ from the checkpoint's" in said

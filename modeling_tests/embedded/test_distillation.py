@@ -35,7 +35,7 @@ class ColorTeacher:
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
     for name, value in {
-        "GROUP": 8, "HELD_OUT_GROUPS": 1, "HELD_OUT_PICTURES": 12, "STATISTICS_GROUPS": 2, "COMPONENTS": 4
+        "GROUP": 8, "HELD_OUT_GROUPS": 1, "HELD_OUT_PICTURES": 10, "STATISTICS_GROUPS": 2, "COMPONENTS": 4
     }.items():  # fmt: skip
         monkeypatch.setattr(distillation, name, value)
 
@@ -56,8 +56,22 @@ def test_groups_are_functions_of_their_number_and_the_first_shows_other_pictures
     assert first["pixels"].shape != other["pixels"].shape or (first["pixels"] != other["pixels"]).any()
     assert first["pixels"].shape[1:] == (first["grid"][0] * 16, first["grid"][1] * 16, 3)
     assert ((first["labels"] == -100).all(1)).sum() == 2, "a quarter are mixtures"
-    assert (group_views(pictures, 0)["index"] < 12).all()
-    assert all((group_views(pictures, number)["index"] >= 12).all() for number in range(1, 6))
+    assert (group_views(pictures, 0)["index"] < 10).all()
+    assert all((group_views(pictures, number)["index"] >= 10).all() for number in range(1, 6))
+
+
+def test_pairs_show_each_person_twice(pictures):
+    persons = np.arange(40) // 2
+    group = group_views(Pictures(pictures.images, pictures.labels, SCHEMA, persons), 3, pairs=True)
+    assert (group["persons"] == -1).sum() == 2, "a mixture shows no single person"
+    assert (persons[group["index"]].reshape(-1, 2)[:, 0] == persons[group["index"]].reshape(-1, 2)[:, 1]).all()
+    assert len(set(group["index"])) == 8
+    told = group["persons"] >= 0
+    assert (group["persons"][told] == persons[group["index"]][told]).all()
+    lonely = np.arange(40)
+    lonely[39] = 38
+    with pytest.raises(ValueError, match="non-zero"):
+        group_views(Pictures(pictures.images, pictures.labels, SCHEMA, lonely), 3, pairs=True)
 
 
 def test_patch_features_on_the_grid_of_a_view():

@@ -1,3 +1,4 @@
+import argparse
 import json
 import sys
 
@@ -9,7 +10,16 @@ from transformers import AutoModel, AutoProcessor
 from vlm_par_hf.embedded import train_backbone
 from vlm_par_hf.embedded.distillation import COMPONENTS
 from vlm_par_hf.embedded.texts import build_tokenizer
-from vlm_par_hf.embedded.train_backbone import POOLED, Average, Student, Views, explained_variance, flip_group
+from vlm_par_hf.embedded.train_backbone import (
+    POOLED,
+    Average,
+    Student,
+    Views,
+    explained_variance,
+    flip_group,
+    identity_loss,
+    own_targets,
+)
 from vlm_par_hf.labels.tables import get_schema
 
 
@@ -31,6 +41,7 @@ def random_group(seed):
         "labels": labels,
         "grid": np.array(GRID),
         "index": np.arange(6),
+        "persons": np.array([-1, 0, 0, 1, 1, 2]),
         "pooled": (colors @ maps[0][:, :POOLED]).astype(np.float16),
         "patches": np.repeat((colors @ maps[1][:, :COMPONENTS])[:, None], 6, 1).astype(np.float16),
     }
@@ -103,15 +114,17 @@ def test_the_losses_fall(work, monkeypatch):
         ["--label-weight", "0", "--caption-weight", "0"],
         ["--pooled-weight", "0", "--patch-weight", "0"],
         ["--sources", "synthetic", "other", "--shares", "1", "3", "--flip"],
+        ["--label-weight", "0", "--self-weight", "1", "--keep", "0.5"],
+        ["--label-weight", "0", "--identity-weight", "1", "--flip"],
     ],
 )
 def test_parts_can_be_left_out(work, monkeypatch, arguments):
     (row,) = train(monkeypatch, work, "run", "--steps", "2", *arguments)
     kinds = {name.split()[1] for name in row["losses"]}
-    left_out = {word[2:].removesuffix("-weight") for word in arguments if word.endswith("-weight")}
-    assert kinds == {"pooled", "patches", "labels", "captions"} - {
-        {"patch": "patches", "label": "labels", "caption": "captions"}.get(word, word) for word in left_out
-    }
+    weights = dict(zip(arguments, arguments[1:], strict=False))
+    names = {"pooled": "pooled", "patch": "patches", "label": "labels", "caption": "captions"}
+    usual = {plural for name, plural in names.items() if weights.get(f"--{name}-weight") != "0"}
+    assert kinds == usual | {name for name in ("self", "identity") if f"--{name}-weight" in weights}
     assert all(np.isfinite(value) for value in row["losses"].values())
 
 
@@ -158,6 +171,36 @@ def test_explained_variance_is_that_of_the_definition():
         }
         student.to_pooled.bias.zero_()
     assert explained_variance(student, [group])["pooled"] < 0
+
+
+def test_identity_loss_is_that_of_plain_loops():
+    vectors = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
+    persons = np.array([3, -1, 3, 5, 3])
+    unit = vectors / vectors.norm(dim=1, keepdim=True)
+    terms, told = [], [0, 2, 3, 4]
+    for i in told:
+        partners = [j for j in told if j != i and persons[j] == persons[i]]
+        total = sum(torch.exp(unit[i] @ unit[k] / 0.1) for k in told if k != i)
+        if partners:
+            terms.append(-sum(unit[i] @ unit[j] / 0.1 - total.log() for j in partners) / len(partners))
+    assert len(terms) == 3
+    torch.testing.assert_close(identity_loss(vectors, persons), sum(terms) / 3)
+
+
+def test_own_targets_are_those_of_the_averaged_weights_and_change_nothing():
+    torch.manual_seed(0)
+    student = Student(320, {"synthetic": SCHEMA}, 32, 1, 2.0, ["self"])
+    average = Average(student, 0.5)
+    before = [parameter.detach().clone() for parameter in student.parameters()]
+    group, args = random_group(0), argparse.Namespace(bf16=False)
+    first = own_targets(student, average, group, args)
+    assert first.shape == (6, 6, 32)
+    with torch.no_grad():
+        for parameter in student.parameters():
+            parameter.zero_()
+    assert torch.equal(own_targets(student, average, group, args), first), "the weights of the moment do not matter"
+    assert all((parameter == 0).all() for parameter in student.parameters())
+    assert all(torch.equal(value, own) for value, own in zip(average.values, before, strict=True))
 
 
 def test_the_average_of_weights():

@@ -105,3 +105,4 @@ def test_pictures_of_parquet_files(tmp_path):
     assert pictures.labels.shape == (2, len(SCHEMA))
     assert [pictures.read(i).getpixel((3, 3))[0] for i in range(2)] == [0, 255]
     assert pictures.read(0).size == (20, 50)
+    assert pictures.persons is None

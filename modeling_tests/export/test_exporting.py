@@ -75,7 +75,7 @@ def test_decisions_of_the_embedded_model_hardly_change(tmp_path, to, precision):
     sources += [pick_images(str(real))] if real is not None and real.is_dir() else []
     for calibration, compared, source in sources:
         record = export_model(
-            embedded_path("heads_pa100k"), tmp_path / "out", to=to, precision=precision,
+            embedded_path("heads"), tmp_path / "out", to=to, precision=precision,
             calibration_images=calibration,
             compared_images=compared, images_from=source, overwrite=True,
         )  # fmt: skip

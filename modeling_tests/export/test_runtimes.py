@@ -59,7 +59,7 @@ from vlm_par_hf.utils import embedded_path
 people = [SyntheticPerson.sample(0, number) for number in range(12)]
 drawings = [render_person(person, Frame.sample(person, 0)) for person in people]
 export_model(
-    embedded_path("heads_pa100k"), {str(tmp_path / "out")!r}, to="openvino", precision="int8",
+    embedded_path("heads"), {str(tmp_path / "out")!r}, to="openvino", precision="int8",
     calibration_images=drawings[:8], compared_images=drawings[8:],
 )
 """

@@ -155,13 +155,27 @@ class ParModelTests(ModelTesterMixin):
                 if not name.startswith(model_class.base_model_prefix):
                     self.assertTrue(torch.equal(filled.state_dict()[name], tensor), name)
 
+    def test_hidden_states_output(self):
+        """`hidden_states` are those of the vision tower; FOCUS names them and gives none."""
+        config, inputs = self.model_tester.prepare_config_and_inputs_for_common()
+        for model_class in self.all_model_classes:
+            model = model_class(config).to(torch_device).eval()
+            if not model.supports_features:
+                with self.assertRaisesRegex(ValueError, "the backbone's own, model.vlm.vision_model"):
+                    model(**inputs, output_hidden_states=True)
+                continue
+            with torch.no_grad():
+                self.assertIsNone(model(**inputs).hidden_states)
+                states = model(**inputs, output_hidden_states=True).hidden_states
+                features = model.get_image_features(**inputs, output_hidden_states=True)
+            self.assertEqual(len(states), model.vision_tower.config.num_hidden_layers + 1)
+            for state, same in zip(states, features.hidden_states):
+                self.assertEqual(state.shape, features.last_hidden_state.shape)
+                self.assertTrue(torch.equal(state, same))
+
     # Skipped: not promised
 
-    @unittest.skip("no hidden_states: those of the towers are the backbone's own answer")
-    def test_hidden_states_output(self):
-        pass
-
-    @unittest.skip("no hidden_states, and a frozen backbone has no gradients")
+    @unittest.skip("a frozen backbone has no gradients")
     def test_retain_grad_hidden_states_attentions(self):
         pass
 

@@ -68,7 +68,8 @@ def test_metadata_is_read_back_by_the_hubs_library(checkpoint):
     data = card.data
     assert data.model_name == "my-model" and data.license == "mit" and data.library_name == "transformers"
     assert data.base_model == "google/siglip2-base-patch16-naflex"
-    assert {"pedestrian-attributes", "vlm_par", "extra"} <= set(data.tags)
+    assert {"pedestrian-attributes", "image-classification", "vlm_par", "extra"} <= set(data.tags)
+    assert data.pipeline_tag == "pedestrian-attributes"  # what pipeline(model=...) is to make of it
     results = {one.metric_type: one for one in data.eval_results}
     assert set(results) == set(METRIC_NAMES)
     mA = results["mA"]

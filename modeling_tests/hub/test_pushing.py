@@ -223,6 +223,14 @@ def test_no_token(hub, published):
 # Loading elsewhere
 
 
+@pytest.mark.parametrize("name", ["heads-shards", "heads-fp16"])
+def test_heads_in_other_files(hub, published, loaded, name):
+    stems = {"heads-shards": "model-0000", "heads-fp16": "model.fp16.safetensors"}
+    weights = [one for one in hub.files(f"org/{name}") if one.endswith(".safetensors")]
+    assert all(one.startswith(stems[name]) for one in weights) and len(weights) > (name == "heads-shards")
+    close(loaded[f"{name} logits"], published["heads logits"])
+
+
 @pytest.mark.parametrize("name", ["full", "revision", "heads", "trained", "trained-plainly", "large", "folded"])
 def test_a_fresh_process_gets_the_same_model(published, loaded, name):
     assert loaded[f"{name} model"] == {"value": "FoldedVlmParModel" if name == "folded" else "VlmParModel"}
@@ -238,6 +246,11 @@ def test_a_fresh_process_gets_the_same_pipeline(published, loaded, form):
     for name in here:
         assert here[name]["label"] == there[name]["label"]
         assert here[name]["probabilities"] == pytest.approx(there[name]["probabilities"], abs=1e-4)
+
+
+def test_the_tag_of_a_card_names_the_pipeline(loaded):
+    assert loaded["pipe by the tag of its card"] == {"value": "PedestrianAttributesPipeline"}
+    assert loaded["answer without a task"] == loaded["pipeline answer"]
 
 
 def test_private_needs_the_token(published, loaded):

@@ -41,7 +41,7 @@ def test_answers_and_pictures_of_the_command_say_it(tmp_path, capsys):
     out = tmp_path / "out.jsonl"
     assert main(["predict", example_crop("backpack"), "--out", str(out), "--draw", str(tmp_path / "drawn")]) == 0
     row = json.loads(out.read_text())
-    assert row["note"] == trust_note(Named(str(embedded_path("heads_pa100k")))) and len(row["attributes"]) == 26
+    assert row["note"] == trust_note(Named(str(embedded_path("heads")))) and len(row["attributes"]) == 26
     assert len(list((tmp_path / "drawn").iterdir())) == 1
     capsys.readouterr()
     assert main(["predict", example_crop("backpack"), "--out", "-"]) == 0

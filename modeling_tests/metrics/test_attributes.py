@@ -813,3 +813,60 @@ def test_image_to_text_recall_names_what_is_wrong():
         image_to_text_recall(scores, labels, schema, groups={"x": [("Het", "yes")]})
     unknown = image_to_text_recall(scores, np.full((2, 3), -100), schema)
     assert unknown["i2t_recall_at_1_group_mean"] is None
+
+
+# What a caller or Trainer hands over
+
+
+def _forms(logits, labels):
+    import torch
+
+    from vlm_par_hf.base.outputs import ParOutput
+
+    tensor, parts = torch.from_numpy(logits), (slice(0, 25), slice(25, 60))
+    output = ParOutput(loss=torch.tensor(1.0), logits=tensor.clone().requires_grad_())
+    return {
+        "an output of a model": (output, labels),
+        "a dict": ({"logits": logits}, labels),
+        "a tuple that starts with logits": ((logits, np.zeros((60, 8))), (labels,)),
+        "tensors": (tensor, torch.from_numpy(labels)),
+        "nested lists": (logits.tolist(), labels.tolist()),
+        "batches": ([logits[part] for part in parts], [labels[part] for part in parts]),
+        "batches of tensors": ([tensor[part] for part in parts], [torch.from_numpy(labels[part]) for part in parts]),
+        "rows": (list(tensor), list(labels)),
+    }
+
+
+@pytest.mark.parametrize("form", _forms(*make_split(MIXED)))
+def test_predictions_in_any_form(form):
+    logits, labels = make_split(MIXED)
+    prediction = namedtuple("EvalPrediction", "predictions label_ids")
+    expected = ParMetrics(MIXED)((logits, labels))
+    given = _forms(logits, labels)[form]
+    assert ParMetrics(MIXED)(given) == ParMetrics(MIXED)(prediction(*given)) == expected
+
+
+@pytest.mark.parametrize(
+    ("predictions", "message"),
+    [
+        ((np.float32(0.3), np.zeros((60, 5, 4))), "logits is a tuple of 2 entries that starts with a number, such as"),
+        ({"scores": np.zeros((60, 5, 4))}, r"logits is a dict of \['scores'\], expected one with 'logits'"),
+        (
+            [np.zeros((30, 5, 4)), np.zeros((30, 4, 4))],
+            r"a list of batches of rows of other shapes each, \[\(4, 4\), ",
+        ),
+        ([np.zeros((60, 2)), np.zeros((60, 4))], "logits is a list of 2 entries of different shapes, expected one"),
+    ],
+)
+def test_predictions_in_no_form_that_is_known(predictions, message):
+    with pytest.raises(ValueError, match=message):
+        ParMetrics(MIXED)((predictions, make_split(MIXED)[1]))
+
+
+def test_batches_one_by_one():
+    """As `Trainer` calls with `batch_eval_metrics=True`."""
+    logits, labels = make_split(MIXED)
+    metrics = ParMetrics(MIXED)
+    for _ in range(2):  # the second time nothing of the first is left
+        assert metrics((logits[:25], labels[:25]), compute_result=False) == {}
+        assert metrics((logits[25:], labels[25:]), compute_result=True) == metrics((logits, labels))

@@ -1,12 +1,25 @@
 """Registers the model families with transformers' Auto classes; `import vlm_par_hf` does this."""
 
-from transformers import AutoConfig, AutoModel, AutoProcessor
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForImageClassification,
+    AutoModelForZeroShotImageClassification,
+    AutoProcessor,
+)
 
-from vlm_par_hf.errors import ParValueError
+from vlm_par_hf.errors import ParError, ParValueError
 from vlm_par_hf.families import FAMILIES, find_family, trainable_families
+from vlm_par_hf.upstream import refuse_auto_class
 
 
 __all__ = ["get_family", "register_families"]
+
+# Auto classes whose models answer with one label of a picture -> what to take besides `AutoModel`.
+UNFIT = {
+    AutoModelForImageClassification: "",
+    AutoModelForZeroShotImageClassification: "; attributes in words of your own are answered by a FocusParModel",
+}
 
 
 def get_family(name: str) -> tuple[type, type, type]:
@@ -24,10 +37,19 @@ def get_family(name: str) -> tuple[type, type, type]:
 
 
 def register_families() -> None:
-    """Registers every family with `AutoConfig`, `AutoModel` and `AutoProcessor`. A second call changes nothing."""
+    """Registers every family with `AutoConfig`, `AutoModel` and `AutoProcessor`, and has Auto classes that do not fit
+    name those that do. A second call changes nothing."""
     for family in FAMILIES:
         config_class, model_class, processor_class = family.load()
         AutoConfig.register(family.model_type, config_class, exist_ok=True)
         AutoModel.register(config_class, model_class, exist_ok=True)
         if processor_class is not None:
             AutoProcessor.register(config_class, processor_class, exist_ok=True)
+        for unfit, hint in UNFIT.items():
+            # No ValueError or TypeError: pipeline() collects these and shows them under tracebacks.
+            error = ParError(
+                f"{unfit.__name__} is for models that give a picture one label, and a {family.model} gives each "
+                "person one label per attribute: load it with AutoModel.from_pretrained(...), or with "
+                f'pipeline("pedestrian-attributes", model=...){hint}'
+            )
+            refuse_auto_class(unfit, config_class, error)

@@ -23,6 +23,7 @@ __all__ = [
     "ParTypeError",
     "ParValueError",
     "argument_in_errors",
+    "check_folder",
     "raised_elsewhere",
     "unreadable",
 ]
@@ -81,8 +82,9 @@ def argument_in_errors(argument: str, value: str) -> Iterator[None]:
     Without a network, for instance, the Hub's message names neither.
 
     Raises:
-        OSError: another package raised an error.
+        OSError: another package raised an error, or there is no such folder.
     """
+    check_folder(value, argument)
     try:
         yield
     except Exception as error:
@@ -91,6 +93,30 @@ def argument_in_errors(argument: str, value: str) -> Iterator[None]:
         if not isinstance(error, (OSError, ImportError)) and not raised_elsewhere(error):
             raise
         raise ParOSError(f"{argument}={value!r} could not be loaded: {error}") from error
+
+
+def check_folder(name: str | Path, argument: str = "the checkpoint") -> None:
+    """Refuses what looks like a folder and is none, before the Hub is asked for it, for a minute where there is no
+    network.
+
+    Like a folder looks what starts with `.`, `/` or `~`, has more than one slash or a backslash, or would lie in a
+    folder that there is. All else may be a repository.
+
+    Raises:
+        FileNotFoundError: names the folder.
+    """
+    text = str(name)
+    path = Path(text)
+    if path.exists():
+        return
+    parent = path.parent
+    looks = text.startswith((".", "/", "~")) or "\\" in text or text.count("/") > 1 or path.is_absolute()
+    if looks or (str(parent) != "." and parent.is_dir()):
+        hint = "; Python does not read ~ as the home folder" if text.startswith("~") else ""
+        raise ParFileNotFoundError(
+            f"{argument}: there is no folder {text!r:.200} (in {str(Path.cwd())!r:.200}){hint}; a repository of the "
+            "Hub is named like 'owner/name'"
+        )
 
 
 @contextmanager

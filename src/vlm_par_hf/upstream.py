@@ -9,6 +9,7 @@ space in which pictures and texts are compared, H heads.
 """
 
 import logging
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,6 +27,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.siglip2.modeling_siglip2 import Siglip2VisionEmbeddings
 from transformers.pipelines import PIPELINE_REGISTRY
 from transformers.pipelines.pt_utils import KeyDataset
+from transformers.utils import logging as transformers_logging
 
 
 __all__ = [
@@ -42,10 +44,13 @@ __all__ = [
     "TransformersModel",
     "attention_implementation",
     "collect_load_report",
+    "hide_default_messages",
+    "hide_progress_bar",
     "init",
     "is_task_registered",
     "naflex_embeddings",
     "naflex_image_size",
+    "refuse_auto_class",
     "register_task",
 ]
 
@@ -105,6 +110,57 @@ def collect_load_report() -> Iterator[list[str]]:
         yield messages
     finally:
         logger.removeFilter(collect)
+
+
+@contextmanager
+def hide_progress_bar() -> Iterator[None]:
+    """Hides transformers' progress bars, such as that of loading weights, where the work takes no time."""
+    shows = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shows:
+            transformers_logging.enable_progress_bar()
+
+
+# Whenever transformers compares a configuration of SigLIP with the defaults of its class, it builds these defaults and
+# warns of them: their token ids are those of another tokenizer. No checkpoint can be mended so that it does not.
+_SIGLIP_DEFAULTS = re.compile(r"[be]os_token_id must be .*between 0 and 31999\), got 4940[67]\.")
+
+
+def hide_default_messages(default_model: str) -> None:
+    """Hides two messages of transformers about what nobody asked for, so that what is left is read.
+
+    They are warnings about the default token ids of SigLIP's configuration class, and "No model was supplied" where
+    the default is `default_model`: the pipeline says itself which model answers and how good it is.
+    """
+    hidden = f"No model was supplied, defaulted to {default_model} "
+
+    def keep(record: logging.LogRecord) -> bool:
+        message = record.getMessage()
+        return not message.startswith(hidden) and _SIGLIP_DEFAULTS.search(message) is None
+
+    for name in ("transformers.pipelines", "transformers.configuration_utils"):
+        logging.getLogger(name).addFilter(keep)
+
+
+def refuse_auto_class(auto_class: type, config_class: type, error: Exception) -> None:
+    """Makes an Auto class that does not fit a kind of model say which one does.
+
+    Without it transformers lists the hundreds of configurations that it knows.
+
+    Args:
+        auto_class: such as `AutoModelForImageClassification`.
+        config_class: the configuration of the models.
+        error: raised when such a model is asked of the Auto class.
+    """
+
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise error
+
+    refusing = type("Refusing", (), {"config_class": config_class, "from_pretrained": refuse, "_from_config": refuse})
+    auto_class.register(config_class, refusing, exist_ok=True)
 
 
 # Pipelines

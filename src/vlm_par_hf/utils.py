@@ -28,6 +28,7 @@ __all__ = [
     "default_threads",
     "embedded_path",
     "format_percent",
+    "is_embedded",
     "iterate",
     "read_json",
     "read_json_object",
@@ -41,6 +42,7 @@ __all__ = [
 ]
 
 EMBEDDED_KINDS = ("backbone", "backbone_drawings", "heads_pa100k", "heads_rendered")
+DEFAULT_HEADS = "heads_pa100k"  # what "heads" means, and what the pipeline takes without a model
 # Names of the backbones that ship, the newest first -> their folders.
 EMBEDDED_BACKBONES = {"embedded": "backbone", "embedded-drawings": "backbone_drawings"}
 
@@ -68,14 +70,21 @@ def embedded_path(kind: str) -> Path:
     Args:
         kind: `"backbone"` (SigLIP-2-shaped backbone, tokenizer and processor), `"backbone_drawings"` (its first
             edition, which has only seen drawings), `"heads_pa100k"` or `"heads_rendered"` (VLM-PAR heads over
-            `"backbone"`, of the label spaces `"pa100k"` and `"rendered"`).
+            `"backbone"`, of the label spaces `"pa100k"` and `"rendered"`), `"heads"` (those of them that
+            `pipeline("pedestrian-attributes")` takes without a model).
 
     Raises:
         ValueError: `kind` is something else.
     """
-    if kind not in EMBEDDED_KINDS:
-        raise ParValueError(f"kind must be one of {EMBEDDED_KINDS}, got {kind!r}")
-    return Path(__file__).parent / "embedded" / kind
+    folder = DEFAULT_HEADS if kind == "heads" else kind
+    if folder not in EMBEDDED_KINDS:
+        raise ParValueError(f"kind must be one of {('heads', *EMBEDDED_KINDS)}, got {kind!r}")
+    return Path(__file__).parent / "embedded" / folder
+
+
+def is_embedded(path: str | Path | None) -> bool:
+    """Whether a path is the folder of a checkpoint that ships inside the package."""
+    return path is not None and Path(path).resolve().parent == (Path(__file__).parent / "embedded").resolve()
 
 
 def backbone_files(name: str | Path) -> str:

@@ -494,13 +494,16 @@ def test_folded_text_is_never_stale():
 def test_attentions_and_relevance(fusion):
     model = trained_model(fusion)
     inputs = features(model)
-    out = model(**inputs, output_attentions=True)
     A, T = len(model.schema), model.question_mask.shape[1] if fusion != "none" else 0
-    shape = {"text_to_image": (5, A, 4, 11), "image_to_text": (5, A, 4, 11, T), "none": None}[fusion]
-    assert (None if out.attentions is None else tuple(out.attentions.shape)) == shape
-    assert model(**inputs).attentions is None
-    if fusion != "none":
+    if fusion == "none":
+        with pytest.raises(ValueError, match="config.fusion is 'none'"):
+            model(**inputs, output_attentions=True)
+    else:
+        out = model(**inputs, output_attentions=True)
+        shape = {"text_to_image": (5, A, 4, 11), "image_to_text": (5, A, 4, 11, T)}[fusion]
+        assert tuple(out.attentions.shape) == shape
         torch.testing.assert_close(out.attentions.sum(-1), torch.ones(out.attentions.shape[:-1]))
+    assert model(**inputs).attentions is None
     if fusion == "image_to_text":
         assert not out.attentions[:, ~model.question_mask[:, None, None].expand(A, 4, 11, T)].any()
     relevance = model.explain(**inputs)

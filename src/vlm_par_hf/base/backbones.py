@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig
 
-from vlm_par_hf.errors import ParValueError
+from vlm_par_hf.errors import ParValueError, check_folder
 from vlm_par_hf.utils import EMBEDDED_BACKBONES, backbone_files
 
 from .kept import fingerprint
@@ -44,6 +44,19 @@ class BackbonePreTrainedModel(ParPreTrainedModel):
     @abstractmethod
     def _prepare_texts(self, processor: Any) -> None:
         """Encodes the texts of the label space; tokenizes them first if a processor is given."""
+
+    def get_text_features(self, input_ids: torch.Tensor, **kwargs: Any) -> Any:
+        """The backbone's features of texts, in the form in which its own `get_text_features` returns them.
+
+        Args:
+            input_ids: int64 `(texts, length)`, what `processor(text=...)` makes.
+            kwargs: of the text tower, such as `output_hidden_states`.
+
+        Returns:
+            transformers' `BaseModelOutputWithPooling`: `last_hidden_state` `(texts, length, width)` and
+            `pooler_output` `(texts, E)`, not normalised.
+        """
+        return self.vlm.get_text_features(input_ids, **kwargs)
 
     # What trains
 
@@ -140,9 +153,15 @@ class BackbonePreTrainedModel(ParPreTrainedModel):
         """Saves the model; with `config.save_backbone=False` without the backbone's weights.
 
         Raises:
-            ValueError: heads alone, but the backbone has no name to load it from, or was trained.
+            ValueError: heads alone, but the backbone has no name to load it from, or was trained; or the model was
+                quantised when it was loaded.
         """
         config = self.config
+        if getattr(self, "is_quantized", False):
+            raise ParValueError(
+                "this model was quantised when it was loaded, and what would be saved could not be loaded again: save "
+                "it as it was before, and quantise it at each load; a folded model can be saved quantised"
+            )
         # Encode the texts now if no forward pass has done so: their states are buffers of the checkpoint.
         self._prepare_texts(None)
         if not config.save_backbone:
@@ -235,6 +254,7 @@ class BackbonePreTrainedModel(ParPreTrainedModel):
         name = str(name)
         if name not in EMBEDDED_BACKBONES and Path(name).is_dir():
             name = str(Path(name).resolve())
+        check_folder(name, "the backbone")
         vlm_config = AutoConfig.from_pretrained(backbone_files(name), **hub)
         # Keep local paths out of saved checkpoints; `backbone_name` says which backbone it is.
         vlm_config.name_or_path = ""
@@ -349,6 +369,8 @@ class BackbonePreTrainedModel(ParPreTrainedModel):
             )
         heads_only = ("revision", "subfolder", "state_dict", "use_safetensors", "variant")
         options = {key: value for key, value in kwargs.items() if key not in heads_only}
+        if "_adapter_model_path" not in (options.get("adapter_kwargs") or {}):
+            options.pop("adapter_kwargs", None)  # of the heads' repository; its revision is none of the backbone's
         model, missing = cls._load_backbone(source, config, revision=config.backbone_revision or "main", **options)
         heads: dict[str, torch.Tensor] = {}
         with loading_weights(name):

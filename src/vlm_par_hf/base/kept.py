@@ -1,11 +1,12 @@
 """A cache for values that are computed from parameters and buffers, valid until the content of one changes."""
 
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from typing import Any
 
 import torch
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 
 __all__ = ["Kept", "fingerprint"]
@@ -51,7 +52,7 @@ def fingerprint(tensors: Iterable[torch.Tensor]) -> tuple | None:
     one entry always changes it; a change of several entries escapes with a probability of about 2**-63.
     """
     forms, small, sums = [], [], []
-    for tensor in tensors:
+    for tensor in _plain(tensors):
         if tensor.is_meta:
             return None
         forms.append((tensor.dtype, tuple(tensor.shape), tensor.device))
@@ -67,6 +68,15 @@ def fingerprint(tensors: Iterable[torch.Tensor]) -> tuple | None:
     for parts in by_device.values():
         sums += _hash(torch.cat(parts))
     return tuple(forms), _to_list(sums)
+
+
+def _plain(tensors: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
+    """The tensors; of one that is made of others, as torchao's quantised ones are, these."""
+    for tensor in tensors:
+        if is_traceable_wrapper_subclass(tensor):
+            yield from _plain(getattr(tensor, name) for name in tensor.__tensor_flatten__()[0])
+        else:
+            yield tensor
 
 
 def _words(tensor: torch.Tensor) -> torch.Tensor:

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -12,11 +12,12 @@ from torch import nn
 from transformers import PreTrainedConfig
 from transformers.quantizers import AutoQuantizationConfig
 
-from vlm_par_hf.errors import ParFileNotFoundError, ParValueError, unreadable
+from vlm_par_hf.errors import ParFileNotFoundError, ParValueError, check_folder, unreadable
 from vlm_par_hf.hub.pushing import PushToHub
 from vlm_par_hf.hub.remote_code import write_remote_code
 from vlm_par_hf.labels.schema import AttributeSchema
-from vlm_par_hf.upstream import TransformersModel, collect_load_report
+from vlm_par_hf.upstream import TransformersModel, collect_load_report, hide_progress_bar
+from vlm_par_hf.utils import is_embedded
 
 from .configuration import DERIVED_FIELDS, differing_fields
 from .kept import Kept
@@ -44,8 +45,8 @@ class ParPreTrainedModel(PushToHub, TransformersModel):
     | attribute | what the model then has |
     |---|---|
     | `supports_training` | parameters to train: `parameter_groups`, `forward(labels=)` with gradients |
-    | `supports_features` | `get_image_features(**inputs)` -> patch_embeds, image_embeds, patch_mask; `forward` and
-      `explain` take these in place of pixels, and `vision_tower` is the module that computes them |
+    | `supports_features` | `get_image_features(**inputs)` -> `ParImageFeatures`; `forward` and `explain` take its
+      `as_inputs()` in place of pixels, and `vision_tower` is the module that computes them |
     | `supports_explain` | `explain(attribute=None, **inputs)` -> float32 `(B, A, N)`, the relevance of each patch |
     | `supports_attributes` | attributes named at call time: `encode_attributes(attributes, processor)`, whose result
       `forward` and `explain` take as `attributes=`; `set_attributes(attributes, processor)` |
@@ -188,15 +189,16 @@ class ParPreTrainedModel(PushToHub, TransformersModel):
         pixel_values: torch.Tensor,
         pixel_attention_mask: torch.Tensor | None,
         spatial_shapes: torch.Tensor | None,
+        **kwargs: Any,
     ) -> Any:
-        """The outputs of the vision tower. Gradients flow through it if a parameter of it, or the input, requires
-        them."""
+        """The outputs of the vision tower, to which `kwargs` go. Gradients flow through it if a parameter of it, or
+        the input, requires them."""
         if naflex:
             inputs = {"pixel_attention_mask": pixel_attention_mask, "spatial_shapes": spatial_shapes}
         else:
             size = (tower.config.image_size,) * 2
             inputs = {"interpolate_pos_encoding": tuple(pixel_values.shape[-2:]) != size}
-        return tower(pixel_values=pixel_values, **inputs)
+        return tower(pixel_values=pixel_values, **inputs, **{**kwargs, "return_dict": True})
 
     @staticmethod
     def _patch_mask(patches: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
@@ -318,6 +320,7 @@ class ParPreTrainedModel(PushToHub, TransformersModel):
 
     @classmethod
     def _read_saved_config(cls, name: str | Path, kwargs: dict[str, Any]) -> dict[str, Any]:
+        check_folder(name)
         with unreadable(name, "config.json"):
             access = {key: kwargs[key] for key in HUB_KEYS if key in kwargs}
             saved, _ = PreTrainedConfig.get_config_dict(name, **access)
@@ -390,7 +393,8 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def loading_weights(source: str | Path | None) -> Iterator[list[str]]:
-    """Collects transformers' load report instead of printing it, and explains an error about a damaged file.
+    """Collects transformers' load report instead of printing it, and explains an error about a damaged file. For what
+    ships in the package, which takes no time, there is no progress bar.
 
     Yields:
         The texts of the report; empty as long as there is none.
@@ -398,7 +402,8 @@ def loading_weights(source: str | Path | None) -> Iterator[list[str]]:
     Raises:
         ValueError: a file of weights in `source` is damaged.
     """
-    with collect_load_report() as report:
+    bar = hide_progress_bar() if is_embedded(source) else nullcontext()
+    with collect_load_report() as report, bar:
         try:
             yield report
         except SafetensorError as error:

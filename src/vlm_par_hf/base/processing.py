@@ -7,7 +7,7 @@ from typing import Any, Self
 import torch
 from transformers import AutoImageProcessor, AutoTokenizer, BatchFeature, ProcessorMixin
 
-from vlm_par_hf.errors import ParFileNotFoundError, ParTypeError, ParValueError, unreadable
+from vlm_par_hf.errors import ParFileNotFoundError, ParTypeError, ParValueError, check_folder, unreadable
 from vlm_par_hf.hub.pushing import PushToHub
 from vlm_par_hf.hub.remote_code import write_remote_code
 from vlm_par_hf.images.opening import describe_image_source, is_one_image, open_images
@@ -85,6 +85,7 @@ class ParProcessor(PushToHub, ProcessorMixin):
             FileNotFoundError: a local folder lacks a file; the message names it.
         """
         source = backbone_files(name)
+        check_folder(source, "the backbone")
         _check_files(Path(source) / kwargs.get("subfolder", ""), needs_tokenizer=tokenizer is None)
         image_processor = AutoImageProcessor.from_pretrained(source, backend="pil", **kwargs)
         if tokenizer is None:
@@ -106,6 +107,7 @@ class ParProcessor(PushToHub, ProcessorMixin):
             ValueError: a file is damaged.
         """
         name = pretrained_model_name_or_path
+        check_folder(name, "the processor")
         _check_files(Path(name) / kwargs.get("subfolder", ""))
         with unreadable(name, "a file of the processor or tokenizer"):
             return super().from_pretrained(name, **kwargs)
@@ -165,8 +167,14 @@ class ParProcessor(PushToHub, ProcessorMixin):
         Raises:
             ValueError: neither images nor text, an empty list, or an argument that contradicts the images or the way
                 in which the backbone was trained.
-            TypeError: the image processor does not know an argument.
+            TypeError: the image processor does not know an argument, or arguments are nested.
         """
+        nested = [name for name in ("images_kwargs", "text_kwargs", "common_kwargs") if name in kwargs]
+        if nested:
+            raise ParTypeError(
+                f"{', '.join(nested)}: expected the arguments themselves, such as processor(images=..., "
+                "max_num_patches=64)"
+            )
         if images is None and text is None:
             raise ParValueError("images and text are both None, expected at least one of them")
         data: dict[str, Any] = {}

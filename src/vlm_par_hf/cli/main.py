@@ -44,6 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     handler = logging.StreamHandler()
     handler.setFormatter(_Printable("%(message)s"))
     logging.basicConfig(handlers=[handler], level=logging.WARNING)
+    logging.getLogger("huggingface_hub").propagate = False  # it prints its messages itself
     # Of the processes that torchrun starts, only the first one logs.
     level = logging.DEBUG if args.debug else logging.ERROR if process_index() else logging.INFO
     logging.getLogger("vlm_par_hf").setLevel(level)

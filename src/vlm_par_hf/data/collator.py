@@ -83,8 +83,10 @@ class ParCollator:
         images = []
         for index, example in enumerate(examples):
             if example.get("image") is None:
+                removed = set(example) <= {"labels", "label", "label_ids"}
                 raise ParValueError(
                     f"row {index} has no 'image' (it has {sorted(example)}); expected 'image' or features"
+                    + ("; Trainer removes them unless TrainingArguments(remove_unused_columns=False)" * removed)
                 )
             images.append(example["image"])
         return dict(self.processor(images=open_images(images), return_tensors="pt"))

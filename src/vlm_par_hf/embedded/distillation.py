@@ -11,7 +11,8 @@ projected to their leading principal components.
 
 `WORK/views/NAME/` receives a file per group of views. Groups are functions of their number, the program goes on where
 it was interrupted, and several may run at once (`--every 2 --offset 0`, `--every 2 --offset 1`). The first groups show
-pictures that no later group shows: they are held out. Parquet files that appear meanwhile are used from then on.
+pictures that no later group shows: they are held out. With `--pairs` each person is in a group twice. Parquet files
+that appear meanwhile are used from then on.
 """
 
 import argparse
@@ -35,7 +36,7 @@ logger = logging.getLogger("vlm_par_hf.embedded.distillation")
 
 GROUP = 64  # views
 HELD_OUT_GROUPS = 8
-HELD_OUT_PICTURES = 1000  # the first ones of a source
+HELD_OUT_PICTURES = 1000  # the first ones of a source; of a small one, a tenth or as many as a group needs
 COMPONENTS = 128  # of the patch features
 STATISTICS_GROUPS = 24  # of which means, deviations and components are computed
 
@@ -91,24 +92,43 @@ def rarity(labels: np.ndarray, num_labels: list[int]) -> np.ndarray:
     return result
 
 
-def group_views(pictures: Pictures, number: int, seed: int = 11) -> dict[str, np.ndarray]:
-    """`pixels` uint8 `(64, H, W, 3)`, `labels` int16 `(64, A)`, `grid` `(2,)` and `index` `(64,)` of one group."""
+def draw_pairs(persons: np.ndarray, shown: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+    """Two pictures each of `count / 2` persons, a person as often as their most wanted picture."""
+    names, of_picture, pictures = np.unique(persons, return_inverse=True, return_counts=True)
+    wanted = np.zeros(len(names))
+    np.maximum.at(wanted, of_picture, shown)
+    wanted[pictures < 2] = 0.0
+    chosen = rng.choice(len(names), count // 2, replace=False, p=wanted / wanted.sum())
+    return np.concatenate([rng.choice(np.flatnonzero(of_picture == one), 2, replace=False) for one in chosen])
+
+
+def group_views(pictures: Pictures, number: int, seed: int = 11, pairs: bool = False) -> dict[str, np.ndarray]:
+    """`pixels` uint8 `(64, H, W, 3)`, `labels` int16 `(64, A)`, `grid` `(2,)` and `index` `(64,)` of one group; where
+    the pictures have persons also `persons` int64 `(64,)`, -1 for mixtures."""
     rng = np.random.default_rng((seed, number))
     shown = rarity(pictures.labels, [attribute.num_labels for attribute in pictures.schema])
-    held_out = np.arange(len(shown)) < HELD_OUT_PICTURES
+    count = GROUP + GROUP // 4
+    held_out = np.arange(len(shown)) < min(HELD_OUT_PICTURES, max(count, len(shown) // 10))
     shown[held_out != (number < HELD_OUT_GROUPS)] = 0.0
     grid = group_grid(rng)
-    chosen = rng.choice(len(shown), GROUP + GROUP // 4, replace=False, p=shown / shown.sum())
+    if pairs:
+        chosen = draw_pairs(pictures.persons, shown, count, rng)
+    else:
+        chosen = rng.choice(len(shown), count, replace=False, p=shown / shown.sum())
     views = [make_view(pictures.read(i), pictures.labels[i], pictures.schema, grid, rng) for i in chosen]
     mixed = rng.choice(GROUP, GROUP // 4, replace=False)
     for position, other in zip(mixed, views[GROUP:], strict=True):
         views[position] = mix_views(views[position], other, UNKNOWN_LABEL, rng)
-    return {
+    group = {
         "pixels": np.stack([disturb(view.pixels, rng) for view in views[:GROUP]]),
         "labels": np.stack([view.labels for view in views[:GROUP]]).astype(np.int16),
         "grid": np.array(grid),
         "index": chosen[:GROUP],
     }
+    if pictures.persons is not None:
+        group["persons"] = pictures.persons[chosen[:GROUP]]
+        group["persons"][mixed] = -1
+    return group
 
 
 def on_grid(patches: np.ndarray, grid) -> torch.Tensor:
@@ -183,6 +203,7 @@ def main() -> None:
     parser.add_argument("--schema", default="synthetic", help="label space of the pictures")
     parser.add_argument("--network", type=Path, required=True, help="the teacher, an OpenVINO .xml file")
     parser.add_argument("--groups", type=int, required=True, help=f"of {GROUP} views each")
+    parser.add_argument("--pairs", action="store_true", help="two pictures of each person in a group")
     parser.add_argument("--every", type=int, default=1)
     parser.add_argument("--offset", type=int, default=0)
     args = parser.parse_args()
@@ -206,7 +227,7 @@ def main() -> None:
         if number % 20 == 0 and found_files(args) != files:
             files = found_files(args)
             pictures = read_pictures(args, files, schema)
-        group = group_views(pictures, number)
+        group = group_views(pictures, number, pairs=args.pairs)
         add_targets(group, teacher, statistics)
         save_arrays(path, group)
         if number % 50 == 0:

@@ -18,6 +18,10 @@ Three kinds of targets:
   is not saved. SigLIP 2 trains a captioning decoder that attends to the patches for the same reason (Tschannen et al.
   2025): features of every patch.
 
+Two more can be added: *self-distillation* (`--self-weight`), where the tower that is shown some patches predicts what
+its own moving average makes of all of them, and *identity* (`--identity-weight`), where pictures of one person by two
+cameras are to be alike. What each kind is worth was measured on photographs (docs/embedded.md).
+
 The learning rate is constant after a warm-up, so that the run has no length that must be known before; `--decay`
 starts from its last state and takes the rate to zero. A moving average of the weights is what is measured and saved.
 Files of views that appear during the run are used from the next look on; those used least come first.
@@ -32,6 +36,7 @@ import logging
 import os
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +58,7 @@ logger = logging.getLogger("vlm_par_hf.embedded.train_backbone")
 
 MAX_PATCHES = 72
 POOLED = 512  # width of the teacher's pooled features
+IDENTITY = 128  # width of what is compared between pictures of one person
 
 
 class AttributeDecoder(nn.Module):
@@ -87,9 +93,12 @@ class Student(nn.Module):
 
     Args:
         schemas: name of the source -> its label space.
+        parts: of `"self"` and `"identity"`, those whose losses are used.
     """
 
-    def __init__(self, vocab_size: int, schemas: dict, width: int, depth: int, expansion: float):
+    def __init__(
+        self, vocab_size: int, schemas: dict, width: int, depth: int, expansion: float, parts: Sequence[str] = ()
+    ):
         super().__init__()
         self.backbone = build_model(vocab_size, width, depth, expansion)
         # The backward pass of sdpa is slow in bfloat16 on a CPU.
@@ -99,6 +108,10 @@ class Student(nn.Module):
         for head in (self.to_pooled, self.to_patches):
             nn.init.normal_(head.weight, std=1e-3)
         self.decoders = nn.ModuleDict({name: AttributeDecoder(schema, width) for name, schema in schemas.items()})
+        if "self" in parts:
+            self.to_own = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
+        if "identity" in parts:
+            self.to_identity = nn.Linear(width, IDENTITY)
 
 
 class Views:
@@ -134,8 +147,38 @@ class Views:
         return [dict(np.load(self.folders[name] / f"{number:06d}.npz")) for number in range(HELD_OUT_GROUPS)]
 
 
-def losses_of(student: Student, name: str, group: dict, args, tokenizer, schema, rng) -> dict[str, torch.Tensor]:
-    """Named losses of one group; those with weight 0 are left out."""
+def identity_loss(vectors: torch.Tensor, persons: np.ndarray, temperature: float = 0.1) -> torch.Tensor:
+    """Supervised contrastive loss (Khosla et al. 2020, equation 2): pictures of one person against all others.
+
+    Args:
+        vectors: float32 `(B, D)`.
+        persons: int64 `(B,)`, negative for pictures that show no single person.
+    """
+    told = np.flatnonzero(persons >= 0)
+    vectors, persons = F.normalize(vectors[told], dim=-1), torch.from_numpy(persons[told])
+    itself = torch.eye(len(told), dtype=torch.bool)
+    same = (persons[:, None] == persons) & ~itself
+    logits = (vectors @ vectors.T / temperature).masked_fill(itself, -torch.inf)
+    partners = same.sum(1)
+    log_shares = torch.where(same, logits.log_softmax(1), 0).sum(1)
+    return -(log_shares / partners.clamp_min(1))[partners > 0].mean()
+
+
+@torch.no_grad()
+def own_targets(student: Student, average: "Average", group: dict, args) -> torch.Tensor:
+    """The last hidden states `(B, N, width)` that the averaged weights make of all patches, each standardised over its
+    channels."""
+    average.swap(student)
+    with torch.autocast("cpu", torch.bfloat16, enabled=args.bf16):
+        _, patches = run_vision(student.backbone, patch_values(group["pixels"], group["grid"]), group["grid"])
+    average.swap(student)
+    return F.layer_norm(patches.float(), patches.shape[-1:])
+
+
+def losses_of(
+    student: Student, name: str, group: dict, args, tokenizer, schema, rng, own: torch.Tensor | None = None
+) -> dict[str, torch.Tensor]:
+    """Named losses of one group; those with weight 0 are left out. `own` is what `own_targets` gives."""
     model = student.backbone
     values = patch_values(group["pixels"], group["grid"])
     kept = None
@@ -148,6 +191,10 @@ def losses_of(student: Student, name: str, group: dict, args, tokenizer, schema,
     with torch.autocast("cpu", torch.bfloat16, enabled=args.bf16):
         pooled, patches = run_vision(model, values, group["grid"], kept)
         found = {"pooled": student.to_pooled(pooled), "patches": student.to_patches(patches)}
+        if own is not None:
+            found["self"] = student.to_own(patches)
+        if args.identity_weight:
+            found["identity"] = student.to_identity(pooled)
         if args.label_weight:
             logits = student.decoders[name](patches).float()
         if args.caption_weight:
@@ -161,6 +208,12 @@ def losses_of(student: Student, name: str, group: dict, args, tokenizer, schema,
         if kept is not None:
             targets = targets.gather(1, kept[..., None].expand(-1, -1, COMPONENTS))
         losses["patches"] = (found["patches"].float() - targets).square().sum(-1).mean()
+    if own is not None:
+        if kept is not None:
+            own = own.gather(1, kept[..., None].expand(-1, -1, own.shape[-1]))
+        losses["self"] = F.smooth_l1_loss(found["self"].float(), own)
+    if args.identity_weight:
+        losses["identity"] = identity_loss(found["identity"].float(), group["persons"])
     if args.label_weight:
         truth = torch.from_numpy(labels).flatten()
         losses["labels"] = F.cross_entropy(logits.flatten(0, 1), truth, ignore_index=UNKNOWN_LABEL)
@@ -285,6 +338,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--patch-weight", type=float, default=1.0)
     parser.add_argument("--label-weight", type=float, default=0.5)
     parser.add_argument("--caption-weight", type=float, default=0.03)
+    parser.add_argument("--self-weight", type=float, default=0.0)
+    parser.add_argument("--identity-weight", type=float, default=0.0, help="needs views that were made with --pairs")
     parser.add_argument("--save-every", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--bf16", action=argparse.BooleanOptionalAction, default=True)
@@ -302,7 +357,8 @@ def main() -> None:
     }
     torch.manual_seed(args.seed)
     tokenizer = build_tokenizer()
-    student = Student(len(tokenizer), schemas, args.width, args.depth, args.expansion)
+    parts = [kind for kind in ("self", "identity") if getattr(args, f"{kind}_weight")]
+    student = Student(len(tokenizer), schemas, args.width, args.depth, args.expansion, parts)
     average = Average(student, args.average)
     optimizers = build_optimizers(student, args)
     constant_file, decayed_file = args.run / "state.pt", args.run / "decayed.pt"
@@ -343,12 +399,15 @@ def main() -> None:
         name, group = views.draw(rng)
         if args.flip and rng.random() < 0.5:
             group = flip_group(group, schemas[name])
-        losses = losses_of(student, name, group, args, tokenizer, schemas[name], rng)
+        own = own_targets(student, average, group, args) if args.self_weight else None
+        losses = losses_of(student, name, group, args, tokenizer, schemas[name], rng, own)
         weights = {
             "pooled": args.pooled_weight,
             "patches": args.patch_weight,
             "labels": args.label_weight,
             "captions": args.caption_weight,
+            "self": args.self_weight,
+            "identity": args.identity_weight,
         }
         loss = sum(weights[kind] * value for kind, value in losses.items())
         loss.backward()

@@ -41,11 +41,13 @@ class Pictures:
         images: `images[i]` is uint8 `(H, W, 3)` or the bytes of a file.
         labels: int64 `(N, A)` in the order of the schema, -100 = unknown.
         schema: their label space.
+        persons: int64 `(N,)`, who is in each, None if that is not known.
     """
 
     images: Sequence
     labels: np.ndarray
     schema: AttributeSchema
+    persons: np.ndarray | None = None
 
     def read(self, index: int) -> Image.Image:
         """Picture number `index`, RGB."""
@@ -86,15 +88,19 @@ def draw_pictures(count: int, work: Path, processes: int = 1) -> tuple[np.ndarra
 
 
 def read_parquet(files: Sequence[Path], schema: AttributeSchema) -> Pictures:
-    """Pictures from parquet files with the columns `image` (bytes of a file, or a struct with them) and `labels`."""
+    """Pictures from parquet files with the columns `image` (bytes of a file, or a struct with them), `labels` and, if
+    there is one, `person_id`."""
     pq = require("pyarrow.parquet", extra="train")
-    images, labels = [], []
+    images, labels, persons = [], [], []
     for file in sorted(files):
-        table = pq.read_table(file, columns=["image", "labels"])
+        table = pq.read_table(file)
         column = table.column("image").to_pylist()
         images += [image["bytes"] if isinstance(image, dict) else image for image in column]
         labels += table.column("labels").to_pylist()
-    return Pictures(images, np.asarray(labels, np.int64), schema)
+        if "person_id" in table.column_names:
+            persons += table.column("person_id").to_pylist()
+    numbers = np.unique(persons, return_inverse=True)[1] if len(persons) == len(images) else None
+    return Pictures(images, np.asarray(labels, np.int64), schema, numbers)
 
 
 def group_grid(rng: np.random.Generator) -> tuple[int, int]:

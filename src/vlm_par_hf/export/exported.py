@@ -130,7 +130,7 @@ class ExportedParModel(ParPreTrainedModel):
         Args:
             pixel_values, pixel_attention_mask, spatial_shapes: what the processor saved beside the file makes of B
                 images.
-            kwargs: `labels` raise an error; others are ignored.
+            kwargs: `labels`, `output_hidden_states` and `output_attentions` raise an error; others are ignored.
 
         Returns:
             `ParOutput` with `logits` float32 `(B, A, C)` and, if the model has them, `image_embeds` `(B, D)`.
@@ -143,6 +143,9 @@ class ExportedParModel(ParPreTrainedModel):
             raise ParValueError("this model has no file to run: load it with ExportedParModel.from_pretrained(folder)")
         if kwargs.get("labels") is not None:
             raise ParValueError("labels were given, but an exported model computes no loss")
+        for name in ("output_hidden_states", "output_attentions"):
+            if kwargs.get(name):
+                raise ParValueError(f"{name} is True, but an exported model holds the logits only: ask the original")
         given = {
             "pixel_values": pixel_values,
             "pixel_attention_mask": pixel_attention_mask,

@@ -42,9 +42,12 @@ __all__ = ["build_model_card", "eval_results_yaml", "find_records", "write_card_
 
 CARD = "README.md"
 EVAL_RESULTS = Path(".eval_results") / "vlm-par-hf.yaml"
-TAGS = ("pedestrian-attributes", "pedestrian-attribute-recognition", "vlm-par-hf")
-# The Hub has no task for pedestrian attributes. This is the closest one; people find the model in its list.
-PIPELINE_TAG = "image-classification"
+# The Hub has no task for pedestrian attributes. By the tag of the closest one people find the model.
+TAGS = ("pedestrian-attributes", "pedestrian-attribute-recognition", "vlm-par-hf", "image-classification")
+# `pipeline(model=repository)` makes the pipeline of this name.
+PIPELINE_TAG = "pedestrian-attributes"
+# The task of a result in `model-index`, one of those that the Hub has.
+RESULT_TASK = "image-classification"
 
 
 def build_model_card(
@@ -276,7 +279,7 @@ def _eval_results(records: Sequence[Mapping[str, Any]]) -> list:
                 }
             results.append(
                 EvalResult(
-                    task_type=PIPELINE_TAG,
+                    task_type=RESULT_TASK,
                     task_name="Pedestrian attribute recognition",
                     dataset_type=data["name"],
                     dataset_name=dataset_title(record),

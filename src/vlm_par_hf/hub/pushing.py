@@ -53,7 +53,8 @@ class PushToHub:
             for path in written:
                 path.chmod(mode)
         if hub_options is not None:
-            self.push_to_hub(**hub_options)
+            files = {name: kwargs[name] for name in ("max_shard_size", "variant") if name in kwargs}
+            self.push_to_hub(**{**files, **hub_options})
         return result
 
     def _save_files(self, save_directory: str | Path, **kwargs: Any) -> Any:
@@ -78,6 +79,7 @@ class PushToHub:
         revision: str | None = None,
         create_pr: bool = False,
         max_shard_size: int | str = "50GB",
+        variant: str | None = None,
         tags: str | list[str] | None = None,
         metrics: Any = None,
     ):
@@ -95,6 +97,7 @@ class PushToHub:
             revision: branch to push to; None: `main`.
             create_pr: open a pull request instead.
             max_shard_size: largest file of weights.
+            variant: part of the names of the files of weights, as in `save_pretrained`.
             tags: further tags of a new model card.
             metrics: evaluation record or records (`metrics.json`) for a new card, which replaces an existing one.
 
@@ -111,7 +114,8 @@ class PushToHub:
             model.check_pushable()
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary)
-            self.save_pretrained(folder, max_shard_size=max_shard_size)
+            files = {} if variant is None else {"variant": variant}
+            self.save_pretrained(folder, max_shard_size=max_shard_size, **files)
             _remove_local_backbone(folder / "config.json")
             all_tags = [
                 *(getattr(model, "model_tags", None) or ()),

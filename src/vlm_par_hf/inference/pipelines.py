@@ -31,7 +31,7 @@ from vlm_par_hf.errors import ParTypeError, ParValueError
 from vlm_par_hf.hub.pushing import PushToHub
 from vlm_par_hf.images.opening import is_one_image
 from vlm_par_hf.labels.decisions import is_positive_answer
-from vlm_par_hf.upstream import is_task_registered, register_task
+from vlm_par_hf.upstream import hide_default_messages, is_task_registered, register_task
 from vlm_par_hf.utils import default_threads, embedded_path
 from vlm_par_hf.visualization import overlay_relevance
 
@@ -355,9 +355,9 @@ class PedestrianAttributesPipeline(PushToHub, Pipeline):
 def register_pipeline() -> None:
     """Registers the task with `transformers.pipeline`; the embedded model is its default."""
     if not is_task_registered(TASK, PedestrianAttributesPipeline):
-        register_task(
-            TASK, PedestrianAttributesPipeline, model_class=AutoModel, default_model=str(embedded_path("heads_pa100k"))
-        )
+        default = str(embedded_path("heads"))
+        register_task(TASK, PedestrianAttributesPipeline, model_class=AutoModel, default_model=default)
+        hide_default_messages(default)
 
 
 def _describe_unknown(options: Mapping[str, Any]) -> str:

@@ -57,8 +57,7 @@ def predict_batch(
     model_inputs = inputs
     if explain and model.supports_features:
         # The vision tower, which is nearly all of the work, runs once for logits and relevance.
-        features = model.get_image_features(**inputs)
-        model_inputs = dict(zip(("patch_embeds", "image_embeds", "patch_mask"), features))
+        model_inputs = model.get_image_features(**inputs).as_inputs()
     outputs = {"logits": model(**model_inputs, **named).logits.float()}
     check_scores(outputs["logits"], model.config.schema if attributes is None else attributes.schema, names)
     if explain:

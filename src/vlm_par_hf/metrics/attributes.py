@@ -34,7 +34,7 @@ attribute without a known label is left out of means over attributes. Where all 
 nothing can be ranked: it is left out of `auc_macro` and `average_precision_macro`, and a report names it.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 
 import numpy as np
@@ -42,16 +42,54 @@ import numpy as np
 from vlm_par_hf.errors import ParValueError
 from vlm_par_hf.labels.decisions import decide, read_thresholds
 from vlm_par_hf.labels.schema import UNKNOWN_LABEL, AttributeSchema, check_label_range
+from vlm_par_hf.utils import shorten
 
 from .counting import LabelCounter, divide, mean_where, resample
 from .presets import METRIC_NAMES, PRESETS, MetricPreset
 from .ranking import ResampledRanking, average_precision, mean_defined, roc_auc
 
 
-__all__ = ["METRIC_NAMES", "PRESETS", "MetricPreset", "ParMetrics"]
+__all__ = ["METRIC_NAMES", "PRESETS", "MetricPreset", "ParMetrics", "one_array"]
 
 INPUTS = ("logits", "probabilities")
 _RESAMPLES_AT_ONCE = 32  # of rankings: their counts stay in the processor's cache
+
+
+def one_array(name: str, value, ndim: int) -> np.ndarray:
+    """One array of what a caller or `Trainer` hands over.
+
+    Args:
+        name: for messages.
+        value: an array, a tensor or nested lists; an output of a model, whose `logits` are taken; a tuple, whose first
+            entry is; a list of batches, which are joined.
+        ndim: the number of dimensions of a batch.
+
+    Raises:
+        ValueError: it is nothing of that kind.
+    """
+    if isinstance(value, tuple) and value:
+        if len(value) > 1 and np.ndim(value[0]) == 0 and not isinstance(value[0], Mapping):
+            raise ParValueError(
+                f"{name} is a tuple of {len(value)} entries that starts with a number, such as a loss, expected the "
+                "array first: compute_metrics gets what the model returned, without its loss"
+            )
+        value = value[0]
+    if isinstance(value, Mapping):
+        if value.get("logits") is None:
+            raise ParValueError(f"{name} is a {type(value).__name__} of {sorted(value)}, expected one with 'logits'")
+        value = value["logits"]
+    if isinstance(value, list) and value and all(getattr(one, "ndim", None) == ndim for one in value):
+        shapes = {tuple(one.shape[1:]) for one in value}
+        if len(shapes) > 1:
+            raise ParValueError(f"{name} is a list of batches of rows of other shapes each, {shorten(sorted(shapes))}")
+        return np.concatenate([_to_numpy(one) for one in value])
+    try:
+        return _to_numpy(value)
+    except ValueError:  # lists of different lengths
+        raise ParValueError(
+            f"{name} is a {type(value).__name__} of {len(value)} entries of different shapes, expected one array, or "
+            f"batches of {ndim} dimensions"
+        ) from None
 
 
 def _to_numpy(array):
@@ -59,6 +97,8 @@ def _to_numpy(array):
         array = array.detach().cpu()
         if array.is_floating_point():
             array = array.double()  # NumPy has no bfloat16
+    if isinstance(array, list):
+        array = [_to_numpy(one) if hasattr(one, "detach") else one for one in array]
     return np.asarray(array)
 
 
@@ -124,19 +164,29 @@ class ParMetrics:
         self._counter = LabelCounter(self.schema, self.preset.empty_image)
         self._label_mask = self._counter.label_mask  # (A, C)
         self._binary = self._counter.binary  # (A,)
+        self._batches: list[tuple] = []  # of `Trainer` with `batch_eval_metrics`
 
-    def __call__(self, eval_prediction) -> dict[str, float]:
+    def __call__(self, eval_prediction, compute_result: bool | None = None) -> dict[str, float]:
         """The metrics of the module's table, without the last two if no attribute has two labels that occur.
 
         Args:
-            eval_prediction: `(logits, labels)`, or transformers' `EvalPrediction`; if the predictions are a tuple, its
-                first entry is used.
+            eval_prediction: `(logits, labels)`, or transformers' `EvalPrediction`. Each may be an array, a tensor,
+                nested lists or a list of batches; the logits also an output of a model, or a tuple that starts with
+                them.
+            compute_result: given by `Trainer` with `batch_eval_metrics=True`, which calls for each batch: False keeps
+                the batch and answers with nothing, True answers for all batches that were kept and this one.
 
         Raises:
             ValueError: wrong shapes, no image, a score that is not finite (or no probability), a label out of range,
                 or no known label at all. The message names the attribute.
         """
         scores, labels = self._read(eval_prediction)
+        if compute_result is not None:
+            self._batches.append((scores, labels))
+            if not compute_result:
+                return {}
+            scores, labels = (np.concatenate(arrays) for arrays in zip(*self._batches))
+            self._batches.clear()
         probabilities, predicted = self._predict(scores)
         statistics = self._counter.statistics(predicted, labels)
         counts = self._counter.unpack(statistics.sum(axis=0, keepdims=True))
@@ -241,12 +291,10 @@ class ParMetrics:
             scores, labels = eval_prediction.predictions, eval_prediction.label_ids
         else:
             scores, labels = eval_prediction
-        if isinstance(scores, tuple):  # the other outputs of the model come after the logits
-            scores = scores[0]
         if labels is None:
             raise ParValueError("labels is None, expected integers (N, A): the data set has no labels to compare with")
-        scores = self._check_scores(_to_numpy(scores))
-        return scores, self._check_labels(_to_numpy(labels), len(scores))
+        scores = self._check_scores(one_array(self.inputs, scores, ndim=3))
+        return scores, self._check_labels(one_array("labels", labels, ndim=2), len(scores))
 
     def _check_scores(self, scores):
         """The scores as float64 `(N, A, C)`, checked: finite, and in [0, 1] if they are probabilities."""

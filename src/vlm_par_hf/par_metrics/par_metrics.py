@@ -16,7 +16,7 @@ import numpy as np
 from vlm_par_hf.errors import ParValueError
 from vlm_par_hf.labels.schema import AttributeSchema
 from vlm_par_hf.labels.tables import get_schema
-from vlm_par_hf.metrics.attributes import ParMetrics
+from vlm_par_hf.metrics.attributes import ParMetrics, one_array
 
 
 _DESCRIPTION = "Metrics of pedestrian attribute recognition, each published convention under its own name."
@@ -66,22 +66,21 @@ class ParMetric(evaluate.Metric):
         )
 
     def add_batch(self, *, predictions=None, references=None, **kwargs):
-        """Adds the logits and labels of a batch: arrays, tensors of any dtype and device, or lists."""
-        super().add_batch(predictions=_numpy(predictions), references=_numpy(references), **kwargs)
+        """Adds the logits and labels of a batch: arrays, tensors of any dtype and device, lists, or the output of a
+        model."""
+        if predictions is not None:
+            predictions = one_array("predictions", predictions, ndim=3)
+        if references is not None:
+            references = one_array("references", references, ndim=2)
+        super().add_batch(predictions=predictions, references=references, **kwargs)
 
     def add(self, *, prediction=None, reference=None, **kwargs):
         """Adds the logits and labels of one image."""
-        super().add(prediction=_numpy(prediction), reference=_numpy(reference), **kwargs)
+        if prediction is not None:
+            prediction = one_array("prediction", prediction, ndim=2)
+        if reference is not None:
+            reference = one_array("reference", reference, ndim=1)
+        super().add(prediction=prediction, reference=reference, **kwargs)
 
     def _compute(self, *, predictions, references):
         return self._metrics((np.asarray(predictions, dtype=np.float64), np.asarray(references, dtype=np.int64)))
-
-
-def _numpy(array):
-    """An array of a tensor or list; float tensors become float64, which holds float32 and bfloat16 values exactly."""
-    if array is None:
-        return None
-    if hasattr(array, "detach"):
-        array = array.detach().cpu()
-        array = array.double() if array.is_floating_point() else array
-    return np.asarray(array)

@@ -386,8 +386,7 @@ def _fit_start(model, split, train_data, processor, settings: TrainSettings, *, 
             batch = {name: value.to(model.device) for name, value in batch.items()}
             if "patch_embeds" not in batch:
                 with torch.no_grad(), evaluation_mode(model):
-                    values = model.get_image_features(**batch)
-                batch = dict(zip(("patch_embeds", "image_embeds", "patch_mask"), values))
+                    batch = model.get_image_features(**batch).as_inputs()
             seen.append({"image_embeds": batch["image_embeds"], "labels": labels})
             yield batch
 

@@ -426,7 +426,7 @@ class FocusParModel(FocusParPreTrainedModel):
             labels: int64 `(B, A)`, class index per attribute, -100 = unknown; gives the loss.
             attributes: another label space for this call, from `encode_attributes`.
             output_attentions: whether to return the attention of the texts.
-            kwargs: ignored.
+            kwargs: ignored, but `input_ids` and `output_hidden_states` are refused.
 
         Returns:
             `ParOutput`; `attentions` float32 `(B, A, C, H, K)`, of each label's text over the mix tokens, 0 past an
@@ -441,6 +441,16 @@ class FocusParModel(FocusParPreTrainedModel):
             raise ParValueError(
                 f"{given}: expected pixel_values, because the mix tokens of FOCUS live and learn inside the vision "
                 "tower; train from pictures"
+            )
+        if kwargs.get("output_hidden_states"):
+            raise ParValueError(
+                "output_hidden_states is True: patches do not see the mix tokens, so the states are the backbone's "
+                "own, model.vlm.vision_model(**inputs, output_hidden_states=True).hidden_states"
+            )
+        if kwargs.get("input_ids") is not None:
+            raise ParValueError(
+                "input_ids were given, but texts come as attributes= of what model.encode_attributes([text, ...], "
+                "processor) returns: a FocusParModel reads its learnable prompts with them"
             )
         if labels is not None and attributes is not None:
             raise ParValueError(

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers.utils import can_return_tuple
 
-from vlm_par_hf.base.outputs import ParOutput
+from vlm_par_hf.base.outputs import ParImageFeatures, ParOutput
 from vlm_par_hf.errors import ParValueError
 
 from .heads_vlm_par import HeadsOutput
@@ -42,12 +42,14 @@ class VlmParForward:
     def _constants(self) -> dict[str, torch.Tensor]:
         """The constants that `attribute_heads.apply_constants` takes."""
 
+    @can_return_tuple
     def get_image_features(
         self,
         pixel_values: torch.Tensor,
         pixel_attention_mask: torch.Tensor | None = None,
         spatial_shapes: torch.Tensor | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
+        **kwargs: Any,
+    ) -> ParImageFeatures:
         """The features of the images that the heads work on; with gradients where a parameter of the vision tower
         requires them.
 
@@ -55,10 +57,10 @@ class VlmParForward:
             pixel_values: `(B, N, 3 * patch_size**2)` for NaFlex, `(B, 3, height, width)` for fixed resolution.
             pixel_attention_mask: `(B, N)`, 1 for patches that count (NaFlex; None: all).
             spatial_shapes: int64 `(B, 2)`, rows and columns of patches (NaFlex).
+            kwargs: of the vision tower, such as `output_hidden_states` and `output_attentions`.
 
         Returns:
-            patch_embeds `(B, N, D)` after the tower's last LayerNorm, image_embeds `(B, D)` not normalised (None if
-            the tower has no pooling head), patch_mask bool `(B, N)`.
+            `ParImageFeatures`.
 
         Raises:
             ValueError: `spatial_shapes` is missing (NaFlex), or the images have the wrong number of dimensions.
@@ -66,27 +68,28 @@ class VlmParForward:
         tower = self.vision_tower
         backbone_type = tower.config.model_type.removesuffix("_vision_model")
         naflex = self._check_pixels(backbone_type, pixel_values, spatial_shapes)
-        outputs = self._run_tower(tower, naflex, pixel_values, pixel_attention_mask, spatial_shapes)
-        patch_embeds = outputs.last_hidden_state
-        patch_mask = self._patch_mask(patch_embeds, pixel_attention_mask if naflex else None)
-        return patch_embeds, outputs.pooler_output, patch_mask
+        outputs = self._run_tower(tower, naflex, pixel_values, pixel_attention_mask, spatial_shapes, **kwargs)
+        return ParImageFeatures(
+            **outputs, patch_mask=self._patch_mask(outputs.last_hidden_state, pixel_attention_mask if naflex else None)
+        )
 
     def _image_inputs(
-        self, pixel_values, pixel_attention_mask, spatial_shapes, patch_embeds, image_embeds, patch_mask
-    ):
-        """patch_embeds, image_embeds and patch_mask, given as such or computed from pixels."""
+        self, pixel_values, pixel_attention_mask, spatial_shapes, patch_embeds, image_embeds, patch_mask, **kwargs
+    ) -> ParImageFeatures:
+        """The features, given as such or computed from pixels; `kwargs` are of the vision tower."""
         if (pixel_values is None) == (patch_embeds is None):
             raise ParValueError(
                 "expected either pixel_values or patch_embeds, got " + ("neither" if patch_embeds is None else "both")
             )
         if pixel_values is not None:
-            return self.get_image_features(pixel_values, pixel_attention_mask, spatial_shapes)
+            kwargs["return_dict"] = True
+            return self.get_image_features(pixel_values, pixel_attention_mask, spatial_shapes, **kwargs)
         if image_embeds is None and self.config.reads_pooled_output:
             raise ParValueError(
                 "image_embeds is None, but the logits depend on them (config.alignment is "
                 f"{self.config.alignment!r}, config.pooled_classifier is {self.config.pooled_classifier})"
             )
-        return patch_embeds, image_embeds, self._patch_mask(patch_embeds, patch_mask)
+        return ParImageFeatures(patch_embeds, image_embeds, patch_mask=self._patch_mask(patch_embeds, patch_mask))
 
     @can_return_tuple
     def forward(
@@ -100,6 +103,7 @@ class VlmParForward:
         image_embeds: torch.Tensor | None = None,
         patch_mask: torch.Tensor | None = None,
         output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
         **kwargs: Any,
     ) -> ParOutput:
         """Scores every attribute of every person.
@@ -110,19 +114,41 @@ class VlmParForward:
             patch_embeds, image_embeds, patch_mask: in place of pixels, what `get_image_features` returned, in any
                 floating dtype. So the features of a frozen backbone can be computed once and used in every epoch.
             output_attentions: whether to return the attention of the fusion block.
-            kwargs: `num_items_in_batch` goes to the loss; all others are ignored.
+            output_hidden_states: whether to return the states of the vision tower, which needs pixels.
+            kwargs: `num_items_in_batch` goes to the loss; all others are ignored, but `input_ids` are refused.
 
         Returns:
             `ParOutput`.
 
         Raises:
-            ValueError: pixels and features are both given or both missing, one of their tensors is missing, or the
-                questions were never tokenized.
+            ValueError: pixels and features are both given or both missing, one of their tensors is missing, the
+                questions were never tokenized, or something is asked for that there is not: hidden states of features,
+                attention without a fusion block, an answer to texts of the call.
         """
+        if output_hidden_states and patch_embeds is not None:
+            raise ParValueError(
+                "output_hidden_states is True, but patch_embeds were given: the states of the vision tower's layers "
+                "are computed from pixel_values only"
+            )
+        if output_attentions and self.attribute_heads.fusion == "none":
+            raise ParValueError(
+                "output_attentions is True, but config.fusion is 'none': no question looks at the patches; what each "
+                "patch adds to a logit is model.patch_evidence(**inputs), and get_image_features(**inputs, "
+                "output_attentions=True) has the attention of the vision tower"
+            )
+        if kwargs.get("input_ids") is not None:
+            raise ParValueError(
+                f"input_ids were given, but a {type(self).__name__} asks the questions of config.attributes and no "
+                "others: leave out text= of the processor's call. FocusParModel answers for texts of the call"
+            )
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
         constants = self._constants()
-        patch_embeds, image_embeds, patch_mask = self._image_inputs(
-            pixel_values, pixel_attention_mask, spatial_shapes, patch_embeds, image_embeds, patch_mask
-        )
+        features = self._image_inputs(
+            pixel_values, pixel_attention_mask, spatial_shapes, patch_embeds, image_embeds, patch_mask,
+            **({"output_hidden_states": True} if output_hidden_states else {}),
+        )  # fmt: skip
+        patch_embeds, image_embeds, patch_mask = features
         if output_attentions is None:
             output_attentions = self.config.output_attentions
         output = self.attribute_heads.apply_constants(
@@ -133,7 +159,13 @@ class VlmParForward:
             loss = self.compute_loss(output.logits, labels, kwargs.get("num_items_in_batch"))
         else:
             self._guard_padding(output.logits)
-        return ParOutput(loss=loss, logits=output.logits, image_embeds=image_embeds, attentions=output.attentions)
+        return ParOutput(
+            loss=loss,
+            logits=output.logits,
+            image_embeds=image_embeds,
+            attentions=output.attentions,
+            hidden_states=features.hidden_states,
+        )
 
     def compute_loss(
         self, logits: torch.Tensor, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None

@@ -5,16 +5,15 @@ model that was folded, because both compute them with the same code.
 """
 
 import copy
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 from transformers import AutoModel
-from transformers.utils import logging
 
 from vlm_par_hf.base.modeling import ParPreTrainedModel
 from vlm_par_hf.errors import ParRuntimeError, ParValueError
-from vlm_par_hf.upstream import attention_implementation
+from vlm_par_hf.upstream import attention_implementation, hide_progress_bar
 
 from .answering_vlm_par import VlmParForward
 from .configuration_vlm_par import FoldedVlmParConfig
@@ -76,6 +75,17 @@ class FoldedVlmParModel(VlmParForward, ParPreTrainedModel):
     def vision_tower(self) -> nn.Module:
         return self.vision_model
 
+    def get_text_features(self, *args: Any, **kwargs: Any) -> None:
+        """Refuses: there is no text tower.
+
+        Raises:
+            RuntimeError: always.
+        """
+        raise ParRuntimeError(
+            "a folded model has no text tower: load the model that was folded, or the backbone "
+            f"{self.config.backbone_name!r} (config.backbone_name), for get_text_features"
+        )
+
     def _constants(self) -> dict[str, torch.Tensor]:
         return self.attribute_heads.constants()
 
@@ -128,9 +138,7 @@ def fold_vlm_par(model: "VlmParModel") -> FoldedVlmParModel:
     if not config.reads_pooled_output:
         state = {name: tensor for name, tensor in state.items() if not name.startswith("vision_model.head.")}
     state.update({f"attribute_heads.{name}": tensor for name, tensor in constants.items()})
-    shows_progress = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()  # the tensors are in memory, so loading takes no time
-    try:
+    with hide_progress_bar():  # the tensors are in memory
         folded = FoldedVlmParModel.from_pretrained(
             None,
             config=folded_config,
@@ -138,7 +146,4 @@ def fold_vlm_par(model: "VlmParModel") -> FoldedVlmParModel:
             dtype=model.dtype,
             attn_implementation=attention_implementation(tower),
         )
-    finally:
-        if shows_progress:
-            logging.enable_progress_bar()
     return folded.to(model.device)

@@ -472,7 +472,7 @@ class VlmParModel(VlmParPreTrainedModel):
                     )
                 image_embeds = batch.get("image_embeds")
                 if image_embeds is None:
-                    image_embeds = self._image_inputs(**{name: batch.get(name) for name in IMAGE_INPUTS})[1]
+                    image_embeds = self._image_inputs(**{name: batch.get(name) for name in IMAGE_INPUTS}).pooler_output
                 images.append(image_embeds.double())
                 labels.append(batch["labels"].cpu())
         if not images:
