@@ -8,8 +8,8 @@
 The probe is logistic regression with balanced classes on standardised features, of the pooled output and of the pooled
 output beside the mean patch. One strength of its L2 penalty for all attributes is chosen by AUC in the four training
 folds (each of them predicted by a probe of the other three); thresholds are fitted on the same predictions, and the
-fifth fold is predicted once. Scores of the five tested folds are pooled per attribute; the probes of the folds have
-nearly the same scale, so this moves AUC by 0.1 (`resampling.ranking_within` compares within folds):
+fifth fold is predicted once. Scores of the five tested folds are pooled per attribute, as those of convex problems of
+nearly the same data can be (quality.py, whose models can differ in scale, compares within folds):
 
 - `auc`: area under the ROC curve;
 - `mA`: mean of the true positive and true negative rate where the probability exceeds 0.5;

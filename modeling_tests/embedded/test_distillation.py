@@ -68,6 +68,8 @@ def test_pairs_show_each_person_twice(pictures):
     assert len(set(group["index"])) == 8
     told = group["persons"] >= 0
     assert (group["persons"][told] == persons[group["index"]][told]).all()
+    with pytest.raises(ValueError, match="not known who"):
+        group_views(pictures, 3, pairs=True)
     lonely = np.arange(40)
     lonely[39] = 38
     with pytest.raises(ValueError, match="non-zero"):

@@ -185,6 +185,8 @@ def test_identity_loss_is_that_of_plain_loops():
             terms.append(-sum(unit[i] @ unit[j] / 0.1 - total.log() for j in partners) / len(partners))
     assert len(terms) == 3
     torch.testing.assert_close(identity_loss(vectors, persons), sum(terms) / 3)
+    with pytest.raises(ValueError, match="no two of 4 pictures"):
+        identity_loss(vectors, np.array([-1, 0, 1, 2, 3]))
 
 
 def test_own_targets_are_those_of_the_averaged_weights_and_change_nothing():

@@ -25,6 +25,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from vlm_par_hf.errors import ParValueError
 from vlm_par_hf.labels.schema import UNKNOWN_LABEL
 from vlm_par_hf.labels.tables import get_schema
 from vlm_par_hf.utils import require
@@ -112,6 +113,8 @@ def group_views(pictures: Pictures, number: int, seed: int = 11, pairs: bool = F
     shown[held_out != (number < HELD_OUT_GROUPS)] = 0.0
     grid = group_grid(rng)
     if pairs:
+        if pictures.persons is None:
+            raise ParValueError("pairs=True (--pairs), but of these pictures it is not known who is in them")
         chosen = draw_pairs(pictures.persons, shown, count, rng)
     else:
         chosen = rng.choice(len(shown), count, replace=False, p=shown / shown.sum())

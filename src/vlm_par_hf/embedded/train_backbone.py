@@ -45,6 +45,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import Siglip2ImageProcessorPil, Siglip2Processor
 
+from vlm_par_hf.errors import ParValueError
 from vlm_par_hf.labels.schema import UNKNOWN_LABEL
 from vlm_par_hf.labels.tables import get_schema
 
@@ -153,6 +154,9 @@ def identity_loss(vectors: torch.Tensor, persons: np.ndarray, temperature: float
     Args:
         vectors: float32 `(B, D)`.
         persons: int64 `(B,)`, negative for pictures that show no single person.
+
+    Raises:
+        ValueError: no two pictures show one person.
     """
     told = np.flatnonzero(persons >= 0)
     vectors, persons = F.normalize(vectors[told], dim=-1), torch.from_numpy(persons[told])
@@ -160,6 +164,8 @@ def identity_loss(vectors: torch.Tensor, persons: np.ndarray, temperature: float
     same = (persons[:, None] == persons) & ~itself
     logits = (vectors @ vectors.T / temperature).masked_fill(itself, -torch.inf)
     partners = same.sum(1)
+    if not partners.any():
+        raise ParValueError(f"no two of {len(told)} pictures show one person; expected views made with --pairs")
     log_shares = torch.where(same, logits.log_softmax(1), 0).sum(1)
     return -(log_shares / partners.clamp_min(1))[partners > 0].mean()
 
@@ -213,6 +219,8 @@ def losses_of(
             own = own.gather(1, kept[..., None].expand(-1, -1, own.shape[-1]))
         losses["self"] = F.smooth_l1_loss(found["self"].float(), own)
     if args.identity_weight:
+        if "persons" not in group:
+            raise ParValueError(f"views of {name!r} do not say who is in them; expected those made with --pairs")
         losses["identity"] = identity_loss(found["identity"].float(), group["persons"])
     if args.label_weight:
         truth = torch.from_numpy(labels).flatten()

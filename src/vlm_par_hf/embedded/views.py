@@ -93,7 +93,8 @@ def read_parquet(files: Sequence[Path], schema: AttributeSchema) -> Pictures:
     pq = require("pyarrow.parquet", extra="train")
     images, labels, persons = [], [], []
     for file in sorted(files):
-        table = pq.read_table(file)
+        wanted = {"image", "labels", "person_id"} & set(pq.read_schema(file).names)
+        table = pq.read_table(file, columns=sorted(wanted))
         column = table.column("image").to_pylist()
         images += [image["bytes"] if isinstance(image, dict) else image for image in column]
         labels += table.column("labels").to_pylist()

@@ -15,6 +15,7 @@ import difflib
 import logging
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -168,7 +169,7 @@ class _TableReader:
         self.root, self.schema, self.rows = root, schema, rows
         self.box_format, self.ignored = box_format, ignored
         self.columns: set[str] = set()
-        self.unread: dict[str, int] = {}  # columns that belong to nothing -> rows that have them
+        self.unread: Counter[str] = Counter()  # columns that belong to nothing -> rows that have them
 
     def read(self, table: Table) -> Iterator[tuple[PedestrianRecord, str | None]]:
         """The rows of a table: each with the split that it names."""
@@ -176,14 +177,14 @@ class _TableReader:
         checked: tuple[str, ...] | None = None
         roles, in_one, names_split = Roles(), False, None
         first_line: dict[str, int] = {}
+        unread: Counter[str] = Counter()
         for line, row in read_rows(path, schema.names):
             columns = tuple(row)
             if columns != checked:
                 roles = self._check_columns(columns, f"{path}, line {line}")
                 in_one, checked = "labels" in roles.columns, columns
                 self.columns.update(columns)
-            for column in roles.rest:
-                self.unread[column] = self.unread.get(column, 0) + 1
+            unread.update(roles.rest)
             place = Place(str(path), "line", line)
             cells = {role: row[column] for role, column in roles.columns.items()}
             image = image_below(self.root, path.parent, cells["image"])
@@ -215,7 +216,10 @@ class _TableReader:
             first_line[image_id] = line
             file = os.path.join(self.root, image)
             yield PedestrianRecord(file, image_id, labels, person, camera, region), split
-        self._warn_of_unread(path)
+        self.unread += unread
+        if unread:
+            names = ", ".join(map(shorten, list(unread)[:20]))
+            logger.warning("%s: not read, as no attribute has that name: %s", path, names)
 
     def _check_columns(self, columns: tuple[str, ...], where: str) -> Roles:
         used = [column for column in columns if column not in self.ignored]
@@ -274,14 +278,6 @@ class _TableReader:
             if isinstance(error, ParValueError):
                 raise
             raise ParValueError(f"{column} is {shorten(numbers)}; expected four numbers") from None
-
-    def _warn_of_unread(self, path: Path) -> None:
-        if self.unread:
-            logger.warning(
-                "%s: not read, as no attribute has that name: %s",
-                path,
-                ", ".join(map(shorten, list(self.unread)[:20])),
-            )
 
 
 def _read_split(value: Any, place: Place) -> str | None:
