@@ -103,7 +103,7 @@ class VlmParForward:
         image_embeds: torch.Tensor | None = None,
         patch_mask: torch.Tensor | None = None,
         output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
+        output_hidden_states: bool | list[int] | None = None,
         **kwargs: Any,
     ) -> ParOutput:
         """Scores every attribute of every person.
@@ -114,7 +114,8 @@ class VlmParForward:
             patch_embeds, image_embeds, patch_mask: in place of pixels, what `get_image_features` returned, in any
                 floating dtype. So the features of a frozen backbone can be computed once and used in every epoch.
             output_attentions: whether to return the attention of the fusion block.
-            output_hidden_states: whether to return the states of the vision tower, which needs pixels.
+            output_hidden_states: whether to return the states of the vision tower, which needs pixels; or which of
+                them, where transformers can choose.
             kwargs: `num_items_in_batch` goes to the loss; all others are ignored, but `input_ids` are refused.
 
         Returns:
@@ -146,7 +147,7 @@ class VlmParForward:
         constants = self._constants()
         features = self._image_inputs(
             pixel_values, pixel_attention_mask, spatial_shapes, patch_embeds, image_embeds, patch_mask,
-            **({"output_hidden_states": True} if output_hidden_states else {}),
+            **({"output_hidden_states": output_hidden_states} if output_hidden_states else {}),
         )  # fmt: skip
         patch_embeds, image_embeds, patch_mask = features
         if output_attentions is None:
