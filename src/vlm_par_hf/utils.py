@@ -4,6 +4,7 @@ Needs no torch.
 """
 
 import importlib
+import importlib.metadata
 import json
 import math
 import multiprocessing
@@ -28,6 +29,7 @@ __all__ = [
     "default_threads",
     "embedded_path",
     "format_percent",
+    "installed_version",
     "is_embedded",
     "iterate",
     "read_json",
@@ -113,6 +115,14 @@ def require(module: str, extra: str) -> ModuleType:
         raise ParImportError(
             f'{package} is needed here and is not installed: pip install "vlm-par-hf[{extra}]"', name=package
         ) from error
+
+
+def installed_version(package: str) -> str | None:
+    """The version of a package that is installed, without importing it; None if it is not."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def shorten(value: Any, length: int = 100) -> str:
