@@ -50,7 +50,8 @@ TABLES = {
     "a table of any name": ("people.csv", "Path,subset,Hat,Bag\na.png,train,1,2\nb c.png,train,,0\n"),
     "labels as an object": (
         "train.jsonl",
-        '{"image": "a.png", "labels": {"Hat": 1, "Bag": "no bag"}}\n{"image": "b c.png", "labels": {"Hat": "", "Bag": 0}}',
+        '{"image": "a.png", "labels": {"Hat": 1, "Bag": "no bag"}}\n'
+        '{"image": "b c.png", "labels": {"Hat": "", "Bag": 0}}',
     ),
     "labels as a list": (
         "train.jsonl",
