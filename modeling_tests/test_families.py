@@ -55,13 +55,14 @@ def test_what_can_be_trained_says_so(family):
 
 
 @ROWS
-def test_options_of_training_are_fields_whose_first_choice_is_the_default(family):
+def test_options_of_training_are_fields_with_the_default_of_the_configuration(family):
     config_class = family.load()[0]
     fields = defaults(config_class)
     for option in family.train_options:
         assert option.name in fields, option.name
-        assert option.choices[0] == fields[option.name], option.name
-        assert len(set(option.choices)) == len(option.choices) > 1, option.name
+        default = option.choices[0] if option.choices else option.default
+        assert default == fields[option.name] and type(default) is type(fields[option.name]), option.name
+        assert len(set(option.choices)) == len(option.choices) != 1, option.name
         for choice in option.choices:
             assert getattr(config_class(**{option.name: choice}), option.name) == choice
 

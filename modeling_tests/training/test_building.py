@@ -71,3 +71,21 @@ def test_options_of_another_family_are_refused(data, focus_backbone, tmp_path):
             data, tmp_path / "run", family="focus_par", backbone=focus_backbone, model_options=FOCUS,
             settings=TrainSettings(**QUICK, precompute_features=True),
         )  # fmt: skip
+
+
+def test_a_checkpoint_of_another_label_space_goes_on_with_that_of_the_data(tmp_path):
+    from modeling_tests.tiny import randomize, tiny_model, tiny_processor, tiny_schema
+    from vlm_par_hf.labels.schema import AttributeSchema
+    from vlm_par_hf.training.building import build_model
+
+    old = randomize(tiny_model())
+    old.save_pretrained(tmp_path)
+    tiny_processor().save_pretrained(tmp_path)
+    attributes = tiny_schema().to_list()
+    attributes[0] = {**attributes[0], "name": "Cap", "question": "is the person wearing a cap?"}
+    schema = AttributeSchema(attributes[::-1])
+    model, _ = build_model("vlm_par", "embedded", schema, tmp_path, None, {}, None)
+    assert model.config.schema.names == ("Female", "Backpack", "Cap")
+    assert model.config.question_input_ids[1] == old.config.question_input_ids[1]
+    kept, fresh = model.attribute_heads.classifier_weight, old.attribute_heads.classifier_weight
+    assert (kept[:2] == fresh[[2, 1]]).all() and (kept[2] == 0).all()

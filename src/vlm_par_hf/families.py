@@ -17,11 +17,15 @@ class TrainOption:
 
     Attributes:
         name: of the field. The flag is `--name`.
-        choices: the allowed values, first the default of the configuration.
+        choices: the allowed values, first the default of the configuration; empty for a number or a yes or no.
+        default: the default of the configuration, where there are no choices.
+        help: what the field says, where the choices do not.
     """
 
     name: str
-    choices: tuple[str, ...]
+    choices: tuple[str, ...] = ()
+    default: int | bool | None = None
+    help: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +82,10 @@ FAMILIES = (
         train_options=(
             TrainOption(name="fusion", choices=("text_to_image", "image_to_text", "none")),
             TrainOption(name="alignment", choices=("logit", "none")),
+            TrainOption(
+                name="pooled_classifier", default=True, help="a linear classifier on the tower's own pooled output too"
+            ),
+            TrainOption(name="num_question_prompts", default=0, help="learnable vectors in each question"),
         ),
         card_settings=("fusion", "alignment", "pooled_classifier", "question_tokens", "freeze_backbone"),
     ),

@@ -32,7 +32,11 @@ def add_parser(commands) -> argparse.ArgumentParser:
         help="SigLIP or SigLIP 2 repository or folder, for instance google/siglip2-base-patch16-naflex (default: the "
         "small embedded one, which has seen drawn and rendered people)",
     )  # fmt: skip
-    parser.add_argument("--model", metavar="PATH", help="go on from a checkpoint instead of a backbone")
+    parser.add_argument(
+        "--model", metavar="PATH",
+        help="go on from a checkpoint instead of a backbone; heads of other attributes than the "
+        "data's are replaced by fresh ones",
+    )  # fmt: skip
     parser.add_argument(
         "--cache-features", metavar="DIR",
         help="run the frozen backbone over the images once, keep its features in DIR and train from there; later runs "
@@ -43,9 +47,16 @@ def add_parser(commands) -> argparse.ArgumentParser:
     group = parser.add_argument_group("model")
     for family in FAMILIES:
         for option in family.train_options:
-            group.add_argument(
-                f"--{option.name.replace('_', '-')}", choices=option.choices, help=f"default: {option.choices[0]}"
-            )
+            flag = f"--{option.name.replace('_', '-')}"
+            if option.choices:
+                group.add_argument(flag, choices=option.choices, help=f"default: {option.choices[0]}")
+            elif isinstance(option.default, bool):
+                group.add_argument(
+                    flag, action=argparse.BooleanOptionalAction, default=None,
+                    help=f"{option.help} (default: {'yes' if option.default else 'no'})",
+                )  # fmt: skip
+            else:
+                group.add_argument(flag, type=int, metavar="N", help=f"{option.help} (default: {option.default})")
     group.add_argument("--paper", action="store_true", help="every choice of the model as the paper has it")
     group.add_argument("--loss", metavar="KIND", help="ce, focal, ce_focal, fused, weighted_bce (default: ce_focal)")
     group.add_argument("--train-backbone", action="store_true", help="train the vision tower too")
@@ -75,7 +86,7 @@ def run(args) -> None:
     settings = TrainSettings(**{item.name: getattr(args, item.name) for item in dataclasses.fields(TrainSettings)})
     options: dict = {}
     for name in (option.name for family in FAMILIES for option in family.train_options):
-        if getattr(args, name):
+        if getattr(args, name) is not None:
             options[name] = getattr(args, name)
     if args.paper:
         options["paper"] = True

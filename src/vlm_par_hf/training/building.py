@@ -16,14 +16,15 @@ __all__ = ["build_model", "loss_settings", "starting_shares"]
 
 
 def build_model(family, backbone, schema, model, processor, options: dict[str, Any], max_num_patches: int | None):
-    """The model to train and its processor; the arguments are those of `train`.
+    """The model to train and its processor; the arguments are those of `train`. A checkpoint of another label space is
+    loaded with that of the data.
 
     Raises:
         ValueError: an option that the family does not have, options for a given model, or a model in memory without
             its processor.
         OSError: the backbone or the model cannot be loaded.
     """
-    from transformers import AutoModel, AutoProcessor
+    from transformers import AutoConfig, AutoModel, AutoProcessor
 
     from vlm_par_hf.auto import get_family
     from vlm_par_hf.families import trainable_families
@@ -52,7 +53,11 @@ def build_model(family, backbone, schema, model, processor, options: dict[str, A
     if isinstance(model, (str, Path)):
         with argument_in_errors("model", str(model)):
             processor = processor or AutoProcessor.from_pretrained(str(model))
-            return AutoModel.from_pretrained(str(model)), processor
+            config = AutoConfig.from_pretrained(str(model))
+            # Heads of attributes that the data have too are kept, the others start afresh; the model logs which.
+            meanings = [[(one.name, one.labels) for one in space] for space in (config.schema, schema)]
+            exchanged = {} if meanings[0] == meanings[1] else {"attributes": schema.to_list()}
+            return AutoModel.from_pretrained(str(model), **exchanged), processor
     if processor is None:
         raise ParValueError("processor is None: a model in memory needs its processor beside it")
     return model, processor
