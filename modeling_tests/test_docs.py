@@ -15,6 +15,7 @@ from scipy.io import savemat
 
 from modeling_tests.pa100k_files import pa100k_variables
 from vlm_par_hf import AttributeSchema, FocusParModel, FocusParProcessor, get_schema
+from vlm_par_hf.cli.config import expand_config
 from vlm_par_hf.cli.main import build_parser
 from vlm_par_hf.data import list_par_datasets
 from vlm_par_hf.data.synthetic import Frame, SyntheticPerson, render_person
@@ -136,8 +137,13 @@ def test_python(name, folder):
 
 
 @pytest.mark.parametrize("name, command", COMMANDS)
-def test_commands_parse(name, command):
+def test_commands_parse(name, command, tmp_path):
     words = shlex.split(command.split("#")[0])[1:]
+    if "--config" in words:  # the page shows what the file holds
+        path = tmp_path / "config.yaml"
+        path.write_text("\n".join(blocks(PAGES["docs/datasets.md"], "yaml")))
+        words[words.index("--config") + 1] = str(path)
+        words = expand_config(words, build_parser)
     if len(words) == 1 or "--help" in words:  # only the name of a command: it has a help
         with pytest.raises(SystemExit, match="^0$"):
             build_parser().parse_args([words[0], "--help"])

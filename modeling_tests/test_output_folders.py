@@ -253,3 +253,9 @@ def test_of_two_processes_with_one_output_one_refuses(tmp_path):
         found = json.loads((tmp_path / name / LIST).read_text())
         assert file in found["files"] and found["being_written"] == []
     assert not list(tmp_path.glob("*.partial"))
+
+
+def test_long_work_says_where_its_files_lie(tmp_path, caplog, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with caplog.at_level("INFO", "vlm_par_hf"), open_output("out", "training run"):
+        assert caplog.messages == [f"training run: files go to {tmp_path / 'out'}"]

@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas
@@ -20,6 +21,7 @@ from vlm_par_hf.utils import (
     atomic_write_text,
     default_threads,
     embedded_path,
+    install_command,
     iterate,
     read_json,
     read_json_object,
@@ -45,7 +47,7 @@ def test_embedded_folders_lie_inside_the_package():
 def test_require_gives_the_module_or_the_command_that_installs_it(tmp_path, monkeypatch):
     assert require("json", "train") is json
     assert require("os.path", "train") is os.path
-    message = r'no_such_package is needed here and is not installed: pip install "vlm-par-hf\[demo\]"'
+    message = r'no_such_package is needed here and is not installed: pip install .*\[demo\]"'
     with pytest.raises(ImportError, match=message) as error:
         require("no_such_package.part", "demo")
     assert error.value.name == "no_such_package"
@@ -264,3 +266,28 @@ def test_a_record_that_cannot_be_read_is_no_record(tmp_path, content):
     assert read_json_object(path) is None
     path.write_text('{"a": [1]}')
     assert read_json_object(path) == {"a": [1]}
+
+
+@pytest.mark.parametrize(
+    ("origin", "expected"),
+    [
+        ({"url": "file://FOLDER", "dir_info": {"editable": True}}, 'pip install -e "FOLDER[train]"'),
+        ({"url": "file://FOLDER", "dir_info": {}}, 'pip install "FOLDER[train]"'),
+        (
+            {"url": "https://me:secret@host/x.git", "vcs_info": {"vcs": "git", "requested_revision": "v1"}},
+            'pip install "vlm-par-hf[train] @ git+https://***@host/x.git@v1"',
+        ),
+        ({"url": "file:///gone", "dir_info": {}}, 'pip install ".[train]" in a clone of the repository of vlm_par_hf'),
+        (None, 'pip install ".[train]" in a clone of the repository of vlm_par_hf'),
+    ],
+    ids=["editable", "folder", "git", "folder is gone", "not recorded"],
+)
+def test_extras_are_installed_from_where_the_package_came_from(origin, expected, tmp_path, monkeypatch):
+    folder = tmp_path / "a clone"
+    folder.mkdir()
+    (folder / "pyproject.toml").touch()
+    text = origin and json.dumps({**origin, "url": origin["url"].replace("FOLDER", str(folder).replace(" ", "%20"))})
+    installed = SimpleNamespace(read_text=lambda name: text)
+    monkeypatch.setattr("vlm_par_hf.utils.importlib.metadata.distribution", lambda name: installed)
+    monkeypatch.setattr("vlm_par_hf.utils.__file__", str(tmp_path / "lib" / "vlm_par_hf" / "utils.py"))
+    assert install_command("train") == expected.replace("FOLDER", str(folder))

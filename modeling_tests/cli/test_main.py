@@ -1,8 +1,10 @@
 """The command `vlm-par`: help, errors in one line, and the traceback on request."""
 
 import errno
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -19,15 +21,43 @@ def test_every_command_explains_itself(command, capsys):
     assert len(capsys.readouterr().out) > 200
 
 
-def test_the_module_is_the_command_and_its_help_loads_nothing_heavy():
-    code = (
-        "import runpy, sys\nsys.argv = ['vlm-par', '--help']\n"
-        "try:\n    runpy.run_module('vlm_par_hf', run_name='__main__')\n"
-        "except SystemExit as stop:\n    assert not stop.code\n"
-        "heavy = {'datasets', 'matplotlib', 'transformers.trainer'} & set(sys.modules)\nassert not heavy, heavy"
+def run_as_command(arguments, argv0=None):
+    """Output of the command in a process of its own, and which heavy packages it imported."""
+    start = (
+        f"sys.argv = [{argv0!r}, *{arguments!r}]\nfrom vlm_par_hf.cli import main\nsys.exit(main())"
+        if argv0
+        else f"sys.argv = ['-m', *{arguments!r}]\nsys.orig_argv = ['python', '-m', 'vlm_par_hf', *{arguments!r}]\n"
+        "runpy.run_module('vlm_par_hf', run_name='__main__', alter_sys=True)"
     )
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert found.stdout.startswith("usage: vlm-par")
+    code = (
+        "import atexit, runpy, sys\nheavy = ('torch', 'transformers', 'datasets', 'huggingface_hub', 'matplotlib')\n"
+        f"atexit.register(lambda: print('HEAVY', [name for name in heavy if name in sys.modules]))\n{start}"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    out, _, heavy = done.stdout.rpartition("HEAVY ")
+    return done.returncode, out, done.stderr, heavy.strip()
+
+
+@pytest.mark.parametrize("argv0", [None, "/usr/bin/vlm-par", "C:\\Scripts\\vlm-par.exe"][: 2 + (os.name == "nt")])
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["--version"]])
+def test_help_imports_nothing_heavy(arguments, argv0):
+    status, out, _, heavy = run_as_command(arguments, argv0)
+    assert status == 0 and heavy == "[]"
+    assert out.startswith("vlm-par 0." if arguments == ["--version"] else "usage: vlm-par")
+
+
+def test_wrong_use_and_commands_without_models_import_no_torch(tmp_path):
+    status, _, error, heavy = run_as_command(["train", "folder"], "vlm-par")
+    assert status == 2 and "--out" in error and heavy == "[]"
+    (tmp_path / "labels.csv").write_text("image,split,Hat\na.png,train,1\n")
+    for arguments in (["schema", "a hat"], ["init", str(tmp_path)]):
+        assert run_as_command(arguments, "vlm-par")[3] == "[]"
+
+
+def test_commands_register_the_models_themselves(checkpoint, files):
+    picture = next(str(path) for path in Path(files["data"]).glob("*.png"))
+    status, out, error, _ = run_as_command(["predict", picture, "--model", str(checkpoint)], "vlm-par")
+    assert status == 0 and picture in out, error
 
 
 @pytest.mark.parametrize(

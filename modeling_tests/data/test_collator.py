@@ -97,7 +97,7 @@ def test_precomputed_features():
         ),
         ([row(labels=(0, -1))], ValueError, "labels holds -1 for attribute 'Color' of row 0"),
         ([row(labels=(0.0, 1.0))], TypeError, "labels of row 0 are float64; expected whole numbers"),
-        ([row(labels=("no", "r"))], TypeError, "labels of row 0 are <U2"),
+        ([row(labels=("no", "zz"))], ValueError, "row 0: labels names 'no', which is no attribute"),
         ([row(), {"labels": [0, 0]}], ValueError, "row 1 has no 'image'"),
         ([{"image_embeds": np.ones(3)}, {}], ValueError, "row 1 has no 'image_embeds'"),
         (
@@ -129,3 +129,14 @@ def test_wrong_processor():
 def test_labels_of_different_lengths_are_named():
     with pytest.raises(ValueError, match=r"labels of row 0 are \[\[0\], \[0, 1\]\]; expected one per attribute"):
         ParCollator()([{"image_embeds": np.zeros(2), "labels": [[0], [0, 1]]}])
+
+
+def test_labels_by_name_need_the_schema():
+    schema = AttributeSchema.from_texts({"Hat": "a hat", "Bag": "a backpack | a handbag | no bag"})
+    with pytest.raises(TypeError, match="labels of row 0 are .'Hat'.; expected class indices, or the argument schema"):
+        ParCollator()([{"image_embeds": np.zeros(2), "labels": ["Hat"]}])
+    rows = [{"Hat": "yes", "Bag": 2}, "Hat|a handbag", ["Hat"], ["no", "no bag"], (0, 1)]
+    batch = ParCollator(schema=schema)([{"image_embeds": np.zeros(2), "labels": labels} for labels in rows])
+    assert batch["labels"].tolist() == [[1, 2], [1, 1], [1, -100], [0, 2], [0, 1]]
+    with pytest.raises(ValueError, match="row 1: labels names 'Hut', which is no attribute; did you mean 'Hat'"):
+        ParCollator(schema=schema)([{"image_embeds": np.zeros(2), "labels": labels} for labels in (["Hat"], ["Hut"])])

@@ -101,10 +101,95 @@ def test_wrong_labels_are_named(tmp_path, rows, message):
         load_par_dataset("hub", root)
 
 
-def test_wrong_columns_are_named(tmp_path):
-    root = write(tmp_path / "set", {"train": make_split([[0, 1]]).rename_column("labels", "label")})
-    with pytest.raises(ValueError, match="train: no column 'labels'; it has"):
+def with_columns(count=2, **columns):
+    """A split with other columns than `labels`: (values, feature) by name."""
+    split = make_split([[0, 0]] * count).remove_columns("labels")
+    for name, (values, feature) in columns.items():
+        split = split.add_column(name, values, feature=feature)
+    return split
+
+
+TEXT, NUMBER = datasets.Value("string"), datasets.Value("int64")
+TEXTS = datasets.List(TEXT)
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"Hat": ([1, None], NUMBER), "Age": ([2, 0], NUMBER)},
+        {"Age": (["old", "Young"], TEXT), "Hat": (["yes", ""], TEXT)},
+        {
+            "Hat": ([True, None], datasets.Value("bool")),
+            "Age": ([0, 2], datasets.ClassLabel(names=["old", "x", "young"])),
+        },
+        {"labels": ([{"Hat": "yes", "Age": 2}, {"Hat": None, "Age": 0}], {"Hat": TEXT, "Age": NUMBER})},
+        {"labels": (["[1, 2]", "-100 0"], TEXT)},
+        {"labels": ([["yes", "old"], ["unknown", "young"]], TEXTS)},
+        {"label": ([[1, 2], [-100, 0]], datasets.List(NUMBER))},
+        {"label": ([5, 6], NUMBER), "Hat": ([1, None], NUMBER), "Age": ([2, 0], NUMBER)},
+    ],
+    ids=["columns of indices", "of texts", "of classes", "struct", "text", "list of texts", "label", "label beside"],
+)
+def test_other_forms_of_labels(tmp_path, columns):
+    root = write(tmp_path / "set", {"train": with_columns(**columns)})
+    data = load_par_dataset("hub", root)["train"]
+    assert data["labels"][:] == [[1, 2], [-100, 0]]
+    assert data.features["labels"] == datasets.List(NUMBER, length=2)
+    assert set(data.column_names) == {"image", "note", "labels"} | ({"label"} if len(columns) == 3 else set())
+
+
+def test_names_of_what_people_have(tmp_path):
+    rows = with_columns(3, labels=([["Hat", "old"], [], None], TEXTS))
+    data = load_par_dataset("hub", write(tmp_path / "set", {"train": rows}))["train"]
+    assert data["labels"][:] == [[1, 2], [0, -100], [-100, -100]]
+
+
+def test_one_attribute_needs_no_list(tmp_path):
+    rows = with_columns(label=([1, 0], datasets.ClassLabel(names=["young", "old"])))
+    schema = AttributeSchema.from_texts({"Age": "old | young"})
+    root = write(tmp_path / "set", {"train": rows}, schema)
+    assert load_par_dataset("hub", root)["train"]["labels"][:] == [[0], [1]]
+
+
+def test_the_only_column_with_pictures_is_the_image(tmp_path):
+    root = write(tmp_path / "set", {"train": make_split([[0, 1]]).rename_column("image", "crop")})
+    assert load_par_dataset("hub", root)["train"][0]["image"].size == (6, 14)
+    pictures = [Image.new("RGB", (6, 14))]
+    features = datasets.Features({"crop": datasets.Image(), "mask": datasets.Image(), "labels": datasets.List(NUMBER)})
+    twice = datasets.Dataset.from_dict({"crop": pictures, "mask": pictures, "labels": [[0, 1]]}, features=features)
+    root = write(tmp_path / "other", {"train": twice})
+    with pytest.raises(ValueError, match=r"no column 'image'; which of \['crop', 'mask'\] is it"):
         load_par_dataset("hub", root)
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"hat": ([1, 0], NUMBER), "Age": ([2, 0], NUMBER)}, "no column 'Hat' .*did you mean the column 'hat'"),
+        (
+            {"tags": ([1, 0], NUMBER)},
+            r"train: no column 'labels', and no column 'Hat' .*it has \['image', 'note', 'tags'\]",
+        ),
+        ({"Hat": ([1, 2], NUMBER), "Age": ([2, 0], NUMBER)}, "train, row 1: column 'Hat' is 2; expected one of"),
+        ({"Hat": ([1, -1], NUMBER), "Age": ([2, 0], NUMBER)}, "train, row 1: column 'Hat' holds -1.*negative=-1"),
+        ({"labels": (["Hat", "Hut"], TEXT)}, "train, row 1: labels names 'Hut', .*did you mean 'Hat'"),
+        ({"labels": ([1, 0], NUMBER)}, "train, row 0: labels is 1; expected one label for each of the 2"),
+    ],
+)
+def test_wrong_columns_are_named(tmp_path, columns, message):
+    root = write(tmp_path / "set", {"train": with_columns(**columns)})
+    with pytest.raises(ValueError, match=message):
+        load_par_dataset("hub", root)
+
+
+def test_minus_one_in_columns_as_the_user_says(tmp_path):
+    rows = with_columns(Hat=([1, -1], NUMBER), Age=([2, 0], NUMBER))
+    root = write(tmp_path / "set", {"train": rows})
+    assert load_par_dataset("hub", root, negative=-1)["train"]["labels"][:] == [[1, 2], [0, 0]]
+    assert load_par_dataset("hub", root, unknown=-1)["train"]["labels"][:] == [[1, 2], [-100, 0]]
+
+
+def test_a_column_of_other_things_is_no_image(tmp_path):
     root = write(
         tmp_path / "other", {"train": make_split([[0, 1]]).remove_columns("image").add_column("image", ["a"])}
     )

@@ -303,7 +303,7 @@ def test_compute_metrics_on_outputs_of_every_form():
 
 
 def test_evaluate_load(tmp_path, monkeypatch):
-    evaluate = pytest.importorskip("evaluate", reason='needs pip install "vlm-par-hf[evaluate]"')
+    evaluate = pytest.importorskip("evaluate", reason="needs the extra evaluate")
     monkeypatch.setattr(evaluate.config, "HF_MODULES_CACHE", str(tmp_path / "modules"))
     monkeypatch.setattr(evaluate.config, "HF_METRICS_CACHE", tmp_path / "metrics")
     from vlm_par_hf.par_metrics import PATH

@@ -10,7 +10,7 @@ from vlm_par_hf.par_metrics import PATH
 from vlm_par_hf.training import predict_logits
 
 
-evaluate = pytest.importorskip("evaluate", reason='needs pip install "vlm-par-hf[evaluate]"')
+evaluate = pytest.importorskip("evaluate", reason="needs the extra evaluate")
 
 
 @pytest.fixture(autouse=True)

@@ -1,16 +1,18 @@
 """Pedestrian attribute recognition as ordinary Hugging Face.
 
 Importing this package registers its model families with the Auto classes and its task with `pipeline`. All other
-public names are imported when they are first used.
+public names are imported when they are first used. In a process that is the command `vlm-par`, a command registers
+them when it runs, so that help and messages wait for no import of torch.
 """
 
 # ruff: noqa: F401  (imports for type checkers only; a test compares them with `__all__`)
 import importlib
+import multiprocessing
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlm_par_hf.auto import register_families
 from vlm_par_hf.families import FAMILIES
-from vlm_par_hf.inference.pipelines import register_pipeline
 
 
 __version__ = "0.1.0"
@@ -58,8 +60,23 @@ if TYPE_CHECKING:
         VlmParProcessor,
     )
 
-register_families()
-register_pipeline()
+
+def _is_command() -> bool:
+    """Whether this process is `vlm-par` or `python -m vlm_par_hf`, and not a worker of it."""
+    module = ["-m", "vlm_par_hf"]
+    is_module = any(sys.orig_argv[start : start + 2] == module for start in range(1, 4)) and sys.argv[0] == "-m"
+    is_script = Path(sys.argv[0] if sys.argv else "").stem == "vlm-par"
+    return (is_script or is_module) and multiprocessing.parent_process() is None
+
+
+def _register() -> None:
+    if not _is_command():
+        from vlm_par_hf.auto import register
+
+        register()
+
+
+_register()
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""Registers the model families with transformers' Auto classes; `import vlm_par_hf` does this."""
+"""Registers the model families with transformers' Auto classes, and the task; `import vlm_par_hf` does this."""
 
 from transformers import (
     AutoConfig,
@@ -10,10 +10,11 @@ from transformers import (
 
 from vlm_par_hf.errors import ParError, ParValueError
 from vlm_par_hf.families import FAMILIES, find_family, trainable_families
+from vlm_par_hf.inference.pipelines import register_pipeline
 from vlm_par_hf.upstream import refuse_auto_class
 
 
-__all__ = ["get_family", "register_families"]
+__all__ = ["get_family", "register", "register_families"]
 
 # Auto classes whose models answer with one label of a picture -> what to take besides `AutoModel`.
 UNFIT = {
@@ -34,6 +35,12 @@ def get_family(name: str) -> tuple[type, type, type]:
     if name not in trainable_families():
         raise ParValueError(f"family={name!r}: expected one of {', '.join(trainable_families())}")
     return find_family(name).load()
+
+
+def register() -> None:
+    """Makes the families and the task known to transformers. A second call changes nothing."""
+    register_families()
+    register_pipeline()
 
 
 def register_families() -> None:

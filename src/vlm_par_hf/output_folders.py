@@ -56,7 +56,7 @@ _MODEL_FILE = re.compile(
 
 @contextmanager
 def open_output(path: str | os.PathLike, kind: str) -> Iterator["OutputFolder"]:
-    """Makes and locks a folder to write; at the end removes what is empty of it.
+    """Makes and locks a folder to write, and logs where it lies; at the end removes what is empty of it.
 
     Args:
         path: the folder.
@@ -76,6 +76,7 @@ def open_output(path: str | os.PathLike, kind: str) -> Iterator["OutputFolder"]:
     try:
         with lock_file(path / LOCK, path):
             folder = OutputFolder(path, kind)
+            logger.info("%s: files go to %s", kind, path.absolute())
             try:
                 yield folder
             finally:

@@ -4,6 +4,7 @@ Needs no torch.
 """
 
 import importlib
+import importlib.metadata
 import json
 import math
 import multiprocessing
@@ -16,6 +17,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 from vlm_par_hf.errors import ParImportError, ParTypeError, ParValueError
 
@@ -28,6 +31,8 @@ __all__ = [
     "default_threads",
     "embedded_path",
     "format_percent",
+    "install_command",
+    "installed_version",
     "is_embedded",
     "iterate",
     "read_json",
@@ -111,8 +116,38 @@ def require(module: str, extra: str) -> ModuleType:
         if error.name is None or error.name.partition(".")[0] != package:
             raise
         raise ParImportError(
-            f'{package} is needed here and is not installed: pip install "vlm-par-hf[{extra}]"', name=package
+            f"{package} is needed here and is not installed: {install_command(extra)}", name=package
         ) from error
+
+
+def install_command(extra: str) -> str:
+    """The command that adds an extra to this package, from where it was installed: the package is not on PyPI."""
+    try:
+        text = importlib.metadata.distribution("vlm-par-hf").read_text("direct_url.json")
+        origin = json.loads(text) if text else {}
+    except (importlib.metadata.PackageNotFoundError, ValueError):
+        origin = {}
+    url = str(origin.get("url", ""))
+    folder = url2pathname(urlsplit(url).path) if "dir_info" in origin and url.startswith("file:") else ""
+    if folder and os.path.isfile(os.path.join(folder, "pyproject.toml")):
+        editable = "-e " if origin["dir_info"].get("editable") else ""
+        return f'pip install {editable}"{folder}[{extra}]"'
+    if "vcs_info" in origin:
+        vcs = origin["vcs_info"]
+        revision = f"@{vcs['requested_revision']}" if vcs.get("requested_revision") else ""
+        return redact(f'pip install "vlm-par-hf[{extra}] @ {vcs.get("vcs", "git")}+{url}{revision}"')
+    clone = Path(__file__).parents[2]
+    if (clone / "pyproject.toml").is_file() and (clone / "src").is_dir():
+        return f'pip install -e "{clone}[{extra}]"'
+    return f'pip install ".[{extra}]" in a clone of the repository of vlm_par_hf'
+
+
+def installed_version(package: str) -> str | None:
+    """The version of a package that is installed, without importing it; None if it is not."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def shorten(value: Any, length: int = 100) -> str:

@@ -172,6 +172,7 @@ def annotate(
             number for number, rows in enumerate(ranges) if not has_part(partial / part_name(number), len(rows), run)
         ]
         done = len(inputs) - sum(len(ranges[number]) for number in missing)
+        logger.info("predictions: finished parts lie in %s until all of them are there", partial.absolute())
         if done:
             logger.info("going on: %d of %d images were done before", done, len(inputs))
         with tqdm(total=len(inputs), initial=done, desc="predict", unit="image", disable=not progress) as bar:

@@ -1,8 +1,8 @@
 """The command `vlm-par`: demo, predict, init, schema, train, evaluate, card, prepare, export.
 
-Slow imports wait until a command runs. What the package refuses (`ParError`), and what the machine refuses (no space,
-no permission), ends in one line on standard error and exit status 2; `--debug` shows the traceback. Any other error is
-a fault of the package: it keeps its traceback and asks for a report.
+Slow imports wait until a command runs: its help imports no torch. What the package refuses (`ParError`), and what the
+machine refuses (no space, no permission), ends in one line on standard error and exit status 2; `--debug` shows the
+traceback. Any other error is a fault of the package: it keeps its traceback and asks for a report.
 """
 
 import argparse
@@ -15,9 +15,10 @@ from collections.abc import Sequence
 
 from vlm_par_hf.errors import ParError, ParValueError
 from vlm_par_hf.escaping import printable
-from vlm_par_hf.utils import redact_command
+from vlm_par_hf.utils import installed_version, redact_command
 
 from . import card, demo, evaluate, export, init, predict, prepare, schema, train
+from .config import add_config_option, expand_config
 from .options import process_index
 
 
@@ -29,6 +30,7 @@ _OF_THE_MACHINE = {
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENAMETOOLONG,
     errno.ENOTDIR, errno.EISDIR, errno.ENOENT, errno.EIO, errno.ESTALE,
 }  # fmt: skip
+_WITHOUT_MODELS = (init.run, schema.run)  # and so without torch
 STATUS_OF_A_FAULT = 70  # EX_SOFTWARE of sysexits.h
 
 
@@ -39,6 +41,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     this package; 130: interrupted.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        arguments = expand_config(arguments, build_parser)
+    except ParError as error:
+        return _refuse(error)
     args = build_parser().parse_args(arguments)
     args.command_line = redact_command(["vlm-par", *arguments])  # for records, which are published
     handler = logging.StreamHandler()
@@ -55,6 +61,10 @@ def main(argv: Sequence[str] | None = None) -> int:
                 f"{arguments[0]} runs in one process and WORLD_SIZE={processes}: start it without torchrun, which is "
                 "for train"
             )
+        if args.run not in _WITHOUT_MODELS:
+            from vlm_par_hf.auto import register
+
+            register()  # importing the package does so, but for this command
         return args.run(args) or 0
     except KeyboardInterrupt:
         sys.stderr.write("vlm-par: interrupted\n")
@@ -66,16 +76,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if args.debug:
             raise
-        message = _one_line(error)
-        if message is None:
+        if _one_line(error) is None:
             traceback.print_exc()
             sys.stderr.write(
                 "vlm-par: this is a fault of vlm-par, not of your input. Please report it, with the lines above and "
                 "the command.\n"
             )
             return STATUS_OF_A_FAULT
-        sys.stderr.write(f"vlm-par: error: {message}\n")
-        return 2
+        return _refuse(error)
+
+
+def _refuse(error: Exception) -> int:
+    sys.stderr.write(f"vlm-par: error: {_one_line(error)}\n")
+    return 2
 
 
 class _Printable(logging.Formatter):
@@ -103,8 +116,16 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="vlm-par", description="Attributes of pedestrians: VLM-PAR on a frozen SigLIP 2 backbone."
     )
+    parser.add_argument("--version", action="version", version=_versions())
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for command in COMMANDS:
         subparser = command.add_parser(commands)
+        add_config_option(subparser)
         subparser.add_argument("--debug", action="store_true", help="show the traceback of an error, log more")
     return parser
+
+
+def _versions() -> str:
+    """This package and what its answers depend on, without importing any."""
+    found = [f"{name} {installed_version(name) or 'not installed'}" for name in ("torch", "transformers")]
+    return f"vlm-par {installed_version('vlm-par-hf') or 'of unknown version'} ({', '.join(found)})"

@@ -10,6 +10,8 @@ from vlm_par_hf.images.opening import open_images
 from vlm_par_hf.labels.schema import UNKNOWN_LABEL, AttributeSchema, check_label_range
 from vlm_par_hf.utils import iterate, shorten
 
+from .readers.label_cells import Place, RowReader
+
 
 __all__ = ["ParCollator", "StackedRows"]
 
@@ -38,7 +40,8 @@ class ParCollator:
     Args:
         processor: called as `processor(images=[...], return_tensors="pt")`. May be None if every row holds
             precomputed features.
-        schema: if given, the number and the range of the labels are checked against it, here on the CPU.
+        schema: if given, the number and the range of the labels are checked against it, here on the CPU, and labels
+            may also be dicts `{attribute: label or class index}` and the other forms of `RowReader.read_value`.
     """
 
     def __init__(self, processor: Callable[..., Mapping] | None = None, schema: AttributeSchema | None = None) -> None:
@@ -46,6 +49,7 @@ class ParCollator:
             raise ParTypeError(f"processor is a {type(processor).__name__}; expected a processor or None")
         self.processor = processor
         self.schema = schema
+        self._rows = None if schema is None else RowReader(schema)
 
     def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Makes one batch.
@@ -129,6 +133,18 @@ class ParCollator:
         return torch.from_numpy(labels)
 
     def _check_labels(self, labels: Any, index: int) -> np.ndarray:
+        if isinstance(labels, (Mapping, str)) or (
+            isinstance(labels, (list, tuple)) and any(isinstance(label, str) for label in labels)
+        ):
+            if self._rows is None:
+                raise ParTypeError(
+                    f"labels of row {index} are {shorten(labels)}; expected class indices, or the argument schema, "
+                    "which says what names mean"
+                )
+            try:
+                return self._rows.read_value(labels, Place("examples", "row", index))
+            except ParValueError as error:
+                raise ParValueError(f"row {index}: {error}") from None
         try:
             row = np.asarray(labels)
         except ValueError:  # lists of different lengths

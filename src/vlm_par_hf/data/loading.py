@@ -54,8 +54,8 @@ def load_par_dataset(
     Args:
         name: `"pa100k"`, `"peta35"`, `"peta65"`, `"market1501"`, `"market1501_30"`, `"rapv1"`, `"rapv2"`, `"upar"`
             (original layouts: see the readers in `vlm_par_hf.data`), `"folder"` (your own data, see `read_folder`),
-            `"hub"` (`image` and `labels` as `vlm-par prepare` writes them), `"synthetic"` (drawings) or `"rendered"`
-            (3D people, rendered once and then kept).
+            `"hub"` (`image` and `labels` as `vlm-par prepare` writes them, or one column per attribute), `"synthetic"`
+            (drawings) or `"rendered"` (3D people, rendered once and then kept).
         root: folder of the data set, for `"hub"` also a repository `"org/name"`; not for `"synthetic"` and
             `"rendered"`.
         schema: the attributes to keep, in this order; their questions and prompts may be your own, their names and
@@ -141,7 +141,7 @@ def _load_hub(root, schema, partition, follow_links, options):
     _check_partition(partition, 1, "hub")
     if root is None:
         raise ParValueError("root is None; 'hub' needs root='org/name' on the Hub, or a folder of parquet files")
-    unknown = sorted(set(options) - {"revision"})
+    unknown = sorted(set(options) - {"revision", "negative", "unknown"})
     if unknown:
         raise ParTypeError(f"load_par_dataset('hub') got an unexpected keyword argument {unknown[0]!r}")
     with links_may_leave(follow_links):

@@ -4,6 +4,7 @@
 and `report.json`, which says where the data came from.
 """
 
+import difflib
 import json
 import logging
 import os
@@ -23,6 +24,7 @@ from vlm_par_hf.utils import require, shorten
 from .carried import carried_schema
 from .readers.files import leads_out
 from .readers.ids import common_ids, read_id
+from .readers.label_cells import Place, RowReader
 
 
 if TYPE_CHECKING:
@@ -39,14 +41,23 @@ _SPLIT_NAMES = {"val": "validation", "valid": "validation", "dev": "validation"}
 
 
 def load_hub_dataset(
-    root: str | os.PathLike, schema: AttributeSchema | None = None, *, revision: str | None = None
+    root: str | os.PathLike,
+    schema: AttributeSchema | None = None,
+    *,
+    revision: str | None = None,
+    negative: str | int | None = None,
+    unknown: str | int | None = None,
 ) -> tuple[AttributeSchema, dict[str, "datasets.Dataset"], dict[str, Any]]:
-    """Loads a data set with the columns `image` and `labels`.
+    """Loads a data set with the columns `image` and `labels`, or with one column per attribute.
 
     Args:
         root: `"org/name"` on the Hub, a folder of parquet files, or a folder that `save_to_disk` wrote.
         schema: used if the data come without a `schema.json`.
         revision: branch, tag or commit on the Hub.
+        negative, unknown: as for `read_folder`, where labels are no lists of class indices.
+
+    `labels` are lists of class indices, or what else `RowReader.read_value` takes. Classes of `datasets.ClassLabel` in
+    a column of their own are taken by their names. The only column with pictures is the image, whatever its name.
 
     An image is the bytes of its file, or a path below `root`: another path would make whoever wrote the data choose a
     file of yours. Ids of persons and cameras have one form (`readers.ids`), and unknown ones are None.
@@ -85,8 +96,8 @@ def load_hub_dataset(
     found_schema = carried or schema
     if found_schema is None:
         raise ParFileNotFoundError(
-            f"{name} has no {SCHEMA_FILE}, so nothing says what its labels mean; expected the file that "
-            "AttributeSchema.to_json writes beside the data, or the argument schema"
+            f"{name} has no {SCHEMA_FILE}, so nothing says what its labels mean; expected the file beside the data "
+            "(vlm-par schema and AttributeSchema.to_json write one), or the argument schema (--schema)"
         )
     named = [_SPLIT_NAMES.get(split, split) for split in splits]
     twice = next((split for split in named if named.count(split) > 1), None)
@@ -95,9 +106,12 @@ def load_hub_dataset(
     splits = dict(zip(named, splits.values()))
     # In the cache of the Hub, a folder's files are links to another folder of the cache.
     folders = [folder, *_download_folders()] if folder.is_dir() else _download_folders()
+    rows = RowReader(found_schema, negative, unknown)
     splits = {
-        split: _check_columns(dataset, found_schema, f"{name}, {split}", folders) for split, dataset in splits.items()
+        split: _check_columns(dataset, found_schema, f"{name}, {split}", folders, rows)
+        for split, dataset in splits.items()
     }
+    rows.check_columns()
     splits = _unify_ids(splits, name)
     own_name = name if not folder.is_dir() else folder.resolve().name
     return found_schema, splits, {"division": "as the data set has it", **_notes_of_report(report, own_name)}
@@ -307,22 +321,72 @@ def _unify_ids(splits: dict[str, "datasets.Dataset"], name: str) -> dict[str, "d
 
 
 def _check_columns(
-    dataset: "datasets.Dataset", schema: AttributeSchema, where: str, folders: list[Path]
+    dataset: "datasets.Dataset", schema: AttributeSchema, where: str, folders: list[Path], rows: RowReader
 ) -> "datasets.Dataset":
     """The data set with checked labels, int64 of fixed length, and images that `open_image` decodes."""
     import datasets
     import pyarrow
-    import pyarrow.compute
 
     from .image_column import PedestrianImage
 
-    for column in ("image", "labels"):
-        if column not in dataset.column_names:
-            raise ParValueError(f"{where}: no column {column!r}; it has {dataset.column_names}")
-    if not isinstance(dataset.features["image"], datasets.Image):
-        raise ParValueError(f"{where}: the column 'image' is {dataset.features['image']}; expected datasets.Image")
+    dataset = _name_image_column(dataset, where)
     _check_paths(dataset, where, folders)
-    chunks = dataset.with_format("arrow", columns=["labels"])[:]["labels"].combine_chunks()
+    used, labels = _find_labels(dataset, schema, where, rows)
+    feature = datasets.List(datasets.Value("int64"), length=len(schema))
+    column = pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(labels.ravel(), pyarrow.int64()), len(schema))
+    names = ["labels" if name == used[0] else name for name in dataset.column_names if name not in used[1:]]
+    replaced = dataset.remove_columns(used).add_column("labels", column, feature=feature).select_columns(names)
+    return replaced.cast_column("image", PedestrianImage())
+
+
+def _name_image_column(dataset: "datasets.Dataset", where: str) -> "datasets.Dataset":
+    """The data set with the column `image`: the one of that name, or the only one with pictures."""
+    import datasets
+
+    pictures = [name for name, feature in dataset.features.items() if isinstance(feature, datasets.Image)]
+    if "image" not in dataset.column_names:
+        if len(pictures) != 1:
+            found = f"; which of {pictures} is it?" if pictures else f"; it has {dataset.column_names}"
+            raise ParValueError(f"{where}: no column 'image'{found}")
+        logger.info("%s: the column %r is taken as 'image', the only one with pictures", where, pictures[0])
+        return dataset.rename_column(pictures[0], "image")
+    if "image" not in pictures:
+        near = f"; did you mean the column {pictures[0]!r}?" if pictures else ""
+        raise ParValueError(
+            f"{where}: the column 'image' is {dataset.features['image']}; expected datasets.Image{near}"
+        )
+    return dataset
+
+
+def _find_labels(
+    dataset: "datasets.Dataset", schema: AttributeSchema, where: str, rows: RowReader
+) -> tuple[list[str], np.ndarray]:
+    """The columns that hold the labels, and the labels, int64 `(S, A)`: in `labels`, or in one column per
+    attribute."""
+    names = dataset.column_names
+    column = next((name for name in ("labels", "label") if name in names and name not in schema), None)
+    missing = [name for name in schema.names if name not in names]
+    if not missing and column != "labels":
+        return list(schema.names), _read_label_columns(dataset, where, rows)
+    if column is None:
+        near = difflib.get_close_matches(missing[0].casefold(), {name.casefold() for name in names}, n=1)
+        meant = [name for name in names if near and name.casefold() == near[0]]
+        hint = f"; did you mean the column {meant[0]!r}?" if meant else ""
+        raise ParValueError(
+            f"{where}: no column 'labels', and no column {missing[0]!r} as if there were one per attribute{hint}; it "
+            f"has {shorten(names)}"
+        )
+    feature = dataset.features[column]
+    if getattr(getattr(feature, "feature", None), "dtype", "")[:3] in ("int", "uin", "boo", "flo", "dou"):
+        return [column], _read_label_lists(dataset, column, schema, where)
+    return [column], _read_label_values(dataset, column, where, rows)
+
+
+def _read_label_lists(dataset: "datasets.Dataset", column: str, schema: AttributeSchema, where: str) -> np.ndarray:
+    """Labels from lists of class indices, without a Python object per label."""
+    import pyarrow.compute
+
+    chunks = dataset.with_format("arrow", columns=[column])[:][column].combine_chunks()
     lengths = np.unique(pyarrow.compute.list_value_length(chunks).to_numpy(zero_copy_only=False))
     if len(dataset) and lengths.tolist() != [len(schema)]:
         raise ParValueError(f"{where}: rows have {lengths.tolist()} labels; the schema has {len(schema)} attributes")
@@ -334,8 +398,48 @@ def _check_columns(
         raise ParValueError(f"{where}: labels are {labels.dtype}; expected whole numbers (class index, -100 unknown)")
     labels = labels.astype(np.int64)
     check_label_range(labels, schema, f"{where}: labels")
-    feature = datasets.List(datasets.Value("int64"), length=len(schema))
-    column = pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(labels.ravel(), pyarrow.int64()), len(schema))
-    names = dataset.column_names
-    replaced = dataset.remove_columns("labels").add_column("labels", column, feature=feature).select_columns(names)
-    return replaced.cast_column("image", PedestrianImage())
+    return labels
+
+
+def _read_label_values(dataset: "datasets.Dataset", column: str, where: str, rows: RowReader) -> np.ndarray:
+    """Labels from any other form of one column."""
+    values = _with_names(dataset.features[column], dataset[column][:])
+    labels = np.empty((len(values), len(rows.schema)), np.int64)
+    for number, value in enumerate(values):
+        place = Place(where, "row", number)
+        try:
+            labels[number] = rows.read_value(value, place)
+        except ParValueError as error:
+            raise ParValueError(f"{place}: {error}") from None
+    return labels
+
+
+def _read_label_columns(dataset: "datasets.Dataset", where: str, rows: RowReader) -> np.ndarray:
+    """Labels from one column per attribute."""
+    labels = np.empty((len(dataset), len(rows.schema)), np.int64)
+    for position, reader in enumerate(rows.readers):
+        values = _with_names(dataset.features[reader.name], dataset[reader.name][:])
+        for number, value in enumerate(values):
+            place = Place(where, "row", number)
+            try:
+                labels[number, position] = reader(value, place)
+            except ParValueError as error:
+                raise ParValueError(f"{place}: {error}") from None
+    return labels
+
+
+def _with_names(feature: Any, values: list) -> list:
+    """Values in which classes are texts instead of numbers: their order in the data may be another than in the
+    schema."""
+    import datasets
+
+    if isinstance(feature, datasets.ClassLabel):
+        return [None if value is None or value < 0 else feature.int2str(value) for value in values]
+    if isinstance(feature, datasets.List):
+        return [None if value is None else _with_names(feature.feature, value) for value in values]
+    if isinstance(feature, dict):
+        return [
+            value if value is None else {name: _with_names(feature[name], [one])[0] for name, one in value.items()}
+            for value in values
+        ]
+    return values

@@ -76,7 +76,7 @@ def use_section(name: str | None) -> str:
     return f"""## Use
 
 ```
-pip install vlm-par-hf
+pip install .     # in a clone of the repository of vlm_par_hf, which is not on PyPI
 ```
 ```python
 import vlm_par_hf  # registers the model with transformers; without it, loading asks for trust_remote_code

@@ -29,7 +29,8 @@ def write_remote_code(folder: str | Path, family: str, **classes: str) -> dict[s
     auto_map = {}
     for auto_class, class_name in classes.items():
         module = f"{MODULES[auto_class]}_{family}"
-        why = "Needs `pip install vlm-par-hf`. After `import vlm_par_hf`, loading needs no trust_remote_code."
+        where = "`pip install .` in a clone of its repository"
+        why = f"Needs vlm_par_hf ({where}); after `import vlm_par_hf`, no trust_remote_code."
         text = f'"""{why}"""\n\nfrom vlm_par_hf import {class_name}\n\n\n__all__ = ["{class_name}"]\n'
         atomic_write_text(Path(folder) / f"{module}.py", text)
         auto_map[auto_class] = f"{module}.{class_name}"

@@ -1,4 +1,4 @@
-"""Needs `pip install vlm-par-hf`. After `import vlm_par_hf`, loading needs no trust_remote_code."""
+"""Needs vlm_par_hf (`pip install .` in a clone of its repository); after `import vlm_par_hf`, no trust_remote_code."""
 
 from vlm_par_hf import VlmParModel
 
