@@ -279,6 +279,10 @@ class Towers(ABC):
         """Yields the layers of the vision tower; each can be called as `layer(states, attention_mask=bias)`."""
         yield from vlm.vision_model.encoder.layers
 
+    def modules_after_layers(self, vlm: PreTrainedModel) -> tuple[nn.Module, ...]:
+        """The modules of the vision tower that work after its last layer."""
+        return (vlm.vision_model.post_layernorm,)
+
     def encode_images(self, vlm: PreTrainedModel, states: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
         """Runs all layers; `bias` `(B, 1, positions, positions)` is added to the attention scores."""
         return vlm.vision_model.encoder(inputs_embeds=states, attention_mask=bias).last_hidden_state
@@ -407,6 +411,9 @@ class SiglipTowers(Towers):
 
     pools_last_place = True
     has_pooling_head = True
+
+    def modules_after_layers(self, vlm: PreTrainedModel) -> tuple[nn.Module, ...]:
+        return (*super().modules_after_layers(vlm), vlm.vision_model.head)
 
     def probe(self, vlm: PreTrainedModel) -> torch.Tensor:
         """The learned query of the pooling head, `(1, 1, D)`."""

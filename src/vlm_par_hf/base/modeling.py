@@ -4,7 +4,7 @@ import copy
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 from safetensors import SafetensorError
@@ -19,15 +19,30 @@ from vlm_par_hf.labels.schema import AttributeSchema
 from vlm_par_hf.upstream import TransformersModel, collect_load_report, hide_progress_bar
 from vlm_par_hf.utils import is_embedded
 
+from .adapters import read_adapter_base
 from .configuration import DERIVED_FIELDS, differing_fields
 from .kept import Kept
 from .losses import ParLoss
 from .weights import check_dtypes, find_weights
 
 
-__all__ = ["HUB_KEYS", "ParPreTrainedModel", "check_keys", "evaluation_mode", "loading_weights"]
+__all__ = ["HUB_KEYS", "ExchangedAttributes", "ParPreTrainedModel", "check_keys", "evaluation_mode", "loading_weights"]
 
 HUB_KEYS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
+
+
+class ExchangedAttributes(NamedTuple):
+    """What became of a model's attributes when its label space was exchanged: their names.
+
+    Attributes:
+        kept: what was trained for them is used on.
+        fresh: nothing was trained for them yet.
+        left_out: the model was trained for them and does not answer for them any more.
+    """
+
+    kept: tuple[str, ...]
+    fresh: tuple[str, ...]
+    left_out: tuple[str, ...]
 
 
 class ParPreTrainedModel(PushToHub, TransformersModel):
@@ -58,6 +73,9 @@ class ParPreTrainedModel(PushToHub, TransformersModel):
     """
 
     processor_class: ClassVar[type | None] = None
+
+    # Set when `attributes=` of `from_pretrained`, or a method of the family, exchanged the label space.
+    exchanged_attributes: ExchangedAttributes | None = None
 
     # Left as they are when a model is quantised at load. The towers of SigLIP 2 convert pixels to the dtype of the
     # patch embedding's weights, and the attention of the pooling head reads the weights of this module directly.
@@ -321,10 +339,16 @@ class ParPreTrainedModel(PushToHub, TransformersModel):
     @classmethod
     def _read_saved_config(cls, name: str | Path, kwargs: dict[str, Any]) -> dict[str, Any]:
         check_folder(name)
+        access = {key: kwargs[key] for key in HUB_KEYS if key in kwargs}
         with unreadable(name, "config.json"):
-            access = {key: kwargs[key] for key in HUB_KEYS if key in kwargs}
             saved, _ = PreTrainedConfig.get_config_dict(name, **access)
         if not saved:
+            adapter = read_adapter_base(name, access)
+            if adapter is not None:
+                raise ParValueError(
+                    f"{name} holds an adapter of peft and no model: load the model that it belongs to "
+                    f"({adapter or 'it names none'}), then peft.PeftModel.from_pretrained(model, {str(name)!r})"
+                )
             raise ParFileNotFoundError(f"{name} has no config.json, expected a checkpoint of {cls.__name__}")
         return saved
 

@@ -42,9 +42,11 @@ from torch import nn
 from transformers import AutoModel
 from transformers.utils import can_return_tuple
 
+from vlm_par_hf.base.adapters import adapter_state
 from vlm_par_hf.base.backbones import BackbonePreTrainedModel
 from vlm_par_hf.base.decisions import fit_decisions, transfer_decisions
 from vlm_par_hf.base.kept import fingerprint
+from vlm_par_hf.base.modeling import ExchangedAttributes
 from vlm_par_hf.base.numerics import NO_LABEL_LOGIT, no_autocast, wide
 from vlm_par_hf.base.outputs import ParOutput
 from vlm_par_hf.errors import ParValueError
@@ -122,6 +124,7 @@ class FocusParModel(FocusParPreTrainedModel):
         self.texts = TextReader(config)
         text, vision = config.vlm_config.text_config, config.vlm_config.vision_config
         self.vlm = AutoModel.from_config(config.vlm_config)
+        self._build_adapters()
         tokens = config.num_global_tokens + config.num_local_tokens
         self.mix_tokens = nn.Parameter(torch.empty(tokens, vision.hidden_size))
         self.prompts = nn.Parameter(torch.empty(config.num_prompt_sets, config.num_prompt_tokens, text.hidden_size))
@@ -263,7 +266,7 @@ class FocusParModel(FocusParPreTrainedModel):
         """
         decisions = (self.decision_gain, self.decision_offset)
         sources = (self.prompts, self.extraction.query, *decisions, *self._text_parameters())
-        kept = self._kept.of(sources)
+        kept = self._kept.of(sources, adapter_state(self.vlm.text_model, self.extraction))
         found = kept.get(key)
         if found is not None and found.words == self._words_of(found.table):
             kept.move_to_end(key)
@@ -318,9 +321,13 @@ class FocusParModel(FocusParPreTrainedModel):
         self._store_tokens(processor)
 
     def _exchange_attributes(self, schema: AttributeSchema, processor: FocusParProcessor) -> None:
-        fitted = {(one.labels, one.prompts) for one in self.schema}
-        fresh = [one.name for one in schema if (one.labels, one.prompts) not in fitted]
+        before = {(one.labels, one.prompts): one.name for one in self.schema}
+        wanted = {(one.labels, one.prompts) for one in schema}
+        kept = [one.name for one in schema if (one.labels, one.prompts) in before]
+        fresh = [one.name for one in schema if (one.labels, one.prompts) not in before]
+        left_out = [name for meaning, name in before.items() if meaning not in wanted]
         self.set_attributes(schema, processor)
+        self.exchanged_attributes = ExchangedAttributes(tuple(kept), tuple(fresh), tuple(left_out))
         logger.warning(
             "attributes=: the label space is exchanged. Attributes that were not trained on are answered by their "
             "texts, with the usual threshold: %s",

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from transformers import AutoModel
 
+from vlm_par_hf.base.adapters import has_adapters, merge_adapters
 from vlm_par_hf.base.modeling import ParPreTrainedModel
 from vlm_par_hf.errors import ParRuntimeError, ParValueError
 from vlm_par_hf.upstream import attention_implementation, hide_progress_bar
@@ -119,6 +120,9 @@ def fold_vlm_par(model: "VlmParModel") -> FoldedVlmParModel:
         )
     constants = model._constants()  # raises a ValueError if the questions were never tokenized
     config, tower = model.config, model.vision_tower
+    if has_adapters(tower):
+        tower = copy.deepcopy(tower)
+        merge_adapters(tower)
     vision_config = copy.deepcopy(tower.config)
     vision_config.vision_use_head = config.reads_pooled_output
     folded_config = FoldedVlmParConfig(

@@ -26,9 +26,10 @@ from torch.nn import functional as F
 from transformers import AutoModel
 from transformers.utils import logging
 
+from vlm_par_hf.base.adapters import adapter_parameters, adapter_state, has_adapters
 from vlm_par_hf.base.backbones import BackbonePreTrainedModel
 from vlm_par_hf.base.decisions import fit_decisions
-from vlm_par_hf.base.modeling import evaluation_mode
+from vlm_par_hf.base.modeling import ExchangedAttributes, evaluation_mode
 from vlm_par_hf.base.numerics import no_autocast, wide
 from vlm_par_hf.errors import ParValueError
 from vlm_par_hf.labels.schema import UNKNOWN_LABEL, AttributeSchema, check_label_range
@@ -77,6 +78,7 @@ class VlmParModel(VlmParPreTrainedModel):
         self._check_token_ids()
         text = config.vlm_config.text_config
         self.vlm = AutoModel.from_config(config.vlm_config)
+        self._build_adapters()
         self.attribute_heads = self._build_heads()
         A, C, T = len(self.schema), self.schema.max_labels, max(self._question_lengths(), default=0)
         if config.fusion != "none":
@@ -265,12 +267,14 @@ class VlmParModel(VlmParPreTrainedModel):
         self._ensure_text()
         if torch.compiler.is_compiling() or torch.is_grad_enabled():
             return self._compute_constants()
-        heads = self.attribute_heads
+        heads, text_tower = self.attribute_heads, self.vlm.text_model
         if self.config.num_question_prompts:  # in place of the states, which cost a pass of the text tower
             sources = (self.question_prompts, self.question_mask, *self._prompt_tensors().values())
+            sources += tuple(adapter_parameters(text_tower))
         else:
             sources = tuple(self._text_tensors().values())
-        kept = self._kept.of((*heads.parameters(), *heads.buffers(), *sources))
+        state = adapter_state(heads, text_tower)
+        kept = self._kept.of((*heads.parameters(), *heads.buffers(), *sources), state)
         if "constants" not in kept:
             kept["constants"] = self._compute_constants()
         return kept["constants"]
@@ -292,7 +296,7 @@ class VlmParModel(VlmParPreTrainedModel):
         return self.attribute_heads.compute_constants(**self._text_tensors())
 
     @torch.no_grad()
-    def exchange_attributes(self, attributes: Any, processor: VlmParProcessor) -> None:
+    def exchange_attributes(self, attributes: Any, processor: VlmParProcessor) -> ExchangedAttributes:
         """Gives the model another label space, to go on training with it.
 
         An attribute whose name and labels were in the old label space keeps its head. The others get fresh ones, with
@@ -304,9 +308,17 @@ class VlmParModel(VlmParPreTrainedModel):
             attributes: `AttributeSchema` or list of dicts.
             processor: tokenizes the questions and prompts.
 
+        Returns:
+            The names of the attributes that were kept, are fresh, and were left out; also `exchanged_attributes`.
+
         Raises:
-            ValueError, TypeError: as for `AttributeSchema`.
+            ValueError, TypeError: as for `AttributeSchema`; or the heads are held by peft (`modules_to_save`).
         """
+        if has_adapters(self.attribute_heads):
+            raise ParValueError(
+                "attribute_heads is held by peft (modules_to_save), whose copies would be lost: merge first, "
+                "peft_model.merge_and_unload(), then exchange the label space"
+            )
         schema = attributes if isinstance(attributes, AttributeSchema) else AttributeSchema(attributes)
         before, old = self.schema, self.attribute_heads
         places = {(one.name, one.labels): place for place, one in enumerate(before)}
@@ -340,17 +352,16 @@ class VlmParModel(VlmParPreTrainedModel):
                 prompts[row] = self.question_prompts[place]
             self.question_prompts = nn.Parameter(prompts, requires_grad=self.question_prompts.requires_grad)
         self.encode_questions(processor)
+        self.exchanged_attributes = ExchangedAttributes(
+            kept=tuple(schema[row].name for row in kept),
+            fresh=tuple(one.name for row, one in enumerate(schema) if row not in kept),
+            left_out=tuple(one.name for place, one in enumerate(before) if place not in kept.values()),
+        )
         logger.warning(
             "The label space is exchanged. Heads kept: %s. Fresh, to be trained: %s. Left out: %s.",
-            *(
-                ", ".join(names) or "none"
-                for names in (
-                    [schema[row].name for row in kept],
-                    [one.name for row, one in enumerate(schema) if row not in kept],
-                    [one.name for place, one in enumerate(before) if place not in kept.values()],
-                )
-            ),
+            *(", ".join(names) or "none" for names in self.exchanged_attributes),
         )
+        return self.exchanged_attributes
 
     def _exchange_attributes(self, schema: AttributeSchema, processor: VlmParProcessor) -> None:
         self.exchange_attributes(schema, processor)
@@ -376,8 +387,9 @@ class VlmParModel(VlmParPreTrainedModel):
         if mode and self.vlm.text_model.training:
             logger.warning_once(
                 "Parameters of the text tower require gradients and will get none: the questions are encoded once, "
-                "without gradients. Free parts of vlm.vision_model or of attribute_heads instead; after a change of "
-                "the text tower call model.encode_questions()."
+                "without gradients. Free parts of vlm.vision_model or of attribute_heads instead (LoRA: "
+                r"target_modules=r'.*vision_model.*\.(q_proj|v_proj)'); after a change of the text tower call "
+                "model.encode_questions()."
             )
         return self
 
