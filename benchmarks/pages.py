@@ -1,10 +1,10 @@
-"""The measured parts of docs/speed.md and docs/quality.md, written from the results of the benchmarks.
+"""The measured parts of docs/speed.md, quality.md and training.md, written from the results of the benchmarks.
 
-    python benchmarks/pages.py      # writes both from benchmarks/results/, measures nothing
+    python benchmarks/pages.py      # writes all from benchmarks/results/, measures nothing
 
-`speed.py` and `quality.py` do the same for their own page after writing results to `benchmarks/results/`. The text
-depends on the results alone and stands between `<!-- NAME:begin -->` and `<!-- NAME:end -->`. The rest of a page is
-written by hand, also what the numbers mean: read it again when they change.
+`speed.py`, `quality.py` and `fine_tuning.py` do the same for their own page after writing results to
+`benchmarks/results/`. The text depends on the results alone and stands between `<!-- NAME:begin -->` and
+`<!-- NAME:end -->`. The rest of a page is written by hand, also what the numbers mean: read it again when they change.
 """
 
 import json
@@ -215,7 +215,58 @@ def _quality_row(row: dict) -> list[str]:
 
 # Pages
 
-TEXTS = {"speed": speed_text, "quality": quality_text}
+# Fine-tuning
+
+
+def fine_tuning_text(result: dict) -> str:
+    """The text from the content of fine_tuning.json."""
+    recipe = result["recipe"]
+    folds = "one fold of five" if result["folds"] == 1 else f"{result['folds']} folds of five"
+    rows = []
+    for method in result["methods"].values():
+        notes = method["notes"]
+        cells = [_with_interval(method[number]) for number in ("auc", "mA_fitted")]
+        gain = method["auc"].get("difference")
+        seconds = sum(one["seconds_per_epoch"] for one in notes) / len(notes)
+        rate = ", ".join(dict.fromkeys(f"{one['rate']:g}" for one in notes))
+        rows.append([
+            method["label"], f"{notes[0]['parameters'] / 1e6:.2f}", rate, cells[0],
+            "" if gain is None else _with_interval(gain, "+"), cells[1], f"{seconds:.0f} s",
+        ])  # fmt: skip
+    return "\n\n".join(
+        [
+            paragraph(
+                f"{result['tested']} crops of `pa100k_mini` of {result['persons']} persons are tested, {folds}; no "
+                f"person is in two folds. All start from the embedded backbone, with at most {recipe['patches']} "
+                f"patches of a picture, and see the training folds {recipe['epochs']} times; the epoch is chosen by "
+                f"validation AUC. Mean over {len(result['scored'])} attributes in percent; brackets are 95 % intervals "
+                "over persons; mA after its threshold was fitted on validation. All numbers: "
+                "[fine_tuning.json](../benchmarks/results/fine_tuning.json)."
+            ),
+            markdown_table(
+                [
+                    "trained",
+                    "million parameters",
+                    "rate",
+                    "AUC",
+                    "more than the heads alone",
+                    "mA",
+                    "time of an epoch",
+                ],
+                rows,
+            ),
+            f"`{result['command']}`; {result['machine']}.",
+        ]
+    )
+
+
+def _with_interval(entry: dict[str, float], sign: str = "") -> str:
+    value, low, high = (f"{100 * entry[name]:{sign}.1f}" for name in ("value", "low", "high"))
+    return f"{value} [{low}, {high}]"
+
+
+TEXTS = {"speed": speed_text, "quality": quality_text, "fine_tuning": fine_tuning_text}
+PAGES = {"speed": "speed", "quality": "quality", "fine_tuning": "training"}  # of docs/
 
 
 def measured_part(page: str, name: str) -> tuple[int, int]:
@@ -231,8 +282,8 @@ def measured_part(page: str, name: str) -> tuple[int, int]:
 
 
 def write_page(name: str) -> Path:
-    """Write the measured part of docs/NAME.md from benchmarks/results/NAME.json."""
-    path = DOCS / f"{name}.md"
+    """Write the measured part of its page from benchmarks/results/NAME.json."""
+    path = DOCS / f"{PAGES[name]}.md"
     page = path.read_text(encoding="utf-8")
     start, end = measured_part(page, name)
     text = TEXTS[name](json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8")))
