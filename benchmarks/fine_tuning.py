@@ -80,7 +80,7 @@ class Method:
 
 
 METHODS = {
-    "heads": Method("heads alone", "learning_rate", (3e-3, 1e-3)),
+    "heads": Method("heads alone", "learning_rate", (1e-3, 3e-3)),
     "lora": Method("LoRA, rank 8", "adapter_learning_rate", (1e-3, 2e-4), lora=8),
     "last": Method("last 2 layers", "backbone_learning_rate", (1e-4, 1e-5), train_layers=2),
     "all": Method("whole vision tower", "backbone_learning_rate", (1e-4, 1e-5), freeze_backbone=False),
@@ -94,7 +94,7 @@ class Recipe:
     epochs: int = 4
     patches: int = 72
     batch_size: int = 32
-    learning_rate: float = 3e-3
+    learning_rate: float = 1e-3
     weight_decay: float = 0.01
     warmup: float = 0.1
     seed: int = 0

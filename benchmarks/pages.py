@@ -239,8 +239,8 @@ def fine_tuning_text(result: dict) -> str:
                 f"{result['tested']} crops of `pa100k_mini` of {result['persons']} persons are tested, {folds}; no "
                 f"person is in two folds. All start from the embedded backbone, with at most {recipe['patches']} "
                 f"patches of a picture, and see the training folds {recipe['epochs']} times; the epoch is chosen by "
-                f"validation AUC. Mean over {len(result['scored'])} attributes in percent; brackets are 95 % intervals "
-                "over persons; mA after its threshold was fitted on validation. All numbers: "
+                f"validation AUC. Mean over {len(result['scored'])} attributes in percent, with 95 % intervals over "
+                "persons; mA after its threshold was fitted on validation. All numbers: "
                 "[fine_tuning.json](../benchmarks/results/fine_tuning.json)."
             ),
             markdown_table(
