@@ -186,10 +186,11 @@ def test_an_adapter_over_a_fresh_model_goes_back_into_one(tmp_path):
         VlmParModel.from_pretrained(tmp_path / "adapter")
 
 
-def test_add_adapter_where_transformers_takes_the_installed_peft():
+def test_add_adapter_where_transformers_takes_the_installed_peft(tmp_path):
     from transformers.integrations.peft import MIN_PEFT_VERSION
 
-    model = randomize(tiny_model("naflex"))
+    randomize(tiny_model("naflex")).save_pretrained(tmp_path / "base")
+    model = AutoModel.from_pretrained(tmp_path / "base")
     config = peft.LoraConfig(r=4, target_modules=TOWER, modules_to_save=["attribute_heads"])
     if tuple(map(int, version("peft").split("."))) < tuple(map(int, MIN_PEFT_VERSION.split("."))):
         with pytest.raises(ValueError, match=f"version of PEFT you are using is not compatible.*{MIN_PEFT_VERSION}"):
@@ -200,6 +201,10 @@ def test_add_adapter_where_transformers_takes_the_installed_peft():
     assert torch.equal(answer(model), before)
     gradients = train_briefly(model)
     assert all(gradients[name].any() for name in gradients if "lora_" in name)
+    model.save_pretrained(tmp_path / "adapter")
+    files = {path.name for path in (tmp_path / "adapter").iterdir()}
+    assert files == {"adapter_config.json", "adapter_model.safetensors"}
+    assert torch.equal(answer(AutoModel.from_pretrained(tmp_path / "adapter")), answer(model))
 
 
 def test_two_adapters_take_turns():

@@ -52,6 +52,7 @@ __all__ = [
     "naflex_image_size",
     "refuse_auto_class",
     "register_task",
+    "saves_adapter_alone",
 ]
 
 
@@ -84,6 +85,11 @@ class TransformersModel(PreTrainedModel):
 def attention_implementation(module: PreTrainedModel) -> str:
     """The attention backend that a model or tower uses, such as `"sdpa"`."""
     return module.config._attn_implementation
+
+
+def saves_adapter_alone(model: PreTrainedModel) -> bool:
+    """Whether `save_pretrained` of transformers writes the adapter of `add_adapter` and nothing else."""
+    return model._hf_peft_config_loaded
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig
 
 from vlm_par_hf.errors import ParValueError, check_folder
-from vlm_par_hf.upstream import TOWERS
+from vlm_par_hf.upstream import TOWERS, saves_adapter_alone
 from vlm_par_hf.utils import EMBEDDED_BACKBONES, backbone_files
 
 from .adapters import adapter_parameters, add_lora, base_names, check_lora, has_adapters, merge_adapters, plain_name
@@ -269,7 +269,7 @@ class BackbonePreTrainedModel(ParPreTrainedModel):
                 "this model was quantised when it was loaded, and what would be saved could not be loaded again: save "
                 "it as it was before, and quantise it at each load; a folded model can be saved quantised"
             )
-        if self.config.lora is None and not self._hf_peft_config_loaded and has_adapters(self):
+        if self.config.lora is None and not saves_adapter_alone(self) and has_adapters(self):
             raise ParValueError(
                 "this model holds adapters of peft, which save_pretrained of the PeftModel saves (peft_model."
                 "save_pretrained); for a checkpoint with the adapters in its weights merge them first, "

@@ -16,7 +16,7 @@ from vlm_par_hf.errors import ParFileNotFoundError, ParValueError, check_folder,
 from vlm_par_hf.hub.pushing import PushToHub
 from vlm_par_hf.hub.remote_code import write_remote_code
 from vlm_par_hf.labels.schema import AttributeSchema
-from vlm_par_hf.upstream import TransformersModel, collect_load_report, hide_progress_bar
+from vlm_par_hf.upstream import TransformersModel, collect_load_report, hide_progress_bar, saves_adapter_alone
 from vlm_par_hf.utils import is_embedded
 
 from .adapters import read_adapter_base
@@ -244,6 +244,9 @@ class ParPreTrainedModel(PushToHub, TransformersModel):
     # Saving and loading
 
     def _save_files(self, save_directory: str | Path, **kwargs: Any) -> None:
+        if saves_adapter_alone(self):  # without a configuration, so nothing that it could name
+            super()._save_files(save_directory, **kwargs)
+            return
         classes = {"AutoConfig": type(self.config).__name__, "AutoModel": type(self).__name__}
         if self.processor_class is not None:
             classes["AutoProcessor"] = self.processor_class.__name__
