@@ -24,6 +24,7 @@ from modeling_tests.tiny import (
 from vlm_par_hf import AttributeSchema, ParCollator, ParMetrics, VlmParModel
 from vlm_par_hf.base.adapters import base_names, has_adapters
 from vlm_par_hf.cli.main import main
+from vlm_par_hf.export import export_model
 from vlm_par_hf.features import compute_features
 
 
@@ -350,3 +351,8 @@ def test_which_heads_were_kept(tmp_path, make):
     cane = {"name": "Cane", "question": "is there a cane?", "prompts": ["no cane", "a cane"]}
     model = AutoModel.from_pretrained(tmp_path, attributes=AttributeSchema([cane, backpack, hat]))
     assert model.exchanged_attributes == (("Backpack", "Hat"), ("Cane",), ("Female",))
+
+
+def test_export_of_a_peft_model_names_the_way(tmp_path):
+    with pytest.raises(TypeError, match=r"model is a PeftModel.*peft_model\.merge_and_unload\(\) returns"):
+        export_model(adapt(tiny_model("naflex")), tmp_path / "out", processor=tiny_processor("naflex"), to="folded")
