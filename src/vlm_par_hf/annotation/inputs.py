@@ -20,7 +20,7 @@ from vlm_par_hf.errors import ParFileNotFoundError, ParTypeError, ParValueError
 from vlm_par_hf.images.downloading import is_url
 from vlm_par_hf.images.opening import IMAGE_SUFFIXES, describe_image_source
 from vlm_par_hf.inference.boxes import Box, check_boxes, scale_box
-from vlm_par_hf.inference.pictures import open_picture
+from vlm_par_hf.inference.opening import open_picture
 from vlm_par_hf.utils import iterate, redact, require, shorten_text
 
 

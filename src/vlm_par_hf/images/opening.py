@@ -20,6 +20,7 @@ import threading
 from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
 from typing import Any, BinaryIO, NamedTuple
+from urllib.parse import unquote, urlsplit
 
 import numpy as np
 from PIL import Image, ImageFile, JpegImagePlugin
@@ -229,6 +230,11 @@ def _open_text(text: str, limits: _Limits) -> Opened:
         return _open_stream(io.BytesIO(_decode_base64(text[start.end() :])), _describe_base64(text), limits)
     if text[:5].lower() == "data:":
         raise ParValueError(f"image {_name_of(text)!r} is a data URL of another form; expected data:image/...;base64,")
+    if text[:7].lower() == "file://":
+        raise ParValueError(
+            f"image {_name_of(text)!r} is a file URL, which is not read; expected the path alone, such as "
+            f"{_name_of(unquote(urlsplit(text[:_LONGEST_PATH]).path))!r}"
+        )
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", text[:64]):
         raise ParValueError(
             f"image {_name_of(text)!r} is a URL, which is not read here; expected a path (the pipeline reads http and "
