@@ -19,6 +19,7 @@ import math
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, BinaryIO, NamedTuple, Self, overload
 
 import numpy as np
@@ -300,8 +301,8 @@ class PedestrianAttributesPipeline(PushToHub, Pipeline):
                 raise ParValueError(f"explain names {name!r}, which sensitive=False leaves out of the answer")
             if encoded is not None and name not in encoded.explained:
                 raise ParValueError(
-                    f"explain names {name!r}, whose text is compared with the picture as a whole: no part of it can be "
-                    "shown; expected attributes that the model was trained on"
+                    f"explain names {name!r}, whose text is compared with the picture as a whole: no part of it can "
+                    "be shown; expected attributes that the model was trained on"
                 )
         return True if explain is True else names
 
@@ -498,6 +499,15 @@ class PedestrianAttributesPipeline(PushToHub, Pipeline):
                     result["overlays"] = {name: overlay_relevance(crops[row], maps[name]) for name in names}
             results.append(result)
         return results
+
+    @property
+    def label_space(self) -> AttributeSchema:
+        """The attributes that are answered with the options that the pipeline was made with; their thresholds are
+        those that answers are held against."""
+        chosen, options = self._postprocess_params.get("chosen"), self._postprocess_params
+        schema = self.model.config.schema if chosen is None else chosen.schema
+        held = chosen_thresholds(schema, options.get("threshold"), options.get("thresholds"))
+        return AttributeSchema(replace(one, threshold=held.get(one.name, one.threshold)) for one in schema)
 
     def answer_batch(
         self,

@@ -61,8 +61,8 @@ def read_asked(asked: Any, schema: AttributeSchema, *, subject: str) -> Asked:
                 items[position] = schema[item]
             elif near := _near_names(item, folded):
                 raise ParValueError(
-                    f"attributes names {shorten(item)}: the model has {' and '.join(map(repr, near))}; expected such a "
-                    f"name, or a dict {{name: text}} for the text itself"
+                    f"attributes names {shorten(item)}: the model has {' and '.join(map(repr, near))}; expected such "
+                    f"a name, or a dict {{name: text}} for the text itself"
                 )
         asked = items
     wanted = AttributeSchema.from_texts(_without_partners(asked), subject=subject)
@@ -127,8 +127,8 @@ def check_thresholds(thresholds: Any, schemas: Sequence[AttributeSchema]) -> dic
     """
     if not isinstance(thresholds, Mapping):
         raise ParTypeError(
-            f"thresholds is {shorten(thresholds)}, expected a dict such as {{'Hat': 0.7}}; threshold= takes one number "
-            "for all"
+            f"thresholds is {shorten(thresholds)}, expected a dict such as {{'Hat': 0.7}}; threshold= takes one "
+            "number for all"
         )
     found = {}
     for name, value in thresholds.items():
