@@ -200,12 +200,15 @@ def test_an_error_of_the_model_ends_the_run_and_keeps_the_parts(stopped, folder,
         ({"batch_size": 0}, "batch_size=0: expected at least 1"),
         ({"images_per_part": 0}, "images_per_part=0: expected at least 1"),
         ({"ray_workers": -1}, "ray_workers=-1: expected at least 0"),
+        ({"detector": print}, "detector is .*print.*, expected the name of a model"),
+        ({"detector": "a/b", "boxes": "boxes.csv"}, "both boxes and detector were given"),
+        ({"explain": ["Hat"], "out": "out.csv"}, "relevance is written to .jsonl and to pictures"),
     ],
 )
 def test_arguments_that_are_refused(options, words, folder, model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("folder.jsonl").mkdir()
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises((ValueError, TypeError), match=words):
         run(folder, options.pop("out", "out.jsonl"), model, **options)
     assert {path.name for path in tmp_path.iterdir()} == {"images", "folder.jsonl"}
 

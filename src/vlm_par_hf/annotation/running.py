@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from huggingface_hub.utils import tqdm
 
-from vlm_par_hf.errors import ParValueError
+from vlm_par_hf.errors import ParTypeError, ParValueError
 from vlm_par_hf.inference.boxes import scale_box
 from vlm_par_hf.output_folders import refuse_overlap
-from vlm_par_hf.utils import iterate, redact, require
+from vlm_par_hf.utils import iterate, redact, require, shorten
 from vlm_par_hf.visualization import draw_boxes, explanation_grid, overlay_relevance, people_grid
 
 from .annotator import Annotator, check_finite
@@ -141,6 +141,10 @@ def annotate(
     if explain and draw is None and out.suffix != ".jsonl":
         raise ParValueError(
             f"explain={explain!r}: relevance is written to .jsonl and to pictures, expected such an output, or draw"
+        )
+    if detector is not None and not isinstance(detector, (str, os.PathLike)):
+        raise ParTypeError(
+            f"detector is {shorten(detector)}, expected the name of a model; Annotator(detector=) takes functions"
         )
     if out.suffix == TABLE_SUFFIX:
         require("pyarrow.parquet", "train")
