@@ -88,7 +88,8 @@ def test_a_run_over_other_images_is_refused_with_the_differences(stopped, folder
 
 
 def test_a_run_with_other_options_or_another_model_is_refused(stopped, folder, model, tmp_path):
-    with pytest.raises(ValueError, match="only_positive was False and is True; sensitive was True and is False; attributes was"):
+    changed = "only_positive was False and is True; sensitive was True and is False; attributes was"
+    with pytest.raises(ValueError, match=changed):
         run(folder, stopped, model, only_positive=True, sensitive=False)
     save_model(tmp_path / "other", seed=5)
     with pytest.raises(ValueError, match="the model differs"):
