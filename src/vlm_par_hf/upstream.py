@@ -8,17 +8,20 @@ Letters: B people, N patches, K additional tokens, Z texts, L positions of a tex
 space in which pictures and texts are compared, H heads.
 """
 
+import functools
 import logging
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
+import transformers.pipelines
 from torch import nn
 from torch.nn import functional as F
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.configuration_utils import SubConfigSpec
 from transformers.image_utils import SizeDict
@@ -46,11 +49,13 @@ __all__ = [
     "collect_load_report",
     "hide_default_messages",
     "hide_progress_bar",
+    "infer_task",
     "init",
     "is_task_registered",
     "naflex_embeddings",
     "naflex_image_size",
     "refuse_auto_class",
+    "refuse_other_tasks",
     "register_task",
     "saves_adapter_alone",
 ]
@@ -194,6 +199,48 @@ def register_task(task: str, pipeline_class: type, *, model_class: type, default
         default={"model": (default_model, None)},
         type="image",
     )
+
+
+def infer_task(task: str, model_types: Iterable[str]) -> None:
+    """Has `transformers.pipeline(model=...)`, without a task, make the pipeline of `task` for folders of our models.
+
+    transformers asks the Hub for the task of a repository, and knows none of a folder.
+
+    Args:
+        task: as registered.
+        model_types: as in their config.json.
+    """
+    ask_hub = transformers.pipelines.get_task
+
+    @functools.wraps(ask_hub)
+    def get_task(model: str, *args: Any, **kwargs: Any) -> str:
+        if Path(model).is_dir():
+            config, _ = PreTrainedConfig.get_config_dict(model)
+            if config.get("model_type") in model_types:
+                return task
+        return ask_hub(model, *args, **kwargs)
+
+    transformers.pipelines.get_task = get_task
+
+
+def refuse_other_tasks(model_types: Iterable[str], error: Exception) -> None:
+    """Has pipelines that check the class of their model raise an error for our models.
+
+    transformers only logs that the model is not supported, and then takes its output for that of another kind.
+
+    Args:
+        model_types: as in their configuration.
+        error: raised when such a pipeline is made.
+    """
+    only_log = transformers.Pipeline.check_model_type
+
+    @functools.wraps(only_log)
+    def check_model_type(self: transformers.Pipeline, supported_models: Any) -> None:
+        if self.model.config.model_type in model_types:
+            raise error
+        only_log(self, supported_models)
+
+    transformers.Pipeline.check_model_type = check_model_type
 
 
 # Images

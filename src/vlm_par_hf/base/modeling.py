@@ -63,8 +63,9 @@ class ParPreTrainedModel(PushToHub, TransformersModel):
     | `supports_features` | `get_image_features(**inputs)` -> `ParImageFeatures`; `forward` and `explain` take its
       `as_inputs()` in place of pixels, and `vision_tower` is the module that computes them |
     | `supports_explain` | `explain(attribute=None, **inputs)` -> float32 `(B, A, N)`, the relevance of each patch |
-    | `supports_attributes` | attributes named at call time: `encode_attributes(attributes, processor)`, whose result
-      `forward` and `explain` take as `attributes=`; `set_attributes(attributes, processor)` |
+    | `supports_attributes` | attributes described in words at call time: `encode_attributes(attributes, processor)`,
+      whose result has `schema` and `explained` (the names that `explain` has a relevance for), and which `forward`
+      and `explain` take as `attributes=` |
     | `supports_fold` | `fold()` -> a model with the same answers that holds only what inference needs |
     | `supports_decisions` | `fit_decisions(logits, labels)`, to be called with the validation split |
     | `supports_pooled_statistics` | `fit_pooled_statistics(batches)`, to be called with training images |
@@ -109,6 +110,19 @@ class ParPreTrainedModel(PushToHub, TransformersModel):
     def starts_from_zero_shot(self) -> bool:
         """Whether a fresh model can start from the backbone's zero-shot answers, calibrated on training images."""
         return False
+
+    @property
+    def why_no_texts(self) -> str:
+        """Why this model cannot read attributes in words, and which one can: the end of a message."""
+        return (
+            f"{type(self).__name__} knows only those that it was trained on; expected a model that recognises "
+            "attributes by their text, such as FocusParModel"
+        )
+
+    @property
+    def text_subject(self) -> str:
+        """The beginning of the sentences that are made from attributes in words."""
+        return self.schema.usual_subject()
 
     # Loss
 

@@ -50,6 +50,7 @@ from vlm_par_hf.base.modeling import ExchangedAttributes
 from vlm_par_hf.base.numerics import NO_LABEL_LOGIT, no_autocast, wide
 from vlm_par_hf.base.outputs import ParOutput
 from vlm_par_hf.errors import ParValueError
+from vlm_par_hf.labels.asking import read_asked
 from vlm_par_hf.labels.schema import AttributeSchema
 from vlm_par_hf.upstream import TOWERS, init
 
@@ -199,6 +200,10 @@ class FocusParModel(FocusParPreTrainedModel):
 
     # Texts
 
+    @property
+    def text_subject(self) -> str:
+        return self.config.text_subject
+
     def _prepare_texts(self, processor: FocusParProcessor | None) -> None:
         if processor is not None:
             self._processor = processor
@@ -288,15 +293,15 @@ class FocusParModel(FocusParPreTrainedModel):
         """Encodes the texts of any label space, for `forward(attributes=...)`. The last 16 results are cached.
 
         Args:
-            attributes: what `AttributeSchema.from_texts` takes: `["wearing a red scarf", ["a backpack", "no bag"]]`,
-                attributes, or a schema.
+            attributes: names of the model's own attributes and what `AttributeSchema.from_texts` takes: `["Hat",
+                "wearing a red scarf", ["a backpack", "no bag"]]`; or a schema.
             processor: the model's processor; None: the one that the model was built with, or that of the folder or
                 repository that it was loaded from.
 
         Raises:
             ValueError, TypeError: no attribute, an attribute twice, a text that is too long, or no processor.
         """
-        schema = AttributeSchema.from_texts(attributes, subject=self.config.text_subject)
+        schema = read_asked(attributes, self.schema, subject=self.text_subject).schema
 
         def build_table() -> TextTable:
             ids = self.texts.tokenize(schema, processor or self._own_processor())

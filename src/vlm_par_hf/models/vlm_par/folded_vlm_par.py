@@ -73,6 +73,10 @@ class FoldedVlmParModel(VlmParForward, ParPreTrainedModel):
         return copy.deepcopy(self)
 
     @property
+    def why_no_texts(self) -> str:
+        return "a folded model has no text tower, so it cannot read others in words: ask the model that was folded"
+
+    @property
     def vision_tower(self) -> nn.Module:
         return self.vision_model
 

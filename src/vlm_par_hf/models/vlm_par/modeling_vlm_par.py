@@ -32,10 +32,11 @@ from vlm_par_hf.base.decisions import fit_decisions
 from vlm_par_hf.base.modeling import ExchangedAttributes, evaluation_mode
 from vlm_par_hf.base.numerics import no_autocast, wide
 from vlm_par_hf.errors import ParValueError
+from vlm_par_hf.labels.asking import read_asked
 from vlm_par_hf.labels.schema import UNKNOWN_LABEL, AttributeSchema, check_label_range
 from vlm_par_hf.upstream import TOWERS, Towers, init
 
-from .answering_vlm_par import IMAGE_INPUTS, VlmParForward
+from .answering_vlm_par import IMAGE_INPUTS, AskedAttributes, VlmParForward
 from .configuration_vlm_par import VlmParConfig
 from .folded_vlm_par import FoldedVlmParModel, fold_vlm_par
 from .heads_vlm_par import AttributeHeads
@@ -294,6 +295,47 @@ class VlmParModel(VlmParPreTrainedModel):
 
     def _compute_constants(self) -> dict[str, torch.Tensor]:
         return self.attribute_heads.compute_constants(**self._text_tensors())
+
+    @property
+    def supports_attributes(self) -> bool:
+        """Whether pictures are compared with prompts, so that attributes can be described in words."""
+        return self.config.alignment == "logit"
+
+    @property
+    def why_no_texts(self) -> str:
+        return 'this model compares no picture with prompts (alignment="none"); one with alignment="logit" does'
+
+    @torch.no_grad()
+    def encode_attributes(self, attributes: Any, processor: VlmParProcessor | None = None) -> AskedAttributes:
+        """Encodes any label space, for `forward(attributes=...)`.
+
+        An attribute of the model is answered by its head. Any other is answered by its prompts alone, as the backbone
+        does it without training (zero-shot): such answers rank people, and their probabilities are not calibrated.
+
+        Args:
+            attributes: a list of the model's own names and of what `AttributeSchema.from_texts` takes, or a schema.
+            processor: tokenizes the texts; needed only if there are any.
+
+        Raises:
+            ValueError, TypeError: no attribute, an attribute twice; or there are texts, and `config.alignment` is
+                "none", or there is no processor.
+        """
+        asked = read_asked(attributes, self.schema, subject=self.text_subject)
+        E = self.config.vlm_config.text_config.projection_size
+        prompts = torch.zeros(len(asked.schema), asked.schema.max_labels, E, device=self.device)
+        if asked.texts:
+            texts = f"attributes describes {asked.texts[0]!r} in words, but "
+            if not self.supports_attributes:
+                raise ParValueError(texts + self.why_no_texts)
+            if processor is None:
+                raise ParValueError(f"{texts}processor is None: expected the model's processor")
+            limit = self.config.vlm_config.text_config.max_position_embeddings
+            for row, (one, place) in enumerate(zip(asked.schema, asked.places)):
+                if place is None:
+                    pooled = wide(self._encode_text(processor.encode_texts(one.prompts, limit))[1])
+                    prompts[row, : one.num_labels] = F.normalize(pooled, dim=-1)
+            prompts = prompts * wide(self.vlm.logit_scale).exp()
+        return AskedAttributes(asked.schema, asked.places, prompts)
 
     @torch.no_grad()
     def exchange_attributes(self, attributes: Any, processor: VlmParProcessor) -> ExchangedAttributes:
