@@ -162,7 +162,7 @@ class VlmParForward:
             self._guard_padding(output.logits)
         return ParOutput(
             loss=loss,
-            logits=output.logits,
+            logits=self._calibrated(output.logits),
             image_embeds=image_embeds,
             attentions=output.attentions,
             hidden_states=features.hidden_states,
