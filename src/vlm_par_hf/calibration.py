@@ -33,6 +33,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -472,14 +473,22 @@ class _Problem:
         right, predicted, true, counts = self.instance_parts(cuts, biases)
         return _harmonic(_ratio(right, predicted)[counts].mean(), _ratio(right, true)[counts].mean())
 
-    def label_f1(self, cuts, biases) -> float:
-        """Mean over attributes, of which a positive is known, of the F1 of yes, or of the labels that occur."""
+    def label_f1(self, cuts, biases, *, frequent: bool = False) -> float:
+        """Mean over attributes, of which a positive is known, of the F1 of yes, or of the labels that occur.
+
+        Args:
+            cuts, biases: per attribute.
+            frequent: leave out attributes with too few examples for a threshold of their own, if others remain: a few
+                pictures would decide as much as hundreds.
+        """
+        enough = np.array([own_weight(sorted(count)[-2:]) > 0 for count in self.counts])
+        chosen = enough if frequent and enough.any() else np.ones(len(enough), bool)
         yes = (self.scores > cuts) & self.known
         true = (self.truth & self.known).sum(0)
-        values = list(_ratio(2 * (yes & self.truth).sum(0), yes.sum(0) + true)[true > 0])
-        for logs, classes, bias in zip(self.logs, self.classes, biases):
+        values = list(_ratio(2 * (yes & self.truth).sum(0), yes.sum(0) + true)[(true > 0) & chosen[self.binary]])
+        for a, logs, classes, bias in zip(self.several, self.logs, self.classes, biases):
             known = classes >= 0
-            if known.any():
+            if chosen[a] and known.any():
                 values.append(_macro_f1((logs[known] + bias).argmax(-1), classes[known], logs.shape[1]))
         return float(np.mean(values)) if values else 0.0
 
@@ -545,7 +554,7 @@ def _fit_points(objective: str, problem: _Problem, costs) -> tuple[dict[int, Any
 
 def _fit_pooled_points(problem: _Problem, objective: str) -> tuple[np.ndarray, list[np.ndarray]]:
     """The best `s` and `c` of the pooled rule: one after the other, three times."""
-    measure = problem.instance_f1 if objective == "instance_f1" else problem.label_f1
+    measure = problem.instance_f1 if objective == "instance_f1" else partial(problem.label_f1, frequent=True)
 
     def best(values, score):
         found = [score(one) for one in values]
