@@ -3,10 +3,10 @@
     PAR_DATA=... python benchmarks/decisions.py --work DIR              # trains what DIR does not hold, as quality.py
     PAR_DATA=... python benchmarks/decisions.py --work DIR --sets real  # one set; other results are kept
 
-Heads and features are those of quality.py with the same `--work`: real crops in five folds without a common person, and
-rendered people that backbone and heads never saw. Nothing is fitted on a test part. Calibration, thresholds, biases and
-sets of answers are fitted on the validation part of each fold (`vlm_par_hf.calibration.fit`), which also chose epoch
-and learning rate.
+Heads and features are those of quality.py with the same `--work`: real crops in five folds without a common person,
+and rendered people that backbone and heads never saw. Nothing is fitted on a test part. Calibration, thresholds,
+biases and sets of answers are fitted on the validation part of each fold (`vlm_par_hf.calibration.fit`), which also
+chose epoch and learning rate.
 
 - `ece`, `brier`: over all attributes, 15 bins of equally many answers; "before" is the softmax of the logits;
 - `mA`: over the scored attributes; `f1`: instance F1 (harmonic) over all; at 0.5 without calibration, and fitted;
@@ -117,22 +117,30 @@ def interval(values: np.ndarray) -> dict[str, float]:
     return {"value": float(values[0]), "low": float(low), "high": float(high)}
 
 
-def wide_coverage(validation, truth, test, labels, schema, number: int) -> dict[str, Any]:
-    """Coverage of labels with at least `MANY` calibration examples, when `number` test pictures also calibrate."""
-    decisions = fit(
-        np.concatenate([validation, test[:number]]), np.concatenate([truth, labels[:number]]), schema,
-        objectives=OBJECTIVES,
-    )  # fmt: skip
-    sets, _ = decisions.answer_sets(decisions.calibrate(test[number:], schema), schema, LEVEL)
-    rows = set_coverage(sets, labels[number:], schema)
+def first_persons(persons: np.ndarray | None, total: int, number: int) -> np.ndarray:
+    """The pictures of the first persons, about `number` of `total`: bool `(total,)`."""
+    if persons is None:
+        return np.arange(total) < number
+    _, first, index = np.unique(persons, return_index=True, return_inverse=True)
+    return first[index] < number
+
+
+def wide_coverage(validation, truth, test, labels, schema, inside: np.ndarray) -> dict[str, Any]:
+    """Coverage of labels with at least `MANY` calibration examples on other test pictures, when those `inside` also
+    calibrate."""
+    logits, known = np.concatenate([validation, test[inside]]), np.concatenate([truth, labels[inside]])
+    decisions = fit(logits, known, schema, objectives=OBJECTIVES)
+    test, labels = test[~inside], labels[~inside]
+    sets, _ = decisions.answer_sets(decisions.calibrate(test, schema), schema, LEVEL)
+    rows = set_coverage(sets, labels, schema)
     found, counts = [], []
     for one, row in zip(schema, rows):
         for k, coverage in enumerate(row["by_label"]):
             if decisions.of(one).examples[k] >= MANY:
                 found.append(coverage)
-                counts.append(int((labels[number:, schema.index(one.name)] == k).sum()))
+                counts.append(int((labels[:, schema.index(one.name)] == k).sum()))
     return {
-        "pictures": number + len(validation),
+        "pictures": len(logits),
         "labels": len(found),
         "coverage": float(np.average(found, weights=counts)) if found else None,
         "lowest": min(found, default=None),
@@ -164,8 +172,9 @@ def measure_set(name: str, args) -> dict[str, Any]:
             recalls[method] = row.pop("recalls")["mA_fitted"]
             row["label"] = METHODS[method].label
             row["validation_auc"] = float(np.mean([one[SELECT] for one in result["notes"]]))
-            if args.wide and persons is None and len(parts) == 1:
-                row["wide"] = wide_coverage(result["validation"][0], truths[0], logits[0], labels, schema, args.wide)
+            if args.wide and len(parts) == 1:
+                inside = first_persons(persons, len(labels), args.wide)
+                row["wide"] = wide_coverage(result["validation"][0], truths[0], logits[0], labels, schema, inside)
             rows[method] = row
             logger.info("%s %s %s: mA %.2f", name, weighting, method, 100 * row["mA_fitted"]["value"])
         probes = [one for one in PROBES if one in rows]

@@ -1,10 +1,10 @@
-"""The measured parts of docs/speed.md and docs/quality.md, written from the results of the benchmarks.
+"""The measured parts of docs/speed.md, docs/quality.md and docs/decisions.md, written from results of the benchmarks.
 
-    python benchmarks/pages.py      # writes both from benchmarks/results/, measures nothing
+    python benchmarks/pages.py      # writes all from benchmarks/results/, measures nothing
 
-`speed.py` and `quality.py` do the same for their own page after writing results to `benchmarks/results/`. The text
-depends on the results alone and stands between `<!-- NAME:begin -->` and `<!-- NAME:end -->`. The rest of a page is
-written by hand, also what the numbers mean: read it again when they change.
+`speed.py`, `quality.py` and `decisions.py` do the same for their own page after writing results to
+`benchmarks/results/`. The text depends on the results alone and stands between `<!-- NAME:begin -->` and
+`<!-- NAME:end -->`. The rest of a page is written by hand, also what the numbers mean: read it again when they change.
 """
 
 import json
@@ -213,9 +213,100 @@ def _quality_row(row: dict) -> list[str]:
     ]  # fmt: skip
 
 
+# Decisions
+
+
+def decisions_text(result: dict) -> str:
+    """The text from the content of decisions.json: `sets` by name."""
+    if not result["sets"]:
+        return "Nothing is measured yet."
+    text = []
+    for part in result["sets"].values():
+        split = f"{part['folds']} folds without a common person" if part["folds"] > 1 else "one split"
+        text += [
+            f"### {part['title']}",
+            paragraph(
+                f"{split}, fitted on {min(part['fitted_on']):,} validation pictures each time, {part['tested']:,} "
+                f"tested, {part['scored']} attributes scored by mA. Measured with `{part['command']}` on "
+                f"{part['machine']}."
+            ),
+            markdown_table(
+                [
+                    "class weights", "method", "ECE", "Brier", "mA at 0.5", "one shift", "mA, fitted", "difference",
+                    "F1 at 0.5", "F1, fitted", "AURC", "coverage", "unsure",
+                ],
+                [
+                    _decisions_row(weighting, row)
+                    for weighting, recipe in part["recipes"].items()
+                    for row in recipe["methods"].values()
+                ],
+            ),
+        ]  # fmt: skip
+        beside = [
+            f"{_percents(row['mA_fitted']['to_probe'], signed=True)} with `{weighting}`"
+            for weighting, recipe in part["recipes"].items()
+            for row in recipe["methods"].values()
+            if "to_probe" in row["mA_fitted"]
+        ]
+        if beside:
+            text.append(
+                paragraph(
+                    "Fitted mA of VLM-PAR less that of the probe with the best validation AUC: "
+                    + "; ".join(beside)
+                    + "."
+                )
+            )
+        wide = [
+            row["wide"] for recipe in part["recipes"].values() for row in recipe["methods"].values() if "wide" in row
+        ]
+        wide = [one for one in wide if one["labels"]]
+        if wide:
+            shares = [one["coverage"] for one in wide]
+            lowest, highest = min(one["lowest"] for one in wide), max(one["highest"] for one in wide)
+            text.append(
+                paragraph(
+                    f"With {wide[0]['pictures']:,} pictures to fit on, the {wide[0]['labels']} labels that have 1,000 "
+                    f"examples are covered in {100 * min(shares):.1f} to {100 * max(shares):.1f} % of the other "
+                    f"pictures, depending on weights and method; a single label in {100 * lowest:.1f} to "
+                    f"{100 * highest:.1f} %."
+                )
+            )
+    text.append(
+        paragraph(
+            "ECE and Brier: before -> after. *One shift* is what [quality.md](quality.md) calls fitted. *Difference* "
+            "is that of the fitted mA to that at 0.5; brackets are 95 % intervals over persons. F1 is instance F1. "
+            "*Coverage* is how often the set of answers for 90 % holds the right one, *unsure* the share of sets with "
+            "more than one answer. All numbers: [decisions.json](../benchmarks/results/decisions.json)."
+        )
+    )
+    return "\n\n".join(text)
+
+
+def _decisions_row(weighting: str, row: dict) -> list[str]:
+    return [
+        f"`{weighting}`",
+        row["label"],
+        f"{row['ece_before']:.3f} -> {row['ece_after']:.3f}",
+        f"{row['brier_before']:.3f} -> {row['brier_after']:.3f}",
+        *(f"{100 * row[name]['value']:.1f}" for name in ("mA", "mA_shift", "mA_fitted")),
+        _percents(row["mA_fitted"]["difference"], signed=True),
+        f"{100 * row['f1']:.1f}",
+        f"{100 * row['f1_fitted']:.1f}",
+        f"{row['aurc']:.3f}",
+        f"{100 * row['coverage']:.1f}",
+        f"{100 * row['unsure']:.0f}",
+    ]
+
+
+def _percents(found: dict[str, float], *, signed: bool) -> str:
+    sign = "+" if signed else ""
+    value, low, high = (f"{100 * found[name]:{sign}.1f}" for name in ("value", "low", "high"))
+    return f"{value} [{low}, {high}]"
+
+
 # Pages
 
-TEXTS = {"speed": speed_text, "quality": quality_text}
+TEXTS = {"speed": speed_text, "quality": quality_text, "decisions": decisions_text}
 
 
 def measured_part(page: str, name: str) -> tuple[int, int]:

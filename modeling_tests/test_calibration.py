@@ -57,8 +57,7 @@ def test_newton_is_at_the_minimum():
 
     def loss(theta):
         total = sum(
-            ((v - s) / d) ** 2 / 2
-            for v, s, d in zip(theta, start, [0.3 * 0.6, *[calibration.OFFSET_SPREAD] * K])
+            ((v - s) / d) ** 2 / 2 for v, s, d in zip(theta, start, [0.3 * 0.6, *[calibration.OFFSET_SPREAD] * K])
         )
         for row, label in zip(logits[:, a, :K], labels[:, a]):
             scores = [theta[0] * z + o for z, o in zip(row, theta[1:])]

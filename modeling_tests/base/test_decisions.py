@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from modeling_tests.tiny import tiny_schema
 from modeling_tests.labels.test_decisions import SCHEMA as KWAY
 from modeling_tests.labels.test_decisions import random_logits, some_decisions
+from modeling_tests.tiny import tiny_schema
 from vlm_par_hf.base.decisions import Calibration, decide, fit_decisions, label_probabilities, transfer_decisions
 from vlm_par_hf.labels import decisions as numpy_decisions
 from vlm_par_hf.labels.schema import AttributeSchema
