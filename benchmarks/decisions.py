@@ -12,7 +12,9 @@ chose epoch and learning rate.
 - `mA`: over the scored attributes; `f1`: instance F1 (harmonic) over all; at 0.5 without calibration, and fitted;
   `mA_shift` is what quality.py calls fitted, one number for all attributes;
 - `aurc`: mean over attributes of the risk at all coverages, by the probability of the answer;
-- `coverage`: how often sets for 0.9 hold the right answer; `unsure`: the share of sets with several answers.
+- `coverage`: how often sets for 0.9 hold the right answer; `coverage_exact`: the same before empty sets are filled
+  with the most probable label, which is what conformal prediction promises; `unsure`: the share of sets with several
+  answers.
 
 Intervals are 95 %, over persons, and paired. With `--wide N`, N test pictures of rendered people also serve to fit, so
 that frequent labels have 1,000 examples; coverage by label is then measured on the other test pictures.
@@ -62,15 +64,16 @@ def apply_to_parts(validations, tests, truths, schema) -> dict[str, Any]:
         validations, tests: logits of each part; truths: labels of each validation.
 
     Returns:
-        `before` and `after`, probabilities; `answers` by objective; `sets`.
+        `before` and `after`, probabilities; answers by objective; `sets`, and `exact_sets`, which may be empty.
     """
-    pieces: dict[str, list] = {name: [] for name in ("before", "after", "sets", *OBJECTIVES)}
+    pieces: dict[str, list] = {name: [] for name in ("before", "after", "sets", "exact_sets", *OBJECTIVES)}
     for validation, test, truth in zip(validations, tests, truths, strict=True):
         decisions = fit(validation, truth, schema, objectives=OBJECTIVES)
         p = decisions.calibrate(test, schema)
         pieces["before"].append(label_softmax(test, schema))
         pieces["after"].append(p)
         pieces["sets"].append(decisions.answer_sets(p, schema, LEVEL)[0])
+        pieces["exact_sets"].append(decisions.answer_sets(p, schema, LEVEL, allow_empty=True)[0])
         for name in OBJECTIVES:
             settled, biases = decisions.settle(schema, name), decisions.bias_table(schema, name)
             pieces[name].append(decide(p, settled, None, biases))
@@ -104,10 +107,11 @@ def measure(found: dict[str, np.ndarray], shifted: np.ndarray, labels: np.ndarra
         sure = np.take_along_axis(found["after"][known, a], answers[known, a, None], 1)[:, 0]
         risks.append(area_under_risk_coverage(sure, answers[known, a] == labels[known, a]))
     numbers["aurc"] = float(np.mean(risks))
-    rows = set_coverage(found["sets"], labels, schema)
-    known = np.array([row["known"] for row in rows])
-    numbers["coverage"] = float(np.average([row["coverage"] for row in rows], weights=known))
-    numbers["unsure"] = 1 - float(np.average([row["single"] for row in rows], weights=known))
+    for name, kind in (("coverage", "sets"), ("coverage_exact", "exact_sets")):
+        rows = set_coverage(found[kind], labels, schema)
+        known = np.array([row["known"] for row in rows])
+        numbers[name] = float(np.average([row["coverage"] for row in rows], weights=known))
+    numbers["unsure"] = float((found["sets"].sum(-1) > 1)[labels >= 0].mean())
     numbers["recalls"] = recalls
     return numbers
 
@@ -126,12 +130,12 @@ def first_persons(persons: np.ndarray | None, total: int, number: int) -> np.nda
 
 
 def wide_coverage(validation, truth, test, labels, schema, inside: np.ndarray) -> dict[str, Any]:
-    """Coverage of labels with at least `MANY` calibration examples on other test pictures, when those `inside` also
-    calibrate."""
+    """Exact coverage of labels with at least `MANY` calibration examples on other test pictures, when those `inside`
+    also calibrate."""
     logits, known = np.concatenate([validation, test[inside]]), np.concatenate([truth, labels[inside]])
     decisions = fit(logits, known, schema, objectives=OBJECTIVES)
     test, labels = test[~inside], labels[~inside]
-    sets, _ = decisions.answer_sets(decisions.calibrate(test, schema), schema, LEVEL)
+    sets, _ = decisions.answer_sets(decisions.calibrate(test, schema), schema, LEVEL, allow_empty=True)
     rows = set_coverage(sets, labels, schema)
     found, counts = [], []
     for one, row in zip(schema, rows):

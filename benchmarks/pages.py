@@ -233,7 +233,7 @@ def decisions_text(result: dict) -> str:
             markdown_table(
                 [
                     "class weights", "method", "ECE", "Brier", "mA at 0.5", "one shift", "mA, fitted", "difference",
-                    "F1 at 0.5", "F1, fitted", "AURC", "coverage", "unsure",
+                    "F1 at 0.5", "F1, fitted", "AURC", "coverage", "exact", "unsure",
                 ],
                 [
                     _decisions_row(weighting, row)
@@ -266,8 +266,8 @@ def decisions_text(result: dict) -> str:
             text.append(
                 paragraph(
                     f"With {wide[0]['pictures']:,} pictures to fit on, the {wide[0]['labels']} labels that have 1,000 "
-                    f"examples are covered in {100 * min(shares):.1f} to {100 * max(shares):.1f} % of the other "
-                    f"pictures, depending on weights and method; a single label in {100 * lowest:.1f} to "
+                    f"examples are covered exactly in {100 * min(shares):.1f} to {100 * max(shares):.1f} % of the "
+                    f"other pictures, depending on weights and method; a single label in {100 * lowest:.1f} to "
                     f"{100 * highest:.1f} %."
                 )
             )
@@ -275,8 +275,9 @@ def decisions_text(result: dict) -> str:
         paragraph(
             "ECE and Brier: before -> after. *One shift* is what [quality.md](quality.md) calls fitted. *Difference* "
             "is that of the fitted mA to that at 0.5; brackets are 95 % intervals over persons. F1 is instance F1. "
-            "*Coverage* is how often the set of answers for 90 % holds the right one, *unsure* the share of sets with "
-            "more than one answer. All numbers: [decisions.json](../benchmarks/results/decisions.json)."
+            "*Coverage* is how often the set of answers for 90 % holds the right one, *exact* the same before empty "
+            "sets are filled with the most probable label, *unsure* the share of sets with more than one answer. "
+            "All numbers: [decisions.json](../benchmarks/results/decisions.json)."
         )
     )
     return "\n\n".join(text)
@@ -294,6 +295,7 @@ def _decisions_row(weighting: str, row: dict) -> list[str]:
         f"{100 * row['f1_fitted']:.1f}",
         f"{row['aurc']:.3f}",
         f"{100 * row['coverage']:.1f}",
+        f"{100 * row['coverage_exact']:.1f}",
         f"{100 * row['unsure']:.0f}",
     ]
 

@@ -238,6 +238,9 @@ def test_answer_sets_are_the_plain_loop():
     for level, place in ((0.5, 0), (0.7, 1), (0.9, 1)):
         sets, promised = decisions.answer_sets(p, SCHEMA, level)
         assert promised[0].tolist() == [True, False, False, False] and not promised[1:].any()
+        as_they_are = decisions.answer_sets(p, SCHEMA, level, allow_empty=True)[0]
+        assert np.array_equal(as_they_are[as_they_are.any(-1)], sets[as_they_are.any(-1)])
+        assert (~as_they_are.any(-1)).any() == (level == 0.5)
         for row, own in zip(p, sets):
             limits = [decisions.attributes["Hat"].quantiles[k][place] for k in range(2)]
             wanted = [limit is None or 1 - row[0, k] <= limit for k, limit in enumerate(limits)]

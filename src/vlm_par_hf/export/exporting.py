@@ -38,7 +38,7 @@ from .exported import (
     require_silent,
     save_config,
 )
-from .graph import ExportGraph, is_naflex
+from .graph import OUTPUT_NAMES, ExportGraph, is_naflex
 from .parity import NUM_COMPARED, compare_answers, draw_people, prepare_inputs
 from .runtimes import describe_onnx, quantize_onnx, write_onnx, write_openvino
 
@@ -212,7 +212,7 @@ def _write_runtime_files(
     if patch_grid is not None:
         probe = {"pixel_values": probe["pixel_values"]}
     with torch.no_grad():
-        output_names = graph.output_names[: len(graph(**probe))]
+        output_names = list(OUTPUT_NAMES[: len(graph(**probe))])
     onnx_file = folder / MAIN_FILE["onnx"]
     kept = write_onnx(graph, probe, output_names, onnx_file)
     config = ExportedParConfig(

@@ -13,7 +13,9 @@ from vlm_par_hf.labels.decisions import Decisions
 from vlm_par_hf.upstream import NaflexEmbeddings, naflex_embeddings
 
 
-__all__ = ["ExportGraph", "is_naflex"]
+__all__ = ["OUTPUT_NAMES", "ExportGraph", "is_naflex"]
+
+OUTPUT_NAMES = ("logits", "decided", "probabilities", "image_embeds")  # the last one only if the model has it
 
 
 class _AnyGrid(nn.Module):
@@ -58,7 +60,7 @@ class _FixedGrid(nn.Module):
 
 
 class ExportGraph(nn.Module):
-    """The computation that is exported: from pixels to the outputs that `output_names` names.
+    """The computation that is exported: from pixels to the outputs `OUTPUT_NAMES`.
 
     `logits` are those of the heads. `decided` and `probabilities` are the answers and the calibrated probabilities
     under the decisions and thresholds that the model has now, for programs that know nothing of them.
@@ -100,11 +102,6 @@ class ExportGraph(nn.Module):
         decided = decide(probabilities, self.schema, self.decisions)
         found = (outputs.logits, decided, probabilities, outputs.image_embeds)
         return tuple(output for output in found if output is not None)
-
-    @property
-    def output_names(self) -> list[str]:
-        """Of the outputs in their order; the last one is missing if the model has no pooled output."""
-        return ["logits", "decided", "probabilities", "image_embeds"]
 
 
 def is_naflex(model: PreTrainedModel) -> bool:

@@ -422,18 +422,20 @@ class Decisions:
         return probabilities, decide(probabilities, schema, None, self.bias_table(schema))
 
     def answer_sets(
-        self, probabilities: np.ndarray, schema: AttributeSchema, level: float
+        self, probabilities: np.ndarray, schema: AttributeSchema, level: float, *, allow_empty: bool = False
     ) -> tuple[np.ndarray, np.ndarray]:
         """Sets of labels that hold the right one in at least a share `level` of pictures like those fitted on.
 
         Split-conformal sets: a label belongs into the set if its probability is not lower than that of all but a share
         `1 - level` of the fitted pictures of that label (Vovk et al., 2005; Sadinle et al., 2019). A set that would be
-        empty holds the most probable label. An attribute without quantiles has all labels in its sets.
+        empty holds the most probable label, so easy attributes are covered more often than promised. An attribute
+        without quantiles has all labels in its sets.
 
         Args:
             probabilities: calibrated, `(..., A, C)`.
             schema: the label space.
             level: above 0, at most the largest of `levels`; between two of them the higher one is used.
+            allow_empty: leave empty sets as they are.
 
         Returns:
             bool `(..., A, C)`, and bool `(A, C)`: the labels for which the promise holds.
@@ -457,6 +459,8 @@ class Decisions:
                 largest[a, k] = np.inf if row[place] is None else row[place]
             promised[a, : own.num_labels] = own.promised
         sets = (1 - probabilities <= largest + 1e-12) & mask
+        if allow_empty:
+            return sets, promised
         top = np.arange(probabilities.shape[-1]) == probabilities.argmax(-1)[..., None]
         return np.where(sets.any(-1, keepdims=True), sets, top), promised
 
