@@ -148,30 +148,16 @@ def command_of(words: list[str]) -> str:
 
 
 def quality_text(result: dict) -> str:
-    """The text from the content of quality.json: `sets` by name, and `attention_gain` if it was measured."""
+    """The text from the content of quality.json: `sets` by name, `variants` of them and `attention_gain` if they were
+    measured."""
     if not result["sets"]:
         return "Nothing is measured yet."
     text = ["![AUC of linear probes and of VLM-PAR on frozen features](../benchmarks/results/quality.png)"]
     for part in result["sets"].values():
-        pictures, folds = part["pictures"], part["folds"]
-        split = (
-            f"{folds} folds without a common person ({pictures['train']:,} pictures to train on in the first one)"
-            if folds > 1
-            else f"{pictures['train']:,} pictures to train on"
-        )
-        seeds = f"{part['seeds']} seeds" if part["seeds"] > 1 else "one seed"
-        text += [
-            f"### {part['title']}",
-            paragraph(
-                f"{split}, {part['tested']:,} tested, {len(part['scored'])} attributes scored, {seeds}; class weights "
-                f"`{part['recipe']['weighting']}`. Differences are to *{_label(part, part['best_probe'])}*, the probe "
-                f"with the best validation AUC. Measured with `{part['command']}` on {part['machine']}."
-            ),
-            markdown_table(
-                ["method", "AUC", "difference", "AP", "mA at 0.5", "mA, fitted", "F1", "train - validation AUC", "M"],
-                [_quality_row(row) for row in part["methods"].values()],
-            ),
-        ]
+        text += _quality_part(part, part["title"])
+    for variant, parts in result.get("variants", {}).items():
+        for part in parts.values():
+            text += _quality_part(part, f"{part['title']}: {variant}")
     text.append(
         paragraph(
             "Brackets are 95 % intervals over persons. *M* is the number of trained parameters in millions. All "
@@ -189,6 +175,28 @@ def quality_text(result: dict) -> str:
             ),
         ]
     return "\n\n".join(text)
+
+
+def _quality_part(part: dict, title: str) -> list[str]:
+    pictures, folds = part["pictures"], part["folds"]
+    split = (
+        f"{folds} folds without a common person ({pictures['train']:,} pictures to train on in the first one)"
+        if folds > 1
+        else f"{pictures['train']:,} pictures to train on"
+    )
+    seeds = f"{part['seeds']} seeds" if part["seeds"] > 1 else "one seed"
+    return [
+        f"### {title}",
+        paragraph(
+            f"{split}, {part['tested']:,} tested, {len(part['scored'])} attributes scored, {seeds}; class weights "
+            f"`{part['recipe']['weighting']}`. Differences are to *{_label(part, part['best_probe'])}*, the probe "
+            f"with the best validation AUC. Measured with `{part['command']}` on {part['machine']}."
+        ),
+        markdown_table(
+            ["method", "AUC", "difference", "AP", "mA at 0.5", "mA, fitted", "F1", "train - validation AUC", "M"],
+            [_quality_row(row) for row in part["methods"].values()],
+        ),
+    ]
 
 
 def _label(part: dict, method: str | None) -> str:
