@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel
 
-from modeling_tests.labels.test_decisions import SCHEMA, some_decisions
+from modeling_tests.labels.test_decisions import SCHEMA, random_logits, some_decisions
 from modeling_tests.tiny import (
     randomize,
     tiny_focus_model,
@@ -18,7 +18,7 @@ from modeling_tests.tiny import (
     tiny_processor,
     tiny_schema,
 )
-from vlm_par_hf import AttributeSchema
+from vlm_par_hf import AttributeSchema, ParMetrics
 from vlm_par_hf.base.decisions import Calibration, label_probabilities
 from vlm_par_hf.labels.decisions import AttributeDecision, Decisions
 
@@ -71,6 +71,18 @@ def test_answers_follow_thresholds_and_biases():
         assert person["UpperColor"]["score"] == pytest.approx(row[3, best])
     plain = tiny_processor("kway").post_process_attributes(logits, schema)
     assert [one["Hat"] for one in plain] == [one["Hat"] for one in people]
+
+
+def test_metrics_of_calibrated_logits_are_those_of_the_fitted_answers():
+    raw, decisions = random_logits(60), some_decisions()
+    schema = decisions.settle(SCHEMA)
+    labels = np.stack([np.arange(60) % one.num_labels for one in schema], 1)
+    logits = Calibration(decisions, schema)(torch.from_numpy(raw)).numpy()
+    found = ParMetrics(schema, threshold="schema", decisions=decisions.to_dict())((logits, labels))
+    _, answers = decisions.apply(raw, schema)
+    assert found["plain_accuracy"] == pytest.approx((answers == labels).mean())
+    plain = ParMetrics(schema, threshold="schema")((logits, labels))
+    assert plain["plain_accuracy"] != pytest.approx(found["plain_accuracy"])
 
 
 def test_decisions_are_saved_loaded_folded_and_can_be_left_out(tmp_path):

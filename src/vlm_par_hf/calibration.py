@@ -141,7 +141,7 @@ def fit(
             missed[objective] = short
             logger.warning("%s is not reached on these pictures: %s", objective, shorten(short))
     quantiles = _fit_quantiles(probabilities, labels, schema)
-    pooled = [one.name for one, count in zip(schema, counts) if own_weight(count) == 0]
+    pooled = [one.name for one, count in zip(schema, counts) if own_weight(sorted(count)[-2:]) == 0]
     if pooled:
         logger.warning(
             "fewer than %d pictures of a label, so the rule of all attributes together decides: %s",

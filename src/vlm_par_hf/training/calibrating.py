@@ -9,6 +9,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -133,7 +134,14 @@ def calibrate(
                 "shares: fit it on labelled pictures first"
             )
         if images is None:
-            check_schema(facts.schema, space)
+            # Thresholds of the data set's table do not matter: new ones are fitted.
+            check_schema(
+                AttributeSchema(
+                    replace(one, threshold=space[one.name].threshold) if one.name in space else one
+                    for one in facts.schema
+                ),
+                space,
+            )
         model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         model.config.decisions = None  # scores as they are
         try:
