@@ -379,7 +379,8 @@ def _open_openvino(path: Path, precision: str, threads: int):
 
     def run(arrays: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray | None]:
         results = compiled.create_infer_request().infer(arrays)
-        outputs = {output.get_any_name(): value for output, value in results.items()}
+        # A tensor that OpenVINO has merged with another one has the names of both.
+        outputs = {name: value for output, value in results.items() for name in output.get_names()}
         return outputs["logits"], outputs.get("image_embeds")
 
     def shape(value: Any) -> list[int | None]:

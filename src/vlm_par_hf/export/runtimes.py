@@ -13,7 +13,7 @@ import torch
 from vlm_par_hf.utils import require
 
 from .exported import DESCRIPTION, ExportedParConfig, require_silent
-from .graph import OUTPUT_NAMES, ExportGraph
+from .graph import ExportGraph
 
 
 __all__ = ["describe", "describe_onnx", "quantize_onnx", "write_onnx", "write_openvino"]
@@ -134,7 +134,5 @@ def write_openvino(
             subset_size=len(batches),
             ignored_scope=nncf.IgnoredScope(names=sorted(names & set(kept)), validate=False),
         )
-    for output in model.outputs:  # a tensor that OpenVINO has merged with another one has the names of both
-        output.get_tensor().set_names(output.get_names() & set(OUTPUT_NAMES))
     model.set_rt_info(describe(config), [DESCRIPTION])
     openvino.save_model(model, target, compress_to_fp16=False)
