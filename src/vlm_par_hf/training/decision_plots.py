@@ -52,7 +52,7 @@ def plot_reliability(bins: dict[str, list[dict[str, float]]], path: str | Path, 
     Raises:
         ImportError: matplotlib is missing.
     """
-    figure = require("matplotlib.figure", "demo").Figure(figsize=(3.6 * len(bins), 3.9), layout="constrained")
+    figure = require("matplotlib.figure", "demo").Figure(figsize=(3.6 * len(bins), 4.5), layout="constrained")
     panels = figure.subplots(1, len(bins), sharex=True, sharey=True, squeeze=False)[0]
     for axes, (name, found) in zip(panels, bins.items()):
         axes.plot([0, 100], [0, 100], color=_MUTED, linewidth=1)
