@@ -376,8 +376,10 @@ def _markdown(full: dict[str, Any]) -> str:
         lines.append(f"| {markdown_text(name)} | {' | '.join(cells)} |")
     objective = full["objective"]
     lines += [
-        "", "*own* is how much of the threshold is the attribute's own; the rest is the rule of all attributes.", "",
-        "| attribute | rarest label | own | threshold | temperature | mA before | mA |",
+        "",
+        "*own* is how much of a threshold that is searched for is the attribute's own; the rest is the rule of all "
+        "attributes. (Those of mA, accuracy and cost are not searched for: they follow from shares and costs.)",
+        "", "| attribute | rarest label | own | threshold | temperature | mA before | mA |",
         "|---|---|---|---|---|---|---|",
     ]  # fmt: skip
     for row in full["attributes"]:
