@@ -282,6 +282,16 @@ def test_shares_of_unlabelled_pictures_are_found():
         shift_priors(Decisions({}), fresh, SCHEMA)
 
 
+def test_few_pictures_say_little_about_shares(caplog):
+    logits, labels = draw(300)
+    decisions = fit(logits, labels, SCHEMA)
+    caplog.clear()
+    shift_priors(decisions, logits, SCHEMA)
+    assert not caplog.text
+    shift_priors(decisions, logits[:4], SCHEMA)
+    assert "4 pictures say little about shares: expected at least 100" in caplog.text
+
+
 def test_shares_move_isotonic_maps_too():
     logits, labels = draw(2000)
     decisions = fit(logits, labels, SCHEMA, isotonic=True)

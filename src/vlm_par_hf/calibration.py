@@ -65,6 +65,7 @@ HALF_WEIGHT = 50  # examples at which it counts as much as the pooled one
 GAIN_SPREAD, OFFSET_SPREAD = 0.3, 0.5  # of single attributes around the pooled calibration: relative, and in nats
 MIN_ISOTONIC = 50  # examples of a label, for a monotone map
 OWN_SET_EXAMPLES, MIN_SET_EXAMPLES = 100, 20  # of a label: for quantiles of its own; for a promise
+FEW_PICTURES = 100  # for shares without labels
 SHIFTS, CUTS = np.linspace(-0.5, 1.5, 41), np.linspace(-2.0, 2.0, 41)
 NEAR_0 = 1e-6  # thresholds stay so far from 0 and 1
 
@@ -191,8 +192,10 @@ def shift_priors(
         ValueError: wrong shapes, a score that is not finite, or an attribute without fitted shares.
     """
     logits = _check_logits(logits, schema)
+    if len(logits) < FEW_PICTURES:
+        logger.warning("%d pictures say little about shares: expected at least %d", len(logits), FEW_PICTURES)
     probabilities = decisions.calibrate(logits, schema)
-    entries, shares = {}, {}
+    entries = {}
     for a, attribute in enumerate(schema):
         own = decisions.of(attribute)
         if own is None or own.prior is None:
@@ -210,7 +213,6 @@ def shift_priors(
             before, new = new, (answers.sum(0) + old) / (len(p) + 1)
             if np.abs(new - before).max() < 1e-9:
                 break
-        shares[attribute.name] = _floats(new)
         ratio = new / old
         points = dict(own.points)
         if "mA" in points:
