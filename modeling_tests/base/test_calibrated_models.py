@@ -42,7 +42,7 @@ def answers_of(model):
 
 def test_logits_are_calibrated_in_evaluation_and_not_in_training():
     model, raw = calibrated_model()
-    assert [one.threshold for one in model.config.schema][:2] == [0.2, 0.3]
+    assert [one.threshold for one in model.config.schema][:2] == [0.2, 0.35]
     assert torch.equal(answers_of(model), Calibration(some_decisions(), SCHEMA)(raw))
     assert not torch.equal(answers_of(model), raw)
     labels = torch.zeros(3, 5, dtype=torch.int64)
@@ -65,7 +65,7 @@ def test_answers_follow_thresholds_and_biases():
     probabilities = label_probabilities(logits, schema).numpy()
     for person, row in zip(people, probabilities):
         for a, name in enumerate(("Hat", "Backpack")):
-            assert (person[name]["label"] == "yes") == (row[a, 1] > (0.2, 0.3)[a])
+            assert (person[name]["label"] == "yes") == (row[a, 1] > (0.2, 0.35)[a])
         best = np.argmax(np.log(row[3]) + [0.0, 2.0, 0.0, -1.0])
         assert person["UpperColor"]["label"] == schema["UpperColor"].labels[best]
         assert person["UpperColor"]["score"] == pytest.approx(row[3, best])

@@ -157,7 +157,7 @@ def some_decisions():
                 promised=(True, False), prior=(0.8, 0.2), examples=(80, 20),
             ),
             "Backpack": AttributeDecision(
-                2.0, (0.0, -0.5), points={"mA": 0.3, "f1": 0.6},
+                2.0, (0.0, -0.5), points={"mA": 0.35, "f1": 0.6},
                 isotonic=(((0.1, 0.9), (0.2, 0.7)), ((0.1, 0.5, 0.9), (0.3, 0.3, 0.8))),
             ),
             "UpperColor": AttributeDecision(
@@ -195,7 +195,7 @@ def calibrate_by_loop(logits, decisions):
 def test_fitted_decisions_are_the_plain_loop():
     decisions, logits = some_decisions(), random_logits()
     schema = decisions.settle(SCHEMA)
-    assert [one.threshold for one in schema] == [0.2, 0.3, 0.5, 0.5, 0.5]
+    assert [one.threshold for one in schema] == [0.2, 0.35, 0.5, 0.5, 0.5]
     assert [one.threshold for one in decisions.settle(SCHEMA, "f1")] == [0.4, 0.6, 0.5, 0.5, 0.5]
     probabilities, answers = decisions.apply(logits, schema)
     expected = calibrate_by_loop(logits, decisions)
