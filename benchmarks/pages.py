@@ -10,6 +10,7 @@
 import json
 import math
 import re
+import shlex
 import textwrap
 from pathlib import Path
 
@@ -141,7 +142,7 @@ def command_of(words: list[str]) -> str:
     script, *words = words
     folders = {position + 1 for position, word in enumerate(words) if word in ("--work", "--out", "--backbone")}
     shown = ["DIR" if position in folders and "/" in word else word for position, word in enumerate(words)]
-    return " ".join([f"python benchmarks/{Path(script).name}", *shown])
+    return f"python benchmarks/{Path(script).name} {shlex.join(shown)}".rstrip()
 
 
 # Quality
