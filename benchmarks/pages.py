@@ -1,8 +1,8 @@
-"""The measured parts of docs/speed.md, quality.md and training.md, written from the results of the benchmarks.
+"""The measured parts of docs/speed.md, quality.md, decisions.md and training.md, from the results of the benchmarks.
 
     python benchmarks/pages.py      # writes all from benchmarks/results/, measures nothing
 
-`speed.py`, `quality.py` and `fine_tuning.py` do the same for their own page after writing results to
+`speed.py`, `quality.py`, `decisions.py` and `fine_tuning.py` do the same for their own page after writing results to
 `benchmarks/results/`. The text depends on the results alone and stands between `<!-- NAME:begin -->` and
 `<!-- NAME:end -->`. The rest of a page is written by hand, also what the numbers mean: read it again when they change.
 """
@@ -222,7 +222,92 @@ def _quality_row(row: dict) -> list[str]:
     ]  # fmt: skip
 
 
-# Pages
+# Decisions
+
+
+def decisions_text(result: dict) -> str:
+    """The text from the content of decisions.json: `sets` by name."""
+    if not result["sets"]:
+        return "Nothing is measured yet."
+    text = []
+    for part in result["sets"].values():
+        split = f"{part['folds']} folds without a common person" if part["folds"] > 1 else "one split"
+        text += [
+            f"### {part['title']}",
+            paragraph(
+                f"{split}, fitted on {min(part['fitted_on']):,} validation pictures each time, {part['tested']:,} "
+                f"tested, {part['scored']} attributes scored by mA. Measured with `{part['command']}` on "
+                f"{part['machine']}."
+            ),
+            markdown_table(
+                [
+                    "class weights", "method", "ECE", "Brier", "mA at 0.5", "one shift", "mA, fitted", "difference",
+                    "F1 at 0.5", "F1, fitted", "AURC", "coverage", "exact", "unsure",
+                ],
+                [
+                    _decisions_row(weighting, row)
+                    for weighting, recipe in part["recipes"].items()
+                    for row in recipe["methods"].values()
+                ],
+            ),
+        ]  # fmt: skip
+        beside = [
+            f"{_with_interval(row['mA_fitted']['to_probe'], '+')} with `{weighting}`"
+            for weighting, recipe in part["recipes"].items()
+            for row in recipe["methods"].values()
+            if "to_probe" in row["mA_fitted"]
+        ]
+        if beside:
+            text.append(
+                paragraph(
+                    "Fitted mA of VLM-PAR less that of the probe with the best validation AUC: "
+                    + "; ".join(beside)
+                    + "."
+                )
+            )
+        wide = [
+            row["wide"] for recipe in part["recipes"].values() for row in recipe["methods"].values() if "wide" in row
+        ]
+        wide = [one for one in wide if one["labels"]]
+        if wide:
+            shares = [one["coverage"] for one in wide]
+            lowest, highest = min(one["lowest"] for one in wide), max(one["highest"] for one in wide)
+            text.append(
+                paragraph(
+                    f"With {wide[0]['pictures']:,} pictures to fit on, the {wide[0]['labels']} labels that have 1,000 "
+                    f"examples are covered exactly in {100 * min(shares):.1f} to {100 * max(shares):.1f} % of the "
+                    f"other pictures, depending on weights and method; a single label in {100 * lowest:.1f} to "
+                    f"{100 * highest:.1f} %."
+                )
+            )
+    text.append(
+        paragraph(
+            "ECE and Brier: before -> after. *One shift* is what [quality.md](quality.md) calls fitted. *Difference* "
+            "is that of the fitted mA to that at 0.5; brackets are 95 % intervals over persons. F1 is instance F1. "
+            "*Coverage* is how often the set of answers for 90 % holds the right one, *exact* the same before empty "
+            "sets are filled with the most probable label, *unsure* the share of sets with more than one answer. "
+            "All numbers: [decisions.json](../benchmarks/results/decisions.json)."
+        )
+    )
+    return "\n\n".join(text)
+
+
+def _decisions_row(weighting: str, row: dict) -> list[str]:
+    return [
+        f"`{weighting}`",
+        row["label"],
+        f"{row['ece_before']:.3f} -> {row['ece_after']:.3f}",
+        f"{row['brier_before']:.3f} -> {row['brier_after']:.3f}",
+        *(f"{100 * row[name]['value']:.1f}" for name in ("mA", "mA_shift", "mA_fitted")),
+        _with_interval(row["mA_fitted"]["difference"], "+"),
+        f"{100 * row['f1']:.1f}",
+        f"{100 * row['f1_fitted']:.1f}",
+        f"{row['aurc']:.3f}",
+        f"{100 * row['coverage']:.1f}",
+        f"{100 * row['coverage_exact']:.1f}",
+        f"{100 * row['unsure']:.0f}",
+    ]
+
 
 # Fine-tuning
 
@@ -274,8 +359,12 @@ def _with_interval(entry: dict[str, float], sign: str = "") -> str:
     return f"{value} [{low}, {high}]"
 
 
-TEXTS = {"speed": speed_text, "quality": quality_text, "fine_tuning": fine_tuning_text}
-PAGES = {"speed": "speed", "quality": "quality", "fine_tuning": "training"}  # of docs/
+# Pages
+
+TEXTS = {
+    "speed": speed_text, "quality": quality_text, "decisions": decisions_text, "fine_tuning": fine_tuning_text,
+}  # fmt: skip
+PAGES = {"speed": "speed", "quality": "quality", "decisions": "decisions", "fine_tuning": "training"}  # of docs/
 
 
 def measured_part(page: str, name: str) -> tuple[int, int]:

@@ -223,10 +223,14 @@ def untrained(name: str, feature_set: FeatureSet, part: dict[str, Features], rec
 
 
 def results_of(feature_set: FeatureSet, seed: int, names: list[str], recipe: Recipe, work: Path) -> dict[str, Any]:
-    """Trains what `work` does not hold. method -> {"logits", "fitted" (both `(N, A, C)` over all parts), "notes"}."""
+    """Trains what `work` does not hold.
+
+    Returns:
+        method -> {"logits", "fitted" (both `(N, A, C)` over all parts), "validation" (logits of each part), "notes"}.
+    """
     found = {}
     for name in names:
-        pieces = {"logits": [], "fitted": [], "notes": []}
+        pieces = {"logits": [], "fitted": [], "validation": [], "notes": []}
         for number, part in enumerate(feature_set.parts):
             file = work / feature_set.name / f"seed{seed}" / f"part{number}" / f"{name}.npz"
             if not file.is_file():
@@ -248,8 +252,9 @@ def results_of(feature_set: FeatureSet, seed: int, names: list[str], recipe: Rec
             shift = fit_shift(validation, truth, feature_set.schema, feature_set.scored, priors)
             pieces["logits"].append(test)
             pieces["fitted"].append(shifted(test, priors, shift))
+            pieces["validation"].append(validation)
             pieces["notes"].append(notes | {"shift": shift})
-        found[name] = {**{key: np.concatenate(pieces[key]) for key in ("logits", "fitted")}, "notes": pieces["notes"]}
+        found[name] = {**pieces, **{key: np.concatenate(pieces[key]) for key in ("logits", "fitted")}}
     return found
 
 

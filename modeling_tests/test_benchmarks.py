@@ -13,8 +13,11 @@ from datasets import Image as ImageFeature
 from PIL import Image
 
 from modeling_tests.models.vlm_par.test_modeling_vlm_par import features, some_labels
+from modeling_tests.test_calibration import SCHEMA as KWAY
+from modeling_tests.test_calibration import draw
 from modeling_tests.tiny import tiny_model, tiny_schema
 from vlm_par_hf import AttributeSchema, ParMetrics
+from vlm_par_hf.calibration import fit
 from vlm_par_hf.embedded import views
 from vlm_par_hf.metrics.ranking import average_precision, roc_auc
 
@@ -253,3 +256,28 @@ def test_commands_in_results_name_no_folder_of_the_machine():
     expected = "python benchmarks/quality.py --work DIR --sets real --out DIR --backbone DIR"
     assert load("pages").command_of(words) == expected
     assert load("pages").command_of(["quality.py", "--backbone", "embedded"]).endswith("--backbone embedded")
+
+
+def test_decisions_are_fitted_on_the_validation_of_their_part():
+    script, resampling = load("decisions"), load("resampling")
+    parts = [draw(150, seed=seed) for seed in range(4)]  # validation, test, validation, test
+    validations, tests = [parts[0][0], parts[2][0]], [parts[1][0], parts[3][0]]
+    labels = np.concatenate([parts[1][1], parts[3][1]])
+    found = script.apply_to_parts(validations, tests, [parts[0][1], parts[2][1]], KWAY)
+    for number in range(2):
+        decisions = fit(*parts[2 * number], KWAY, objectives=("mA",))
+        wanted = decisions.apply(tests[number], decisions.settle(KWAY))
+        rows = slice(150 * number, 150 * (number + 1))
+        np.testing.assert_allclose(found["after"][rows], wanted[0])
+        assert np.array_equal(found["mA"][rows], wanted[1])
+    assert (found["exact_sets"] <= found["sets"]).all() and found["sets"].any(-1).all()
+    judge = resampling.Judge(KWAY, np.arange(len(KWAY)), labels, None, 5)
+    numbers = script.measure(found, np.concatenate(tests), labels, KWAY, judge)
+    certain = np.eye(4)[found["mA"]]
+    metrics = ParMetrics(KWAY, inputs="probabilities")((certain, labels))
+    assert numbers["mA_fitted"]["value"] == pytest.approx(metrics["mA"])
+    assert numbers["mA_fitted"]["difference"]["value"] == pytest.approx(metrics["mA"] - numbers["mA"]["value"])
+    assert numbers["ece_after"] < numbers["ece_before"] and numbers["coverage"] >= numbers["coverage_exact"]
+    persons = np.array([7, 7, 3, 3, 3, 9])
+    assert script.first_persons(persons, 6, 3).tolist() == [True] * 5 + [False]
+    assert script.first_persons(None, 4, 3).tolist() == [True] * 3 + [False]

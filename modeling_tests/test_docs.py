@@ -198,7 +198,7 @@ def results_of(name):
     return json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text(encoding="utf-8"))
 
 
-@pytest.mark.parametrize("name", ["speed", "quality", "fine_tuning"])
+@pytest.mark.parametrize("name", ["speed", "quality", "decisions", "fine_tuning"])
 def test_measured_text_is_that_of_the_results(name, pages):
     page = PAGES[f"docs/{pages.PAGES[name]}.md"]
     start, end = pages.measured_part(page, name)
@@ -209,7 +209,11 @@ def test_measured_text_without_some_of_the_results(pages):
     parts = {name: part for name, part in results_of("speed").items() if name in ("predict", "growth")}
     text = pages.speed_text(parts)
     assert "model alone" in text and "plain form is" not in text and "float32:" not in text
-    assert pages.quality_text({"sets": {}}) == "Nothing is measured yet."
+    assert pages.quality_text({"sets": {}}) == pages.decisions_text({"sets": {}}) == "Nothing is measured yet."
+    wide = results_of("decisions")["sets"]["rendered"]
+    assert "examples are covered exactly in" in " ".join(pages.decisions_text({"sets": {"rendered": wide}}).split())
+    real = pages.decisions_text({"sets": {"real": results_of("decisions")["sets"]["real"]}})
+    assert "covered exactly" not in real and "5 folds without a common person, fitted on 320" in real
 
 
 def test_measured_text_of_the_quality_benchmark(pages):

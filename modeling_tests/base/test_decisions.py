@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 import torch
 
+from modeling_tests.labels.test_decisions import SCHEMA as KWAY
+from modeling_tests.labels.test_decisions import random_logits, some_decisions
 from modeling_tests.tiny import tiny_schema
-from vlm_par_hf.base.decisions import decide, fit_decisions, label_probabilities, transfer_decisions
+from vlm_par_hf.base.decisions import Calibration, decide, fit_decisions, label_probabilities, transfer_decisions
 from vlm_par_hf.labels import decisions as numpy_decisions
 from vlm_par_hf.labels.schema import AttributeSchema
 
@@ -108,3 +110,16 @@ def test_decisions_of_attributes_that_were_not_fitted():
     half = usual * 0.25 / 2
     expected = torch.tensor([-half, half, -half, half, 0, 0, 0, 10, 11, 12, 2, 3])
     torch.testing.assert_close(moved_offset, expected)
+
+
+def test_calibration_is_that_of_numpy():
+    decisions, logits = some_decisions(), random_logits(300)
+    calibrated = Calibration(decisions, KWAY)(torch.from_numpy(logits).float())
+    assert calibrated.dtype == torch.float32 and torch.isfinite(calibrated).all()
+    assert bool((calibrated[:, ~torch.from_numpy(KWAY.label_mask())] == -1e4).all())
+    probabilities = label_probabilities(calibrated, KWAY)
+    expected, answers = decisions.apply(logits, KWAY)
+    np.testing.assert_allclose(probabilities.numpy(), expected, atol=2e-6)
+    found = decide(torch.from_numpy(expected), KWAY, decisions)
+    assert np.array_equal(found.numpy(), answers)
+    assert not np.array_equal(decide(torch.from_numpy(expected), KWAY).numpy(), answers)

@@ -18,7 +18,8 @@ def _each_model_is_traced_once():
 
     def write_once(graph, probe, output_names, path):
         weights = tuple(float(one.double().sum()) for one in graph.state_dict().values())
-        key = (graph.has_fixed_grid, tuple(probe), *weights)
+        thresholds = tuple(one.threshold for one in graph.schema)
+        key = (graph.has_fixed_grid, tuple(probe), str(graph.decisions), thresholds, *weights)
         if key not in TRACED:
             names = write(graph, probe, output_names, path)
             TRACED[key] = names, path.read_bytes()
@@ -36,12 +37,14 @@ def exported(tmp_path_factory):
     """Per format and kind of tiny model: the model, the record and the folder; written once."""
     done = {}
 
-    def make(to="onnx", kind="kway", precision="float32", patch_grid=None, **config):
+    def make(to="onnx", kind="kway", precision="float32", patch_grid=None, decisions=None, **config):
         if kind == "kway" and patch_grid is None:
             config = {"fusion": "image_to_text", **config}
-        key = (to, kind, precision, patch_grid, *sorted(config.items()))
+        key = (to, kind, precision, patch_grid, str(decisions), *sorted(config.items()))
         if key not in done:
             model = randomize(tiny_model(kind, **config))
+            if decisions is not None:
+                model.config.set_decisions(decisions)
             folder = tmp_path_factory.mktemp("exported") / "model"
             record = export_model(
                 model,

@@ -3,20 +3,24 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModel, AutoProcessor, pipeline
 
 from modeling_tests.exports import difference, noise_images
+from modeling_tests.labels.test_decisions import SCHEMA, some_decisions
 from modeling_tests.tiny import tiny_inputs, tiny_processor
+from vlm_par_hf.base.decisions import decide, label_probabilities
 from vlm_par_hf.export.exported import ExportedParConfig, ExportedParModel
 from vlm_par_hf.export.exporting import export_model
 from vlm_par_hf.labels.schema import AttributeSchema
 from vlm_par_hf.utils import embedded_path
 
 
-for package in ("onnx", "onnxscript", "onnxruntime", "openvino", "nncf"):
+for package in ("onnx", "onnxscript", "nncf"):
     pytest.importorskip(package)
+onnxruntime, openvino = pytest.importorskip("onnxruntime"), pytest.importorskip("openvino")
 
 
 @pytest.mark.parametrize(
@@ -65,6 +69,39 @@ def test_a_fixed_patch_grid_takes_nothing_but_pixels(exported, to):
         assert difference(model, lambda **given: loaded(given["pixel_values"]), inputs) < 1e-4
     with pytest.raises(ValueError, match=r"image 0 has \(4, 3\) patches, expected \(4, 2\), the grid that was"):
         loaded(**tiny_inputs())
+
+
+@pytest.mark.parametrize("to", ["onnx", "openvino"])
+def test_fitted_decisions_are_in_the_file_and_in_the_model(exported, to):
+    """A program without this package reads `decided`; the model itself can be fitted anew without an export."""
+    model, record, folder = exported(to, "kway", decisions=some_decisions())
+    loaded = AutoModel.from_pretrained(folder)
+    assert loaded.config.decisions == model.config.decisions and record["changed_decisions"] == 0
+    inputs = tiny_inputs("kway", 7, seed=4)
+    assert difference(model, loaded, inputs) < 1e-4
+    arrays = {name: value.numpy() for name, value in inputs.items()}
+    if to == "onnx":
+        session = onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
+        found = dict(zip([one.name for one in session.get_outputs()], session.run(None, arrays)))
+        assert list(found) == ["logits", "decided", "probabilities", "image_embeds"]
+    else:
+        compiled = openvino.Core().compile_model(folder / "model.xml", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+        results = compiled(arrays)
+        found = {name: results[name] for name in ("logits", "decided", "probabilities")}
+    with torch.no_grad():
+        logits = model(**inputs).logits
+        model.config.decisions, before = None, model.config.decisions
+        raw = model(**inputs).logits
+        model.config.decisions = before
+        assert difference(model, loaded, inputs) < 1e-4
+    schema = model.config.schema
+    np.testing.assert_allclose(found["logits"], raw, atol=1e-3)
+    np.testing.assert_allclose(found["probabilities"], label_probabilities(logits, schema), atol=1e-5)
+    answers = decide(label_probabilities(logits, schema), schema, some_decisions()).numpy()
+    assert found["decided"].dtype == np.int64 and np.array_equal(found["decided"], answers)
+    assert not np.array_equal(answers, decide(label_probabilities(raw, SCHEMA), SCHEMA).numpy())
+    loaded.config.decisions = None
+    np.testing.assert_allclose(loaded(**inputs).logits, raw, atol=1e-3)
 
 
 @pytest.mark.parametrize("to", ["onnx", "openvino"])

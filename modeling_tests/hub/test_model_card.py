@@ -17,6 +17,7 @@ from vlm_par_hf.hub.model_card import (
     write_card_on_push,
     write_model_card,
 )
+from vlm_par_hf.labels.decisions import AttributeDecision, Decisions
 from vlm_par_hf.labels.tables import get_schema
 from vlm_par_hf.metrics.attributes import METRIC_NAMES, ParMetrics
 from vlm_par_hf.training import evaluate
@@ -151,6 +152,21 @@ def test_a_card_without_results_says_so(checkpoint):
     assert "No results: no evaluation record came with this checkpoint" in card.text
     assert "How this checkpoint was trained is not recorded" in card.text
     assert 'model="organisation/name"' in card.text
+
+
+def test_fitted_decisions_are_told(checkpoint):
+    text = str(build_model_card(checkpoint, []))
+    assert "Scores are not calibrated unless" in text
+    config = json.loads((checkpoint / "config.json").read_text())
+    entry = AttributeDecision(2.0, (0.0, 1.0), points={"mA": 0.2})
+    for record, words in (
+        ({"pictures": 300, "data": {"name": "my *camera*"}}, r"calibrated on 300 pictures of my \\\*camera\\\*, and"),
+        ({"pictures": 9, "priors_only": True}, "calibrated on 9 pictures without labels, under the assumption"),
+    ):
+        config["decisions"] = Decisions({"Hat": entry}, "mA", record=record).to_dict()
+        (checkpoint / "config.json").write_text(json.dumps(config))
+        text = " ".join(str(build_model_card(checkpoint, [])).split())
+        assert re.search(words, text) and "thresholds chosen for `mA`" in text, text
 
 
 def test_a_card_of_another_family(checkpoint):

@@ -17,6 +17,7 @@ from modeling_tests.tiny import (
 )
 from vlm_par_hf.base.decisions import transfer_decisions
 from vlm_par_hf.base.losses import compute_priors
+from vlm_par_hf.labels.decisions import AttributeDecision, Decisions
 from vlm_par_hf.labels.schema import Attribute, AttributeSchema
 from vlm_par_hf.models.focus_par import FocusParConfig, FocusParModel
 from vlm_par_hf.models.focus_par.mix_tokens_focus_par import patch_regions
@@ -33,6 +34,12 @@ def inputs_for(kind, batch=3, seed=0):
 
 def trained_model(kind="naflex", **config):
     return randomize(tiny_focus_model(kind, **config), seed=3)
+
+
+def decisions_of(schema, gains, offsets):
+    return Decisions(
+        {one.name: AttributeDecision(gain, tuple(offset)) for one, gain, offset in zip(schema, gains, offsets)}
+    )
 
 
 # The computation
@@ -322,8 +329,7 @@ def test_attributes_at_call_time():
 
 def test_set_attributes_is_saved_and_keeps_fitted_decisions(tmp_path):
     model, processor, inputs = trained_model(), tiny_focus_processor(), inputs_for("naflex")
-    model.decision_gain.copy_(torch.tensor([2.0, 0.5, 1.0]))
-    model.decision_offset.copy_(torch.tensor([0.0, 1.0, 0.0, 2.0, 0.0, 3.0]))
+    model.config.set_decisions(decisions_of(model.schema, [2.0, 0.5, 1.0], [[0.0, 1.0], [0.0, 2.0], [0.0, 3.0]]))
     new = AttributeSchema([model.schema["Backpack"], *AttributeSchema.from_texts(["a red scarf"])])
     with torch.no_grad():
         before = model(**inputs).logits
@@ -614,7 +620,6 @@ def test_another_label_space_of_the_same_size_has_other_texts():
         for one in other:
             one["prompts"] = [f"{text} in the rain" for text in one["prompts"]]
         model.set_attributes(AttributeSchema(other), processor)
-        model.decision_offset.zero_()  # there may be a -0.0 in it
         found = model(**inputs).logits
         assert not torch.equal(model._own_texts().embeds, before.embeds)
         fresh = copy.deepcopy(model)

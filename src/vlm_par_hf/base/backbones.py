@@ -458,6 +458,11 @@ class BackbonePreTrainedModel(ParPreTrainedModel):
             model._exchange_attributes(wanted, cls.processor_class.from_pretrained(name, **hub))
         return (model, info) if with_info else model
 
+    def _accept_old_tensors(self, heads: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The tensors of a checkpoint of the heads alone without those that only an earlier version had, which a
+        family takes into its configuration."""
+        return heads
+
     @classmethod
     def _creation_hint(cls) -> str:
         return f"; to start from a backbone, call {cls.__name__}.from_backbone(name, attributes=...)"
@@ -502,6 +507,7 @@ class BackbonePreTrainedModel(ParPreTrainedModel):
             for path in find_weights(name, variant=kwargs.get("variant"), **hub):
                 heads.update(load_file(path))
                 check_dtypes(path, model.state_dict())
+        heads = model._accept_old_tensors(heads)
         try:
             result = model.load_state_dict(heads, strict=False)
         except RuntimeError as error:

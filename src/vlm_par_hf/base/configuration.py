@@ -1,7 +1,7 @@
 """What the configurations of all families share: the label space, and for most of them a backbone."""
 
 import copy
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any, ClassVar
 
 import torch
@@ -10,6 +10,7 @@ from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 
 from vlm_par_hf.errors import ParValueError, unreadable
+from vlm_par_hf.labels.decisions import Decisions
 from vlm_par_hf.labels.schema import AttributeSchema
 
 from .adapters import check_lora
@@ -44,16 +45,20 @@ RUNTIME_FIELDS = {
 
 
 class LabelSpaceConfig:
-    """Gives a configuration its label space.
+    """Gives a configuration its label space, and what was fitted for its answers.
 
-    The inheriting class must name this class before `PreTrainedConfig` among its bases, have a field `attributes`, and
-    call `_take_attributes` before `super().__post_init__`.
+    The inheriting class must name this class before `PreTrainedConfig` among its bases, have the fields `attributes`
+    and `decisions`, and call `_take_attributes` before `super().__post_init__`.
+
+    `decisions` is None, or the dict of `Decisions.to_dict`: the model then gives calibrated logits. The thresholds in
+    use are those of the attributes; `set_decisions` sets both.
     """
 
     attributes: Any
+    decisions: Any
 
     # Fields that may differ from the saved ones when a checkpoint is loaded. All others say what its weights mean.
-    free_at_load: ClassVar[tuple[str, ...]] = ("loss", "backbone_name", "backbone_revision")
+    free_at_load: ClassVar[tuple[str, ...]] = ("loss", "backbone_name", "backbone_revision", "decisions")
 
     @classmethod
     def own_fields(cls) -> list[str]:
@@ -88,8 +93,34 @@ class LabelSpaceConfig:
         self.id2label = dict(enumerate(schema.names))
         self.label2id = {name: index for index, name in enumerate(schema.names)}
 
+    def set_decisions(self, decisions: Decisions | None, objective: str | None = None) -> None:
+        """Sets `decisions`, and with it the thresholds of the attributes.
+
+        Args:
+            decisions: what `vlm_par_hf.calibration.fit` returned; None: none, the thresholds stay.
+            objective: one of its objectives, to be used from now on; None: the one that it names.
+
+        Raises:
+            KeyError: the objective was not fitted.
+        """
+        if decisions is None:
+            self.decisions = None
+            return
+        schema = decisions.settle(self.schema, objective)
+        self.set_schema(schema)
+        self.decisions = replace(decisions, objective=objective or decisions.objective).to_dict()
+
+    def keep_decisions_of(self, old: AttributeSchema, new: AttributeSchema) -> None:
+        """Removes from `decisions` what belongs to attributes that have other labels in `new` than in `old`, or are
+        missing in one of them."""
+        if self.decisions is not None:
+            same = [one for one in new if one.name in old and old[one.name].labels == one.labels]
+            found = Decisions.from_dict(self.decisions)
+            kept = {one.name: found.of(one) for one in same if found.of(one) is not None}
+            self.decisions = replace(found, attributes=kept).to_dict() if kept else None
+
     def _take_attributes(self, kwargs: dict[str, Any]) -> AttributeSchema | None:
-        """Turns `attributes` into plain JSON and sets `id2label` and `label2id` from it.
+        """Turns `attributes` and `decisions` into plain JSON and sets `id2label` and `label2id`.
 
         Args:
             kwargs: of `__post_init__`. `num_labels`, `id2label` and `label2id` are removed from it: they could
@@ -99,8 +130,11 @@ class LabelSpaceConfig:
             The label space; None if `attributes` is None.
 
         Raises:
-            ValueError, TypeError: as for `AttributeSchema`.
+            ValueError, TypeError: as for `AttributeSchema` and `Decisions.from_dict`.
         """
+        if self.decisions is not None:
+            given = self.decisions
+            self.decisions = (given if isinstance(given, Decisions) else Decisions.from_dict(given)).to_dict()
         if self.attributes is None:
             return None
         schema = AttributeSchema(self.attributes)
@@ -254,6 +288,7 @@ class BackboneConfig(LabelSpaceConfig, PreTrainedConfig):
     # In this order: refusing a dict would print the object, and transformers would warn of its own defaults.
     vlm_config: PreTrainedConfig | dict | None = None
     attributes: Any = None
+    decisions: Any = None
     attention_dropout: float | int = 0.0
     freeze_backbone: bool = True
     backbone_name: str | None = None

@@ -1,4 +1,4 @@
-"""From scores to answers in torch, and gains and offsets of the scores that are fitted on the validation split.
+"""From scores to answers in torch, and gains and offsets of similarities that are fitted on the validation split.
 
 `decide` follows the same rule as `vlm_par_hf.labels.decisions.decide`, which metrics and processor use; a test
 compares the two.
@@ -12,12 +12,52 @@ import torch
 from torch.nn import functional as F
 
 from vlm_par_hf.errors import ParValueError
+from vlm_par_hf.labels.decisions import SMALLEST_PROBABILITY, Decisions
 from vlm_par_hf.labels.schema import UNKNOWN_LABEL, AttributeSchema
 
 from .priors import compute_class_weights, compute_priors
 
 
-__all__ = ["check_scores", "decide", "fit_decisions", "label_probabilities", "transfer_decisions"]
+__all__ = ["Calibration", "check_scores", "decide", "fit_decisions", "label_probabilities", "transfer_decisions"]
+
+
+class Calibration:
+    """The calibration of `Decisions` in torch: `Calibration(decisions, schema, device)(logits)`.
+
+    Attributes:
+        gain: float32 `(A,)`; offset: float32 `(A, C)`.
+    """
+
+    def __init__(self, decisions: Decisions, schema: AttributeSchema, device: torch.device | str = "cpu") -> None:
+        tables = decisions.tables(schema)
+
+        def tensor(array: np.ndarray) -> torch.Tensor:
+            return torch.tensor(array, dtype=torch.float32, device=device)
+
+        self.schema = schema
+        self.mask = torch.from_numpy(schema.label_mask()).to(device)
+        self.gain, self.offset = tensor(tables.gain[:, 0]), tensor(tables.offset)
+        self.maps = None
+        if tables.start is not None:
+            self.maps = [tensor(one) for one in (tables.start, tables.width, tables.slope, tables.first)]
+            self.mapped = torch.from_numpy(tables.mapped).to(device)[:, None] & self.mask
+
+    def __call__(self, logits: torch.Tensor) -> torch.Tensor:
+        """Calibrated logits, float32 `(B, A, C)`, from logits of that shape; those past an attribute's own labels stay
+        as they are."""
+        scaled = logits.float() * self.gain[:, None] + self.offset
+        return self.apply_maps(torch.where(self.mask, scaled, logits.float()))
+
+    def apply_maps(self, logits: torch.Tensor) -> torch.Tensor:
+        """The second step, the isotonic maps: the logarithm of the mapped probabilities."""
+        if self.maps is None:
+            return logits
+        start, width, slope, first = self.maps
+        probabilities = logits.masked_fill(~self.mask, -torch.inf).softmax(-1)
+        steps = torch.minimum((probabilities[..., None] - start).clamp_min(0), width) * slope
+        found = (first + steps.sum(-1)).clamp(SMALLEST_PROBABILITY, 1.0).masked_fill(~self.mask, 0.0)
+        found = found / found.sum(-1, keepdim=True)
+        return torch.where(self.mapped, found.clamp_min(torch.finfo(torch.float32).tiny).log(), logits)
 
 
 def label_probabilities(logits: torch.Tensor, schema: AttributeSchema) -> torch.Tensor:
@@ -50,18 +90,25 @@ def check_scores(logits: torch.Tensor, schema: AttributeSchema, names: Sequence[
         )
 
 
-def decide(probabilities: torch.Tensor, schema: AttributeSchema) -> torch.Tensor:
+def decide(probabilities: torch.Tensor, schema: AttributeSchema, decisions: Decisions | None = None) -> torch.Tensor:
     """The class index of each answer, int64 `(B, A)`: see `vlm_par_hf.labels.decisions.decide`.
 
     Args:
         probabilities: `(B, A, C)`.
         schema: the label space, with its thresholds.
+        decisions: whose biases are added; None: no biases.
     """
     device = probabilities.device
     thresholds = torch.tensor([one.threshold for one in schema], dtype=torch.float64, device=device)
     binary = torch.tensor([one.is_binary for one in schema], device=device)
     positive = (probabilities[..., 1].double() > thresholds).long()
-    return torch.where(binary, positive, probabilities.argmax(-1))
+    answers = probabilities.argmax(-1)
+    table = None if decisions is None else decisions.bias_table(schema)
+    if table is not None and table.any():
+        biases = torch.tensor(table, dtype=torch.float64, device=device)
+        biased = (probabilities.double().log() + biases).argmax(-1)
+        answers = torch.where((biases != 0).any(-1), biased, answers)
+    return torch.where(binary, positive, answers)
 
 
 def fit_decisions(

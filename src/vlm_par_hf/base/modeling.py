@@ -15,12 +15,14 @@ from transformers.quantizers import AutoQuantizationConfig
 from vlm_par_hf.errors import ParFileNotFoundError, ParValueError, check_folder, unreadable
 from vlm_par_hf.hub.pushing import PushToHub
 from vlm_par_hf.hub.remote_code import write_remote_code
+from vlm_par_hf.labels.decisions import Decisions
 from vlm_par_hf.labels.schema import AttributeSchema
 from vlm_par_hf.upstream import TransformersModel, collect_load_report, hide_progress_bar, saves_adapter_alone
 from vlm_par_hf.utils import is_embedded
 
 from .adapters import read_adapter_base
 from .configuration import DERIVED_FIELDS, differing_fields
+from .decisions import Calibration
 from .kept import Kept
 from .losses import ParLoss
 from .weights import check_dtypes, find_weights
@@ -95,6 +97,7 @@ class ParPreTrainedModel(PushToHub, TransformersModel):
         self.schema = config.schema
         self._kept = Kept()
         self._built_loss: tuple | None = None
+        self._built_calibration: tuple | None = None
 
     @property
     def trains_vision_tower(self) -> bool:
@@ -161,11 +164,32 @@ class ParPreTrainedModel(PushToHub, TransformersModel):
 
         logits.register_hook(check)
 
+    # Calibration
+
+    def _own_calibration(self) -> Calibration | None:
+        """What `config.decisions` does to logits; None if there are none."""
+        given = self.config.decisions
+        if given is None:
+            return None
+        built = self._built_calibration
+        if built is None or built[0] is not given or built[1] is not self.schema or built[2] != self.device:
+            calibration = Calibration(Decisions.from_dict(given), self.schema, self.device)
+            # In a tuple, so that torch does not register its tensors: the configuration holds them.
+            self._built_calibration = built = (given, self.schema, self.device, calibration)
+        return built[3]
+
+    def _calibrated(self, logits: torch.Tensor) -> torch.Tensor:
+        """The logits `(B, A, C)` that answers are given by: those of the heads, after `config.decisions`. In training
+        mode they stay as they are, because what learns must not learn through a calibration of the past."""
+        calibration = None if self.training else self._own_calibration()
+        return logits if calibration is None else calibration(logits)
+
     # Label space
 
     def _set_label_space(self, schema: AttributeSchema) -> None:
         """Makes `schema` the label space of model and configuration. Weighting and priors of the loss belong to the
-        old one and are removed."""
+        old one and are removed, and so are decisions of attributes that are not the same any more."""
+        self.config.keep_decisions_of(self.schema, schema)
         self.schema = schema
         self.config.set_schema(schema)
         dropped = ("weighting", "priors")

@@ -12,7 +12,7 @@ from vlm_par_hf.hub.pushing import PushToHub
 from vlm_par_hf.hub.remote_code import write_remote_code
 from vlm_par_hf.images.opening import describe_image_source, is_one_image, open_images
 from vlm_par_hf.images.preprocessing import preprocess_images
-from vlm_par_hf.labels.decisions import decide, read_thresholds
+from vlm_par_hf.labels.decisions import Decisions, decide, read_thresholds
 from vlm_par_hf.labels.schema import AttributeSchema
 from vlm_par_hf.utils import backbone_files, iterate
 
@@ -268,6 +268,7 @@ class ParProcessor(PushToHub, ProcessorMixin):
         *,
         threshold: float | Mapping[str, float] | None = None,
         sensitive: bool = True,
+        decisions: Decisions | Mapping[str, Any] | None = None,
     ) -> list[dict[str, dict[str, Any]]]:
         """Turns logits into one named answer per attribute and person (VLM-PAR, equations 14 and 16).
 
@@ -277,6 +278,8 @@ class ParProcessor(PushToHub, ProcessorMixin):
             threshold: a binary attribute gets its second label if that label's probability is above the threshold.
                 None: `attribute.threshold`; a number: the same for all; a dict: for the attributes that it names.
             sensitive: False leaves out the attributes marked sensitive.
+            decisions: `model.config.decisions`, whose biases decide between the labels of attributes with more than
+                two; None: the most probable label is the answer. (The model's logits are calibrated already.)
 
         Returns:
             Per person `{attribute name: {"label": predicted label, "score": its probability, "probabilities":
@@ -298,7 +301,9 @@ class ParProcessor(PushToHub, ProcessorMixin):
         check_scores(logits, schema)
         thresholds = read_thresholds(schema, threshold)
         table = label_probabilities(logits.detach().cpu(), schema).numpy()
-        answers = decide(table, schema, thresholds)
+        if decisions is not None and not isinstance(decisions, Decisions):
+            decisions = Decisions.from_dict(decisions)
+        answers = decide(table, schema, thresholds, None if decisions is None else decisions.bias_table(schema))
         people = []
         held_against = thresholds.tolist()
         for rows, chosen in zip(table.tolist(), answers.tolist()):

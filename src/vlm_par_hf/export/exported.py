@@ -49,6 +49,7 @@ class ExportedParConfig(LabelSpaceConfig, PreTrainedConfig):
 
     Args:
         attributes: the label space, as in every model of this package; `config.schema` is the object.
+        decisions: as in every model of this package. The file holds a copy, see `export_model`.
         format: `"onnx"` or `"openvino"`.
         precision: what it computes in: `"float32"`, `"bfloat16"` or `"int8"` (the rest of it in float32 for ONNX
             Runtime, in bfloat16 for OpenVINO). A CPU without bfloat16 computes in float32 instead.
@@ -65,6 +66,7 @@ class ExportedParConfig(LabelSpaceConfig, PreTrainedConfig):
     keys_to_ignore_at_inference = ["image_embeds"]
 
     attributes: Any = None
+    decisions: Any = None
     format: str = "onnx"
     precision: str = "float32"
     files: dict | None = None
@@ -178,7 +180,7 @@ class ExportedParModel(ParPreTrainedModel):
             arrays[name] = value.detach().to("cpu", _DTYPES[name]).numpy()
         logits, image_embeds = self._run(arrays)
         return ParOutput(
-            logits=torch.from_numpy(logits),
+            logits=self._calibrated(torch.from_numpy(logits)),
             image_embeds=None if image_embeds is None else torch.from_numpy(image_embeds),
         )
 
@@ -383,7 +385,8 @@ def _open_openvino(path: Path, precision: str, threads: int):
 
     def run(arrays: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray | None]:
         results = compiled.create_infer_request().infer(arrays)
-        outputs = {output.get_any_name(): value for output, value in results.items()}
+        # A tensor that OpenVINO has merged with another one has the names of both.
+        outputs = {name: value for output, value in results.items() for name in output.get_names()}
         return outputs["logits"], outputs.get("image_embeds")
 
     def shape(value: Any) -> list[int | None]:

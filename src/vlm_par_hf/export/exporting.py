@@ -38,7 +38,7 @@ from .exported import (
     require_silent,
     save_config,
 )
-from .graph import ExportGraph, is_naflex
+from .graph import OUTPUT_NAMES, ExportGraph, is_naflex
 from .parity import NUM_COMPARED, compare_answers, draw_people, prepare_inputs
 from .runtimes import describe_onnx, quantize_onnx, write_onnx, write_openvino
 
@@ -63,6 +63,11 @@ def export_model(
     delete_listed: bool = False,
 ) -> dict[str, Any]:
     """Writes the folded model as a file for a runtime, and compares its answers with the checkpoint's.
+
+    A file has the outputs `logits` float32 `(B, A, C)`, as the heads give them; `decided` int64 `(B, A)` and
+    `probabilities` float32 `(B, A, C)`, the answers and calibrated probabilities under the decisions and thresholds
+    of the moment; and `image_embeds`, if the model has them. A program without this package reads `decided`. This
+    package reads `logits` and does the rest by `config.json`, so decisions can be fitted anew without an export.
 
     Args:
         model: a checkpoint of VLM-PAR (folder, repository), or a `VlmParModel` or `FoldedVlmParModel`.
@@ -210,11 +215,12 @@ def _write_runtime_files(
     if patch_grid is not None:
         probe = {"pixel_values": probe["pixel_values"]}
     with torch.no_grad():
-        output_names = ["logits", "image_embeds"][: len(graph(**probe))]
+        output_names = list(OUTPUT_NAMES[: len(graph(**probe))])
     onnx_file = folder / MAIN_FILE["onnx"]
     kept = write_onnx(graph, probe, output_names, onnx_file)
     config = ExportedParConfig(
         attributes=folded.config.schema.to_list(),
+        decisions=folded.config.decisions,
         format=to,
         precision=precision,
         input_shapes={name: [None, *value.shape[1:]] for name, value in probe.items()},

@@ -1,4 +1,5 @@
-"""The computation that is exported: the folded model with NaFlex embeddings that an exporter can follow."""
+"""The computation that is exported: the folded model with NaFlex embeddings that an exporter can follow, and what its
+configuration makes of the scores."""
 
 import copy
 
@@ -7,10 +8,14 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
+from vlm_par_hf.base.decisions import Calibration, decide, label_probabilities
+from vlm_par_hf.labels.decisions import Decisions
 from vlm_par_hf.upstream import NaflexEmbeddings, naflex_embeddings
 
 
-__all__ = ["ExportGraph", "is_naflex"]
+__all__ = ["OUTPUT_NAMES", "ExportGraph", "is_naflex"]
+
+OUTPUT_NAMES = ("logits", "decided", "probabilities", "image_embeds")  # the last one only if the model has it
 
 
 class _AnyGrid(nn.Module):
@@ -55,7 +60,10 @@ class _FixedGrid(nn.Module):
 
 
 class ExportGraph(nn.Module):
-    """The computation that is exported: from pixels to `logits` and, if the model has them, `image_embeds`.
+    """The computation that is exported: from pixels to the outputs `OUTPUT_NAMES`.
+
+    `logits` are those of the heads. `decided` and `probabilities` are the answers and the calibrated probabilities
+    under the decisions and thresholds that the model has now, for programs that know nothing of them.
 
     Args:
         model: a folded model; it is copied.
@@ -68,6 +76,10 @@ class ExportGraph(nn.Module):
         self.model = copy.deepcopy(model).float()
         # torch's fused attention would export a guard against images without patches: a tenth of the time in int8.
         self.model.set_attn_implementation("eager")
+        self.schema, given = model.config.schema, model.config.decisions
+        self.decisions = None if given is None else Decisions.from_dict(given)
+        self.calibration = None if given is None else Calibration(self.decisions, self.schema)
+        self.model.config.decisions = None
         self.has_fixed_grid = patch_grid is not None
         for parent in list(self.model.modules()):
             for name, module in list(parent.named_children()):
@@ -85,7 +97,11 @@ class ExportGraph(nn.Module):
             # The model requires it, though the fixed grid does not use it.
             inputs = {"spatial_shapes": pixel_values.new_zeros(pixel_values.shape[0], 2, dtype=torch.int64)}
         outputs = self.model(pixel_values, **inputs)
-        return tuple(output for output in (outputs.logits, outputs.image_embeds) if output is not None)
+        logits = outputs.logits if self.calibration is None else self.calibration(outputs.logits)
+        probabilities = label_probabilities(logits, self.schema)
+        decided = decide(probabilities, self.schema, self.decisions)
+        found = (outputs.logits, decided, probabilities, outputs.image_embeds)
+        return tuple(output for output in found if output is not None)
 
 
 def is_naflex(model: PreTrainedModel) -> bool:

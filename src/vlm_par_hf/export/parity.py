@@ -14,6 +14,7 @@ from vlm_par_hf.base.decisions import decide, label_probabilities
 from vlm_par_hf.errors import ParRuntimeError, ParValueError
 from vlm_par_hf.images.opening import IMAGE_SUFFIXES, open_image
 from vlm_par_hf.inference.predicting import predict_batch
+from vlm_par_hf.labels.decisions import Decisions
 from vlm_par_hf.utils import iterate
 
 
@@ -90,7 +91,8 @@ def compare_answers(
     Raises:
         RuntimeError: a logit of one of them is not finite; the message names whose, the image and the attribute.
     """
-    schema = model.config.schema
+    schema, given = model.config.schema, model.config.decisions
+    decisions = None if given is None else Decisions.from_dict(given)
     mask = torch.from_numpy(schema.label_mask())
     largest = difference = 0.0
     changed = torch.zeros(len(schema), dtype=torch.int64)
@@ -102,15 +104,15 @@ def compare_answers(
         found = _answer("the exported file", exported, inputs, names)
         largest = max(largest, float(wanted[:, mask].abs().max()))
         difference = max(difference, float((wanted - found)[:, mask].abs().max()))
-        answers = (decide(label_probabilities(logits, schema), schema) for logits in (wanted, found))
+        answers = (decide(label_probabilities(logits, schema), schema, decisions) for logits in (wanted, found))
         changed += torch.ne(*answers).sum(0)
-    decisions = len(images) * len(schema)
+    total = len(images) * len(schema)
     return {
         "max_abs_logit": largest,
         "max_abs_difference": difference,
-        "decisions": decisions,
+        "decisions": total,
         "changed_decisions": int(changed.sum()),
-        "unchanged_share": 1 - int(changed.sum()) / decisions,
+        "unchanged_share": 1 - int(changed.sum()) / total,
         "changed_by_attribute": {name: int(number) for name, number in zip(schema.names, changed) if number},
     }
 

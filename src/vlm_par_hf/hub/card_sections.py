@@ -8,6 +8,7 @@ from typing import Any
 
 from vlm_par_hf.escaping import markdown_code, markdown_text
 from vlm_par_hf.families import find_family
+from vlm_par_hf.labels.decisions import Decisions
 from vlm_par_hf.labels.schema import AttributeSchema
 from vlm_par_hf.utils import format_percent
 
@@ -240,7 +241,7 @@ def limits_section(config, records) -> str:
         "- One image is one person: crop people first, or pass boxes or a detector.",
         "- The data decide what the answers mean. Other cameras, seasons, clothes and places lower the quality by an "
         "amount that was not measured here.",
-        "- Scores are not calibrated unless a threshold of the schema says otherwise.",
+        f"- {_calibration_sentence(config)}",
         "- An interval says how far a number would move with other test images, not with other training runs.",
     ]
     if records:
@@ -250,3 +251,21 @@ def limits_section(config, records) -> str:
     if config.get("save_backbone") is False:
         lines.append("- The heads alone: the backbone is fetched by its name and refused if its weights differ.")
     return "\n".join(lines)
+
+
+def _calibration_sentence(config) -> str:
+    """What was fitted for the answers, from `config.decisions`, if `vlm_par_hf.calibration` fitted it."""
+    decisions = None if config.get("decisions") is None else Decisions.from_dict(config["decisions"])
+    if decisions is None or decisions.objective is None:
+        return "Scores are not calibrated unless a threshold of the schema says otherwise."
+    record = decisions.record
+    data = record.get("data")
+    name = data.get("name") if isinstance(data, Mapping) else None
+    where = "" if name is None else f" of {markdown_text(str(name))}"
+    if record.get("priors_only"):
+        where += " without labels, under the assumption that only the shares of the labels differ"
+    return (
+        f"Probabilities were calibrated on {markdown_text(str(record.get('pictures', 'some')))} pictures{where}, and "
+        f"thresholds chosen for {markdown_code(decisions.objective)}: on other cameras fit them again "
+        "(`vlm-par calibrate`)."
+    )

@@ -3,7 +3,20 @@
 from .attributes import ParMetrics
 from .presets import PRESETS, MetricPreset
 from .ranking import average_precision, roc_auc
+from .reliability import area_under_risk_coverage, brier_score, calibration_error, risk_coverage, set_coverage
 from .retrieval import image_to_text_recall
 
 
-__all__ = ["PRESETS", "MetricPreset", "ParMetrics", "average_precision", "image_to_text_recall", "roc_auc"]
+__all__ = [
+    "PRESETS",
+    "MetricPreset",
+    "ParMetrics",
+    "area_under_risk_coverage",
+    "average_precision",
+    "brier_score",
+    "calibration_error",
+    "image_to_text_recall",
+    "risk_coverage",
+    "roc_auc",
+    "set_coverage",
+]

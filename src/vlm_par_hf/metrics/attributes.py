@@ -40,7 +40,7 @@ from dataclasses import asdict
 import numpy as np
 
 from vlm_par_hf.errors import ParValueError
-from vlm_par_hf.labels.decisions import decide, read_thresholds
+from vlm_par_hf.labels.decisions import Decisions, decide, read_thresholds
 from vlm_par_hf.labels.schema import UNKNOWN_LABEL, AttributeSchema, check_label_range
 from vlm_par_hf.utils import shorten
 
@@ -120,6 +120,8 @@ class ParMetrics:
             [0, 1] for all, or one number per attribute (those of attributes with more labels are not used).
         inputs: what the first array of a call holds: `"logits"`, or `"probabilities"` (as ensembles and other
             projects save them), which are compared with the threshold without a softmax.
+        decisions: `model.config.decisions`, whose biases decide between the labels of attributes with more than two;
+            None: the most probable label is predicted.
 
     The first array is `(N, A, C)`; entries past an attribute's own number of labels are ignored. If every attribute is
     binary, it may be `(N, A)`: the probability of yes, or its logit z, which stands for the pair (0, z).
@@ -148,6 +150,7 @@ class ParMetrics:
         threshold: float | str | Sequence[float] | None = None,
         *,
         inputs: str = "logits",
+        decisions: Decisions | Mapping | None = None,
     ):
         self.schema = schema if isinstance(schema, AttributeSchema) else AttributeSchema(schema)
         if isinstance(preset, MetricPreset):
@@ -161,6 +164,9 @@ class ParMetrics:
         self.inputs = inputs
         # (A,)
         self.thresholds = read_thresholds(self.schema, self.preset.threshold if threshold is None else threshold)
+        if decisions is not None and not isinstance(decisions, Decisions):
+            decisions = Decisions.from_dict(decisions)
+        self._biases = None if decisions is None else decisions.bias_table(self.schema)
         self._counter = LabelCounter(self.schema, self.preset.empty_image)
         self._label_mask = self._counter.label_mask  # (A, C)
         self._binary = self._counter.binary  # (A,)
@@ -357,7 +363,7 @@ class ParMetrics:
             scores = np.where(self._label_mask, scores, -np.inf)
             exponents = np.exp(scores - scores.max(axis=-1, keepdims=True))
             probabilities = exponents / exponents.sum(axis=-1, keepdims=True)
-        return probabilities, decide(probabilities, self.schema, self.thresholds)
+        return probabilities, decide(probabilities, self.schema, self.thresholds, self._biases)
 
     # Ranking
 

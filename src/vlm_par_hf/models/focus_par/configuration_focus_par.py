@@ -31,6 +31,8 @@ class FocusParConfig(BackboneConfig):
             the fixed-resolution SigLIP 2 checkpoints) or `siglip2` (NaFlex). None: CLIP ViT-B/16.
         attributes: the label space, an `AttributeSchema` or a list of dicts; stored as plain JSON. `config.schema` is
             the object. The order of the attributes is the order of the logits.
+        decisions: what was fitted for the answers (`vlm_par_hf.calibration`), `Decisions` or its dict; stored as
+            plain JSON. The model then gives calibrated logits. `config.set_decisions` also sets thresholds.
         num_global_tokens: number of mix tokens that attend to all patches (8 in the paper).
         num_local_tokens: number of mix tokens that attend to one region of the picture each (4 in the paper): token i
             to region i modulo `num_regions`. Without any mix token the texts attend to the patches.

@@ -24,7 +24,7 @@ Our choices where the paper is silent:
   order of words by positions only, padding. A fresh model then encodes texts as its backbone does
   (`prompt_init="words"`).
 - Similarities are not calibrated, so each attribute has a gain and each label an offset, fitted on validation
-  (`fit_decisions`).
+  (`fit_decisions`) and kept in `config.decisions`.
 
 Letters: B people, N patches, K mix tokens, A attributes, C labels, Z texts (all labels of all attributes), H heads,
 D vision width, E width of the space in which pictures and texts are compared.
@@ -38,6 +38,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from safetensors import safe_open
 from torch import nn
 from transformers import AutoModel
 from transformers.utils import can_return_tuple
@@ -46,11 +47,13 @@ from vlm_par_hf.base.adapters import adapter_state
 from vlm_par_hf.base.backbones import BackbonePreTrainedModel
 from vlm_par_hf.base.decisions import fit_decisions, transfer_decisions
 from vlm_par_hf.base.kept import fingerprint
-from vlm_par_hf.base.modeling import ExchangedAttributes
+from vlm_par_hf.base.modeling import HUB_KEYS, ExchangedAttributes
 from vlm_par_hf.base.numerics import NO_LABEL_LOGIT, no_autocast, wide
 from vlm_par_hf.base.outputs import ParOutput
+from vlm_par_hf.base.weights import find_weights
 from vlm_par_hf.errors import ParValueError
 from vlm_par_hf.labels.asking import read_asked
+from vlm_par_hf.labels.decisions import AttributeDecision, Decisions
 from vlm_par_hf.labels.schema import AttributeSchema
 from vlm_par_hf.upstream import TOWERS, init
 
@@ -72,6 +75,7 @@ OWN_TEXTS = ""
 # backbone's own pooled output.
 PROBE_SHARE = 0.1
 FEATURES = ("patch_embeds", "image_embeds", "patch_mask")
+OLD_DECISIONS = ("decision_gain", "decision_offset")  # tensors of checkpoints from before `config.decisions`
 
 
 class KeptTexts(NamedTuple):
@@ -108,6 +112,7 @@ class FocusParModel(FocusParPreTrainedModel):
     supports_explain = True
     supports_attributes = True
     supports_decisions = True
+    _keys_to_ignore_on_load_unexpected = [f"^{name}$" for name in OLD_DECISIONS]
     parameter_rates = {
         "tokens": "learning_rate", "extraction": "fusion_learning_rate", "backbone": "backbone_learning_rate",
     }  # fmt: skip
@@ -134,8 +139,6 @@ class FocusParModel(FocusParPreTrainedModel):
         self.extraction = AttributeGuidedExtraction(
             config.text_width, config.num_attention_heads, config.attention_dropout
         )
-        self.register_buffer("decision_gain", torch.ones(len(self.schema)))
-        self.register_buffer("decision_offset", torch.zeros(sum(self.schema.num_labels)))
         self._processor: FocusParProcessor | None = None
         self._own_table: TextTable | None = None
         self.post_init()
@@ -147,8 +150,6 @@ class FocusParModel(FocusParPreTrainedModel):
         init.normal_(self.prompts, std=0.02)
         if self._probe_share is not None:
             init.constant_(self.probe_share, PROBE_SHARE)
-        init.ones_(self.decision_gain)
-        init.zeros_(self.decision_offset)
 
     @property
     def _probe_share(self) -> nn.Parameter | None:
@@ -245,9 +246,8 @@ class FocusParModel(FocusParPreTrainedModel):
         else:
             with torch.no_grad():
                 texts = self._kept_texts(OWN_TEXTS, self.schema, lambda: table)
-        gain, offset = wide(self.decision_gain), wide(self.decision_offset)
         queries = self.extraction.ask(texts.embeds) if has_gradients else texts.queries
-        return replace(texts, queries=queries, gain=gain, offset=offset)
+        return replace(texts, queries=queries, gain=self.decision_gain, offset=self.decision_offset)
 
     def _encode_table(self, schema: AttributeSchema, table: TextTable, *, in_parts: bool = True) -> AttributeTexts:
         """Encodes a tokenized label space, with its gains and offsets."""
@@ -269,8 +269,7 @@ class FocusParModel(FocusParPreTrainedModel):
         The cache is emptied when a tensor that texts are computed from has changed. Of the table of token embeddings,
         which can be larger than the rest of the model, only the rows in use are compared.
         """
-        decisions = (self.decision_gain, self.decision_offset)
-        sources = (self.prompts, self.extraction.query, *decisions, *self._text_parameters())
+        sources = (self.prompts, self.extraction.query, *self._text_parameters())
         kept = self._kept.of(sources, adapter_state(self.vlm.text_model, self.extraction))
         found = kept.get(key)
         if found is not None and found.words == self._words_of(found.table):
@@ -307,7 +306,9 @@ class FocusParModel(FocusParPreTrainedModel):
             ids = self.texts.tokenize(schema, processor or self._own_processor())
             return self.texts.build_table(schema, ids, self.device)
 
-        return self._kept_texts(json.dumps(schema.to_list()), schema, build_table)
+        # Under other decisions the same texts have other gains and offsets.
+        key = json.dumps([schema.to_list(), self.config.decisions])
+        return self._kept_texts(key, schema, build_table)
 
     def set_attributes(self, attributes: Any, processor: FocusParProcessor | None = None) -> None:
         """Makes `attributes` the label space of the model, which it answers for and which is saved with it.
@@ -320,9 +321,15 @@ class FocusParModel(FocusParPreTrainedModel):
         schema = AttributeSchema.from_texts(attributes, subject=self.config.text_subject)
         processor = processor or self._own_processor()
         self.texts.tokenize(schema, processor)  # raises for a text that is too long, before anything is changed
-        gain, offset = self._decisions_for(schema)
-        self.decision_gain, self.decision_offset = gain.to(self.decision_gain), offset.to(self.decision_offset)
+        decisions, fitted = None, {}
+        if self.config.decisions is not None:
+            decisions = Decisions.from_dict(self.config.decisions)
+            fitted = {(one.labels, one.prompts): decisions.of(one) for one in self.schema}
+            known = {one.name: fitted.get((one.labels, one.prompts)) for one in schema}
+            transferred = _entries(schema, *self._decisions_for(schema))
+            decisions = replace(decisions, attributes={name: known[name] or one for name, one in transferred.items()})
         self._set_label_space(schema)
+        self.config.decisions = None if decisions is None else decisions.to_dict()
         self._store_tokens(processor)
 
     def _exchange_attributes(self, schema: AttributeSchema, processor: FocusParProcessor) -> None:
@@ -362,8 +369,22 @@ class FocusParModel(FocusParPreTrainedModel):
 
     # Decisions
 
+    @property
+    def decision_gain(self) -> torch.Tensor:
+        """What each attribute's similarities are multiplied by, float32 `(A,)`, from `config.decisions`."""
+        calibration = self._own_calibration()
+        return torch.ones(len(self.schema), device=self.device) if calibration is None else calibration.gain
+
+    @property
+    def decision_offset(self) -> torch.Tensor:
+        """What is then added for each label, float32 `(Z,)`, from `config.decisions`."""
+        calibration = self._own_calibration()
+        if calibration is None:
+            return torch.zeros(sum(self.schema.num_labels), device=self.device)
+        return calibration.offset[calibration.mask]
+
     def _decisions_for(self, schema: AttributeSchema) -> tuple[torch.Tensor, torch.Tensor]:
-        return transfer_decisions(wide(self.decision_gain), wide(self.decision_offset), self.schema, schema)
+        return transfer_decisions(self.decision_gain, self.decision_offset, self.schema, schema)
 
     def fit_decisions(self, logits: Any, labels: Any, *, weighting: str | None = "auto") -> None:
         """Fits each attribute's gain and its labels' offsets on validation: logit = gain * similarity + offset.
@@ -385,8 +406,41 @@ class FocusParModel(FocusParPreTrainedModel):
         gain, offset = fit_decisions(logits, labels, self.schema, weighting=weighting)
         counts = torch.tensor(self.schema.num_labels)
         before = self.decision_offset.cpu().double() * gain.repeat_interleave(counts)
-        self.decision_offset.copy_(before + offset)
-        self.decision_gain.mul_(gain.to(self.decision_gain))
+        gain = self.decision_gain.cpu() * gain.float()
+        record = {"fitted": "cross-entropy", "weighting": weighting, "pictures": len(labels)}
+        entries = _entries(self.schema, gain, (before + offset).float())
+        self.config.decisions = Decisions(entries, record=record).to_dict()
+
+    @classmethod
+    def _load_whole(cls, name: str | Path | None, *model_args: Any, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+        model, info = super()._load_whole(name, *model_args, **kwargs)
+        access = {key: kwargs[key] for key in HUB_KEYS if kwargs.get(key) is not None}
+        if name is not None and not getattr(model, "is_quantized", False):
+            model._move_old_decisions(_read_old_decisions(find_weights(name, variant=kwargs.get("variant"), **access)))
+        return model, info
+
+    def _accept_old_tensors(self, heads: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        self._move_old_decisions(heads)
+        return {name: tensor for name, tensor in heads.items() if name not in OLD_DECISIONS}
+
+    def _move_old_decisions(self, tensors: dict[str, torch.Tensor]) -> None:
+        """Gains and offsets that lay among the weights come to the configuration, where they now belong.
+
+        Raises:
+            ValueError: they do not fit the label space.
+        """
+        if self.config.decisions is not None or not all(name in tensors for name in OLD_DECISIONS):
+            return
+        gain, offset = (tensors[name].float() for name in OLD_DECISIONS)
+        if len(gain) != len(self.schema) or len(offset) != sum(self.schema.num_labels):
+            raise ParValueError(
+                f"decision_gain and decision_offset of the weights hold {len(gain)} and {len(offset)} numbers, "
+                f"expected {len(self.schema)} and {sum(self.schema.num_labels)} for this label space"
+            )
+        if (gain != 1).any() or (offset != 0).any():
+            entries = _entries(self.schema, gain, offset)
+            checked = Decisions.from_dict(Decisions(entries, record={"fitted": "cross-entropy"}).to_dict())
+            self.config.decisions = checked.to_dict()
 
     # Pictures
 
@@ -476,6 +530,9 @@ class FocusParModel(FocusParPreTrainedModel):
             tokens = pictures.tokens if len(self.mix_tokens) else None
             loss = self.loss_module(scores, attention.mean(1), tokens, labels)
         logits = self._calibrated_logits(texts, scores)
+        calibration = None if attributes is not None else self._own_calibration()
+        if calibration is not None:
+            logits = calibration.apply_maps(logits)
         if labels is None and attributes is None:
             self._guard_padding(logits)
         if output_attentions is None:
@@ -551,3 +608,18 @@ class FocusParModel(FocusParPreTrainedModel):
     def _part_of(self, name: str, parameter: nn.Parameter) -> tuple[str, bool]:
         part = {"extraction": "extraction", "vlm": "backbone"}.get(name.partition(".")[0], "tokens")
         return part, part != "tokens" and parameter.ndim >= 2
+
+
+def _entries(schema: AttributeSchema, gain: torch.Tensor, offset: torch.Tensor) -> dict[str, AttributeDecision]:
+    """Gains `(A,)` and offsets `(Z,)` as entries of `Decisions`."""
+    parts = offset.split(schema.num_labels)
+    return {one.name: AttributeDecision(float(gain[a]), tuple(parts[a].tolist())) for a, one in enumerate(schema)}
+
+
+def _read_old_decisions(files: Sequence[Path]) -> dict[str, torch.Tensor]:
+    found = {}
+    for path in files:
+        with safe_open(path, "pt") as file:
+            names = set(file.keys())
+            found.update({name: file.get_tensor(name) for name in OLD_DECISIONS if name in names})
+    return found

@@ -208,7 +208,8 @@ class VlmParForward:
             loss = self.compute_loss(logits, labels, kwargs.get("num_items_in_batch"))
         elif attributes is None:
             self._guard_padding(logits)
-        else:
+        logits = self._calibrated(logits)
+        if attributes is not None:
             logits = attributes.logits(logits, image_embeds)
             attentions = None if attentions is None else attributes.choose(attentions)
         return ParOutput(

@@ -35,6 +35,8 @@ class VlmParConfig(BackboneConfig):
             (SigLIP and the fixed-resolution SigLIP 2 checkpoints). None: the base NaFlex one.
         attributes: the label space, an `AttributeSchema` or a list of dicts; stored as plain JSON. `config.schema` is
             the object. The order of the attributes is the order of the logits.
+        decisions: what was fitted for the answers (`vlm_par_hf.calibration`), `Decisions` or its dict; stored as
+            plain JSON. The model then gives calibrated logits. `config.set_decisions` also sets thresholds.
         alignment: stage 1. `"logit"` adds the backbone's own zero-shot score of each label's prompt, times a learned
             gate per attribute that starts at 0 (`VlmParModel.fit_zero_shot` sets the gates); `"none"` adds nothing to
             the logits of stage 2.
@@ -171,7 +173,8 @@ class FoldedVlmParConfig(LabelSpaceConfig, PreTrainedConfig):
             which is allowed only if no logit depends on it.
         question_lengths: number of tokens of each attribute's question; used with image_to_text only.
         backbone_name, backbone_revision: where the vision tower came from; for information only.
-        attributes, alignment, fusion, pooled_classifier, num_fusion_heads, layer_norm_eps, loss: as in `VlmParConfig`.
+        attributes, decisions, alignment, fusion, pooled_classifier, num_fusion_heads, layer_norm_eps, loss: as in
+            `VlmParConfig`.
 
     Raises:
         ValueError: a value is outside its choices, or the values do not fit each other. Names the argument.
@@ -185,6 +188,7 @@ class FoldedVlmParConfig(LabelSpaceConfig, PreTrainedConfig):
 
     vision_config: PreTrainedConfig | dict | None = None
     attributes: Any = None
+    decisions: Any = None
     alignment: str = "logit"
     fusion: str = "text_to_image"
     pooled_classifier: bool = False

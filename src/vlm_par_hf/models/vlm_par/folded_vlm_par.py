@@ -132,6 +132,7 @@ def fold_vlm_par(model: "VlmParModel") -> FoldedVlmParModel:
     folded_config = FoldedVlmParConfig(
         vision_config=vision_config,
         attributes=config.attributes,
+        decisions=config.decisions,
         alignment=config.alignment,
         pooled_classifier=config.pooled_classifier,
         fusion=config.fusion,
