@@ -22,7 +22,9 @@ def add_parser(commands) -> argparse.ArgumentParser:
     add_data_options(parser)
     parser.add_argument("--out", metavar="DIR", help="result folder (default: MODEL/evaluation_DATASET_SPLIT)")
     parser.add_argument("--split", choices=("train", "validation", "test"), default="test", help="default: test")
-    parser.add_argument("--preset", choices=("rethinking", "vtb", "rap"), default="rethinking", help="conventions")
+    parser.add_argument(
+        "--preset", choices=("rethinking", "vtb", "rap", "mivia"), default="rethinking", help="conventions"
+    )
     parser.add_argument("--threshold", metavar="T", help="a number, or schema for each attribute's own")
     parser.add_argument("--bootstrap", type=int, default=1000, metavar="N", help="resamples for intervals (0: none)")
     parser.add_argument("--by-person", action="store_true", help="resample persons, not images")

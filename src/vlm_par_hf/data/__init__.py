@@ -5,6 +5,7 @@ Nothing here imports torch or `datasets` before it is needed: reading annotation
 
 from vlm_par_hf.data.readers.folder import read_folder
 from vlm_par_hf.data.readers.market1501 import read_market1501
+from vlm_par_hf.data.readers.mivia import read_mivia
 from vlm_par_hf.data.readers.pa100k import read_pa100k
 from vlm_par_hf.data.readers.peta import read_peta
 from vlm_par_hf.data.readers.rap import read_rapv1, read_rapv2
@@ -31,6 +32,7 @@ __all__ = [
     "prepare_dataset",
     "read_folder",
     "read_market1501",
+    "read_mivia",
     "read_pa100k",
     "read_peta",
     "read_rapv1",

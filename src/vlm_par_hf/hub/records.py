@@ -32,6 +32,7 @@ DATASETS = {
     "peta65": "PETA, 65 attributes",
     "market1501": "Market-1501 Attribute",
     "market1501_30": "Market-1501 Attribute, 30 binary attributes",
+    "mivia5": "MIVIA PAR",
     "rapv1": "RAP v1",
     "rapv2": "RAP v2",
     "upar": "UPAR",
@@ -45,6 +46,7 @@ OFFICIAL_IMAGES = {("pa100k", "validation"): 10_000, ("pa100k", "test"): 10_000}
 METRICS = {
     "mA": "mean over attributes of the mean recall over its labels",
     "plain_accuracy": "share of known labels whose predicted class is right",
+    "accuracy_macro": "mean over attributes of the share of known labels whose predicted class is right",
     "instance_accuracy": "mean over images of (predicted and true) / (predicted or true)",
     "instance_precision": "mean over images of (predicted and true) / predicted",
     "instance_recall": "mean over images of (predicted and true) / true",

@@ -7,6 +7,7 @@ At least three different numbers are called "F1" in the literature. Here each ha
 |---|---|
 | `mA` | mean over attributes of the mean recall over its labels; binary: (recall of yes + recall of no) / 2 |
 | `plain_accuracy` | share of known labels whose predicted class is right |
+| `accuracy_macro` | mean over attributes of the share of its known labels whose predicted class is right: MIVIA's |
 | `instance_accuracy` | mean over images of (predicted and true) / (predicted or true) |
 | `instance_precision` | mean over images of (predicted and true) / predicted |
 | `instance_recall` | mean over images of (predicted and true) / true |
@@ -19,6 +20,8 @@ At least three different numbers are called "F1" in the literature. Here each ha
 | `average_precision_macro` | mean over attributes of the average precision of yes; chance is how often it occurs |
 
 `f1_weighted` counts the easy "no" too and is close to `plain_accuracy`; do not compare it with an instance F1.
+
+`plain_accuracy` weighs attributes by how many of their labels are known, `accuracy_macro` all of them equally.
 
 An attribute with two labels is binary: its second label is "yes", and is predicted if its probability is greater than
 (not equal to) the threshold. No published convention covers attributes with K > 2 labels. For these, the predicted
@@ -138,7 +141,6 @@ class ParMetrics:
     ```
     """
 
-    primary_metric = "mA"
     greater_is_better = True
 
     def __init__(
@@ -156,6 +158,7 @@ class ParMetrics:
             self.preset, self.preset_name = PRESETS[preset], preset
         else:
             raise ParValueError(f"preset={preset!r}, expected one of {', '.join(PRESETS)} or a MetricPreset")
+        self.primary_metric = self.preset.ranked_by
         if inputs not in INPUTS:
             raise ParValueError(f"inputs={inputs!r}, expected one of {', '.join(map(repr, INPUTS))}")
         self.inputs = inputs
@@ -443,6 +446,7 @@ class ParMetrics:
         metrics = {
             "mA": mean_where(mA, ~np.isnan(mA), axis=-1),
             "plain_accuracy": divide(tp.sum(axis=(1, 2)), known.sum(axis=-1)),
+            "accuracy_macro": mean_where(divide(tp.sum(axis=-1), known), known > 0, axis=-1),
             "instance_accuracy": accuracy,
             "instance_precision": precision,
             "instance_recall": recall,
