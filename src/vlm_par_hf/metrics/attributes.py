@@ -43,6 +43,7 @@ from dataclasses import asdict
 import numpy as np
 
 from vlm_par_hf.errors import ParValueError
+from vlm_par_hf.labels.consistency import consistent, count_violations
 from vlm_par_hf.labels.decisions import decide, read_thresholds
 from vlm_par_hf.labels.schema import UNKNOWN_LABEL, AttributeSchema, check_label_range
 from vlm_par_hf.utils import shorten
@@ -50,6 +51,7 @@ from vlm_par_hf.utils import shorten
 from .counting import LabelCounter, divide, mean_where, resample
 from .presets import METRIC_NAMES, PRESETS, MetricPreset
 from .ranking import ResampledRanking, average_precision, mean_defined, roc_auc
+from .slices import MIN_PEOPLE, Slicing, compare_slices
 
 
 __all__ = ["METRIC_NAMES", "PRESETS", "MetricPreset", "ParMetrics", "one_array"]
@@ -286,6 +288,81 @@ class ParMetrics:
                 for row, values in zip(report["attributes"], columns.T):
                     row[name] = _percentiles(values, tails)
         return report
+
+    def slice_report(
+        self,
+        eval_prediction,
+        slicings: Sequence[Slicing],
+        *,
+        bootstrap: int = 1000,
+        confidence: float = 0.95,
+        seed: int = 0,
+        groups: Iterable | None = None,
+    ) -> dict:
+        """The metrics of slices of the images, and by how much they differ.
+
+        Args:
+            eval_prediction: as in a call.
+            slicings: from `read_slicings`.
+            bootstrap, confidence, seed: as in `report`.
+            groups: one hashable per image, such as `person_id`; people are counted and resampled by it.
+
+        Returns:
+            `{"min_people", "people": "persons" or "images", "by": [what `compare_slices` returns per slicing]}`.
+
+        Raises:
+            ValueError: as for a call.
+        """
+        scores, labels = self._read(eval_prediction)
+        probabilities, predicted = self._predict(scores)
+        found = [
+            compare_slices(
+                slicing,
+                predicted,
+                probabilities,
+                labels,
+                self.schema,
+                people=self._read_groups(groups, len(labels)),
+                empty_image=self.preset.empty_image,
+                bootstrap=bootstrap,
+                confidence=confidence,
+                seed=seed,
+            )
+            for slicing in slicings
+        ]
+        return {"min_people": MIN_PEOPLE, "people": "images" if groups is None else "persons", "by": found}
+
+    def consistency_report(self, eval_prediction) -> dict:
+        """How often answers contradict each other, and what making them consistent changes.
+
+        An answer that is taken back because its condition is not met counts as wrong where the image has a label of
+        that attribute, and nowhere else.
+
+        Args:
+            eval_prediction: as in a call.
+
+        Returns:
+            `{"before": {"violations": as `count_violations` returns them, "metrics": {key: value}}, "after": the same
+            of consistent answers}`, with the metrics that depend on answers.
+
+        Raises:
+            ValueError: as for a call.
+        """
+        scores, labels = self._read(eval_prediction)
+        probabilities, predicted = self._predict(scores)
+        unranked = np.full((1, 2, len(self.schema)), np.nan)
+        found = {}
+        for when, answers in (
+            ("before", predicted),
+            ("after", consistent(probabilities, self.schema, self.thresholds)),
+        ):
+            sums = self._counter.statistics(answers, labels).sum(axis=0, keepdims=True)
+            metrics = self._compute(self._counter.unpack(sums), unranked)
+            found[when] = {
+                "violations": count_violations(answers, self.schema),
+                "metrics": {name: float(values[0]) for name, values in metrics.items() if not np.isnan(values[0])},
+            }
+        return found
 
     # Reading and checking
 
