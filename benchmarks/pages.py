@@ -1,10 +1,10 @@
-"""The measured parts of docs/speed.md and docs/quality.md, written from the results of the benchmarks.
+"""The measured parts of docs/speed.md, docs/quality.md and docs/evaluation.md, from the results of the benchmarks.
 
-    python benchmarks/pages.py      # writes both from benchmarks/results/, measures nothing
+    python benchmarks/pages.py      # writes them from benchmarks/results/, measures nothing
 
-`speed.py` and `quality.py` do the same for their own page after writing results to `benchmarks/results/`. The text
-depends on the results alone and stands between `<!-- NAME:begin -->` and `<!-- NAME:end -->`. The rest of a page is
-written by hand, also what the numbers mean: read it again when they change.
+`speed.py`, `quality.py` and `cross_domain.py` do the same for their own page after writing results to
+`benchmarks/results/`. The text depends on the results alone and stands between `<!-- NAME:begin -->` and
+`<!-- NAME:end -->`. The rest of a page is written by hand, also what the numbers mean: read it again when they change.
 """
 
 import json
@@ -215,7 +215,38 @@ def _quality_row(row: dict) -> list[str]:
 
 # Pages
 
-TEXTS = {"speed": speed_text, "quality": quality_text}
+# Evaluation
+
+
+def cross_domain_text(result: dict) -> str:
+    """The text from the content of evaluation.json: `rows`, one per pair of domains, and `sizes`."""
+    head = ["trained on", "tested on", "attributes", "mA", "there", "lost", "AUC", "there", "lost"]
+    rows = []
+    for row in result["rows"]:
+        cells = [row["trained"], row["tested"], str(row["attributes"])]
+        for one in (row["mA"], row["auc"]):
+            cells += [
+                f"{one['value']:.1f} ({one['low']:.1f} to {one['high']:.1f})",
+                f"{one['there']:.1f}",
+                f"{one['there'] - one['value']:.1f}",
+            ]
+        rows.append(cells)
+    sizes = result["sizes"]
+    return "\n\n".join(
+        [
+            paragraph(
+                f"`{result['command']}`: rendered domains have {sizes['num_train']:,} training and "
+                f"{sizes['num_test']:,} test pictures. *There* is the checkpoint that was trained on the tested "
+                "domain, on the same attributes. Intervals are 95 %, over persons. SYNTHETIC where a rendered domain "
+                f"is tested. Machine: {result['machine']}. All numbers: "
+                "[evaluation.json](../benchmarks/results/evaluation.json)."
+            ),
+            markdown_table(head, rows),
+        ]
+    )
+
+
+TEXTS = {"speed": speed_text, "quality": quality_text, "evaluation": cross_domain_text}
 
 
 def measured_part(page: str, name: str) -> tuple[int, int]:

@@ -17,6 +17,7 @@ from .collator import ParCollator
 from .loading import list_par_datasets, load_par_dataset
 from .prepare import prepare_dataset
 from .transforms import AugmentedDataset, ParAugmentation
+from .union import TemperatureSampler, unite_datasets, unite_schemas
 
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "ParAugmentation",
     "ParCollator",
     "PedestrianRecord",
+    "TemperatureSampler",
     "UparQueries",
     "attach_schema",
     "dataset_schema",
@@ -39,4 +41,6 @@ __all__ = [
     "read_rapv2",
     "read_upar",
     "read_upar_queries",
+    "unite_datasets",
+    "unite_schemas",
 ]

@@ -18,7 +18,7 @@ from vlm_par_hf.utils import read_json, shorten
 from .schema import UNKNOWN_LABEL, Attribute, AttributeSchema
 
 
-__all__ = ["LabelMatch", "match_label_spaces", "read_mapping"]
+__all__ = ["LabelMatch", "match_label_spaces", "match_labels", "read_mapping"]
 
 _SPELLINGS = {"grey": "gray"}
 _FORMS = (
@@ -135,17 +135,12 @@ def match_label_spaces(
     _check_claims(found, model)
     taken = {attribute for answer in found.values() for attribute in answer.attributes}
     by_name = []
-    for key in (_question, _name):
-        theirs = _only_ones(model, key)
-        for name, one in _only_ones(data, key).items():
-            other = theirs.get(name)
-            if other is None or one.name in found or one.name in mapping or model.index(other.name) in taken:
-                continue
-            answer = _match_labels(one, other, model, in_order=key is _question)
-            if answer is not None:
-                found[one.name] = answer
-                taken |= answer.attributes
-                by_name += [] if key is _question else [one.name]
+    for one, other, key in _pairs(model, data, mapping, taken):
+        answer = _match_labels(one, other, model, in_order=key is _question)
+        if answer is not None:
+            found[one.name] = answer
+            taken |= answer.attributes
+            by_name += [] if key is _question else [one.name]
     if not found:
         raise ParValueError(
             "the checkpoint and the data set have no attribute in common: the checkpoint has "
@@ -162,6 +157,53 @@ def match_label_spaces(
         unmatched=tuple(name for name in data.names if name not in found),
         data_schema=data,
     )
+
+
+def match_labels(
+    first: AttributeSchema, second: AttributeSchema, same: Mapping[str, str | None] | None = None
+) -> dict[str, tuple[int, np.ndarray]]:
+    """The attributes of `second` that are attributes of `first` too, one for one, by the rules of
+    `match_label_spaces`.
+
+    Args:
+        first, second: label spaces.
+        same: name of an attribute of `second` -> that of `first`, or None if it is none of them.
+
+    Returns:
+        Name of an attribute of `second` -> the position of that of `first`, and per label the class index there, -1
+        for a label that it lacks.
+
+    Raises:
+        KeyError: `same` names an attribute that is not there.
+        ValueError: `same` says it of two attributes that have fewer than two labels in common, or of one twice.
+    """
+    same = same or {}
+    found: dict[str, _Answer] = {}
+    for name, target in same.items():
+        one = second[name]
+        if target is not None:
+            answer = _match_labels(one, first[target], first, in_order=True)
+            if answer is None:
+                raise ParValueError(
+                    f"same says that {shorten(name)} is {shorten(target)}, but {shorten(list(one.labels))} and "
+                    f"{shorten(list(first[target].labels))} have fewer than two labels in common"
+                )
+            found[name] = answer
+    _check_claims(found, first)
+    taken = {attribute for answer in found.values() for attribute in answer.attributes}
+    for one, other, key in _pairs(first, second, same, taken):
+        answer = _match_labels(one, other, first, in_order=key is _question)
+        if answer is not None and one.is_binary == other.is_binary:
+            found[one.name] = answer
+            taken |= answer.attributes
+    result = {}
+    for name, answer in found.items():
+        indices = np.full(second[name].num_labels, -1)
+        for label, ((_, index),) in zip(answer.attribute.labels, answer.sources):
+            indices[second[name].labels.index(label)] = index
+        (position,) = answer.attributes
+        result[name] = position, indices
+    return result
 
 
 @dataclass(frozen=True, eq=False)
@@ -332,6 +374,20 @@ def _check_claims(found: Mapping[str, _Answer], model: AttributeSchema) -> None:
                     f"the mapping maps both {shorten(first)} and {shorten(name)} to {shorten(model[a].name)} "
                     f"({shorten(model[a].labels[k])}), expected one of them"
                 )
+
+
+def _pairs(first: AttributeSchema, second: AttributeSchema, settled: Iterable[str], taken: set[int]):
+    """Yields pairs of attributes of `second` and `first` that may be the same, and whether by question or by name.
+    `taken` are positions of `first`, to which the caller adds those that it takes."""
+    done = set(settled)
+    for key in (_question, _name):
+        theirs = _only_ones(first, key)
+        for name, one in _only_ones(second, key).items():
+            other = theirs.get(name)
+            if other is not None and one.name not in done and first.index(other.name) not in taken:
+                yield one, other, key
+                if first.index(other.name) in taken:
+                    done.add(one.name)
 
 
 def _only_ones(schema: AttributeSchema, key) -> dict[str, Attribute]:
