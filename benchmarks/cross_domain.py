@@ -5,8 +5,8 @@
     python benchmarks/cross_domain.py --work DIR --root peta35=PETA --root market1501=Market-1501-v15.09.15
 
 Each domain trains heads on the embedded backbone with the settings of `vlm-par train`; the epoch is chosen on its own
-validation split. Each checkpoint is then measured on the test split of every domain as `vlm-par evaluate` does it, with
-the mappings below where two label spaces divide the same thing otherwise. `there` is the checkpoint of the tested
+validation split. Each checkpoint is then measured on the test split of every domain as `vlm-par evaluate` does it,
+with the mappings below where two label spaces divide the same thing otherwise. `there` is the checkpoint of the tested
 domain on the same attributes; `lost` is the difference.
 
 The backbone has learned from other rendered people of camera A, so on `rendered_b` and on photographs it is a stranger
