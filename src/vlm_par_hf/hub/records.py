@@ -115,14 +115,17 @@ def is_partial(record: Mapping[str, Any]) -> bool:
 
 
 def is_dataset_result(record: Mapping[str, Any]) -> bool:
-    """Whether the record may be published as a result on its data set: all of a test split, no drawings."""
-    return record["data"]["split"] == "test" and not is_synthetic(record) and not is_partial(record)
+    """Whether the record may be published as a result on its data set: all of a test split and of its attributes, no
+    drawings."""
+    own = not record.get("label_space")
+    return record["data"]["split"] == "test" and own and not is_synthetic(record) and not is_partial(record)
 
 
 def dataset_title(record: Mapping[str, Any]) -> str:
     """The name of the data set in a card."""
     name = DATASETS.get(record["data"]["name"], record["data"]["name"])
-    return f"part of {name}" if is_partial(record) else name
+    name = f"part of {name}" if is_partial(record) else name
+    return f"{len(record['attributes'])} attributes of {name}" if record.get("label_space") else name
 
 
 def finite_metrics(record: Mapping[str, Any]) -> list[tuple[str, float]]:
