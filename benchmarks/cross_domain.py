@@ -120,7 +120,7 @@ def main() -> None:
     parser.add_argument("--test", type=int, default=500, help="default: 500")
     parser.add_argument("--epochs", type=int, default=20, help="default: 20")
     parser.add_argument("--bootstrap", type=int, default=1000, help="default: 1000")
-    parser.add_argument("--out", type=Path, default=RESULTS / "evaluation.json")
+    parser.add_argument("--out", type=Path, default=RESULTS / "cross_domain.json")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     roots = dict(one.split("=", 1) for one in args.root)
@@ -153,8 +153,8 @@ def main() -> None:
     }
     atomic_write_json(args.out, result)
     print(cross_domain_text(result))
-    if args.out == RESULTS / "evaluation.json":
-        print(f"wrote {write_page('evaluation')}")
+    if args.out == RESULTS / "cross_domain.json":
+        print(f"wrote {write_page('cross_domain')}")
 
 
 if __name__ == "__main__":
