@@ -2,8 +2,8 @@
 
     python benchmarks/pages.py      # writes all from benchmarks/results/, measures nothing
 
-`speed.py`, `quality.py`, `fine_tuning.py` and `cross_domain.py` do the same for their own page after writing results to
-`benchmarks/results/`. The text depends on the results alone and stands between `<!-- NAME:begin -->` and
+`speed.py`, `quality.py`, `fine_tuning.py` and `cross_domain.py` do the same for their own page after writing results
+to `benchmarks/results/`. The text depends on the results alone and stands between `<!-- NAME:begin -->` and
 `<!-- NAME:end -->`. The rest of a page is written by hand, also what the numbers mean: read it again when they change.
 """
 

@@ -1,6 +1,5 @@
 """Measuring a checkpoint on a data set with another label space."""
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -8,12 +7,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from huggingface_hub.utils import tqdm
+from torch.utils.data import DataLoader
 
 from vlm_par_hf.base.decisions import label_probabilities
+from vlm_par_hf.base.modeling import evaluation_mode
+from vlm_par_hf.data import AugmentedDataset, ParCollator
 from vlm_par_hf.errors import ParValueError
-from vlm_par_hf.inference.predicting import predict_logits
+from vlm_par_hf.inference.predicting import predict_batch
 from vlm_par_hf.labels.matching import LabelMatch, match_label_spaces, read_mapping
-from vlm_par_hf.labels.schema import UNKNOWN_LABEL, AttributeSchema
+from vlm_par_hf.labels.schema import AttributeSchema
 
 from .provenance import DataFacts, check_schema
 
@@ -77,13 +80,13 @@ def predict_matched(
     """Probabilities and labels of the attributes of a data set with another label space.
 
     Args:
-        model: is not changed.
+        model: on its device.
         processor: its processor.
         split: with `image` and `labels`.
         facts: of the split.
         asked: from `read_label_space`.
         zero_shot: also answer the attributes that the model was not trained on.
-        options: keywords of `predict_logits`.
+        options: `batch_size`, `workers` and `progress`, as for `predict_logits`.
 
     Returns:
         float64 `(N, A, C)`, int64 `(N, A)`, and the label space of both: the matched attributes, then those answered
@@ -92,38 +95,34 @@ def predict_matched(
     Raises:
         ValueError: `zero_shot` for a model that cannot answer from texts.
     """
-    match = asked.match
-    rest = asked.rest if zero_shot else None
-    if rest is not None:
-        _check_zero_shot(model)
-    labels = match.labels(facts.labels)
-    parts = [
-        (match.probabilities(_probabilities(model, processor, split, model.config.schema, options)), match.schema)
-    ]
-    if rest is not None:
-        other = copy.deepcopy(model)
-        other._exchange_attributes(rest, processor)
-        parts.append((_probabilities(other, processor, split, rest, options), rest))
-        columns = [facts.schema.index(name) for name in rest.names]
+    match, labels = asked.match, asked.match.labels(facts.labels)
+    texts = None
+    if zero_shot and asked.rest is not None:
+        if not model.supports_attributes:
+            raise ParValueError(f"zero_shot: {model.why_no_texts}")
+        texts = model.encode_attributes(asked.rest, processor)
+        columns = [facts.schema.index(name) for name in texts.schema.names]
         labels = np.concatenate([labels, facts.labels[:, columns]], axis=1)
+    own, other = _predict(model, processor, split, texts, **options)
+    parts = [(match.probabilities(own), match.schema)]
+    if texts is not None:
+        parts.append((other, texts.schema))
     schema = AttributeSchema([one for _, part in parts for one in part])
-    widest = schema.max_labels
-    padded = [np.pad(values, ((0, 0), (0, 0), (0, widest - values.shape[2]))) for values, _ in parts]
+    padded = [np.pad(values, ((0, 0), (0, 0), (0, schema.max_labels - values.shape[2]))) for values, _ in parts]
     return np.concatenate(padded, axis=1), labels, schema
 
 
-def _probabilities(model, processor, split, schema: AttributeSchema, options: dict[str, Any]) -> np.ndarray:
-    """float64 `(N, A, C)` of the model's own label space; labels of the split play no part."""
-    unknown = [[UNKNOWN_LABEL] * len(schema)] * len(split)
-    images = split.select_columns(["image"]).add_column("labels", unknown)
-    logits, _ = predict_logits(model, processor, images, **options)
-    return label_probabilities(torch.from_numpy(logits), schema).double().numpy()
-
-
-def _check_zero_shot(model) -> None:
-    from_backbone = model.supports_training and getattr(model.config, "alignment", "none") != "none"
-    if not model.supports_attributes and not from_backbone:
-        raise ParValueError(
-            f"zero_shot: this {type(model).__name__} answers the attributes that it was trained on and no others; "
-            "FOCUS does, and VLM-PAR with alignment='logit'"
-        )
+def _predict(model, processor, split, texts, *, batch_size: int, workers: int, progress: bool):
+    """Probabilities float64 `(N, A, C)` of the model's own label space, and of `texts` (None: None)."""
+    images = AugmentedDataset(split.select_columns(["image"]))
+    loader = DataLoader(images, batch_size=batch_size, num_workers=workers, collate_fn=ParCollator(processor))
+    own, other = [], []
+    bar = tqdm(total=len(images), desc="predict", unit="image", disable=not progress, leave=False)
+    with bar, evaluation_mode(model):
+        for batch in loader:
+            own.append(label_probabilities(predict_batch(model, batch)["logits"], model.config.schema))
+            if texts is not None:
+                logits = predict_batch(model, batch, attributes=texts)["logits"]
+                other.append(label_probabilities(logits, texts.schema))
+            bar.update(len(own[-1]))
+    return torch.cat(own).double().numpy(), torch.cat(other).double().numpy() if other else None
