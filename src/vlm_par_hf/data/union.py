@@ -156,7 +156,7 @@ class TemperatureSampler:
         return sum(map(len, self._rows))
 
     def set_epoch(self, epoch: int) -> None:
-        """Chooses the order of an epoch, counted from 0; `Trainer` and `accelerate` call it."""
+        """Chooses the order of an epoch, counted from 0; `transformers.Trainer` calls it."""
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[int]:
