@@ -10,6 +10,7 @@ to `benchmarks/results/`. The text depends on the results alone and stands betwe
 import json
 import math
 import re
+import shlex
 import textwrap
 from pathlib import Path
 
@@ -141,7 +142,7 @@ def command_of(words: list[str]) -> str:
     script, *words = words
     folders = {position + 1 for position, word in enumerate(words) if word in ("--work", "--out", "--backbone")}
     shown = ["DIR" if position in folders and "/" in word else word for position, word in enumerate(words)]
-    return " ".join([f"python benchmarks/{Path(script).name}", *shown])
+    return f"python benchmarks/{Path(script).name} {shlex.join(shown)}".rstrip()
 
 
 # Quality
@@ -287,7 +288,7 @@ def fine_tuning_text(result: dict) -> str:
                     "rate",
                     "AUC",
                     "more than the heads alone",
-                    "mA",
+                    "mA, fitted",
                     "time of an epoch",
                 ],
                 rows,
