@@ -1,10 +1,11 @@
-"""The measured parts of docs/speed.md, quality.md, decisions.md and training.md, from the results of the benchmarks.
+"""The measured parts of pages in docs/, written from the results of the benchmarks.
 
     python benchmarks/pages.py      # writes all from benchmarks/results/, measures nothing
 
-`speed.py`, `quality.py`, `decisions.py` and `fine_tuning.py` do the same for their own page after writing results to
-`benchmarks/results/`. The text depends on the results alone and stands between `<!-- NAME:begin -->` and
-`<!-- NAME:end -->`. The rest of a page is written by hand, also what the numbers mean: read it again when they change.
+`speed.py`, `quality.py`, `decisions.py`, `fine_tuning.py` and `cross_domain.py` do the same for their own page after
+writing results to `benchmarks/results/`. The text depends on the results alone and stands between
+`<!-- NAME:begin -->` and `<!-- NAME:end -->`. The rest of a page is written by hand, also what the numbers mean: read
+it again when they change.
 """
 
 import json
@@ -309,6 +310,37 @@ def _decisions_row(weighting: str, row: dict) -> list[str]:
     ]
 
 
+# Across domains
+
+
+def cross_domain_text(result: dict) -> str:
+    """The text from the content of cross_domain.json: `rows`, one per pair of domains, and `sizes`."""
+    head = ["trained on", "tested on", "attributes", "mA", "there", "lost", "AUC", "there", "lost"]
+    rows = []
+    for row in result["rows"]:
+        cells = [row["trained"], row["tested"], str(row["attributes"])]
+        for one in (row["mA"], row["auc"]):
+            cells += [
+                f"{one['value']:.1f} ({one['low']:.1f} to {one['high']:.1f})",
+                f"{one['there']:.1f}",
+                f"{one['there'] - one['value']:.1f}",
+            ]
+        rows.append(cells)
+    sizes = result["sizes"]
+    return "\n\n".join(
+        [
+            paragraph(
+                f"`{result['command']}`: rendered domains have {sizes['num_train']:,} training and "
+                f"{sizes['num_test']:,} test pictures. *There* is the checkpoint that was trained on the tested "
+                "domain, on the same attributes. Intervals are 95 %, over persons. SYNTHETIC where a rendered domain "
+                f"is tested. Machine: {result['machine']}. All numbers: "
+                "[cross_domain.json](../benchmarks/results/cross_domain.json)."
+            ),
+            markdown_table(head, rows),
+        ]
+    )
+
+
 # Fine-tuning
 
 
@@ -362,9 +394,13 @@ def _with_interval(entry: dict[str, float], sign: str = "") -> str:
 # Pages
 
 TEXTS = {
-    "speed": speed_text, "quality": quality_text, "decisions": decisions_text, "fine_tuning": fine_tuning_text,
-}  # fmt: skip
-PAGES = {"speed": "speed", "quality": "quality", "decisions": "decisions", "fine_tuning": "training"}  # of docs/
+    "speed": speed_text,
+    "quality": quality_text,
+    "decisions": decisions_text,
+    "fine_tuning": fine_tuning_text,
+    "cross_domain": cross_domain_text,
+}
+PAGES = {name: name for name in TEXTS} | {"fine_tuning": "training", "cross_domain": "evaluation"}  # of docs/
 
 
 def measured_part(page: str, name: str) -> tuple[int, int]:

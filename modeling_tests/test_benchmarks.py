@@ -16,9 +16,10 @@ from modeling_tests.models.vlm_par.test_modeling_vlm_par import features, some_l
 from modeling_tests.test_calibration import SCHEMA as KWAY
 from modeling_tests.test_calibration import draw
 from modeling_tests.tiny import tiny_model, tiny_schema
-from vlm_par_hf import AttributeSchema, ParMetrics
+from vlm_par_hf import AttributeSchema, ParMetrics, get_schema
 from vlm_par_hf.calibration import fit
 from vlm_par_hf.embedded import views
+from vlm_par_hf.labels.matching import match_label_spaces
 from vlm_par_hf.metrics.ranking import average_precision, roc_auc
 
 
@@ -281,3 +282,33 @@ def test_decisions_are_fitted_on_the_validation_of_their_part():
     persons = np.array([7, 7, 3, 3, 3, 9])
     assert script.first_persons(persons, 6, 3).tolist() == [True] * 5 + [False]
     assert script.first_persons(None, 4, 3).tolist() == [True] * 3 + [False]
+
+
+def test_the_mappings_across_domains_fit_the_label_spaces():
+    cross_domain = load("cross_domain")
+    answered = {}
+    for (tested, trained), mapping in cross_domain.MAPPINGS.items():
+        match = match_label_spaces(get_schema(trained), get_schema(tested), mapping)
+        assert set(mapping) <= set(match.schema.names)
+        answered[tested, trained] = match.unmatched
+    assert answered["pa100k", "rendered"] == ()
+    assert "Age" not in answered["rendered", "pa100k"]
+
+
+def test_what_is_lost_is_over_the_same_attributes():
+    cross_domain, pages = load("cross_domain"), load("pages")
+
+    def record(**means):
+        rows = [{"name": name, "mA": mA, "auc": None if mA < 0.5 else mA + 0.1} for name, mA in means.items()]
+        metrics = {"mA": float(np.mean(list(means.values()))), "auc_macro": 0.8}
+        return {"attributes": rows, "metrics": metrics, "intervals": {"mA": [0.5, 0.6], "auc_macro": [0.7, 0.9]}}
+
+    own = {"b": record(Hat=0.9, Bag=0.7, Coat=0.1, Boots=0.4)}
+    rows = cross_domain.compare(own, {("a", "b"): record(Hat=0.6, Bag=0.5, Boots=0.4)})
+    (row,) = rows
+    assert row["attributes"] == 3 and row["mA"]["value"] == pytest.approx(50)
+    assert row["mA"]["there"] == pytest.approx(100 * (0.9 + 0.7 + 0.4) / 3)
+    assert row["auc"]["there"] == pytest.approx(100 * (1.0 + 0.8) / 2)
+    sizes = {"num_train": 600, "num_test": 500}
+    text = pages.cross_domain_text({"rows": rows, "sizes": sizes, "command": "python x", "machine": "m"})
+    assert "| a | b | 3 | 50.0 (50.0 to 60.0) | 66.7 | 16.7 | 80.0 (70.0 to 90.0) | 90.0 | 10.0 |" in text

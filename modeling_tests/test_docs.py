@@ -198,7 +198,7 @@ def results_of(name):
     return json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text(encoding="utf-8"))
 
 
-@pytest.mark.parametrize("name", ["speed", "quality", "decisions", "fine_tuning"])
+@pytest.mark.parametrize("name", ["speed", "quality", "decisions", "fine_tuning", "cross_domain"])
 def test_measured_text_is_that_of_the_results(name, pages):
     page = PAGES[f"docs/{pages.PAGES[name]}.md"]
     start, end = pages.measured_part(page, name)

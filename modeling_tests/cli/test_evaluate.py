@@ -13,3 +13,17 @@ def test_evaluate(checkpoint, files, capsys):
     assert "auc_macro" in text and "average_precision_macro" in text
     record = json.loads((checkpoint / "evaluation_folder_test" / "metrics.json").read_text())
     assert record["threshold"] == "schema" and record["resampled"] == "persons"
+
+
+def test_slices_and_a_data_set_with_other_names(checkpoint, files, tmp_path, capsys):
+    """Everything that a user can add, by the names of the data set."""
+    out = tmp_path / "out"
+    arguments = ["evaluate", str(checkpoint), "folder", "--root", files["data"], "--bootstrap", "5", "--out", str(out)]
+    assert main([*arguments, "--slices", "Female, size"]) == 0
+    text = capsys.readouterr().out
+    assert "Not shown, fewer than 30" in text
+    record = json.loads((out / "metrics.json").read_text())
+    assert [one["name"] for one in record["slices"]["by"]] == ["Female", "size"]
+    assert main([*arguments, "--mapping", str(tmp_path / "nothing.json")]) == 2
+    assert main([*arguments, "--slices", "Ago"]) == 2
+    assert "slices names 'Ago'" in capsys.readouterr().err

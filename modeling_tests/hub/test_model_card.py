@@ -240,6 +240,50 @@ def test_attributes_that_cannot_be_ranked_are_named(checkpoint):
     ).text.replace("\\", "")
 
 
+def make_slices(**changes):
+    def row(name, people, mA):
+        metrics = {"mA": mA, "plain_accuracy": 0.9, "instance_f1_harmonic": 0.8, "auc_macro": None}
+        return {"slice": name, "people": people, "images": people, "metrics": metrics, "intervals": {"mA": [0.5, 0.9]}}
+
+    ends = [{"slice": name, "recall": recall, "people": 40} for name, recall in (("ol|d", 0.5), ("young", 0.75))]
+    slicing = {
+        "name": "Age", "compared": ["Hat", "Bag"], "all": row(None, 1240, 0.7), "unknown": 2,
+        "slices": [row("young", 1200, 0.72), row("ol|d", 40, 0.61)], "not_shown": {"child": 7},
+        "worst": {"slice": "ol|d", "best": "young", "difference": 0.11, "interval": [0.02, 0.2]},
+        "gaps": [{"attribute": "Hat", "label": "yes", "lowest": ends[0], "highest": ends[1], "difference": 0.25,
+                  "interval": [0.1, 0.4]}],
+    }  # fmt: skip
+    return {"min_people": 30, "people": "persons", "by": [slicing | changes]}
+
+
+def test_slices_of_people_are_shown(checkpoint):
+    text = build_model_card(checkpoint, make_record() | {"slices": make_slices()}).text
+    plain = text.replace("\\", "")
+    assert "#### Who is served how well" in text and "| ol|d |" not in text
+    assert "| young | 1,200 | 72.00 | 90.00 | 80.00 | undefined | 50.00 to 90.00 |" in text
+    for sentence in (
+        "Not shown, fewer than 30 persons: child (7).",
+        "Over 2 attributes, whose labels occur in all slices.",
+        "Worst is ol|d, 11.0 points of mA below young (2.0 to 20.0).",
+        "Largest gaps in true-positive rates, of 1: Hat 25.0 (10.0 to 40.0) between ol|d (50.0) and young (75.0).",
+    ):
+        assert sentence in plain, sentence
+    alone = make_slices(worst=None, gaps=[], slices=[], all=None, not_shown={"young": 3})
+    plain = build_model_card(checkpoint, make_record() | {"slices": alone}).text.replace("\\", "")
+    assert "fewer than 30 persons: young (3). Nothing can be compared." in plain
+
+
+def test_a_result_on_some_attributes_is_no_result_on_the_data_set(checkpoint):
+    space = {"attributes": {"hs-Hat": "Hat", "Bag": "Bag"}, "matched_by_name_alone": ["Bag"], "zero_shot": [],
+             "left_out": ["Boots"]}  # fmt: skip
+    card = build_model_card(checkpoint, make_record() | {"label_space": space})
+    plain = card.text.replace("\\", "")
+    assert "measured are 2 attributes that both have: hs-Hat (Hat), Bag." in plain and "Left out: Boots." in plain
+    assert "Matched by their name alone, although they ask another question: Bag." in plain
+    assert {one.dataset_name for one in card.data.eval_results} == {"26 attributes of PA-100K"}
+    assert eval_results_yaml([make_record() | {"label_space": space}], {"pa100k": "org/pa100k"}) is None
+
+
 @pytest.mark.parametrize("backbone", [None, "embedded", "/home/somebody/backbone"])
 def test_only_a_repository_is_a_base_model(checkpoint, backbone):
     config = json.loads((checkpoint / "config.json").read_text())

@@ -91,3 +91,13 @@ def test_no_thresholds(thresholds, message):
 def test_single_thresholds_go_before_the_one_for_all():
     found = chosen_thresholds(SCHEMA, 0.6, {"Hat": 0.7, "of another question": 0.1})
     assert found == {"Hat": 0.7, "Backpack": 0.6, "Female": 0.6} and chosen_thresholds(SCHEMA, None, None) == {}
+
+
+def test_an_attribute_without_the_one_that_it_requires():
+    attributes = tiny_schema(kway=True).to_list()
+    attributes[3]["requires"] = ["Hat", "yes"]
+    schema = AttributeSchema(attributes)
+    assert read_asked(["UpperColor"], schema, subject="a person").schema["UpperColor"].requires is None
+    both = read_asked(["UpperColor", "Hat", "a red scarf"], schema, subject="a person")
+    assert both.schema["UpperColor"].requires == ("Hat", "yes") and both.places == (3, 0, None)
+    assert read_asked(["UpperColor"], schema, subject="a person").places == (3,)

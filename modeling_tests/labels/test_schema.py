@@ -408,3 +408,73 @@ def test_a_schema_file_that_would_lose_a_value_or_the_process(tmp_path, text, me
 def test_a_schema_file_with_a_byte_order_mark(tmp_path):
     (tmp_path / "schema.json").write_text(json.dumps(bags().to_list()), encoding="utf-8-sig")
     assert AttributeSchema.from_json(tmp_path / "schema.json") == bags()
+
+
+def hats(**options) -> AttributeSchema:
+    color = Attribute("HatColor", "what color?", ("red", "blue", "green"), ("r", "b", "g"), **options)
+    return AttributeSchema([yes_no("Hat"), color, view()])
+
+
+def test_a_condition_names_an_attribute_and_its_labels():
+    schema = hats(requires=["Hat", "yes"])
+    assert schema["HatColor"].requires == ("Hat", "yes") and schema["Hat"].requires is None
+    assert AttributeSchema(json.loads(json.dumps(schema.to_list()))) == schema
+    assert schema.diff(hats()) == ["'HatColor': requires is ['Hat', 'yes'] in the first schema, None in the second"]
+    assert schema.diff(hats(), label_space_only=True) == []
+    hash(schema["HatColor"])
+
+
+def test_attributes_of_older_configurations_have_no_condition():
+    old = [{key: value for key, value in one.items() if key != "requires"} for one in hats().to_list()]
+    assert AttributeSchema(old) == hats()
+
+
+@pytest.mark.parametrize(
+    ("requires", "error", "message"),
+    [
+        (
+            "Hat",
+            TypeError,
+            "requires must hold the name of another attribute and one or more of its labels, got 'Hat'",
+        ),
+        (("Hat",), ValueError, "one or more of its labels"),
+        (("Hat", "yes", "yes"), ValueError, "one or more of its labels"),
+        (("HatColor", "red"), ValueError, "the name of another attribute"),
+        (("Hat", 1), TypeError, "requires must be text, got 1"),
+        (("Hut", "yes"), ValueError, "requires names 'Hut', which is no attribute of this schema; did you mean 'Hat'"),
+        (("Hat", "red"), ValueError, r"requires the label 'red' of 'Hat', which has \['no', 'yes'\]"),
+    ],
+)
+def test_a_wrong_condition_is_refused(requires, error, message):
+    with pytest.raises(error, match=message):
+        hats(requires=requires)
+
+
+def test_attributes_that_require_each_other_are_refused():
+    first = yes_no("A", requires=("B", "yes"))
+    with pytest.raises(ValueError, match="'A': requires leads back to itself: A -> B"):
+        AttributeSchema([first, yes_no("B", requires=("A", "yes"))])
+    chain = AttributeSchema([first, yes_no("B", requires=("C", "no")), yes_no("C")])
+    assert chain["A"].requires == ("B", "yes")
+
+
+def test_a_condition_goes_with_its_attribute():
+    schema = hats(requires=("Hat", "yes"))
+    assert schema.subset(["HatColor", "Hat"])["HatColor"].requires == ("Hat", "yes")
+    assert schema.subset(["HatColor"])["HatColor"].requires is None
+    secret = AttributeSchema([yes_no("Hat", sensitive=True), schema["HatColor"]])
+    assert secret.without_sensitive()["HatColor"].requires is None
+
+
+def test_questions_in_another_language():
+    schema = get_schema("mivia5")
+    asked = schema.with_questions({"Hat": "la persona indossa un cappello?", "Bag": "这个人带包了吗？"})
+    assert asked["Hat"].question == "la persona indossa un cappello?" and asked["Bag"].question == "这个人带包了吗？"
+    assert asked["Gender"] == schema["Gender"] and asked.names == schema.names
+    assert schema.diff(asked, label_space_only=True) == [] and len(schema.diff(asked)) == 2
+    with pytest.raises(KeyError, match="no attribute 'Hut' in this schema; did you mean 'Hat'"):
+        schema.with_questions({"Hut": "?"})
+    with pytest.raises(ValueError, match="'Hat': question must be text without surrounding space, got ' '"):
+        schema.with_questions({"Hat": " "})
+    with pytest.raises(TypeError, match="questions must be a dict"):
+        schema.with_questions(["?"] * 5)

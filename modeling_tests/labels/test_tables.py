@@ -10,7 +10,8 @@ from vlm_par_hf.labels.tables import get_schema, list_schemas
 
 
 NAMES = [
-    "market1501", "market1501_30", "pa100k", "peta35", "peta65", "rapv1", "rapv2", "rendered", "synthetic", "upar40",
+    "market1501", "market1501_30", "mivia5", "pa100k", "peta35", "peta65", "rapv1", "rapv2", "rendered", "synthetic",
+    "upar40",
 ]  # fmt: skip
 
 PA100K_ORDER = (
@@ -169,6 +170,7 @@ def test_text_can_be_asked(name):
         ),
         ("market1501", "age gender"),
         ("market1501_30", "young teenager adult old gender"),
+        ("mivia5", "Gender"),
         ("rapv1", "Female AgeLess16 Age17-30 Age31-45"),
         ("rapv2", "Female AgeLess16 Age17-30 Age31-45 Age46-60"),
         ("rendered", "Female Age"),
@@ -217,6 +219,14 @@ def test_exclusive_groups_of_the_tables():
     assert {group: len(members) for group, members in groups("rapv1").items()} == {"age": 3, "body": 3, "role": 2}
     assert {group: len(members) for group, members in groups("rapv2").items()} == {"age": 4, "body": 3, "role": 2}
     assert groups("upar40") == {"age": ["Age-Young", "Age-Adult", "Age-Old"]}
+
+
+def test_a_color_requires_the_thing_that_has_it():
+    conditions = {name: {one.name: one.requires for one in get_schema(name) if one.requires} for name in NAMES}
+    assert {name: found for name, found in conditions.items() if found} == {
+        "rendered": {"HatColor": ("Hat", "yes"), "HairColor": ("HairLength", "short", "long")},
+        "synthetic": {"HatColor": ("Hat", "yes")},
+    }
 
 
 @pytest.mark.parametrize("folder", ["pa100k", "pa100k_mini"])

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from vlm_par_hf.labels.schema import AttributeSchema
+from vlm_par_hf.labels.tables import get_schema
 from vlm_par_hf.metrics import attributes as metrics_module
 from vlm_par_hf.metrics import counting
 from vlm_par_hf.metrics.attributes import METRIC_NAMES, PRESETS, MetricPreset, ParMetrics
@@ -67,7 +68,7 @@ def reference(schema, probabilities, labels, threshold, empty="zero"):
         ]
         for n in range(N)
     ]
-    recalls, f1s, weighted, right, known_labels = [], [], [], 0, 0
+    recalls, f1s, weighted, accuracies, right, known_labels = [], [], [], [], 0, 0
     pooled = [0, 0, 0]
     for a, K in enumerate(schema.num_labels):
         rows = [n for n in range(N) if labels[n][a] != -100]
@@ -88,6 +89,7 @@ def reference(schema, probabilities, labels, threshold, empty="zero"):
             recalls.append(mean([recall for support, recall, _ in per_label if support]))
             f1s.append(mean([f1 for support, _, f1 in per_label if support]))
         weighted.append(sum(support * f1 for support, _, f1 in per_label) / len(rows))
+        accuracies.append(sum(labels[n][a] == predicted[n][a] for n in rows) / len(rows))
         right += sum(labels[n][a] == predicted[n][a] for n in rows)
         known_labels += len(rows)
 
@@ -111,6 +113,7 @@ def reference(schema, probabilities, labels, threshold, empty="zero"):
     return {
         "mA": mean(recalls),
         "plain_accuracy": right / known_labels,
+        "accuracy_macro": mean(accuracies),
         "instance_accuracy": mean(values["accuracy"]),
         "instance_precision": precision,
         "instance_recall": recall,
@@ -268,6 +271,19 @@ def test_values_by_hand():
     assert values["label_f1_macro"] == pytest.approx(1.8 / 3)
     assert values["f1_micro"] == pytest.approx(2 * 3 / (4 + 5))
     assert values["f1_weighted"] == pytest.approx(((2 * 0.8 + 2 * 2 / 3) / 4 + (3 * 2 / 3) / 4 + 1) / 3)
+
+
+def test_mivia_weighs_its_five_attributes_equally():
+    schema = get_schema("mivia5")
+    truth = np.array([[10, 3, 1, -100, 0], [0, 3, 0, -100, 1], [2, -100, 0, 1, 0], [5, -100, 1, -100, 0]])
+    predicted = np.array([[10, 3, 0, 1, 0], [0, 3, 0, 0, 0], [3, 7, 0, 1, 0], [5, 1, 0, 1, 0]])
+    probabilities = np.eye(11)[predicted]
+    metrics = ParMetrics(schema, "mivia", inputs="probabilities")
+    values = metrics((probabilities, truth))
+    # Right of known: 3 of 4, 2 of 2, 2 of 4, 1 of 1, 3 of 4.
+    assert values["accuracy_macro"] == pytest.approx((3 / 4 + 1 + 2 / 4 + 1 + 3 / 4) / 5)
+    assert values["plain_accuracy"] == pytest.approx(11 / 15)
+    assert metrics.primary_metric == "accuracy_macro" and ParMetrics(schema).primary_metric == "mA"
 
 
 # Image 0 has both, image 1 nothing true, image 2 nothing predicted, image 3 neither.

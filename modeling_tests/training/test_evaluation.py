@@ -11,6 +11,7 @@ from PIL import Image
 from modeling_tests.bands import build_data
 from modeling_tests.tiny import randomize, tiny_model, tiny_processor, tiny_schema
 from vlm_par_hf.data import attach_schema
+from vlm_par_hf.labels.schema import AttributeSchema
 from vlm_par_hf.metrics.attributes import ParMetrics
 from vlm_par_hf.training import evaluate, predict_logits
 from vlm_par_hf.training.evaluation import markdown_table
@@ -159,3 +160,59 @@ def test_images_of_nobody_known_are_persons_of_their_own(checkpoint, data):
     named = split.add_column("person_id", persons)
     record = evaluate(checkpoint, datasets.DatasetDict(test=named), by_person=True, **QUIET)
     assert record["num_groups"] == len(split) - 1
+
+
+@pytest.fixture(scope="module")
+def sliced(tmp_path_factory):
+    """A record with slices of a label space with a condition and a group, of persons in two pictures each."""
+    attributes = tiny_schema(kway=True).to_list()
+    attributes[3]["requires"] = ["Hat", "yes"]
+    for one in attributes[:2]:
+        one["group"] = "things"
+    schema = AttributeSchema(attributes)
+    model = randomize(tiny_model("kway"))
+    model.config.set_schema(schema)
+    model.schema = schema
+    folder = tmp_path_factory.mktemp("sliced")
+    record = evaluate(
+        model, build_data(schema, {"test": 160}, unknown=0.02), processor=tiny_processor("kway"), output_dir=folder,
+        slices=["Female", "size", "things", "BagSide"], **QUIET,
+    )  # fmt: skip
+    return record, folder
+
+
+def test_slices_are_of_persons_where_they_are_known(sliced):
+    record, _ = sliced
+    assert record["resampled"] == "images" and record["slices"]["people"] == "persons"
+    female, size, things, side = record["slices"]["by"]
+    assert [row["slice"] for row in female["slices"]] == ["no", "yes"]
+    assert all(30 <= row["people"] < row["images"] for row in female["slices"]) and "Female" not in female["compared"]
+    assert [row["slice"] for row in size["slices"]] == ["64 to 127"] and size["slices"][0]["people"] == 80
+    assert things["name"] == "things" and {"Hat", "Backpack"}.isdisjoint(things["compared"])
+    assert side["worst"]["slice"] in ("left", "right", "none")
+
+
+def test_slices_and_contradictions_are_in_the_table(sliced):
+    record, folder = sliced
+    text = (folder / "attributes.md").read_text().replace("\\", "")
+    before = record["consistency"]["before"]["violations"]
+    assert before["people"] > 0 and set(before["requires"]) == {"UpperColor"} and set(before["groups"]) == {"things"}
+    assert f"Answers contradict each other for {before['people']:,} of 160 people, for 0 after" in text
+    assert "| Female | persons | mA |" in text and "Worst is" in text and "Over 4 attributes" in text
+    assert "Largest gaps in true-positive rates" in text
+
+
+def test_a_slice_of_few_people_is_said(checkpoint, data):
+    record = evaluate(checkpoint, data, slices=["Hat"], **QUIET)
+    (one,) = record["slices"]["by"]
+    assert one["slices"] == [] and set(one["not_shown"]) == {"no", "yes"}
+    text = markdown_table(record)
+    assert "Not shown, fewer than 30 persons: no" in text and "Nothing can be compared." in text
+
+
+def test_a_label_space_without_rules_has_no_contradictions(written):
+    record, _ = written
+    assert "consistency" not in record and "slices" not in record
+    with pytest.raises(KeyError, match="slices names 'Ago', expected attributes"):
+        evaluate(randomize(tiny_model("naflex")), build_data(tiny_schema(), {"test": 2}),
+                 processor=tiny_processor("naflex"), slices=["Ago"], **QUIET)  # fmt: skip

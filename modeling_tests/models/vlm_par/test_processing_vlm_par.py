@@ -293,3 +293,30 @@ def test_what_a_caller_says_of_range_and_layout_is_true_or_refused(kind):
         processor(images=whole, input_data_format="sideways")
     with pytest.raises(TypeError, match="does not know one of the arguments colour"):
         processor(images=image, colour="red")
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        "la persona indossa un cappello?",
+        "trägt die person einen hut?",
+        "这个人戴帽子吗？",
+        "هل يرتدي الشخص قبعة؟",
+        "на человеке шляпа?",
+    ],
+)
+def test_questions_in_another_language_reach_the_model_whole(question):
+    """A tokenizer of SigLIP 2 falls back to bytes, so no character becomes unknown."""
+    processor = tiny_processor()
+    ids = processor.encode_texts([question])[0]
+    assert processor.tokenizer.unk_token_id not in ids
+    assert processor.tokenizer.decode(ids, skip_special_tokens=True) == question
+    model = tiny_model()
+    english = tiny_schema()
+    asked = english.with_questions({"Hat": question})
+    encoded = []
+    for schema in (english, asked):
+        model.exchange_attributes(schema, processor)
+        encoded.append(model.config.question_input_ids)
+    assert model.config.schema["Hat"].question == question
+    assert encoded[0][0] != encoded[1][0] and encoded[0][1:] == encoded[1][1:]

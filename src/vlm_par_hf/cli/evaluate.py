@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from vlm_par_hf.errors import ParValueError
-from vlm_par_hf.hub.records import left_out_of_ranking
+from vlm_par_hf.hub.records import consistency_note, label_space_note, left_out_of_ranking, slice_lines
 
 from .options import add_data_options, data_arguments, quiet_transformers, say
 
@@ -22,10 +22,25 @@ def add_parser(commands) -> argparse.ArgumentParser:
     add_data_options(parser)
     parser.add_argument("--out", metavar="DIR", help="result folder (default: MODEL/evaluation_DATASET_SPLIT)")
     parser.add_argument("--split", choices=("train", "validation", "test"), default="test", help="default: test")
-    parser.add_argument("--preset", choices=("rethinking", "vtb", "rap"), default="rethinking", help="conventions")
+    parser.add_argument(
+        "--preset", choices=("rethinking", "vtb", "rap", "mivia"), default="rethinking", help="conventions"
+    )
     parser.add_argument("--threshold", metavar="T", help="a number, or schema for each attribute's own")
     parser.add_argument("--bootstrap", type=int, default=1000, metavar="N", help="resamples for intervals (0: none)")
     parser.add_argument("--by-person", action="store_true", help="resample persons, not images")
+    parser.add_argument(
+        "--slices", metavar="NAMES",
+        help="also metrics per slice of people: attributes or groups of the data set, or size (of pictures), such as "
+        "Age,Female,size",
+    )  # fmt: skip
+    parser.add_argument(
+        "--mapping", metavar="FILE",
+        help="JSON file for a data set with another label space: its attributes -> those of the checkpoint",
+    )  # fmt: skip
+    parser.add_argument(
+        "--zero-shot", action="store_true",
+        help="also answer attributes that the checkpoint was not trained on, from their texts (another label space)",
+    )  # fmt: skip
     parser.add_argument("--min-positives", type=int, metavar="N", help="also mA over attributes with so many samples")
     parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="default: %(default)s")
     parser.add_argument("--workers", type=int, default=0, metavar="N", help="data loader processes")
@@ -68,6 +83,9 @@ def run(args) -> None:
         workers=args.workers,
         seed=args.seed,
         command=args.command_line,
+        slices=[name.strip() for name in args.slices.split(",") if name.strip()] if args.slices is not None else (),
+        mapping=args.mapping,
+        zero_shot=args.zero_shot,
         **data,
     )
     say(f"{args.dataset}, {args.split}, {record['data']['images']} images, conventions of {args.preset}")
@@ -77,7 +95,10 @@ def run(args) -> None:
         low, high = record["intervals"].get(name) or (None, None)
         interval = "" if low is None else f"   {100 * low:.2f} to {100 * high:.2f}"
         say(f"  {name:<24} " + ("undefined" if value is None else f"{100 * value:6.2f}{interval}"))
-    left_out = left_out_of_ranking(record)
-    if left_out:
-        say(left_out)
+    for sentence in (left_out_of_ranking(record), label_space_note(record), consistency_note(record)):
+        if sentence:
+            say(sentence)
+    for slicing in (record.get("slices") or {}).get("by", ()):
+        for line in slice_lines(record, slicing):
+            say(line)
     say(f"record, tables and picture: {folder}")

@@ -5,6 +5,7 @@ Nothing here imports torch or `datasets` before it is needed: reading annotation
 
 from vlm_par_hf.data.readers.folder import read_folder
 from vlm_par_hf.data.readers.market1501 import read_market1501
+from vlm_par_hf.data.readers.mivia import read_mivia
 from vlm_par_hf.data.readers.pa100k import read_pa100k
 from vlm_par_hf.data.readers.peta import read_peta
 from vlm_par_hf.data.readers.rap import read_rapv1, read_rapv2
@@ -16,6 +17,7 @@ from .collator import ParCollator
 from .loading import list_par_datasets, load_par_dataset
 from .prepare import prepare_dataset
 from .transforms import AugmentedDataset, ParAugmentation
+from .union import TemperatureSampler, unite_datasets, unite_schemas
 
 
 __all__ = [
@@ -23,6 +25,7 @@ __all__ = [
     "ParAugmentation",
     "ParCollator",
     "PedestrianRecord",
+    "TemperatureSampler",
     "UparQueries",
     "attach_schema",
     "dataset_schema",
@@ -31,10 +34,13 @@ __all__ = [
     "prepare_dataset",
     "read_folder",
     "read_market1501",
+    "read_mivia",
     "read_pa100k",
     "read_peta",
     "read_rapv1",
     "read_rapv2",
     "read_upar",
     "read_upar_queries",
+    "unite_datasets",
+    "unite_schemas",
 ]

@@ -284,7 +284,7 @@ def _is_sensitive(name: str, labels: Iterable[str] = ()) -> bool:
 def _binary(name: str, labels: tuple[str, str] = ("no", "yes")) -> Attribute:
     known = _known_attributes().get(_SAME_WORDS.get(_key(name), _key(name)))
     if known is not None:
-        return replace(known, name=name, labels=labels, group=None, mirror=None)
+        return replace(known, name=name, labels=labels, group=None, mirror=None, requires=None)
     fields = attribute_fields(_words(name).replace("|", " "), SUBJECT, name)
     return Attribute(**fields, labels=labels, sensitive=_is_sensitive(name))
 

@@ -52,10 +52,10 @@ def load_par_dataset(
     """Loads a data set for pedestrian attribute recognition.
 
     Args:
-        name: `"pa100k"`, `"peta35"`, `"peta65"`, `"market1501"`, `"market1501_30"`, `"rapv1"`, `"rapv2"`, `"upar"`
-            (original layouts: see the readers in `vlm_par_hf.data`), `"folder"` (your own data, see `read_folder`),
-            `"hub"` (`image` and `labels` as `vlm-par prepare` writes them, or one column per attribute), `"synthetic"`
-            (drawings) or `"rendered"` (3D people, rendered once and then kept).
+        name: `"pa100k"`, `"peta35"`, `"peta65"`, `"market1501"`, `"market1501_30"`, `"mivia5"`, `"rapv1"`, `"rapv2"`,
+            `"upar"` (original layouts: see the readers in `vlm_par_hf.data`), `"folder"` (your own data, see
+            `read_folder`), `"hub"` (`image` and `labels` as `vlm-par prepare` writes them, or one column per
+            attribute), `"synthetic"` (drawings) or `"rendered"` (3D people, rendered once and then kept).
         root: folder of the data set, for `"hub"` also a repository `"org/name"`; not for `"synthetic"` and
             `"rendered"`.
         schema: the attributes to keep, in this order; their questions and prompts may be your own, their names and

@@ -16,12 +16,15 @@ from .records import (
     DATASETS,
     METRICS,
     SYNTHETIC,
+    consistency_note,
     convention_text,
     dataset_title,
     is_partial,
     is_repository,
     is_synthetic,
+    label_space_note,
     left_out_of_ranking,
+    slice_table,
 )
 
 
@@ -123,6 +126,7 @@ def results_section(records) -> str:
             _table(["metric", "value", level, "what it is"], rows),
             "",
             *([markdown_text(left_out), ""] if left_out else []),
+            *_notes_and_slices(record),
             "<details><summary>Per attribute</summary>",
             "",
             _table(
@@ -143,6 +147,17 @@ def results_section(records) -> str:
         if record.get("command"):
             lines += ["", f"Measured by {_command(record)} with {_versions(record)}."]
     return "\n".join(lines)
+
+
+def _notes_and_slices(record: Mapping[str, Any]) -> list[str]:
+    sentences = [markdown_text(note) for note in (label_space_note(record), consistency_note(record)) if note]
+    lines = [line for sentence in sentences for line in (sentence, "")]
+    slicings = (record.get("slices") or {}).get("by", ())
+    if slicings:
+        lines += ["#### Who is served how well", ""]
+    for slicing in slicings:
+        lines += [*slice_table(record, slicing), ""]
+    return lines
 
 
 def training_section(config, training) -> str:

@@ -6,13 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from vlm_par_hf.errors import ParFileNotFoundError, ParValueError
-from vlm_par_hf.utils import read_json
+from vlm_par_hf.escaping import markdown_text
+from vlm_par_hf.utils import format_percent, read_json
 
 
 __all__ = [
     "DATASETS",
     "METRICS",
     "SYNTHETIC",
+    "consistency_note",
     "convention_text",
     "dataset_title",
     "find_records",
@@ -22,8 +24,11 @@ __all__ = [
     "is_partial",
     "is_repository",
     "is_synthetic",
+    "label_space_note",
     "left_out_of_ranking",
     "read_record",
+    "slice_lines",
+    "slice_table",
 ]
 
 DATASETS = {
@@ -32,6 +37,7 @@ DATASETS = {
     "peta65": "PETA, 65 attributes",
     "market1501": "Market-1501 Attribute",
     "market1501_30": "Market-1501 Attribute, 30 binary attributes",
+    "mivia5": "MIVIA PAR",
     "rapv1": "RAP v1",
     "rapv2": "RAP v2",
     "upar": "UPAR",
@@ -45,6 +51,7 @@ OFFICIAL_IMAGES = {("pa100k", "validation"): 10_000, ("pa100k", "test"): 10_000}
 METRICS = {
     "mA": "mean over attributes of the mean recall over its labels",
     "plain_accuracy": "share of known labels whose predicted class is right",
+    "accuracy_macro": "mean over attributes of the share of known labels whose predicted class is right",
     "instance_accuracy": "mean over images of (predicted and true) / (predicted or true)",
     "instance_precision": "mean over images of (predicted and true) / predicted",
     "instance_recall": "mean over images of (predicted and true) / true",
@@ -108,14 +115,17 @@ def is_partial(record: Mapping[str, Any]) -> bool:
 
 
 def is_dataset_result(record: Mapping[str, Any]) -> bool:
-    """Whether the record may be published as a result on its data set: all of a test split, no drawings."""
-    return record["data"]["split"] == "test" and not is_synthetic(record) and not is_partial(record)
+    """Whether the record may be published as a result on its data set: all of a test split and of its attributes, no
+    drawings."""
+    own = not record.get("label_space")
+    return record["data"]["split"] == "test" and own and not is_synthetic(record) and not is_partial(record)
 
 
 def dataset_title(record: Mapping[str, Any]) -> str:
     """The name of the data set in a card."""
     name = DATASETS.get(record["data"]["name"], record["data"]["name"])
-    return f"part of {name}" if is_partial(record) else name
+    name = f"part of {name}" if is_partial(record) else name
+    return f"{len(record['attributes'])} attributes of {name}" if record.get("label_space") else name
 
 
 def finite_metrics(record: Mapping[str, Any]) -> list[tuple[str, float]]:
@@ -159,6 +169,105 @@ def left_out_of_ranking(record: Mapping[str, Any]) -> str:
         f"{ranked['attributes'] + len(names)} attributes; of the others one label occurs at most: "
         f"{', '.join(names[:10])}{more}."
     )
+
+
+def label_space_note(record: Mapping[str, Any]) -> str:
+    """On which attributes a checkpoint with another label space was measured, as sentences; empty with its own."""
+    space = record.get("label_space")
+    if not space:
+        return ""
+    named = [name if name == source else f"{name} ({source})" for name, source in space["attributes"].items()]
+    text = f"The checkpoint has another label space; measured are {len(named)} attributes that both have: "
+    text += f"{', '.join(named)}."
+    for title, key in (
+        ("Matched by their name alone, although they ask another question", "matched_by_name_alone"),
+        ("Answered from their texts, untrained", "zero_shot"),
+        ("Left out", "left_out"),
+    ):
+        if space[key]:
+            text += f" {title}: {', '.join(space[key])}."
+    return text
+
+
+def consistency_note(record: Mapping[str, Any]) -> str:
+    """How often answers contradict each other, as a sentence; empty if the label space has no rules."""
+    found = record.get("consistency")
+    if not found:
+        return ""
+    count = found["before"]["violations"]["people"]
+    before, after = (found[when]["metrics"] for when in ("before", "after"))
+    changes = ", ".join(
+        f"{name} {100 * before[name]:.2f} to {100 * after[name]:.2f}"
+        for name in ("mA", "instance_f1_harmonic")
+        if name in before and name in after
+    )
+    return (
+        f"Answers contradict each other for {count:,} of {record['data']['images']:,} people, for "
+        f"{found['after']['violations']['people']:,} after they are made consistent, which changes {changes}."
+    )
+
+
+def slice_rows(record: Mapping[str, Any], slicing: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """The table of one slicing as plain text: its head, and a row per slice that is shown."""
+    people = (record.get("slices") or {}).get("people", "images")
+    metrics = list(slicing["all"]["metrics"]) if slicing["all"] else []
+    head = [slicing["name"], people, *(f"{name}" for name in metrics), "mA interval"]
+    rows = []
+    for one in [*slicing["slices"], *([slicing["all"]] if slicing["all"] else [])]:
+        interval = one["intervals"].get("mA")
+        shown = f"{format_percent(interval[0])} to {format_percent(interval[1])}" if interval else ""
+        values = [format_percent(one["metrics"][name]) or "undefined" for name in metrics]
+        rows.append([one["slice"] or "all", f"{one['people']:,}", *values, shown])
+    return head, rows
+
+
+def slice_notes(record: Mapping[str, Any], slicing: Mapping[str, Any], most: int = 5) -> list[str]:
+    """What is to be said of one slicing, as sentences: what is not shown, what is compared, the worst slice, gaps."""
+    slices = record["slices"]
+    least, people = slices["min_people"], slices["people"]
+    notes = []
+    if slicing["not_shown"]:
+        named = ", ".join(f"{name} ({count})" for name, count in slicing["not_shown"].items())
+        notes.append(f"Not shown, fewer than {least} {people}: {named}.")
+    if not slicing["all"]:
+        return [*notes, "Nothing can be compared."]
+    notes.append(f"Over {len(slicing['compared'])} attributes, whose labels occur in all slices.")
+    worst = slicing["worst"]
+    if worst:
+        notes.append(
+            f"Worst is {worst['slice']}, {100 * worst['difference']:.1f} points of mA below {worst['best']}"
+            f"{_in_points(worst['interval'])}."
+        )
+    gaps = [
+        f"{gap['attribute']}{'' if gap['label'] == 'yes' else ' ' + gap['label']} {100 * gap['difference']:.1f}"
+        f"{_in_points(gap['interval'])} between {gap['lowest']['slice']} ({100 * gap['lowest']['recall']:.1f}) and "
+        f"{gap['highest']['slice']} ({100 * gap['highest']['recall']:.1f})"
+        for gap in slicing["gaps"][:most]
+    ]
+    if gaps:
+        notes.append(f"Largest gaps in true-positive rates, of {len(slicing['gaps'])}: {'; '.join(gaps)}.")
+    return notes
+
+
+def _in_points(interval: list[float] | None) -> str:
+    return f" ({100 * interval[0]:.1f} to {100 * interval[1]:.1f})" if interval else ""
+
+
+def slice_lines(record: Mapping[str, Any], slicing: Mapping[str, Any]) -> list[str]:
+    """One slicing for a terminal."""
+    head, rows = slice_rows(record, slicing)
+    table = [head, *rows]
+    widths = [max(len(row[column]) for row in table) for column in range(len(head))]
+    lines = [""] + ["  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in table]
+    return lines + ["  " + note for note in slice_notes(record, slicing)]
+
+
+def slice_table(record: Mapping[str, Any], slicing: Mapping[str, Any]) -> list[str]:
+    """One slicing as lines of Markdown."""
+    head, rows = slice_rows(record, slicing)
+    lines = ["| " + " | ".join(markdown_text(cell) for cell in line) + " |" for line in (head, *rows)]
+    lines.insert(1, "|" + "---|" * len(head))
+    return [*lines, "", " ".join(markdown_text(note) for note in slice_notes(record, slicing))]
 
 
 def is_repository(name: str | None) -> bool:

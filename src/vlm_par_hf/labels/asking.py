@@ -81,13 +81,19 @@ def _near_names(text: str, names: Mapping[str, str]) -> list[str]:
 
 
 def _without_partners(asked: Any) -> Any:
-    """Attributes that name another one as their mirror can stand alone here: answers are not flipped."""
+    """Attributes that name another one as their mirror can stand alone here, because answers are not flipped; a
+    condition on an attribute that is not asked for is dropped."""
     if isinstance(asked, (str, Mapping)) or not isinstance(asked, Iterable):
         return asked
-    return [
-        replace(one, mirror=None) if isinstance(one, Attribute) and isinstance(one.mirror, str) else one
-        for one in asked
-    ]
+    items = list(asked)
+    names = {one.name for one in items if isinstance(one, Attribute)}
+
+    def alone(one: Attribute) -> Attribute:
+        is_met = one.requires is None or one.requires[0] in names
+        mirror = None if isinstance(one.mirror, str) else one.mirror
+        return replace(one, mirror=mirror, requires=one.requires if is_met else None)
+
+    return [alone(one) if isinstance(one, Attribute) else one for one in items]
 
 
 def _is_own(attribute: Attribute, schema: AttributeSchema) -> bool:

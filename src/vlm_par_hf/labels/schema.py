@@ -9,7 +9,7 @@ import operator
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
-from dataclasses import KW_ONLY, dataclass, fields
+from dataclasses import KW_ONLY, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,8 @@ class Attribute:
             or None for no change.
         sensitive: True for perceived gender and age (`AttributeSchema.without_sensitive`).
         threshold: a binary attribute is positive if the probability of index 1 is above it; strictly between 0 and 1.
+        requires: the condition under which the question makes sense: another attribute's name and one or more of its
+            labels. `("Hat", "yes")`: a person without a hat has no hat color. None: it always makes sense.
 
     Texts hold at most 4096 characters, in any script, but no control characters and none that only reorder or hide
     text. There are at most 4096 labels.
@@ -79,6 +81,7 @@ class Attribute:
     mirror: str | tuple[int, ...] | None = None
     sensitive: bool = False
     threshold: float = 0.5
+    requires: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         self._check_text("name", self.name)
@@ -113,6 +116,7 @@ class Attribute:
                     f"{self.num_labels} labels, which exclude each other anyway"
                 )
         self._check_mirror()
+        self._check_requires()
         if not isinstance(self.sensitive, bool):
             raise ParTypeError(f"{self._who}: sensitive must be True or False, got {shorten(self.sensitive)}")
         if isinstance(self.threshold, bool) or not isinstance(self.threshold, (int, float, np.number)):
@@ -187,6 +191,19 @@ class Attribute:
                 f"{self._who}: mirror must undo itself when applied twice, as two flips do, got {shorten(permutation)}"
             )
 
+    def _check_requires(self) -> None:
+        if self.requires is None:
+            return
+        wanted = "the name of another attribute and one or more of its labels"
+        if isinstance(self.requires, (str, Mapping, Set)) or not isinstance(self.requires, Iterable):
+            raise ParTypeError(f"{self._who}: requires must hold {wanted}, got {shorten(self.requires)}")
+        texts = tuple(self.requires)
+        for text in texts:
+            self._check_text("requires", text)
+        if len(texts) < 2 or len(set(texts[1:])) < len(texts) - 1 or texts[0] == self.name:
+            raise ParValueError(f"{self._who}: requires must hold {wanted}, got {shorten(list(texts))}")
+        object.__setattr__(self, "requires", texts)
+
     @property
     def num_labels(self) -> int:
         return len(self.labels)
@@ -237,7 +254,8 @@ class AttributeSchema(Sequence[Attribute]):
     Raises:
         TypeError: an element is neither an `Attribute` nor a dict.
         ValueError: no attribute at all, a name twice, or a `mirror` that names no attribute of the schema, an
-            attribute with other labels, or one whose own `mirror` is not this attribute.
+            attribute with other labels, or one whose own `mirror` is not this attribute; a `requires` that names no
+            attribute of the schema, or labels that it does not have, or attributes that require each other.
     """
 
     def __init__(self, attributes: Iterable[Attribute | Mapping[str, Any]]) -> None:
@@ -267,6 +285,27 @@ class AttributeSchema(Sequence[Attribute]):
         for attribute in self._attributes:
             if isinstance(attribute.mirror, str):
                 self._check_mirror_partner(attribute)
+            if attribute.requires is not None:
+                self._check_condition(attribute)
+
+    def _check_condition(self, attribute: Attribute) -> None:
+        name, *labels = attribute.requires
+        if name not in self._positions:
+            raise ParValueError(
+                f"{attribute._who}: requires names {shorten(name)}, which is no attribute of this schema"
+                f"{_suggest(name, self.names)}"
+            )
+        for label in labels:
+            if label not in self[name].labels:
+                raise ParValueError(
+                    f"{attribute._who}: requires the label {shorten(label)} of {shorten(name)}, which has "
+                    f"{shorten(list(self[name].labels))}"
+                )
+        chain = [attribute.name]
+        while (condition := self[chain[-1]].requires) is not None and condition[0] in self._positions:
+            if condition[0] in chain:
+                raise ParValueError(f"{attribute._who}: requires leads back to itself: {' -> '.join(chain)}")
+            chain.append(condition[0])
 
     def _check_mirror_partner(self, attribute: Attribute) -> None:
         if attribute.mirror not in self._positions:
@@ -382,6 +421,8 @@ class AttributeSchema(Sequence[Attribute]):
     def subset(self, names: Iterable[str]) -> "AttributeSchema":
         """The schema of these attributes, in the order of `names`.
 
+        A condition (`requires`) on an attribute that is left out is dropped: there is no answer to compare with.
+
         Raises:
             TypeError: `names` is one text.
             KeyError: a name is unknown.
@@ -389,15 +430,34 @@ class AttributeSchema(Sequence[Attribute]):
         """
         if isinstance(names, str):
             raise ParTypeError(f"names must be a list of attribute names, got the text {names!r}")
-        return AttributeSchema([self[name] for name in names])
+        return AttributeSchema(_without_lost_conditions([self[name] for name in names]))
 
     def without_sensitive(self) -> "AttributeSchema":
-        """The schema without the attributes marked sensitive (perceived gender and age).
+        """The schema without the attributes marked sensitive (perceived gender and age), conditions as in `subset`.
 
         Raises:
             ValueError: no attribute remains.
         """
-        return AttributeSchema([attribute for attribute in self if not attribute.sensitive])
+        return AttributeSchema(_without_lost_conditions([one for one in self if not one.sensitive]))
+
+    def with_questions(self, questions: Mapping[str, str]) -> "AttributeSchema":
+        """The same label space with other questions, such as questions in another language.
+
+        `schema.with_questions({"Hat": "la persona indossa un cappello?"})`. SigLIP 2 has read many languages, so
+        VLM-PAR over it can be asked in one of them. Names, labels and prompts stay: labels and metrics do not change.
+
+        Args:
+            questions: name of an attribute -> its question; other attributes keep theirs.
+
+        Raises:
+            KeyError: there is no such attribute.
+            TypeError, ValueError: as for `Attribute`.
+        """
+        if not isinstance(questions, Mapping):
+            raise ParTypeError(f"questions must be a dict of attribute names and questions, got {shorten(questions)}")
+        for name in questions:
+            self.index(name)
+        return AttributeSchema([replace(one, question=questions.get(one.name, one.question)) for one in self])
 
     def diff(self, other: "AttributeSchema", *, label_space_only: bool = False) -> list[str]:
         """The differences from another schema, one sentence each; empty if the two are equal.
@@ -498,6 +558,14 @@ class AttributeSchema(Sequence[Attribute]):
             return cls(data)
         except (TypeError, ValueError) as error:
             raise ParValueError(f"schema file {path}: {error}") from error
+
+
+def _without_lost_conditions(attributes: list[Attribute]) -> list[Attribute]:
+    """The attributes, without conditions on attributes that are not among them."""
+    names = {one.name for one in attributes}
+    return [
+        replace(one, requires=None) if one.requires and one.requires[0] not in names else one for one in attributes
+    ]
 
 
 def check_label_range(labels: np.ndarray, schema: AttributeSchema, where: str = "labels") -> None:

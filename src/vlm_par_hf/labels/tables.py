@@ -1,9 +1,9 @@
 """Attribute tables of the data sets: names and order exactly as their annotation files have them.
 
 Every attribute carries a question, one prompt per label, the region where it is seen, the group of binary attributes
-that exclude each other, and whether it is sensitive (perceived gender and age). Binary labels are `("no", "yes")`
-unless a table says otherwise. Names keep the spelling of the files, even where it is wrong; questions say what is
-meant ("UpperStride" asks for stripes).
+that exclude each other, the answer without which it makes no sense, and whether it is sensitive (perceived gender and
+age). Binary labels are `("no", "yes")` unless a table says otherwise. Names keep the spelling of the files, even where
+it is wrong; questions say what is meant ("UpperStride" asks for stripes).
 """
 
 import difflib
@@ -34,6 +34,8 @@ def get_schema(name: str) -> AttributeSchema:
             - `"market1501"`: age with 4 labels, then 26 binary attributes. `market_attribute.mat` has no order of its
               own (its two halves differ), so this is the order of the common 30-column form. Class index = value - 1.
             - `"market1501_30"`: the same with age as four binary attributes.
+            - `"mivia5"`: the five attributes of the MIVIA PAR contests (CAIP 2023 and 2025): upper and lower color
+              with 11 labels each, gender, bag, hat. VLM-PAR's questions ask about these.
             - `"rapv1"`: the 51 binary attributes of the usual protocol, columns 0-50 of `RAP_annotation.mat`. The file
               misspells one, `action-Pusing`, which is `action-Pushing` here.
             - `"rapv2"`: the 54 that `selected_attribute` selects of the file's 152 columns, in that order. The file
@@ -108,10 +110,11 @@ def _choice(name: str, region: str, question: str, phrases: dict[str, str], **op
 
 
 def _color_choice(
-    name: str, region: str, thing: str, colors: tuple[str, ...], phrase: str, be: str = "is"
+    name: str, region: str, thing: str, colors: tuple[str, ...], phrase: str, be: str = "is", **options
 ) -> Attribute:
     """A categorical color; `phrase` holds `{}` for the color."""
-    return _choice(name, region, f"what color {be} the {thing}?", {color: phrase.format(color) for color in colors})
+    phrases = {color: phrase.format(color) for color in colors}
+    return _choice(name, region, f"what color {be} the {thing}?", phrases, **options)
 
 
 def _binary_colors(prefix: str, region: str, colors: tuple[str, ...]) -> tuple[Attribute, ...]:
@@ -340,6 +343,16 @@ _MARKET1501_30 = (
     *_MARKET26,
 )
 
+# The files number the colors 1 to 11 in this order, gender 0 (male) and 1 (female), bag and hat 0 and 1.
+_MIVIA_COLORS = ("black", "blue", "brown", "gray", "green", "orange", "pink", "purple", "red", "white", "yellow")
+_MIVIA5 = (
+    _color_choice("UpperColor", "upper", "upper clothing", _MIVIA_COLORS, "in {} upper clothing"),
+    _color_choice("LowerColor", "lower", "lower clothing", _MIVIA_COLORS, "in {} lower clothing"),
+    _gender("Gender", male=0, labels=("male", "female"), question="is the person a woman?"),
+    _carry("Bag", "a bag"),
+    _wear("Hat", "head", "a hat"),
+)
+
 # Uncertain labels (2 in the files) are unknown. Left and right occur only in columns outside these protocols.
 _RAP_BODY = (
     *_exclusive(
@@ -551,7 +564,9 @@ _UPAR40 = (
 # What does not exist is unknown (-100), not a class of its own: a person without a hat has no hat color.
 _DRAWN = (
     _wear("Hat", "head", "a hat"),
-    _color_choice("HatColor", "head", "hat", ("black", "white", "red", "blue"), "wearing a {} hat"),
+    _color_choice(
+        "HatColor", "head", "hat", ("black", "white", "red", "blue"), "wearing a {} hat", requires=("Hat", "yes")
+    ),
     _wear("Glasses", "head", "glasses"),
     _wear("Mask", "head", "a face mask"),
     _color_choice("HairColor", "head", "hair", ("black", "brown", "blond", "gray", "red"), "with {} hair"),
@@ -668,7 +683,7 @@ _RENDERED = (
         },
     ),
     _wear("Hat", "head", "a hat"),
-    _color_choice("HatColor", "head", "hat", _COLORS, "wearing a hat that is {}"),
+    _color_choice("HatColor", "head", "hat", _COLORS, "wearing a hat that is {}", requires=("Hat", "yes")),
     _wear("Helmet", "head", "a helmet"),
     _wear("Glasses", "head", "glasses"),
     _wear("Sunglasses", "head", "sunglasses"),
@@ -681,7 +696,14 @@ _RENDERED = (
         "how long is the person's hair?",
         {"bald": "who is bald", "short": "with short hair", "long": "with long hair"},
     ),
-    _color_choice("HairColor", "head", "hair", ("black", "brown", "blond", "gray", "red"), "with {} hair"),
+    _color_choice(
+        "HairColor",
+        "head",
+        "hair",
+        ("black", "brown", "blond", "gray", "red"),
+        "with {} hair",
+        requires=("HairLength", "short", "long"),
+    ),
     _choice(
         "UpperType",
         "upper",
@@ -771,6 +793,7 @@ def _as_drawing(attribute: Attribute) -> Attribute:
 _TABLES: dict[str, tuple[Attribute, ...]] = {
     "market1501": _MARKET1501,
     "market1501_30": _MARKET1501_30,
+    "mivia5": _MIVIA5,
     "pa100k": _PA100K,
     "peta35": _PETA35,
     "peta65": _PETA65,

@@ -7,6 +7,7 @@ At least three different numbers are called "F1" in the literature. Here each ha
 |---|---|
 | `mA` | mean over attributes of the mean recall over its labels; binary: (recall of yes + recall of no) / 2 |
 | `plain_accuracy` | share of known labels whose predicted class is right |
+| `accuracy_macro` | mean over attributes of the share of its known labels whose predicted class is right: MIVIA's |
 | `instance_accuracy` | mean over images of (predicted and true) / (predicted or true) |
 | `instance_precision` | mean over images of (predicted and true) / predicted |
 | `instance_recall` | mean over images of (predicted and true) / true |
@@ -19,6 +20,8 @@ At least three different numbers are called "F1" in the literature. Here each ha
 | `average_precision_macro` | mean over attributes of the average precision of yes; chance is how often it occurs |
 
 `f1_weighted` counts the easy "no" too and is close to `plain_accuracy`; do not compare it with an instance F1.
+
+`plain_accuracy` weighs attributes by how many of their labels are known, `accuracy_macro` all of them equally.
 
 An attribute with two labels is binary: its second label is "yes", and is predicted if its probability is greater than
 (not equal to) the threshold. No published convention covers attributes with K > 2 labels. For these, the predicted
@@ -40,6 +43,7 @@ from dataclasses import asdict
 import numpy as np
 
 from vlm_par_hf.errors import ParValueError
+from vlm_par_hf.labels.consistency import consistent, count_violations
 from vlm_par_hf.labels.decisions import Decisions, decide, read_thresholds
 from vlm_par_hf.labels.schema import UNKNOWN_LABEL, AttributeSchema, check_label_range
 from vlm_par_hf.utils import shorten
@@ -47,6 +51,7 @@ from vlm_par_hf.utils import shorten
 from .counting import LabelCounter, divide, mean_where, resample
 from .presets import METRIC_NAMES, PRESETS, MetricPreset
 from .ranking import ResampledRanking, average_precision, mean_defined, roc_auc
+from .slices import MIN_PEOPLE, Slicing, compare_slices
 
 
 __all__ = ["METRIC_NAMES", "PRESETS", "MetricPreset", "ParMetrics", "one_array"]
@@ -140,7 +145,6 @@ class ParMetrics:
     ```
     """
 
-    primary_metric = "mA"
     greater_is_better = True
 
     def __init__(
@@ -159,6 +163,7 @@ class ParMetrics:
             self.preset, self.preset_name = PRESETS[preset], preset
         else:
             raise ParValueError(f"preset={preset!r}, expected one of {', '.join(PRESETS)} or a MetricPreset")
+        self.primary_metric = self.preset.ranked_by
         if inputs not in INPUTS:
             raise ParValueError(f"inputs={inputs!r}, expected one of {', '.join(map(repr, INPUTS))}")
         self.inputs = inputs
@@ -289,6 +294,81 @@ class ParMetrics:
                 for row, values in zip(report["attributes"], columns.T):
                     row[name] = _percentiles(values, tails)
         return report
+
+    def slice_report(
+        self,
+        eval_prediction,
+        slicings: Sequence[Slicing],
+        *,
+        bootstrap: int = 1000,
+        confidence: float = 0.95,
+        seed: int = 0,
+        groups: Iterable | None = None,
+    ) -> dict:
+        """The metrics of slices of the images, and by how much they differ.
+
+        Args:
+            eval_prediction: as in a call.
+            slicings: from `read_slicings`.
+            bootstrap, confidence, seed: as in `report`.
+            groups: one hashable per image, such as `person_id`; people are counted and resampled by it.
+
+        Returns:
+            `{"min_people", "people": "persons" or "images", "by": [what `compare_slices` returns per slicing]}`.
+
+        Raises:
+            ValueError: as for a call.
+        """
+        scores, labels = self._read(eval_prediction)
+        probabilities, predicted = self._predict(scores)
+        found = [
+            compare_slices(
+                slicing,
+                predicted,
+                probabilities,
+                labels,
+                self.schema,
+                people=self._read_groups(groups, len(labels)),
+                empty_image=self.preset.empty_image,
+                bootstrap=bootstrap,
+                confidence=confidence,
+                seed=seed,
+            )
+            for slicing in slicings
+        ]
+        return {"min_people": MIN_PEOPLE, "people": "images" if groups is None else "persons", "by": found}
+
+    def consistency_report(self, eval_prediction) -> dict:
+        """How often answers contradict each other, and what making them consistent changes.
+
+        An answer that is taken back because its condition is not met counts as wrong where the image has a label of
+        that attribute, and nowhere else.
+
+        Args:
+            eval_prediction: as in a call.
+
+        Returns:
+            `{"before": {"violations": as `count_violations` returns them, "metrics": {key: value}}, "after": the same
+            of consistent answers}`, with the metrics that depend on answers.
+
+        Raises:
+            ValueError: as for a call.
+        """
+        scores, labels = self._read(eval_prediction)
+        probabilities, predicted = self._predict(scores)
+        unranked = np.full((1, 2, len(self.schema)), np.nan)
+        found = {}
+        for when, answers in (
+            ("before", predicted),
+            ("after", consistent(probabilities, self.schema, self.thresholds, self._biases)),
+        ):
+            sums = self._counter.statistics(answers, labels).sum(axis=0, keepdims=True)
+            metrics = self._compute(self._counter.unpack(sums), unranked)
+            found[when] = {
+                "violations": count_violations(answers, self.schema),
+                "metrics": {name: float(values[0]) for name, values in metrics.items() if not np.isnan(values[0])},
+            }
+        return found
 
     # Reading and checking
 
@@ -449,6 +529,7 @@ class ParMetrics:
         metrics = {
             "mA": mean_where(mA, ~np.isnan(mA), axis=-1),
             "plain_accuracy": divide(tp.sum(axis=(1, 2)), known.sum(axis=-1)),
+            "accuracy_macro": mean_where(divide(tp.sum(axis=-1), known), known > 0, axis=-1),
             "instance_accuracy": accuracy,
             "instance_precision": precision,
             "instance_recall": recall,

@@ -11,7 +11,7 @@ import numpy as np
 from vlm_par_hf.labels.schema import UNKNOWN_LABEL, AttributeSchema
 
 
-__all__ = ["Counts", "LabelCounter", "divide", "mean_where", "resample"]
+__all__ = ["Counts", "LabelCounter", "divide", "draw_resamples", "mean_where", "resample"]
 
 # Bootstrap weights are drawn and multiplied in blocks of at most this many numbers (16 MB of float64).
 BOOTSTRAP_BLOCK = 2_000_000
@@ -111,7 +111,7 @@ def resample(
     statistics: np.ndarray, group_index: np.ndarray | None, bootstrap: int, seed: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yields the sums of `statistics` over bootstrap resamples, in blocks `(resamples, 3 * labels + 8)`, and the
-    resamples themselves, int `(resamples, images or groups)`.
+    resamples themselves, `(resamples, images or groups)`.
 
     A resample is a row that says how often each image (or group) was drawn, so the sums of all resamples are one
     matrix product. The result is the same as counting each resample anew.
@@ -126,12 +126,16 @@ def resample(
         summed = np.zeros((int(group_index.max()) + 1, statistics.shape[1]))
         np.add.at(summed, group_index, statistics)
         statistics = summed
+    for weights in draw_resamples(len(statistics), bootstrap, seed):
+        yield weights @ statistics, weights
+
+
+def draw_resamples(units: int, bootstrap: int, seed: int) -> Iterator[np.ndarray]:
+    """Yields resamples of units with replacement in blocks, float64 `(resamples, units)`: how often each was drawn."""
     generator = np.random.default_rng(seed)
-    units = len(statistics)
     rows = max(1, BOOTSTRAP_BLOCK // units)
     for start in range(0, bootstrap, rows):
         size = min(rows, bootstrap - start)
         drawn = generator.integers(0, units, size=(size, units))
         drawn += np.arange(size)[:, None] * units
-        weights = np.bincount(drawn.ravel(), minlength=size * units).reshape(size, units)
-        yield weights.astype(np.float64) @ statistics, weights
+        yield np.bincount(drawn.ravel(), minlength=size * units).reshape(size, units).astype(np.float64)

@@ -11,6 +11,7 @@ __all__ = ["METRIC_NAMES", "PRESETS", "MetricPreset"]
 METRIC_NAMES = (
     "mA",
     "plain_accuracy",
+    "accuracy_macro",
     "instance_accuracy",
     "instance_precision",
     "instance_recall",
@@ -35,6 +36,7 @@ class MetricPreset:
         absent_label: how mA counts a binary attribute of which one label never occurs in the ground truth. `"zero"`:
             that label's recall is 0, so mA is half of the other recall. `"skip"`: mA is the other recall.
         published_f1: the key of the metric that papers with this convention call F1.
+        ranked_by: the key of the metric by which they rank methods.
 
     Raises:
         ValueError: a value is not allowed.
@@ -44,6 +46,7 @@ class MetricPreset:
     empty_image: str = "zero"
     absent_label: str = "zero"
     published_f1: str = "instance_f1_harmonic"
+    ranked_by: str = "mA"
 
     def __post_init__(self):
         if not 0 <= self.threshold <= 1:
@@ -51,8 +54,9 @@ class MetricPreset:
         for name in ("empty_image", "absent_label"):
             if getattr(self, name) not in ("zero", "skip"):
                 raise ParValueError(f"{name}={getattr(self, name)!r}, expected 'zero' or 'skip'")
-        if self.published_f1 not in METRIC_NAMES:
-            raise ParValueError(f"published_f1={self.published_f1!r}, expected one of {', '.join(METRIC_NAMES)}")
+        for name in ("published_f1", "ranked_by"):
+            if getattr(self, name) not in METRIC_NAMES:
+                raise ParValueError(f"{name}={getattr(self, name)!r}, expected one of {', '.join(METRIC_NAMES)}")
 
 
 PRESETS = {
@@ -63,4 +67,7 @@ PRESETS = {
     "rap": MetricPreset(empty_image="skip"),
     # Cheng et al., VTB, and the projects built on its code: PromptPAR, SequencePAR, LLM-PAR, VTF.
     "vtb": MetricPreset(threshold=0.45, published_f1="instance_f1_mean"),
+    # The PAR contests of MIVIA (CAIP 2023, 2025): the accuracy of each of five attributes over the images that have a
+    # label of it, and the mean of the five.
+    "mivia": MetricPreset(ranked_by="accuracy_macro"),
 }

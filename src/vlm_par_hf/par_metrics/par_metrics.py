@@ -25,7 +25,7 @@ Args:
     predictions: logits `(N, A, C)`, or `(N, A)` where every attribute is binary.
     references: int64 `(N, A)`, class index per attribute, -100 = unknown.
 Returns:
-    mA, plain_accuracy, instance_accuracy, instance_precision, instance_recall, instance_f1_harmonic,
+    mA, plain_accuracy, accuracy_macro, instance_accuracy, instance_precision, instance_recall, instance_f1_harmonic,
     instance_f1_mean, label_f1_macro, f1_micro, f1_weighted, auc_macro, average_precision_macro: floats in 0 to 1,
     larger is better.
 """

@@ -6,22 +6,27 @@ A number can be compared only with its convention, its split and its number of s
 import logging
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from vlm_par_hf.data.readers.ids import read_id
 from vlm_par_hf.errors import ParValueError, argument_in_errors
 from vlm_par_hf.escaping import markdown_text
-from vlm_par_hf.hub.records import SYNTHETIC, left_out_of_ranking
+from vlm_par_hf.hub.records import SYNTHETIC, consistency_note, label_space_note, left_out_of_ranking, slice_table
+from vlm_par_hf.images.opening import open_image
 from vlm_par_hf.inference.predicting import predict_logits
+from vlm_par_hf.labels.consistency import has_rules
 from vlm_par_hf.metrics.attributes import ParMetrics
+from vlm_par_hf.metrics.slices import Slicing, read_slicings
 from vlm_par_hf.utils import atomic_write_json, atomic_write_text, format_percent, redact_command
 
+from .other_labels import predict_matched, read_label_space
 from .plots import plot_attributes, table_text
-from .provenance import DataFacts, check_same_division, check_schema, load_data, versions
+from .provenance import DataFacts, check_same_division, load_data, versions
 
 
 __all__ = ["evaluate", "markdown_table", "write_report"]
@@ -51,8 +56,14 @@ def evaluate(
     device: str | None = None,
     progress: bool = True,
     command: Sequence[str] | None = None,
+    slices: Sequence[str] = (),
+    mapping: Mapping[str, Any] | str | Path | None = None,
+    zero_shot: bool = False,
 ) -> dict[str, Any]:
     """Measure a checkpoint on one split.
+
+    A data set with another label space is measured on the attributes that both have (`match_label_spaces` says which
+    these are), in the terms of the data set.
 
     Args:
         model: a checkpoint folder or repository, or a model in memory (with `processor`).
@@ -75,13 +86,20 @@ def evaluate(
         seed: seed of the bootstrap.
         device: `"cuda"`, `"cpu"`, ...; None: a GPU if there is one.
         command: the command line to record; None: `sys.argv`.
+        slices: also metrics per slice: names of attributes and groups of the data set, or `"size"`, the height of the
+            pictures. People are counted by `person_id` where the split has it.
+        mapping: what `match_label_spaces` takes, or a JSON file with it, for a data set with another label space.
+        zero_shot: also answer the attributes that the checkpoint was not trained on, from their texts: FOCUS, and
+            VLM-PAR with stage 1 (`alignment`).
 
     Returns:
         The record that `metrics.json` holds.
 
     Raises:
-        ValueError: no such split; the data set's schema differs from the checkpoint's; the data set is divided
-            differently than in the training of the checkpoint; `by_person` for a split without `person_id`.
+        ValueError: no such split; the data set and the checkpoint have no attribute in common; the data set is divided
+            differently than in the training of the checkpoint; `by_person` for a split without `person_id`; a mapping
+            or `zero_shot` where the label spaces are the same; `zero_shot` for a model that cannot.
+        KeyError: a slice or a name in the mapping is no attribute.
     """
     data = load_data(dataset, root=root, schema=schema, options=dataset_options)
     if split not in data:
@@ -91,22 +109,32 @@ def evaluate(
     model, processor, checkpoint = _load_checkpoint(model, processor)
     if isinstance(dataset, str):
         check_same_division(checkpoint, facts.name, facts.options)
-    check_schema(facts.schema, model.config.schema)
+    asked = read_label_space(model.config.schema, facts.schema, mapping=mapping, zero_shot=zero_shot)
     facts.warn_of_one_label(split)
-    groups = None
-    if by_person:
-        if "person_id" not in data[split].column_names:
-            raise ParValueError(f"by_person=True: the {split} split of {facts.name} has no person_id")
-        persons = (read_id(person) for person in data[split]["person_id"])
-        groups = [("alone", row) if person is None else person for row, person in enumerate(persons)]
+    persons = _persons(data[split])
+    if by_person and persons is None:
+        raise ParValueError(f"by_person=True: the {split} split of {facts.name} has no person_id")
+    slicings = read_slices(slices, data[split], facts)
     model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    logits, labels = predict_logits(
-        model, processor, data[split], batch_size=batch_size, workers=workers, progress=progress
-    )
-    metrics = ParMetrics(model.config.schema, preset=preset, threshold=threshold)
+    options = {"batch_size": batch_size, "workers": workers, "progress": progress}
+    if asked is None:
+        scores, labels = predict_logits(model, processor, data[split], **options)
+        metrics = ParMetrics(model.config.schema, preset=preset, threshold=threshold)
+    else:
+        scores, labels, schema = predict_matched(
+            model, processor, data[split], facts, asked, zero_shot=zero_shot, **options
+        )
+        metrics = ParMetrics(schema, preset=preset, threshold=threshold, inputs="probabilities")
+    groups = persons if by_person else None
     report = metrics.report(
-        (logits, labels), bootstrap=bootstrap, seed=seed, min_positives=min_positives, groups=groups
+        (scores, labels), bootstrap=bootstrap, seed=seed, min_positives=min_positives, groups=groups
     )
+    if slicings:
+        report["slices"] = metrics.slice_report(
+            (scores, labels), slicings, bootstrap=bootstrap, seed=seed, groups=persons
+        )
+    if has_rules(metrics.schema):
+        report["consistency"] = metrics.consistency_report((scores, labels))
     command = redact_command(sys.argv if command is None else command)
     record = {
         "data": {
@@ -127,6 +155,7 @@ def evaluate(
         },
         "preset": preset,
         "threshold": threshold,
+        "label_space": None if asked is None else asked.to_dict(zero_shot=zero_shot),
         "note": _note(facts.name, split, skipped),
         **report,
         "resampled": "persons" if by_person else "images",
@@ -136,6 +165,29 @@ def evaluate(
     if output_dir is not None:
         write_report(record, output_dir)
     return record
+
+
+def _persons(split) -> list[Any] | None:
+    """Who is in each picture, hashable; None if the split does not say. A picture of nobody known is a person of its
+    own."""
+    if "person_id" not in split.column_names:
+        return None
+    persons = (read_id(person) for person in split["person_id"])
+    return [("alone", row) if person is None else person for row, person in enumerate(persons)]
+
+
+def read_slices(names: Sequence[str], split, facts: DataFacts) -> list[Slicing]:
+    """The slicings of a split, whose pictures are opened for `"size"`.
+
+    Raises:
+        KeyError, ValueError: as for `read_slicings`; the split has no labels.
+    """
+    if not names:
+        return []
+    heights = None
+    if any(name.casefold() == "size" for name in names):
+        heights = np.array([open_image(row["image"]).height for row in split.select_columns("image")])
+    return read_slicings(names, facts.labels, facts.schema, heights)
 
 
 def _load_checkpoint(model, processor):
@@ -198,6 +250,7 @@ def markdown_table(record: dict[str, Any]) -> str:
         lines.append(f"| {name} | {format_percent(value)} | {interval} |")
     left_out = markdown_text(left_out_of_ranking(record))
     lines += ["", *([left_out, ""] if left_out else [])]
+    lines += _more_sections(record)
     lines += [
         "| attribute | mean recall | rarest label | samples | AUC | average precision |",
         "|---|---|---|---|---|---|",
@@ -207,6 +260,15 @@ def markdown_table(record: dict[str, Any]) -> str:
         cells += [format_percent(row["auc"]), format_percent(row["average_precision"])]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def _more_sections(record: dict[str, Any]) -> list[str]:
+    """What is in a record where it applies: another label space, slices, contradictions."""
+    sentences = [label_space_note(record), consistency_note(record)]
+    lines = [line for sentence in sentences if sentence for line in (markdown_text(sentence), "")]
+    for slicing in (record.get("slices") or {}).get("by", ()):
+        lines += [*slice_table(record, slicing), ""]
+    return lines
 
 
 def _bar_rows(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

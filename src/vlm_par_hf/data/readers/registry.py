@@ -10,6 +10,7 @@ from vlm_par_hf.labels.tables import get_schema
 from .folder import read_folder_and_rest
 from .label_check import check_labels, count_positives
 from .market1501 import read_market1501
+from .mivia import read_mivia
 from .pa100k import PA100K_SPLITS, read_pa100k
 from .peta import read_peta
 from .rap import read_rapv1, read_rapv2
@@ -89,6 +90,16 @@ READERS = {
     "market1501_30": DatasetReader(
         lambda root, schema, partition, seed, **options: read_market1501(root, "market1501_30", seed=seed, **options),
         **_MARKET,
+    ),
+    "mivia5": DatasetReader(
+        lambda root, schema, partition, seed, **options: read_mivia(root, **options),
+        "the tables training_set.txt and validation_set.txt with the folders training_set and validation_set, given "
+        "out by the organisers of the PAR contests, https://mivia.unisa.it/par2025",
+        options=("ignore",),
+        homepage="https://mivia.unisa.it/par2025",
+        license="terms of its organisers; no redistribution",
+        citation="Antonio Greco and Bruno Vento. PAR Contest 2023: Pedestrian Attributes Recognition with Multi-task "
+        "Learning. CAIP 2023.",
     ),
     "pa100k": DatasetReader(
         _read_pa100k_splits,
