@@ -60,7 +60,7 @@ def train(
     output_dir: str | Path,
     *,
     family: str = "vlm_par",
-    backbone: str = "embedded",
+    backbone: str | None = None,
     model=None,
     processor=None,
     root: str | Path | None = None,
@@ -88,9 +88,10 @@ def train(
             splits `train` and `validation`.
         output_dir: receives the checkpoint, `run.json` (settings, data, versions, command), `training.json` (result),
             `learning_curve.{json,csv,png}` and, in `checkpoints/`, what is needed to continue.
-        family: which model to build over `backbone`: `"vlm_par"` or `"focus_par"`.
+        family: which model to build over `backbone`: `"vlm_par"`, `"focus_par"` or `"clear_par"`.
         backbone: a repository or folder of a model that the family takes (SigLIP, SigLIP 2; `"focus_par"` also CLIP),
-            or `"embedded"`.
+            or `"embedded"`; for `"clear_par"` what `ClearParModel.from_backbone` takes. None: the family's default in
+            `families.py`.
         model: instead of `family` and `backbone`: a checkpoint of this package to train further (folder, repository or
             a model in memory).
         processor: the processor of a model in memory.
