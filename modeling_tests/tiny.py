@@ -237,11 +237,11 @@ def tiny_clear_config(kway: bool = True, **config: Any) -> ClearParConfig:
     }  # fmt: skip
     swin = {
         "model_type": "swin", "embed_dim": 12, "depths": [2, 2], "num_heads": [2, 4], "window_size": 4,
-        "patch_size": PATCH_SIZE, "image_size": list(CLEAR_SIZE),
+        "patch_size": PATCH_SIZE, "image_size": list(CLEAR_SIZE), "drop_path_rate": 0.0,
     }  # fmt: skip
     settings = {
         "vit_config": vit, "swin_config": swin, "attributes": tiny_schema(kway=kway), "image_size": list(CLEAR_SIZE),
-        "num_fusion_heads": 4,
+        "num_fusion_heads": 4, "attention_dropout": 0.0,
     }  # fmt: skip
     return ClearParConfig(**{**settings, **config})
 

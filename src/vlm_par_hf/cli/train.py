@@ -17,8 +17,8 @@ def add_parser(commands) -> argparse.ArgumentParser:
     parser = commands.add_parser(
         "train",
         help="train a model on a data set",
-        description="Train VLM-PAR heads, or FOCUS, on a frozen backbone, or CLEAR as a whole. The weights with the best mA on the "
-        "validation split are kept; the test split is never looked at.",
+        description="Train VLM-PAR heads, or FOCUS, on a frozen backbone, or CLEAR as a whole. The weights with the "
+        "best mA on the validation split are kept; the test split is never looked at.",
     )
     add_data_options(parser)
     parser.add_argument("--out", required=True, metavar="DIR", help="checkpoint folder to write")

@@ -47,8 +47,8 @@ def build_model(family, backbone, schema, model, processor, options: dict[str, A
             options = {**choices, **options}
         extra = {} if max_num_patches is None else {"max_num_patches": max_num_patches}
         with argument_in_errors("backbone", backbone):
-            processor = processor or processor_class.from_backbone(backbone, **extra)
-            return model_class.from_backbone(backbone, attributes=schema, **options), processor
+            model = model_class.from_backbone(backbone, attributes=schema, **options)
+            return model, processor or processor_class.from_backbone(backbone, **extra)
     if options:
         raise ParValueError(f"model_options={options!r}: a given model already has its configuration")
     if isinstance(model, (str, Path)):

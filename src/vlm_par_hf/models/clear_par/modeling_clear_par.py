@@ -24,6 +24,7 @@ attribute of K > 2 labels has K.
 Letters: B people, N patches or tokens, D width of the ViT, E width of the Swin, A attributes, C labels, H heads.
 """
 
+import itertools
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -79,14 +80,17 @@ class AttributeClassifier(nn.Module):
         self.bias = nn.Parameter(torch.empty(sum(self.rows)))
         # Where in a flat row of A * C logits each score stands, and what stands there without scores; whole numbers,
         # because a model in half precision would round others.
-        self.register_buffer("slots", torch.empty(sum(self.rows), dtype=torch.int64), persistent=False)
-        self.register_buffer(
-            "start", torch.empty(len(schema) * schema.max_labels, dtype=torch.int64), persistent=False
-        )
+        slots, start = self._tables()
+        self.register_buffer("slots", slots, persistent=False)
+        self.register_buffer("start", start, persistent=False)
 
     def init_parameters(self) -> None:
         init.normal_(self.weight, std=0.02)
         init.zeros_(self.bias)
+        for buffer, table in zip((self.slots, self.start), self._tables()):
+            init.copy_(buffer, table)
+
+    def _tables(self) -> tuple[torch.Tensor, torch.Tensor]:
         C = self.schema.max_labels
         slots, start = [], [int(NO_LABEL_LOGIT)] * (len(self.schema) * C)
         for place, one in enumerate(self.schema):
@@ -95,12 +99,11 @@ class AttributeClassifier(nn.Module):
                 start[place * C] = 0
             else:
                 slots += range(place * C, place * C + one.num_labels)
-        init.copy_(self.slots, torch.tensor(slots))
-        init.copy_(self.start, torch.tensor(start))
+        return torch.tensor(slots), torch.tensor(start)
 
     def places(self) -> dict[tuple[str, tuple[str, ...]], slice]:
         """The rows of each attribute, by its name and labels."""
-        stops = torch.tensor(self.rows).cumsum(0).tolist()
+        stops = list(itertools.accumulate(self.rows))
         return {
             (one.name, one.labels): slice(stop - count, stop)
             for one, count, stop in zip(self.schema, self.rows, stops)
@@ -200,7 +203,7 @@ class ClearParModel(ParPreTrainedModel):
         state: dict[str, torch.Tensor] = {}
         for branch, one in names.items():
             settings[f"{branch}_config"], tensors = cls._load_branch(
-                branch, one, {**hub, "revision": revisions.get(branch, "main")}
+                branch, one, {**hub, "revision": revisions.get(branch, "main")}, settings
             )
             state.update(tensors)
         config = cls.config_class(
@@ -214,13 +217,15 @@ class ClearParModel(ParPreTrainedModel):
         return model
 
     @classmethod
-    def _load_branch(cls, branch: str, name: str, hub: dict[str, Any]) -> tuple[Any, dict[str, torch.Tensor]]:
+    def _load_branch(
+        cls, branch: str, name: str, hub: dict[str, Any], settings: dict[str, Any]
+    ) -> tuple[Any, dict[str, torch.Tensor]]:
         """Configuration and tensors of a pretrained branch, the tensors under their names in this model."""
         check_folder(name, f"the {branch} branch")
         config = AutoConfig.from_pretrained(name, **hub)
         config.name_or_path = ""  # keeps local paths out of saved checkpoints
         # Refuses checkpoints of other kinds with the message of the configuration, before their weights are read.
-        cls.config_class(**{f"{branch}_config": config, "branches": branch, "casa": "none"})
+        cls.config_class(**{**settings, f"{branch}_config": config, "branches": branch})
         with loading_weights(name) as report:
             try:
                 model, missing = load_branch(name, config, **hub)
