@@ -13,6 +13,7 @@ __all__ = [
     "DATASETS",
     "METRICS",
     "SYNTHETIC",
+    "backbone_repositories",
     "convention_text",
     "dataset_title",
     "find_records",
@@ -159,6 +160,13 @@ def left_out_of_ranking(record: Mapping[str, Any]) -> str:
         f"{ranked['attributes'] + len(names)} attributes; of the others one label occurs at most: "
         f"{', '.join(names[:10])}{more}."
     )
+
+
+def backbone_repositories(name: str | None) -> list[str]:
+    """The repositories of the Hub that a checkpoint was built over: one, or with a plus between their names several;
+    empty where one of them is none."""
+    names = (name or "").split("+")
+    return names if all(map(is_repository, names)) else []
 
 
 def is_repository(name: str | None) -> bool:
