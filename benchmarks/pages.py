@@ -1,15 +1,16 @@
-"""The measured parts of docs/speed.md and docs/quality.md, written from the results of the benchmarks.
+"""The measured parts of docs/speed.md, quality.md and training.md, written from the results of the benchmarks.
 
-    python benchmarks/pages.py      # writes both from benchmarks/results/, measures nothing
+    python benchmarks/pages.py      # writes all from benchmarks/results/, measures nothing
 
-`speed.py` and `quality.py` do the same for their own page after writing results to `benchmarks/results/`. The text
-depends on the results alone and stands between `<!-- NAME:begin -->` and `<!-- NAME:end -->`. The rest of a page is
-written by hand, also what the numbers mean: read it again when they change.
+`speed.py`, `quality.py` and `fine_tuning.py` do the same for their own page after writing results to
+`benchmarks/results/`. The text depends on the results alone and stands between `<!-- NAME:begin -->` and
+`<!-- NAME:end -->`. The rest of a page is written by hand, also what the numbers mean: read it again when they change.
 """
 
 import json
 import math
 import re
+import shlex
 import textwrap
 from pathlib import Path
 
@@ -141,37 +142,23 @@ def command_of(words: list[str]) -> str:
     script, *words = words
     folders = {position + 1 for position, word in enumerate(words) if word in ("--work", "--out", "--backbone")}
     shown = ["DIR" if position in folders and "/" in word else word for position, word in enumerate(words)]
-    return " ".join([f"python benchmarks/{Path(script).name}", *shown])
+    return f"python benchmarks/{Path(script).name} {shlex.join(shown)}".rstrip()
 
 
 # Quality
 
 
 def quality_text(result: dict) -> str:
-    """The text from the content of quality.json: `sets` by name, and `attention_gain` if it was measured."""
+    """The text from the content of quality.json: `sets` by name, `variants` of them and `attention_gain` if they were
+    measured."""
     if not result["sets"]:
         return "Nothing is measured yet."
     text = ["![AUC of linear probes and of VLM-PAR on frozen features](../benchmarks/results/quality.png)"]
     for part in result["sets"].values():
-        pictures, folds = part["pictures"], part["folds"]
-        split = (
-            f"{folds} folds without a common person ({pictures['train']:,} pictures to train on in the first one)"
-            if folds > 1
-            else f"{pictures['train']:,} pictures to train on"
-        )
-        seeds = f"{part['seeds']} seeds" if part["seeds"] > 1 else "one seed"
-        text += [
-            f"### {part['title']}",
-            paragraph(
-                f"{split}, {part['tested']:,} tested, {len(part['scored'])} attributes scored, {seeds}; class weights "
-                f"`{part['recipe']['weighting']}`. Differences are to *{_label(part, part['best_probe'])}*, the probe "
-                f"with the best validation AUC. Measured with `{part['command']}` on {part['machine']}."
-            ),
-            markdown_table(
-                ["method", "AUC", "difference", "AP", "mA at 0.5", "mA, fitted", "F1", "train - validation AUC", "M"],
-                [_quality_row(row) for row in part["methods"].values()],
-            ),
-        ]
+        text += _quality_part(part, part["title"])
+    for variant, parts in result.get("variants", {}).items():
+        for part in parts.values():
+            text += _quality_part(part, f"{part['title']}: {variant}")
     text.append(
         paragraph(
             "Brackets are 95 % intervals over persons. *M* is the number of trained parameters in millions. All "
@@ -189,6 +176,28 @@ def quality_text(result: dict) -> str:
             ),
         ]
     return "\n\n".join(text)
+
+
+def _quality_part(part: dict, title: str) -> list[str]:
+    pictures, folds = part["pictures"], part["folds"]
+    split = (
+        f"{folds} folds without a common person ({pictures['train']:,} pictures to train on in the first one)"
+        if folds > 1
+        else f"{pictures['train']:,} pictures to train on"
+    )
+    seeds = f"{part['seeds']} seeds" if part["seeds"] > 1 else "one seed"
+    return [
+        f"### {title}",
+        paragraph(
+            f"{split}, {part['tested']:,} tested, {len(part['scored'])} attributes scored, {seeds}; class weights "
+            f"`{part['recipe']['weighting']}`. Differences are to *{_label(part, part['best_probe'])}*, the probe "
+            f"with the best validation AUC. Measured with `{part['command']}` on {part['machine']}."
+        ),
+        markdown_table(
+            ["method", "AUC", "difference", "AP", "mA at 0.5", "mA, fitted", "F1", "train - validation AUC", "M"],
+            [_quality_row(row) for row in part["methods"].values()],
+        ),
+    ]
 
 
 def _label(part: dict, method: str | None) -> str:
@@ -215,7 +224,58 @@ def _quality_row(row: dict) -> list[str]:
 
 # Pages
 
-TEXTS = {"speed": speed_text, "quality": quality_text}
+# Fine-tuning
+
+
+def fine_tuning_text(result: dict) -> str:
+    """The text from the content of fine_tuning.json."""
+    recipe = result["recipe"]
+    folds = "one fold of five" if result["folds"] == 1 else f"{result['folds']} folds of five"
+    rows = []
+    for method in result["methods"].values():
+        notes = method["notes"]
+        cells = [_with_interval(method[number]) for number in ("auc", "mA_fitted")]
+        gain = method["auc"].get("difference")
+        seconds = sum(one["seconds_per_epoch"] for one in notes) / len(notes)
+        rate = ", ".join(dict.fromkeys(f"{one['rate']:g}" for one in notes))
+        rows.append([
+            method["label"], f"{notes[0]['parameters'] / 1e6:.2f}", rate, cells[0],
+            "" if gain is None else _with_interval(gain, "+"), cells[1], f"{seconds:.0f} s",
+        ])  # fmt: skip
+    return "\n\n".join(
+        [
+            paragraph(
+                f"{result['tested']} crops of `pa100k_mini` of {result['persons']} persons are tested, {folds}; no "
+                f"person is in two folds. All start from the embedded backbone, with at most {recipe['patches']} "
+                f"patches of a picture, and see the training folds {recipe['epochs']} times; the epoch is chosen by "
+                f"validation AUC. Mean over {len(result['scored'])} attributes in percent, with 95 % intervals over "
+                "persons; mA after its threshold was fitted on validation. All numbers: "
+                "[fine_tuning.json](../benchmarks/results/fine_tuning.json)."
+            ),
+            markdown_table(
+                [
+                    "trained",
+                    "million parameters",
+                    "rate",
+                    "AUC",
+                    "more than the heads alone",
+                    "mA",
+                    "time of an epoch",
+                ],
+                rows,
+            ),
+            f"`{result['command']}`; {result['machine']}.",
+        ]
+    )
+
+
+def _with_interval(entry: dict[str, float], sign: str = "") -> str:
+    value, low, high = (f"{100 * entry[name]:{sign}.1f}" for name in ("value", "low", "high"))
+    return f"{value} [{low}, {high}]"
+
+
+TEXTS = {"speed": speed_text, "quality": quality_text, "fine_tuning": fine_tuning_text}
+PAGES = {"speed": "speed", "quality": "quality", "fine_tuning": "training"}  # of docs/
 
 
 def measured_part(page: str, name: str) -> tuple[int, int]:
@@ -231,8 +291,8 @@ def measured_part(page: str, name: str) -> tuple[int, int]:
 
 
 def write_page(name: str) -> Path:
-    """Write the measured part of docs/NAME.md from benchmarks/results/NAME.json."""
-    path = DOCS / f"{name}.md"
+    """Write the measured part of its page from benchmarks/results/NAME.json."""
+    path = DOCS / f"{PAGES[name]}.md"
     page = path.read_text(encoding="utf-8")
     start, end = measured_part(page, name)
     text = TEXTS[name](json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8")))

@@ -3,6 +3,7 @@
     PAR_DATA=... python benchmarks/quality.py --work DIR                          # everything; hours on one thread
     PAR_DATA=... python benchmarks/quality.py --work DIR --sets real --seeds 1    # one set; other results are kept
     python benchmarks/quality.py --work DIR --sets drawings --seeds 1 --train 300 --max-epochs 2 --out /tmp/quick
+    python benchmarks/quality.py --work DIR --sets real --weighting balanced --variant "balanced class weights"
 
 Every method reads the same cached features and has the same loss, the same starting bias (the best constant answer),
 the same number of tried learning rates, the same largest number of epochs, and the same early stopping. Epoch and rate
@@ -367,6 +368,9 @@ def main() -> None:
     parser.add_argument("--weighting", choices=("none", "sqrt", "balanced"), default="sqrt")
     parser.add_argument("--fusion-rate", type=float, default=0.0, help="0: the product's default")
     parser.add_argument("--bootstrap", type=int, default=1000)
+    parser.add_argument(
+        "--variant", help="results stand beside the others under this name: other seeds, weights, rates"
+    )
     parser.add_argument("--attention-gain", choices=SETS, help="only the paper's figure 4, on this set")
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
@@ -380,9 +384,13 @@ def main() -> None:
     result = json.loads(saved.read_text(encoding="utf-8")) if saved.is_file() else {"sets": {}}
     if args.attention_gain:
         result["attention_gain"] = attention_gain(args.attention_gain, args, recipe)
+    sets = result["sets"]
+    if args.variant:
+        sets = result.setdefault("variants", {}).setdefault(args.variant, {})
     for name in () if args.attention_gain else args.sets:
-        result["sets"][name] = measure_set(name, args, recipe)
-        result["sets"] = {one: result["sets"][one] for one in SETS if one in result["sets"]}
+        sets[name] = measure_set(name, args, recipe)
+        ordered = {one: sets.pop(one) for one in SETS if one in sets}
+        sets.update(ordered)
         atomic_write_json(saved, result)
     atomic_write_json(saved, result)
     if result["sets"]:

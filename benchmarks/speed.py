@@ -290,7 +290,9 @@ def measure_predict(args) -> list[dict]:
 
             def predict():
                 answers = annotator.rows(images)
-                out.write_text("".join(json.dumps({"image": row.name, **found}) + "\n" for row, found, _ in answers))
+                out.write_text(
+                    "".join(json.dumps({"image": row.name, **found[0]}) + "\n" for row, found, _ in answers)
+                )
 
             times = race({"predict": predict, "model": model_alone}, max(3, args.rounds // 2))
         return row(what, times["predict"], times["model"])

@@ -19,6 +19,8 @@ DEPRECATIONS = (
     "error::FutureWarning",
     # Not ours to mend: huggingface_hub uploads with an argument that httpx2 has renamed.
     "ignore:Use 'content=:DeprecationWarning",
+    # Nor is this: peft asks every model for what transformers 5.23 renamed.
+    "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning",
 )
 
 

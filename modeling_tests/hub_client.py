@@ -7,6 +7,7 @@ import importlib.abc
 import json
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,8 @@ def publish(folder: Path) -> None:
     for name, options in {"heads-shards": {"max_shard_size": "4KB"}, "heads-fp16": {"variant": "fp16"}}.items():
         step(name, heads.save_pretrained, folder / name, push_to_hub=True, repo_id=f"org/{name}", **options)
         step(f"{name} processor", processor.push_to_hub, f"org/{name}")
+    if find_spec("peft") is not None:
+        publish_adapters(build, processor)
     heads.config.backbone_name = str(folder)
     step("heads over a folder", heads.push_to_hub, "org/unloadable")
 
@@ -145,6 +148,24 @@ def publish(folder: Path) -> None:
     results["large logits"] = logits(model, processor)
 
 
+def publish_adapters(build, processor) -> None:
+    """An adapter-only repository of peft over a full one, and heads alone with LoRA beside them."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModel
+
+    from modeling_tests.tiny import randomize
+
+    config = LoraConfig(r=2, target_modules=r".*vision_model.*\.(q_proj|v_proj)", modules_to_save=["attribute_heads"])
+    adapted = randomize(get_peft_model(AutoModel.from_pretrained("org/full"), config)).eval()
+    with_lora = build(save_backbone=False)
+    with_lora.add_lora(2)
+    randomize(with_lora)
+    for name, model in (("adapter", adapted), ("heads-lora", with_lora)):
+        step(name, model.push_to_hub, f"org/{name}")
+        step(f"{name} processor", processor.push_to_hub, f"org/{name}")
+        results[f"{name} logits"] = logits(model, processor)
+
+
 def load(folder: Path) -> None:
     from transformers import AutoModel, AutoProcessor, pipeline
 
@@ -153,6 +174,7 @@ def load(folder: Path) -> None:
     for name, options in {
         "full": {}, "revision": {"revision": "v2"}, "heads": {}, "secret": {}, "trained": {}, "trained-plainly": {},
         "large": {}, "folded": {}, "heads-shards": {}, "heads-fp16": {"variant": "fp16"},
+        **({"adapter": {}, "heads-lora": {}} if find_spec("peft") else {}),
     }.items():  # fmt: skip
         repo = f"org/{'full' if name == 'revision' else name}"
         model = step(f"{name} model", AutoModel.from_pretrained, repo, **options)

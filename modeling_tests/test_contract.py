@@ -26,6 +26,7 @@ from vlm_par_hf.base.modeling import ParPreTrainedModel
 from vlm_par_hf.families import FAMILIES, trainable_families
 from vlm_par_hf.labels.schema import AttributeSchema
 from vlm_par_hf.models.clear_par import ClearParModel
+from vlm_par_hf.models.focus_par import FocusParModel
 from vlm_par_hf.models.vlm_par import VlmParModel
 from vlm_par_hf.upstream import attention_implementation
 
@@ -120,9 +121,10 @@ def padding_row(request):
 # What a model offers by each attribute of `ParPreTrainedModel`.
 OFFERED = {
     "supports_training": ["parameter_groups"],
+    "supports_partial_training": ["add_lora", "merge_lora", "train_last_layers"],
     "supports_features": ["get_image_features", "vision_tower"],
     "supports_explain": ["explain"],
-    "supports_attributes": ["encode_attributes", "set_attributes"],
+    "supports_attributes": ["encode_attributes"],
     "supports_fold": ["fold"],
     "supports_decisions": ["fit_decisions"],
     "supports_pooled_statistics": ["fit_pooled_statistics"],
@@ -335,7 +337,7 @@ def test_what_is_kept_follows_the_weights_however_they_are_changed(trainable_row
         for parameter, data in zip(model.parameters(), saved):
             parameter.data.copy_(data)
         assert torch.equal(model(**inputs).logits, before)
-        if model.supports_attributes:  # the texts are encoded by the model, not once when it was built
+        if isinstance(model, FocusParModel):  # its texts are encoded by the model, not once when it was built
             model.vlm.text_model.embeddings.token_embedding.weight.data.mul_(0.5)
             assert torch.equal(model(**inputs).logits, fresh_logits())
             assert not torch.equal(model(**inputs).logits, before)

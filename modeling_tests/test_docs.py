@@ -198,9 +198,9 @@ def results_of(name):
     return json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text(encoding="utf-8"))
 
 
-@pytest.mark.parametrize("name", ["speed", "quality"])
+@pytest.mark.parametrize("name", ["speed", "quality", "fine_tuning"])
 def test_measured_text_is_that_of_the_results(name, pages):
-    page = PAGES[f"docs/{name}.md"]
+    page = PAGES[f"docs/{pages.PAGES[name]}.md"]
     start, end = pages.measured_part(page, name)
     assert page[start:end] == pages.TEXTS[name](results_of(name)), "run: python benchmarks/pages.py"
 
@@ -235,6 +235,8 @@ def test_measured_text_of_the_quality_benchmark(pages):
     accuracy = {"without": {"Hat": 0.5, "Bag": 0.7}, "with": {"Hat": 0.6, "Bag": 0.8}}
     text = pages.quality_text({"sets": {"real": part}, "attention_gain": {"title": "crops", "accuracy": accuracy}})
     assert "figure 4, on crops" in text and "without 60.0, with 70.0" in text
+    text = pages.quality_text({"sets": {"real": part}, "variants": {"balanced": {"real": part}}})
+    assert text.index("### crops\n") < text.index("### crops: balanced\n")
 
 
 def test_write_page(pages, tmp_path, monkeypatch):

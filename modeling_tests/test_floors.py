@@ -71,7 +71,7 @@ NEEDS_TORCH = ("data/collator.py", "images/preprocessing.py")
 # imported inside functions only, or by the package.
 OPTIONAL = {
     "accelerate", "datasets", "evaluate", "matplotlib", "nncf", "onnx", "onnxruntime", "onnxscript", "openvino",
-    "pyarrow", "ray", "scipy",
+    "peft", "pyarrow", "ray", "scipy",
 }  # fmt: skip
 DEFINES_OPTIONAL = {
     "data/image_column.py": {"datasets"},

@@ -226,3 +226,8 @@ def test_class_attributes_that_we_set_are_still_read():
     model = AutoModel.from_config(tiny_backbone_config("siglip"), attn_implementation="eager")
     assert upstream.attention_implementation(model) == "eager"
     assert isinstance(model.vision_model, (nn.Module, SiglipVisionModel))
+
+
+def test_what_is_saved_alone():
+    """`add_adapter` sets it; `get_peft_model`, which leaves saving to its own class, does not."""
+    assert upstream.saves_adapter_alone(tiny_model("naflex")) is False

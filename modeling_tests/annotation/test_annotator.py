@@ -1,6 +1,5 @@
 """`Annotator`: batches of any source, pickling, its fingerprint, and images that cannot be prepared."""
 
-import json
 import pickle
 from pathlib import Path
 
@@ -8,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from modeling_tests.crops import close
 from modeling_tests.image_folders import names, run, save_image, save_model
 from modeling_tests.tiny import tiny_processor
 from vlm_par_hf.annotation import Annotator, ImageList
@@ -26,7 +26,7 @@ def test_an_annotator_is_a_function_of_batches_that_can_be_pickled(folder, model
     assert set(found) == {"key", "prediction", "error"} and found["key"] == list("abcdefg")
     assert found["error"][:5] == [None] * 5 and found["prediction"][5:] == [None, None]
     assert found["error"][5] == "image file 'none.png' does not exist" and "NoneType" in found["error"][6]
-    answers = [json.loads(text) for text in found["prediction"][:5]]
+    answers = found["prediction"][:5]
     assert "Female" not in answers[0]["attributes"]
     scores = [answer["attributes"]["Hat"]["score"] for answer in answers]
     assert scores[1] == pytest.approx(scores[3], abs=1e-6) == pytest.approx(scores[4], abs=1e-6) != scores[0]
@@ -36,6 +36,42 @@ def test_an_annotator_is_a_function_of_batches_that_can_be_pickled(folder, model
     data = datasets.Dataset.from_dict({"image": files}).cast_column("image", datasets.Image())
     mapped = data.map(Annotator(model, batch_size=3, sensitive=False), batched=True, batch_size=6)
     assert mapped["prediction"][:] == annotator({"image": files})["prediction"]
+    assert close(mapped["prediction"][0]["attributes"]["Hat"], annotator.pipe(files[0])["attributes"]["Hat"])
+
+
+def test_rows_of_a_data_set_have_one_type_whatever_comes_first(folder, model):
+    """`datasets` takes the type of a column from the rows that it writes first, here all broken, or all read."""
+    import datasets
+
+    files = names(ImageList(folder))[:4]
+    for sources in (["none.png", "none.png", *files[:2]], [*files[:2], "none.png", "none.png"]):
+        data = datasets.Dataset.from_dict({"image": sources, "boxes": [[[0, 0, 6, 24], [6, 0, 12, 24]]] * 4})
+        for options in ({"only_positive": True}, {"explain": ["Hat"]}):
+            whole, cut = (
+                one.map(Annotator(model, **options), batched=True, batch_size=2, writer_batch_size=2)
+                for one in (data.remove_columns("boxes"), data)
+            )
+            assert [one is None for one in whole["prediction"]] == [one == "none.png" for one in sources]
+            assert [one is None for one in whole["error"]] == [one != "none.png" for one in sources]
+            assert "probabilities" in whole.features["prediction"]["attributes"]["Hat"]
+            people = next(one for one in cut["prediction"] if one is not None)
+            assert [one["box"] for one in people] == [[0, 0, 6, 24], [6, 0, 12, 24]]
+
+
+def test_people_of_a_detector(folder, model):
+    def detector(image, threshold):
+        found = [{"label": "person", "score": 0.9, "box": {"xmin": 0, "ymin": 0, "xmax": 6, "ymax": image.height}}]
+        return found * 2 if image.getpixel((0, 0))[0] > 60 else []
+
+    annotator = Annotator(model, batch_size=3, detector=detector)
+    found = annotator({"image": names(ImageList(folder))})["prediction"]
+    assert {len(people) for people in found} == {0, 2}
+    people = next(people for people in found if people)
+    assert people[0] == people[1] and people[0]["score"] == 0.9 and people[0]["box"] == [0, 0, 6, 24]
+    with pytest.raises(TypeError, match="detector is 3, expected the name of a model or a function"):
+        Annotator(model, detector=3)({"image": []})
+    with pytest.raises(OSError, match="detector.*there is no folder './none'"):
+        Annotator(model, detector="./none")({"image": []})
 
 
 def test_a_fingerprint_follows_the_weights_and_the_settings_not_the_place(model, tmp_path):
@@ -52,10 +88,10 @@ def test_a_fingerprint_follows_the_weights_and_the_settings_not_the_place(model,
 def test_an_image_that_fails_on_reading_is_named(folder, model, tmp_path, monkeypatch):
     real = annotator_module.open_row
 
-    def open_row(image, options):
+    def open_row(image, options, **named):
         if str(image).endswith("/3.png"):
             raise PermissionError(13, "Permission denied", image)
-        return real(image, options)
+        return real(image, options, **named)
 
     monkeypatch.setattr(annotator_module, "open_row", open_row)
     (entry,) = run(folder, tmp_path / "out.jsonl", model)["broken"]

@@ -234,7 +234,7 @@ def test_a_box_of_a_row_is_one_person(folder, model, tmp_path):
     data = [(folder / f"{number}.png").read_bytes() for number in (1, 2, 3)]
     boxes = [[0.0, 0.25, 0.5, 1.0], [0.25, 0.0, 1.0, 0.5], None]  # of 12 x 24 pixels
     write_table(tmp_path / "t.parquet", image=data, where=boxes)
-    options = {"box_column": "where", "box_format": "xyxyn", "box_margin": 1 / 6}
+    options = {"boxes": "where", "box_format": "xyxyn", "box_margin": 1 / 6}
     (entry,) = run(tmp_path / "t.parquet", tmp_path / "out.jsonl", model, **options)["broken"]
     assert "#2" in entry["image"] and "the row has no box" in entry["error"]
     found = read(tmp_path / "out.jsonl")
@@ -247,6 +247,6 @@ def test_a_box_of_a_row_is_one_person(folder, model, tmp_path):
     run([tmp_path / "0.png", tmp_path / "1.png"], tmp_path / "crops.jsonl", model)
     assert [row["attributes"] for row in found] == [row["attributes"] for row in read(tmp_path / "crops.jsonl")]
     with pytest.raises(ValueError, match="box_format was 'xyxyn' and is 'xyxy'"):
-        run(tmp_path / "t.parquet", tmp_path / "out.jsonl", model, box_column="where", box_margin=1 / 6)
+        run(tmp_path / "t.parquet", tmp_path / "out.jsonl", model, boxes="where", box_margin=1 / 6)
     with pytest.raises(ValueError, match="box_column='image' of .* holds binary; expected lists of four numbers"):
         ImageList(tmp_path / "t.parquet", box_column="image")

@@ -12,7 +12,7 @@ import pytest
 
 from modeling_tests.image_folders import read, run, save_image
 from vlm_par_hf.annotation import Annotator, ImageList
-from vlm_par_hf.annotation.on_ray import ReadForRay
+from vlm_par_hf.annotation.on_ray import AnswerForRay, ReadForRay
 
 
 @pytest.fixture
@@ -37,18 +37,15 @@ def test_what_a_worker_of_ray_does_gives_the_same(heavy, model, tmp_path):
     finally:
         os.chdir(before)
     lines = []
-    annotator = Annotator(model, batch_size=3)
+    annotator = AnswerForRay(**Annotator(model, batch_size=3).arguments)
     for start in range(0, 121, 50):
         segments = json.dumps(list(images.segments(start, start + 50)))
         table = ReadForRay(images.columns, images.folder)({"segments": np.array([segments], dtype=object)})
         batch = {name: np.array(table[name].to_pylist(), dtype=object) for name in table.column_names}
         found = annotator(batch)
         assert list(found["index"]) == list(range(start, min(start + 50, 121)))
-        lines += [
-            {"image": f"{heavy.parent}/{name}", **json.loads(prediction)}
-            for name, prediction in zip(found["name"], found["prediction"])
-            if prediction is not None
-        ]
+        lines += [json.loads(line) for line in found["lines"] if not line.startswith('{"error"')]
+    lines = [{**line, "image": f"{heavy.parent}/{line['image']}"} for line in lines]
     assert lines == read(tmp_path / "here.jsonl") and len(lines) == 120
 
 

@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 import numpy as np
+import pandas
 import pyarrow
 import pyarrow.parquet
 import pytest
@@ -13,29 +14,46 @@ import torch
 from modeling_tests.image_folders import names, read, run, save_image, save_model
 from modeling_tests.tiny import randomize, tiny_model, tiny_processor, tiny_schema
 from vlm_par_hf.annotation import ImageList
-from vlm_par_hf.annotation.annotator import answer_to_json, to_json
+from vlm_par_hf.annotation.annotator import check_finite, to_json
 from vlm_par_hf.annotation.results import lock_parts
 
 
-def test_parquet_output(folder, model, tmp_path):
+def test_tables(folder, model, tmp_path):
     run(folder, tmp_path / "out.jsonl", model)
     run(folder, tmp_path / "out.parquet", model)
+    run(folder, tmp_path / "out.csv", model)
     rows = read(tmp_path / "out.jsonl")
     table = pyarrow.parquet.read_table(tmp_path / "out.parquet")
-    schema = tiny_schema(kway=True)
-    assert table.column_names == ["image", *(f"{name}{end}" for name in schema.names for end in ("", "_score"))]
+    columns = ["image"]
+    for one in tiny_schema(kway=True):
+        labels = ["yes"] if one.is_binary else one.labels
+        columns += [one.name, f"{one.name}_score", *(f"{one.name}_{label}" for label in labels)]
+        assert table[one.name].to_pylist() == [row["attributes"][one.name]["label"] for row in rows]
+        scores = np.float32([row["attributes"][one.name]["score"] for row in rows])
+        np.testing.assert_array_equal(table[f"{one.name}_score"].to_numpy(), scores)
+        for label in labels:
+            expected = np.float32([row["attributes"][one.name]["probabilities"][label] for row in rows])
+            np.testing.assert_array_equal(table[f"{one.name}_{label}"].to_numpy(), expected)
+    assert table.column_names == columns
     assert table["image"].to_pylist() == [row["image"] for row in rows]
-    for name in schema.names:
-        assert table[name].to_pylist() == [row["attributes"][name]["label"] for row in rows]
-        scores = np.float32([row["attributes"][name]["score"] for row in rows])
-        np.testing.assert_array_equal(table[f"{name}_score"].to_numpy(), scores)
+    read_back = pandas.read_csv(tmp_path / "out.csv", dtype=dict.fromkeys(columns[2:4], np.float32))
+    expected = table.to_pandas()
+    assert list(read_back) == columns and (read_back[columns[2]] == expected[columns[2]]).all()
+    pandas.testing.assert_frame_equal(read_back, expected, check_dtype=False, rtol=1e-6)
     run(folder, tmp_path / "some.parquet", model, only_positive=True, sensitive=False)
     some = pyarrow.parquet.read_table(tmp_path / "some.parquet")
-    assert set(table.column_names) - set(some.column_names) == {"Female", "Female_score"}
+    assert set(table.column_names) - set(some.column_names) == {"Female", "Female_score", "Female_yes"}
     for name in ("Hat", "Backpack"):
         assert some[name].to_pylist() == [one if one == "yes" else None for one in table[name].to_pylist()]
         assert some[f"{name}_score"].null_count == table[name].to_pylist().count("no")
     assert 0 < table["Hat"].to_pylist().count("no") < 20
+
+
+def test_a_csv_holds_no_formulas(model, tmp_path, monkeypatch):
+    save_image(tmp_path / "=1+1.png", 0)
+    monkeypatch.chdir(tmp_path)
+    run("=1+1.png", "out.csv", model, only_positive=True)
+    assert (tmp_path / "out.csv").read_text().splitlines()[1].startswith("'=1+1.png,")
 
 
 def test_columns_of_one_name_are_refused_before_the_work(folder, tmp_path):
@@ -70,7 +88,8 @@ def test_a_run_over_other_images_is_refused_with_the_differences(stopped, folder
 
 
 def test_a_run_with_other_options_or_another_model_is_refused(stopped, folder, model, tmp_path):
-    with pytest.raises(ValueError, match="only_positive was False and is True; sensitive was True and is False; name"):
+    changed = "only_positive was False and is True; sensitive was True and is False; attributes was"
+    with pytest.raises(ValueError, match=changed):
         run(folder, stopped, model, only_positive=True, sensitive=False)
     save_model(tmp_path / "other", seed=5)
     with pytest.raises(ValueError, match="the model differs"):
@@ -187,6 +206,6 @@ def test_scores_that_are_no_numbers_are_not_written(folder, tmp_path):
 def test_an_answer_that_is_no_number_names_attribute_and_image():
     answer = {"attributes": {"Hat": {"label": "no", "score": float("nan"), "probabilities": {"no": float("nan")}}}}
     with pytest.raises(ValueError, match="the score of attribute 'Hat' for image 'a.png' is nan"):
-        answer_to_json(answer, "image 'a.png'")
+        check_finite([answer], "image 'a.png'")
     with pytest.raises(ValueError, match="Out of range float values are not JSON compliant"):
         to_json(float("inf"))

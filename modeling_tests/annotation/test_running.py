@@ -130,10 +130,10 @@ def step():
     if count == int(steps):
         os.kill(os.getpid(), signal.SIGKILL)
 
-def open_row(image, options):
+def open_row(image, options, **named):
     step()
     os.write(log, f"{os.path.basename(image)}\\n".encode())
-    return real_open(image, options)
+    return real_open(image, options, **named)
 
 def replace(*paths):
     step()
@@ -195,17 +195,20 @@ def test_an_error_of_the_model_ends_the_run_and_keeps_the_parts(stopped, folder,
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"out": "out.csv"}, r"out='out.csv': expected a file ending in .jsonl or .parquet"),
+        ({"out": "out.txt"}, r"out='out.txt': expected a file ending in .jsonl, .parquet, .csv"),
         ({"out": "folder.jsonl"}, "is a folder: expected a file"),
         ({"batch_size": 0}, "batch_size=0: expected at least 1"),
         ({"images_per_part": 0}, "images_per_part=0: expected at least 1"),
         ({"ray_workers": -1}, "ray_workers=-1: expected at least 0"),
+        ({"detector": print}, "detector is .*print.*, expected the name of a model"),
+        ({"detector": "a/b", "boxes": "boxes.csv"}, "both boxes and detector were given"),
+        ({"explain": ["Hat"], "out": "out.csv"}, "relevance is written to .jsonl and to pictures"),
     ],
 )
 def test_arguments_that_are_refused(options, words, folder, model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("folder.jsonl").mkdir()
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises((ValueError, TypeError), match=words):
         run(folder, options.pop("out", "out.jsonl"), model, **options)
     assert {path.name for path in tmp_path.iterdir()} == {"images", "folder.jsonl"}
 

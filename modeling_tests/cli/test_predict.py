@@ -104,14 +104,66 @@ def test_boxes_links_and_urls_on_the_command_line(checkpoint, files, tmp_path, c
         width, height = picture.size
     columns = {"image": [data, data], "box": [[0.0, 0.5, 0.5, 1.0], [0.0, 0.0, 1.0, 0.5]]}
     pyarrow.parquet.write_table(pyarrow.table(columns), table)
-    arguments = ["predict", "--model", str(checkpoint), "--out", "-", str(table), "--box-column", "box"]
+    arguments = ["predict", "--model", str(checkpoint), "--out", "-", str(table), "--boxes", "box"]
     assert main([*arguments, "--box-format", "xyxyn"]) == 0
     boxes = [json.loads(line)["box"] for line in capsys.readouterr().out.splitlines()]
     assert boxes == [[0, height // 2, width // 2, height], [0, 0, width, height // 2]]
     assert main(arguments) == 1
     assert "are shares of the picture, not pixels" in capsys.readouterr().err
-    assert main(["predict", str(table), "--box-margin", "0.1"]) == 2
-    assert "--box-format and --box-margin need --box-column" in capsys.readouterr().err
+    for option, value in (("--box-margin", "0.1"), ("--box-format", "xywh")):
+        assert main(["predict", str(table), option, value]) == 2
+        assert f"{option} needs --boxes" in capsys.readouterr().err
     assert main(["predict", "https://u:word@example.org/a.jpg?token=abc"]) == 2
     error = capsys.readouterr().err
     assert "a URL: it is read only with allow_urls" in error and "word" not in error and "abc" not in error
+
+
+def test_what_is_asked_on_the_command_line(checkpoint, files, tmp_path, capsys):
+    image, thresholds = f"{files['data']}/test_000.png", tmp_path / "thresholds.json"
+    arguments = ["predict", "--model", str(checkpoint), image, "--attributes", "Backpack, Hat"]
+    thresholds.write_text('{"Hat": 0}')
+    assert main([*arguments, "--threshold", "1", "--thresholds", str(thresholds), "--out", "-"]) == 0
+    answers = json.loads(capsys.readouterr().out)["attributes"]
+    assert [(name, one["label"], one["threshold"]) for name, one in answers.items()] == [
+        ("Backpack", "no", 1.0),
+        ("Hat", "yes", 0.0),
+    ]
+    out = tmp_path / "out.csv"
+    assert main([*arguments, "--out", str(out), "--explain", "Hat", "--draw", str(tmp_path / "drawn")]) == 0
+    assert out.read_text().splitlines()[0] == "image,Backpack,Backpack_score,Backpack_yes,Hat,Hat_score,Hat_yes"
+    assert (tmp_path / "drawn" / "test_000_attributes.png").exists()
+    capsys.readouterr()
+    for options, message in (
+        (["--attributes", "Hat,,"], "--attributes is 'Hat,,', expected names divided by commas"),
+        (["--thresholds", "none.json"], "--thresholds none.json: there is no such file"),
+        (["--threshold", "2"], "threshold is 2.0, expected a number in [0, 1]"),
+        (["--explain", "Hat"], "--explain needs --draw, the folder of the pictures, or --out"),
+        (["--explain", "Hat", "--out", str(tmp_path / "other.csv")], "relevance is written to .jsonl and to pictures"),
+    ):
+        assert main(["predict", "--model", str(checkpoint), image, *options]) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_people_in_images_on_the_command_line(checkpoint, files, tmp_path, capsys):
+    (tmp_path / "boxes.csv").write_text("image,x,y,w,h\ntest_000.png,0,0,8,20\ntest_000.png,4,2,10,20\n")
+    images = [f"{files['data']}/test_00{number}.png" for number in range(2)]
+    arguments = ["predict", "--model", str(checkpoint), *images]
+    first, second = tmp_path / "first.jsonl", tmp_path / "second.jsonl"
+    assert (
+        main([*arguments, "--boxes", str(tmp_path / "boxes.csv"), "--out", str(first), "--draw", f"{tmp_path}/d"]) == 0
+    )
+    assert f"1 images without people, the first is {images[1]}" in capsys.readouterr().out
+    rows = [json.loads(line) for line in first.read_text().splitlines()]
+    assert [(row["image"], row["box"]) for row in rows] == [(images[0], [0, 0, 8, 20]), (images[0], [4, 2, 14, 22])]
+    with Image.open(images[0]) as picture, Image.open(tmp_path / "d" / "test_000_attributes.png") as drawn:
+        assert drawn.size == picture.size
+    assert main([*arguments, "--boxes", str(first), "--out", str(second)]) == 0  # what was written is read again
+    assert second.read_text() == first.read_text()
+    for options, message in (
+        (["--boxes", str(tmp_path / "boxes.csv"), "--box-format", "xyxy"], "the names of the columns in"),
+        (["--boxes", str(tmp_path / "none.csv")], "there is no such file"),
+        (["--boxes", "where"], "there is no parquet file that has it"),
+        (["--boxes", str(tmp_path / "boxes.csv"), "--detector", "a/b"], "both boxes and detector were given"),
+    ):
+        assert main([*arguments, *options]) == 2
+        assert message in capsys.readouterr().err

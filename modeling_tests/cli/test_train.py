@@ -86,3 +86,23 @@ def test_ignored_names_reach_the_reader_and_the_command_that_measures():
     assert data_arguments(args)["dataset_options"]["ignore"] == ["accessoryHat", "a label"]
     assert train._data_flags(args) == words[4:]
     assert "ignore" not in data_arguments(parser.parse_args(words[:4]))["dataset_options"]
+
+
+def test_lora_and_last_layers_from_the_command_line(files, tmp_path, capsys):
+    pytest.importorskip("peft", reason="needs the extra peft")
+    arguments = ["train", "folder", "--root", files["data"], "--backbone", files["backbone"], "--max-steps", "1"]
+    arguments += [
+        "--no-progress",
+        "--heads-only",
+        "--lora",
+        "2",
+        "--lora-layers",
+        "1",
+        "--lora-targets",
+        "q_proj, fc1",
+    ]
+    assert main([*arguments, "--out", str(tmp_path / "lora")]) == 0
+    saved = json.loads((tmp_path / "lora" / "config.json").read_text())
+    assert saved["lora"] == {"rank": 2, "alpha": 4, "layers": 1, "targets": ["q_proj", "fc1"]}
+    command = capsys.readouterr().out.strip().splitlines()[-1].removeprefix("measure it: vlm-par ").split()
+    assert main([*command, "--bootstrap", "0"]) == 0

@@ -85,6 +85,18 @@ def test_the_pipeline_answers_as_with_torch(exported, to, tmp_path):
     assert again == found and (tmp_path / "copy" / "parity.json").is_file()
 
 
+def test_some_of_the_attributes(exported):
+    _, _, folder = exported("onnx")
+    pipe, (image,) = pipeline("pedestrian-attributes", model=str(folder)), noise_images(1)
+    everything, asked = pipe(image)["attributes"], pipe(image, attributes=["UpperColor", "Hat"], threshold=0.9)
+    assert {name: one["probabilities"] for name, one in asked["attributes"].items()} == {
+        name: everything[name]["probabilities"] for name in ("UpperColor", "Hat")
+    }
+    assert asked["attributes"]["Hat"]["threshold"] == 0.9
+    with pytest.raises(ValueError, match="an exported model has no text tower, .*: ask the model that was exported"):
+        pipe(image, attributes=["wearing a red scarf"])
+
+
 def test_as_many_threads_as_torch(exported, monkeypatch):
     import onnxruntime
 

@@ -231,6 +231,16 @@ def test_heads_in_other_files(hub, published, loaded, name):
     close(loaded[f"{name} logits"], published["heads logits"])
 
 
+@pytest.mark.parametrize("name", ["adapter", "heads-lora"])
+def test_adapters(hub, published, loaded, name):
+    pytest.importorskip("peft", reason="needs the extra peft")
+    files = {"adapter": {"adapter_config.json", "adapter_model.safetensors"}, "heads-lora": MODEL - {"README.md"}}
+    assert files[name] <= set(hub.files(f"org/{name}"))
+    assert ("config.json" in hub.files(f"org/{name}")) == (name == "heads-lora")
+    assert loaded[f"{name} model"] == {"value": "VlmParModel"}
+    close(loaded[f"{name} logits"], published[f"{name} logits"])
+
+
 @pytest.mark.parametrize("name", ["full", "revision", "heads", "trained", "trained-plainly", "large", "folded"])
 def test_a_fresh_process_gets_the_same_model(published, loaded, name):
     assert loaded[f"{name} model"] == {"value": "FoldedVlmParModel" if name == "folded" else "VlmParModel"}

@@ -31,6 +31,7 @@ _MODULES = {
     "inference.pipelines": ("PedestrianAttributesPipeline",),
     "labels.schema": ("Attribute", "AttributeSchema"),
     "labels.tables": ("get_schema", "list_schemas"),
+    "visualization": ("draw_boxes",),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 _MODULE_OF.update({name: family.module for family in FAMILIES for name in family.class_names})
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
         VlmParModel,
         VlmParProcessor,
     )
+    from vlm_par_hf.visualization import draw_boxes
 
 
 def _is_command() -> bool:

@@ -19,7 +19,8 @@ __all__ = ["get_family", "register", "register_families"]
 # Auto classes whose models answer with one label of a picture -> what to take besides `AutoModel`.
 UNFIT = {
     AutoModelForImageClassification: "",
-    AutoModelForZeroShotImageClassification: "; attributes in words of your own are answered by a FocusParModel",
+    AutoModelForZeroShotImageClassification: "; attributes in words of your own are given in a call of that "
+    "pipeline, attributes=['wearing a red scarf', ...]",
 }
 
 

@@ -8,14 +8,17 @@ Letters: B people, N patches, K additional tokens, Z texts, L positions of a tex
 space in which pictures and texts are compared, H heads.
 """
 
+import functools
 import logging
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
+import transformers.pipelines
 from torch import nn
 from torch.nn import functional as F
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
@@ -51,6 +54,7 @@ __all__ = [
     "collect_load_report",
     "hide_default_messages",
     "hide_progress_bar",
+    "infer_task",
     "init",
     "is_task_registered",
     "last_stages",
@@ -59,9 +63,11 @@ __all__ = [
     "naflex_image_size",
     "names_in_memory",
     "refuse_auto_class",
+    "refuse_other_tasks",
     "register_task",
     "run_swin",
     "run_vit",
+    "saves_adapter_alone",
     "unused_parameters",
     "vit_image_processor",
 ]
@@ -96,6 +102,11 @@ class TransformersModel(PreTrainedModel):
 def attention_implementation(module: PreTrainedModel) -> str:
     """The attention backend that a model or tower uses, such as `"sdpa"`."""
     return module.config._attn_implementation
+
+
+def saves_adapter_alone(model: PreTrainedModel) -> bool:
+    """Whether `save_pretrained` of transformers writes the adapter of `add_adapter` and nothing else."""
+    return model._hf_peft_config_loaded
 
 
 @contextmanager
@@ -212,6 +223,48 @@ def register_task(task: str, pipeline_class: type, *, model_class: type, default
     )
 
 
+def infer_task(task: str, model_types: Iterable[str]) -> None:
+    """Has `transformers.pipeline(model=...)`, without a task, make the pipeline of `task` for folders of our models.
+
+    transformers asks the Hub for the task of a repository, and knows none of a folder.
+
+    Args:
+        task: as registered.
+        model_types: as in their config.json.
+    """
+    ask_hub = transformers.pipelines.get_task
+
+    @functools.wraps(ask_hub)
+    def get_task(model: str, *args: Any, **kwargs: Any) -> str:
+        if Path(model).is_dir():
+            config, _ = PreTrainedConfig.get_config_dict(model)
+            if config.get("model_type") in model_types:
+                return task
+        return ask_hub(model, *args, **kwargs)
+
+    transformers.pipelines.get_task = get_task
+
+
+def refuse_other_tasks(model_types: Iterable[str], error: Exception) -> None:
+    """Has pipelines that check the class of their model raise an error for our models.
+
+    transformers only logs that the model is not supported, and then takes its output for that of another kind.
+
+    Args:
+        model_types: as in their configuration.
+        error: raised when such a pipeline is made.
+    """
+    only_log = transformers.Pipeline.check_model_type
+
+    @functools.wraps(only_log)
+    def check_model_type(self: transformers.Pipeline, supported_models: Any) -> None:
+        if self.model.config.model_type in model_types:
+            raise error
+        only_log(self, supported_models)
+
+    transformers.Pipeline.check_model_type = check_model_type
+
+
 # Images
 
 IMAGENET_MEAN, IMAGENET_STD = IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
@@ -309,6 +362,10 @@ class Towers(ABC):
     def layers(self, vlm: PreTrainedModel) -> Iterator[nn.Module]:
         """Yields the layers of the vision tower; each can be called as `layer(states, attention_mask=bias)`."""
         yield from vlm.vision_model.encoder.layers
+
+    def modules_after_layers(self, vlm: PreTrainedModel) -> tuple[nn.Module, ...]:
+        """The modules of the vision tower that work after its last layer."""
+        return (vlm.vision_model.post_layernorm,)
 
     def encode_images(self, vlm: PreTrainedModel, states: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
         """Runs all layers; `bias` `(B, 1, positions, positions)` is added to the attention scores."""
@@ -438,6 +495,9 @@ class SiglipTowers(Towers):
 
     pools_last_place = True
     has_pooling_head = True
+
+    def modules_after_layers(self, vlm: PreTrainedModel) -> tuple[nn.Module, ...]:
+        return (*super().modules_after_layers(vlm), vlm.vision_model.head)
 
     def probe(self, vlm: PreTrainedModel) -> torch.Tensor:
         """The learned query of the pooling head, `(1, 1, D)`."""

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from vlm_par_hf.errors import ParValueError
+from vlm_par_hf.errors import ParTypeError, ParValueError
 from vlm_par_hf.images.fonts import Lettering
+from vlm_par_hf.images.opening import open_image
 from vlm_par_hf.labels.decisions import is_positive_answer
 from vlm_par_hf.labels.schema import AttributeSchema
 
@@ -37,6 +38,7 @@ _BOX_COLOURS = (
     (240, 228, 66),
     (90, 90, 90),
 )
+_TAG_LINES = 6  # answers that stand beside a box at most
 _PAPER, _CARD, _LINE = (247, 247, 245), (255, 255, 255), (222, 222, 218)
 _INK, _FAINT = (28, 30, 33), (112, 116, 122)
 _RIGHT, _WRONG, _WRONG_TINT = (0, 121, 88), (190, 62, 8), (253, 237, 227)
@@ -82,27 +84,38 @@ def overlay_relevance(image: Image.Image, relevance: np.ndarray, *, opacity: flo
 
 
 def draw_boxes(
-    image: Image.Image,
-    boxes: Sequence[Sequence[float]],
+    image: Any,
+    boxes: Sequence[Sequence[float]] | Sequence[Mapping[str, Any]],
     labels: Sequence[str | Sequence[str]] | None = None,
     *,
     font_size: int | None = None,
 ) -> Image.Image:
     """Draw boxes, each with a tag, on a copy of a picture.
 
+    `draw_boxes(image, pipe(image, boxes=boxes))` shows the people of a picture with their positive answers.
+
     Args:
-        image (`PIL.Image.Image`): the picture.
-        boxes (sequence of `[x0, y0, x1, y1]`): in pixels, origin in the upper left corner.
-        labels (sequence, *optional*): one per box, a string or a list of lines; an empty one draws no tag.
+        image: the picture, of any kind that `open_image` takes; it is shown upright.
+        boxes (sequence): boxes `[x0, y0, x1, y1]` in pixels of the upright picture, origin in the upper left corner;
+            or results of the pipeline or of a detector: dicts with such a `"box"`, or with one of `xmin`, `ymin`,
+            `xmax`, `ymax`.
+        labels (sequence, *optional*): one per box, a string or a list of lines; an empty one draws no tag. By default
+            the tags of results are their positive answers, those of detections label and score.
         font_size (`int`, *optional*): in pixels; chosen from the size of the picture by default.
 
     Returns:
-        `PIL.Image.Image`: RGB, the size of `image`.
+        `PIL.Image.Image`: RGB, the size of the upright picture.
 
     Raises:
-        ValueError: if the number of labels is not the number of boxes.
+        ValueError: if the number of labels is not the number of boxes, or a result has no box.
+        TypeError: if `boxes` is a single result.
     """
-    image = image.convert("RGB")
+    image = open_image(image).copy()
+    if isinstance(boxes, Mapping):
+        raise ParTypeError("boxes is one result, expected a list of boxes or of results: pass [result]")
+    if any(isinstance(one, Mapping) for one in boxes):
+        labels = [_tag(one) for one in boxes] if labels is None else labels
+        boxes = [_box_of(one, index) for index, one in enumerate(boxes)]
     if labels is not None and len(labels) != len(boxes):
         raise ParValueError(f"labels has {len(labels)} entries, expected one per box ({len(boxes)})")
     font_size = font_size or max(11, round(min(image.size) / 32))
@@ -130,6 +143,31 @@ def draw_boxes(
         ink = (0, 0, 0) if luminance > 140 else (255, 255, 255)
         draw.multiline_text((x + pad - left, y + pad - top), text, font=font, fill=ink, spacing=2)
     return image
+
+
+def _box_of(result: Any, index: int) -> Sequence[float]:
+    box = result.get("box") if isinstance(result, Mapping) else result
+    if box is None:
+        raise ParValueError(
+            f"boxes[{index}] is a result without a box, expected those of a call with boxes= or detector="
+        )
+    return [box[side] for side in ("xmin", "ymin", "xmax", "ymax")] if isinstance(box, Mapping) else box
+
+
+def _tag(result: Any) -> list[str]:
+    """The lines that stand beside the box of a person, or of a detection."""
+    if not isinstance(result, Mapping):
+        return []
+    if "attributes" not in result:
+        score = result.get("score")
+        return [f"{result.get('label', '')}  {_format_probability(score)}" if score is not None else ""]
+    positive = {name: one for name, one in result["attributes"].items() if is_positive_answer(one["label"])}
+    lines = [
+        f"{name if one['label'] == 'yes' else name + ': ' + one['label']}  {_format_probability(one['score'])}"
+        for name, one in positive.items()
+    ]
+    more = len(lines) - _TAG_LINES
+    return lines if more <= 0 else [*lines[:_TAG_LINES], f"{more} more"]
 
 
 def people_grid(

@@ -85,6 +85,13 @@ def test_two_folders_by_name(tmp_path):
         build_model("clear_par", f"{tmp_path / 'vit'}+{tmp_path / 'missing'}", tiny_schema(), None, None, {}, None)
 
 
+@pytest.mark.parametrize("setting", [{"lora": 2}, {"train_layers": 1}])
+def test_parts_of_a_backbone_that_is_not_there(data, tmp_path, setting):  # noqa: F811
+    with pytest.raises(ValueError, match=f"{next(iter(setting))}=.: ClearParModel has no frozen vision-language"):
+        train(data, tmp_path, model=tiny_clear_model(kway=False), processor=tiny_clear_processor(),
+              settings=TrainSettings(**QUICK, **setting))  # fmt: skip
+
+
 def test_the_command_has_one_option_for_a_name_of_two_families():
     parser = build_parser()
     common = ["train", "synthetic", "--out", "runs/clear", "--family", "clear_par"]

@@ -7,7 +7,7 @@ from PIL import Image
 from transformers import pipeline
 
 import vlm_par_hf  # noqa: F401  (registers the task)
-from modeling_tests.tiny import randomize, tiny_focus_model, tiny_focus_processor, tiny_model, tiny_processor
+from modeling_tests.tiny import randomize, tiny_focus_model, tiny_focus_processor
 from vlm_par_hf.models.focus_par.texts_focus_par import TextReader
 
 
@@ -64,9 +64,17 @@ def test_where_it_looked_for_an_attribute_of_the_call(pipe):
 def test_what_cannot_be_asked(pipe):
     with pytest.raises(ValueError, match="attributes must hold at least one attribute, got none"):
         pipe(picture(), attributes=[])
-    closed = pipeline("pedestrian-attributes", model=tiny_model(), processor=tiny_processor())
-    with pytest.raises(ValueError, match="attributes was given, but VlmParModel knows only those that it was trained"):
-        closed(picture(), attributes=ASKED)
+    with pytest.raises(ValueError, match="attributes names 'Backpak': the model has 'Backpack'; expected such a name"):
+        pipe(picture(), attributes=["Backpak"])
+
+
+def test_own_attributes_beside_texts(pipe):
+    own, asked = pipe(picture())["attributes"], pipe(picture(), attributes=["Backpack", *ASKED])["attributes"]
+    assert list(asked) == ["Backpack", "wearing a red scarf", "a backpack / a handbag / no bag"]
+    assert asked["Backpack"]["probabilities"] == pytest.approx(own["Backpack"]["probabilities"], abs=1e-5)
+    held = pipe(picture(), attributes=ASKED, thresholds={"wearing a red scarf": 0.9})["attributes"]
+    assert held["wearing a red scarf"]["threshold"] == 0.9
+    assert "threshold" not in held["a backpack / a handbag / no bag"]
 
 
 def test_answers_equal_the_model(pipe):

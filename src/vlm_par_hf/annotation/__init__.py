@@ -1,4 +1,4 @@
-"""Attributes of very many people: folders, globs and parquet files in, one JSON Lines or parquet file out.
+"""Attributes of very many people: folders, globs and parquet files in, one JSON Lines, parquet or CSV file out.
 
     from vlm_par_hf import Annotator, annotate
 
@@ -14,8 +14,18 @@ that of an uninterrupted run, byte for byte on the same machine and with the sam
 from vlm_par_hf.images.opening import IMAGE_SUFFIXES
 
 from .annotator import Annotator
+from .box_files import read_boxes
 from .inputs import ImageList, Row
-from .running import annotate, draw_annotation
+from .running import annotate, draw_annotation, list_images
 
 
-__all__ = ["IMAGE_SUFFIXES", "Annotator", "ImageList", "Row", "annotate", "draw_annotation"]
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "Annotator",
+    "ImageList",
+    "Row",
+    "annotate",
+    "draw_annotation",
+    "list_images",
+    "read_boxes",
+]

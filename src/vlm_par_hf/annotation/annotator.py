@@ -5,7 +5,7 @@ import json
 import math
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, partial
 from itertools import islice
@@ -13,21 +13,22 @@ from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
+from transformers import Pipeline
 
-from vlm_par_hf.errors import ParValueError, argument_in_errors
+from vlm_par_hf.errors import ParTypeError, ParValueError, argument_in_errors
 from vlm_par_hf.images.opening import is_image_file
-from vlm_par_hf.inference.boxes import check_box_options
+from vlm_par_hf.inference.boxes import Box, check_box_options, check_detector_label
 from vlm_par_hf.inference.devices import inference_dtype
-from vlm_par_hf.inference.pictures import TASK
+from vlm_par_hf.inference.pictures import TASK, detect_people
 from vlm_par_hf.inference.pipelines import PedestrianAttributesPipeline
-from vlm_par_hf.inference.predicting import predict_batch, read_ahead
+from vlm_par_hf.inference.predicting import read_ahead
 from vlm_par_hf.inference.trust import trust_note
-from vlm_par_hf.utils import default_threads, iterate, thread_map
+from vlm_par_hf.utils import default_threads, iterate, shorten, thread_map
 
-from .inputs import ImageList, Row, RowOptions, open_row
+from .inputs import Boxed, ImageList, OpenedRow, Row, RowOptions, open_row
 
 
-__all__ = ["Annotator", "answer_to_json", "to_json"]
+__all__ = ["Annotator", "check_finite", "to_json"]
 
 # Errors that a damaged or unusual picture raises. Any other error (no memory, a bug) ends the run.
 _PICTURE_ERRORS = (OSError, TypeError, ValueError, ArithmeticError)
@@ -40,18 +41,36 @@ class _Person(NamedTuple):
     notes: dict[str, Any]
 
 
+class _Column(list):
+    """A column whose type does not depend on its rows: `datasets` takes that of the first rows, which may all be
+    None."""
+
+    def __init__(self, rows: Iterable[Any], build_type: Callable[[], Any]):
+        super().__init__(rows)
+        self._build_type = build_type
+
+    def __arrow_array__(self, type=None):
+        import pyarrow
+
+        return pyarrow.array(list(self), self._build_type() if type is None else type)
+
+
 class Annotator:
     """`Annotator(model)(batch)`: a batch of images to a batch of answers, for `map` of `datasets` and Ray Data.
 
-    It can be pickled: only its options are, and each process loads the model at its first use.
+    It can be pickled: only its options are, and each process loads the models at its first use.
 
     Args:
         model: checkpoint folder or repository; None for the embedded model, which is small (see `trust_note`).
         batch_size: people per forward.
-        only_positive, sensitive: as for the pipeline.
+        only_positive, sensitive, attributes, threshold, thresholds: as for the pipeline.
+        explain: as for the pipeline; answers then hold `"relevance"`, a list of rows of numbers per attribute.
         device: as for the pipeline.
         dtype: of the weights; None: as they were saved; `"auto"`: `vlm_par_hf.inference_dtype(device)`.
-        box_format, box_margin: as for the pipeline, for images that come with a box.
+        box_format, box_margin: as for the pipeline, for images that come with boxes.
+        detector: finds the people in images without boxes: folder or repository of a model for object detection, or
+            what the pipeline takes; None: each image without boxes is one person.
+        detector_label, detector_threshold: as for the pipeline.
         timeout, allow_private_urls: as for the pipeline.
         allow_urls: whether URLs are read.
 
@@ -67,67 +86,157 @@ class Annotator:
         batch_size: int = 16,
         only_positive: bool = False,
         sensitive: bool = True,
+        attributes: Any = None,
+        threshold: float | None = None,
+        thresholds: Mapping[str, float] | None = None,
+        explain: bool | str | Sequence[str] = False,
         device: Any = None,
         dtype: Any = None,
         box_format: str = "xyxy",
         box_margin: float = 0.0,
+        detector: str | os.PathLike | Callable[..., Any] | None = None,
+        detector_label: str = "person",
+        detector_threshold: float = 0.5,
         timeout: float = 30.0,
         allow_urls: bool = False,
         allow_private_urls: bool = False,
     ):
         if batch_size < 1:
             raise ParValueError(f"batch_size={batch_size}: expected at least 1")
+        check_box_options(box_format, box_margin)
         self.model = None if model is None else os.fspath(model)
         self.batch_size, self.device = batch_size, device
         self.dtype = inference_dtype(device) if dtype == "auto" else dtype
-        self.only_positive, self.sensitive = only_positive, sensitive
-        check_box_options(box_format, box_margin)
+        self.answer_options = {
+            "only_positive": only_positive,
+            "sensitive": sensitive,
+            "attributes": attributes,
+            "threshold": threshold,
+            "thresholds": thresholds,
+            "explain": explain,
+        }
+        self.detector = os.fspath(detector) if isinstance(detector, os.PathLike) else detector
+        self.detector_options = {"detector_label": detector_label, "detector_threshold": detector_threshold}
         self.row_options = RowOptions(box_format, box_margin, timeout, allow_urls, allow_private_urls)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "pipe"}
+        return {name: value for name, value in self.__dict__.items() if name not in ("pipe", "find_people")}
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What another process makes the same annotator of; a model in a folder by its full path."""
+        places = {"model": self.model, "detector": self.detector}
+        places = {
+            name: os.path.abspath(one) if isinstance(one, str) and os.path.exists(one) else one
+            for name, one in places.items()
+        }
+        own = {"batch_size": self.batch_size, "device": self.device, "dtype": self.dtype}
+        return {**places, **own, **self.answer_options, **self.detector_options, **self.row_options._asdict()}
 
     @cached_property
     def pipe(self) -> PedestrianAttributesPipeline:
         """The pipeline that answers, loaded at the first use."""
         from transformers import pipeline
 
-        options = {"model": self.model, "device": self.device, "dtype": self.dtype}
+        options = {"model": self.model, "device": self.device, "dtype": self.dtype, **self.answer_options}
+        if self.answer_options["explain"]:
+            options["explain_as"] = "relevance"
         with argument_in_errors("model", "embedded" if self.model is None else self.model):
             return pipeline(TASK, **{name: value for name, value in options.items() if value is not None})
+
+    @cached_property
+    def find_people(self) -> Callable[..., Any] | None:
+        """The detector, loaded at the first use."""
+        detector = self.detector
+        if isinstance(detector, str):
+            from transformers import pipeline
+
+            with argument_in_errors("detector", detector):
+                options = {} if self.device is None else {"device": self.device}
+                detector = pipeline("object-detection", model=detector, **options)
+        if detector is not None:
+            if not callable(detector):
+                raise ParTypeError(f"detector is {shorten(detector)}, expected the name of a model or a function")
+            check_detector_label(detector, self.detector_options["detector_label"])
+        return detector
 
     def __call__(self, batch: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
         """Answers a batch of any size, `batch_size` people at a time.
 
         Args:
             batch: columns of equal length. `"image"` holds what `open_image` takes: paths, encoded bytes, `{"bytes",
-                "path"}`, arrays or PIL images; and URLs, if they are allowed. A dict with a `"box"` too is one person
-                in a picture.
+                "path"}`, arrays or PIL images; and URLs, if they are allowed. `"boxes"`, if it is there, holds a list
+                of boxes for each.
 
         Returns:
-            The other columns; `"prediction"`: JSON text `{"attributes": {...}}` as the pipeline answers, None for an
-            image that cannot be read; and `"error"`: the reason, None for the others. The answer for a box says which
-            pixels were read, under `"box"`, and with a margin `"box_without_margin"`.
+            The other columns; `"prediction"`: a dict `{"attributes": {...}}` as the pipeline answers, with boxes or a
+            detector a list of such dicts, each with its `"box"`, and None for an image that cannot be read; and
+            `"error"`: the reason, None for the others. For Arrow (`datasets`) the answers are structures with the same
+            fields in every row; what `only_positive` leaves out is null.
         """
         images = list(iterate(batch["image"], "the column image"))
-        chunks = (images[start : start + self.batch_size] for start in range(0, len(images), self.batch_size))
-        answers = list(self.stream(chunks))
+        several = "boxes" in batch or self.detector is not None
+        if "boxes" in batch:
+            boxes = list(iterate(batch["boxes"], "the column boxes"))
+            if len(boxes) != len(images):
+                raise ParValueError(f"the column boxes has {len(boxes)} entries for {len(images)} images")
+            images = [Boxed(image, of_image) for image, of_image in zip(images, boxes)]
+        found = list(self.stream(self.batches(images)))
+        for index, (people, _) in enumerate(found):
+            check_finite(people or (), f"image {index} of the batch")
+        predictions = [people if several or people is None else people[0] for people, _ in found]
         return {
-            **{name: batch[name] for name in batch if name != "image"},
-            "prediction": [
-                None if answer is None else answer_to_json(answer, f"image {index} of the batch")
-                for index, (answer, _) in enumerate(answers)
-            ],
-            "error": [error for _, error in answers],
+            **{name: batch[name] for name in batch if name not in ("image", "boxes")},
+            "prediction": _Column(predictions, partial(self._build_type, several)),
+            "error": _Column((error for _, error in found), _build_text_type),
         }
 
-    def stream(self, batches: Iterable[Sequence[Any]]) -> Iterator[tuple[dict[str, Any], None] | tuple[None, str]]:
-        """Answers batches of images, each in one forward, while threads prepare the next ones.
+    def _build_type(self, several: bool):
+        """The Arrow type of the answer for an image."""
+        import pyarrow
+
+        number, text, box = pyarrow.float64(), pyarrow.string(), pyarrow.list_(pyarrow.int64())
+        schema, sensitive = self.pipe.label_space, self.answer_options["sensitive"]
+        fields: dict[str, Any] = {}
+        if several:
+            fields["box"] = box
+            if self.row_options.box_margin:
+                fields["box_without_margin"] = box
+            if self.detector is not None:
+                fields["score"] = number
+        if trust_note(self.pipe.model) is not None:
+            fields["note"] = text
+        fields["attributes"] = pyarrow.struct(
+            {
+                one.name: pyarrow.struct(
+                    {
+                        "label": text,
+                        "score": number,
+                        "probabilities": pyarrow.struct(dict.fromkeys(one.labels, number)),
+                        **({"threshold": number} if one.is_binary else {}),
+                    }
+                )
+                for one in schema
+                if sensitive or not one.sensitive
+            }
+        )
+        explain = self.answer_options["explain"]
+        if explain:
+            names = [explain] if isinstance(explain, str) else schema.names if explain is True else explain
+            fields["relevance"] = pyarrow.struct(dict.fromkeys(names, pyarrow.list_(pyarrow.list_(pyarrow.float32()))))
+        return pyarrow.list_(pyarrow.struct(fields)) if several else pyarrow.struct(fields)
+
+    def stream(
+        self, batches: Iterable[Sequence[Any]]
+    ) -> Iterator[tuple[list[dict[str, Any]], None] | tuple[None, str]]:
+        """Answers batches of images, while threads prepare the next ones.
 
         Yields:
-            `(answer, None)` per image, in order; `(None, reason)` for an image that cannot be read.
+            `(people, None)` per image, in order: an answer for each person; `(None, reason)` for an image that cannot
+            be read.
         """
-        pipe = self.pipe  # loaded first, so that an error about the model is raised before any image is opened
+        # Loaded first, so that an error about a model is raised before any image is opened.
+        pipe, detector = self.pipe, self.find_people
         note = trust_note(pipe.model)
         notes = {} if note is None else {"note": note}
         # Two threads prepare a batch each; inside a batch `thread_map` uses all threads.
@@ -135,22 +244,26 @@ class Annotator:
         try:
             # In-memory images are opened in this thread: two entries may be one object, which Pillow cannot decode in
             # two threads.
-            opened = ([image if is_image_file(image) else self._open(image) for image in batch] for batch in batches)
+            opened = ([image if _is_file(image) else self._open(image) for image in batch] for batch in batches)
             prepared = read_ahead(((1, partial(self._prepare, batch)) for batch in opened), pool, 3)
-            for (opened, names), inputs in prepared:
-                answers = iter(())
-                if inputs is not None:
-                    outputs = predict_batch(pipe.model, inputs, names=names)
-                    options = {"only_positive": self.only_positive, "sensitive": self.sensitive}
-                    answers = iter(pipe.postprocess(outputs, **options))
-                for one in opened:
-                    yield (None, str(one)) if isinstance(one, Exception) else ({**one, **notes, **next(answers)}, None)
+            for images, names, inputs in prepared:
+                if detector is not None:  # in this thread, because it may be a model on a GPU
+                    images = [self._detect(one) if isinstance(one, OpenedRow) else one for one in images]
+                    images, names, inputs = self._make_inputs(images, names)
+                answers = iter(
+                    [answer for named, chunk in zip(names, inputs) for answer in pipe.answer_batch(chunk, names=named)]
+                )
+                for one in images:
+                    if isinstance(one, Exception):
+                        yield None, str(one)
+                    else:
+                        yield [{**person.notes, **notes, **_to_plain(next(answers))} for person in one], None
         finally:
             pool.shutdown(cancel_futures=True)
 
     def rows(
         self, images: ImageList, ranges: Iterable[range] | None = None
-    ) -> Iterator[tuple[Row, dict[str, Any] | None, str | None]]:
+    ) -> Iterator[tuple[Row, list[dict[str, Any]] | None, str | None]]:
         """Answers the images of a list.
 
         Args:
@@ -159,74 +272,125 @@ class Annotator:
                 answered in the same batches whichever ranges were answered before.
 
         Yields:
-            `(row, answer, None)` or `(row, None, reason)` per image, in order, as `stream`.
+            `(row, people, None)` or `(row, None, reason)` per image, in order, as `stream`.
         """
         waiting: deque[Row] = deque()
+
+        def images_of(rows: Iterable[Row]) -> Iterator[Any]:
+            for row in rows:
+                waiting.append(row)
+                yield row.image
 
         def batches() -> Iterator[list[Any]]:
             rows, position = iter(()), None
             for part in [range(len(images))] if ranges is None else ranges:
                 if part.start != position:
                     rows = images.rows(part.start)
-                for start in range(part.start, part.stop, self.batch_size):
-                    batch = list(islice(rows, min(self.batch_size, part.stop - start)))
-                    waiting.extend(batch)
-                    yield [row.image for row in batch]
+                yield from self.batches(images_of(islice(rows, len(part))))
                 position = part.stop
 
-        for answer, error in self.stream(batches()):
-            yield waiting.popleft(), answer, error
+        for people, error in self.stream(batches()):
+            yield waiting.popleft(), people, error
 
-    def _prepare(
-        self, images: Sequence[Any]
-    ) -> tuple[tuple[list[dict[str, Any] | Exception], list[str | int]], dict[str, torch.Tensor] | None]:
-        """For each image what its answer says beside the attributes, or why it cannot be read; the names of the
-        readable ones; and their inputs, or None."""
-        opened = thread_map(lambda image: self._open(image) if is_image_file(image) else image, images)
+    def batches(self, images: Iterable[Any]) -> Iterator[list[Any]]:
+        """Images for one forward each: as many as have `batch_size` people together, as far as that is known."""
+        batch, weight = [], 0
+        for image in images:
+            batch.append(image)
+            weight += self._weigh(image)
+            if weight >= self.batch_size:
+                yield batch
+                batch, weight = [], 0
+        if batch:
+            yield batch
+
+    def _weigh(self, image: Any) -> int:
+        """How many people an image has; one whose people are yet to be found fills a batch."""
+        if isinstance(image, Boxed):
+            return 1 if image.boxes is None else max(1, len(image.boxes))
+        return 1 if self.detector is None else self.batch_size
+
+    def _prepare(self, images: Sequence[Any]):
+        """Opens images, and without a detector makes the inputs of their people, as `_make_inputs`."""
+        opened = thread_map(lambda image: self._open(image) if _is_file(image) else image, images)
+        names = [_name(image, position) for position, image in enumerate(images)]
+        return (opened, names, []) if self.detector is not None else self._make_inputs(opened, names)
+
+    def _make_inputs(
+        self, images: Sequence[list[_Person] | Exception], names: Sequence[str | int]
+    ) -> tuple[list[list[_Person] | Exception], list[list[str | int]], list[dict[str, torch.Tensor]]]:
+        """The images, those that the processor refuses replaced by the reason; per forward the names of the images
+        that its people are of, and their inputs."""
         try:
-            readable = [one.image for one in opened if isinstance(one, _Person)]
-            inputs = self._process(readable) if readable else None
+            return list(images), *self._process_people(images, names)
         except _PICTURE_ERRORS:
             # The processor refuses one of them: each is tried alone, so that the others are answered.
-            opened = [self._check_processable(one) if isinstance(one, _Person) else one for one in opened]
-            readable = [one.image for one in opened if isinstance(one, _Person)]
-            inputs = self._process(readable) if readable else None
-        names = [
-            _name(image, position) for position, image in enumerate(images) if isinstance(opened[position], _Person)
-        ]
-        return ([one.notes if isinstance(one, _Person) else one for one in opened], names), inputs
+            images = [one if isinstance(one, Exception) else self._check_processable(one) for one in images]
+            return images, *self._process_people(images, names)
 
-    def _open(self, image: Any) -> "_Person | Exception":
+    def _process_people(self, images, names) -> tuple[list[list[str | int]], list[dict[str, torch.Tensor]]]:
+        people = [
+            (name, person.image)
+            for name, one in zip(names, images)
+            if not isinstance(one, Exception)
+            for person in one
+        ]
+        chunks = [people[start : start + self.batch_size] for start in range(0, len(people), self.batch_size)]
+        inputs = [self._process([image for _, image in chunk]) for chunk in chunks]
+        return [[name for name, _ in chunk] for chunk in chunks], inputs
+
+    def _open(self, image: Any) -> "list[_Person] | OpenedRow | Exception":
+        """The people of an image; with a detector, unless it has boxes, what they are to be found in."""
         try:
-            picture, box = open_row(image, self.row_options)
+            opened = open_row(image, self.row_options, one_person=self.detector is None)
         except _PICTURE_ERRORS as error:
             return error
-        notes: dict[str, Any] = {}
-        if box is not None:
-            notes["box"] = list(box.crop)
+        if opened.boxes is not None:
+            return self._cut_out(opened, opened.boxes)
+        return opened if self.detector is not None else [_Person(opened.picture, {})]
+
+    def _detect(self, opened: OpenedRow) -> list[_Person]:
+        boxes, scores = detect_people(
+            self.find_people,
+            opened.picture,
+            opened.size,
+            label=self.detector_options["detector_label"],
+            threshold=self.detector_options["detector_threshold"],
+            box_margin=self.row_options.box_margin,
+        )
+        return self._cut_out(opened, boxes, scores)
+
+    def _cut_out(
+        self, opened: OpenedRow, boxes: Sequence[Box], scores: Sequence[float] | None = None
+    ) -> list[_Person]:
+        people = []
+        for position, box in enumerate(boxes):
+            notes: dict[str, Any] = {"box": list(box.crop)}
             if self.row_options.box_margin:
                 notes["box_without_margin"] = list(box.given)
-        return _Person(picture, notes)
+            if scores is not None:
+                notes["score"] = scores[position]
+            people.append(_Person(opened.crop(box), notes))
+        return people
 
     def _process(self, pictures: list[Image.Image]) -> dict[str, torch.Tensor]:
         return dict(self.pipe.processor(images=pictures, return_tensors="pt"))
 
-    def _check_processable(self, person: "_Person") -> "_Person | Exception":
-        try:
-            self._process([person.image])
-        except _PICTURE_ERRORS as error:
-            return ParValueError(f"the image of size {person.image.size} cannot be prepared for the model: {error}")
-        return person
+    def _check_processable(self, people: list[_Person]) -> "list[_Person] | Exception":
+        for person in people:
+            try:
+                self._process([person.image])
+            except _PICTURE_ERRORS as error:
+                size = person.image.size
+                return ParValueError(f"the image of size {size} cannot be prepared for the model: {error}")
+        return people
 
     def fingerprint(self) -> str:
-        """A digest of weights, configuration and processor, which decide the answers; paths do not count."""
+        """A digest of weights, configurations and processors, which decide the answers; paths do not count."""
         digest = hashlib.blake2b(digest_size=16)
-        model, processor = self.pipe.model, self.pipe.processor
-        for part in (model.config, processor.image_processor):
-            digest.update(json.dumps(_without_origin(part.to_dict()), sort_keys=True, default=str).encode())
-        for name, tensor in sorted(model.state_dict().items()):
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        _add_model(digest, self.pipe.model, self.pipe.processor.image_processor)
+        if isinstance(self.find_people, Pipeline):
+            _add_model(digest, self.find_people.model, self.find_people.image_processor)
         return digest.hexdigest()
 
 
@@ -239,23 +403,49 @@ def to_json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, allow_nan=False)
 
 
-def answer_to_json(answer: Mapping[str, Any], image: str) -> str:
-    """An answer of the pipeline as `to_json`.
+def check_finite(people: Iterable[Mapping[str, Any]], image: str) -> None:
+    """Checks that the scores of answers are numbers.
 
     Raises:
-        ValueError: a score is not finite; the message names the attribute and `image`.
+        ValueError: one is not finite; the message names the attribute and `image`.
     """
-    for name, found in answer["attributes"].items():
-        if not math.isfinite(found["score"]) or not all(map(math.isfinite, found["probabilities"].values())):
-            raise ParValueError(
-                f"the score of attribute {name!r} for {image} is {found['score']}, expected a finite number: check "
-                "the weights of the model and its dtype"
-            )
-    return to_json(answer)
+    for answer in people:
+        for name, found in answer["attributes"].items():
+            if not math.isfinite(found["score"]) or not all(map(math.isfinite, found["probabilities"].values())):
+                raise ParValueError(
+                    f"the score of attribute {name!r} for {image} is {found['score']}, expected a finite number: "
+                    "check the weights of the model and its dtype"
+                )
+
+
+def _build_text_type():
+    import pyarrow
+
+    return pyarrow.string()
+
+
+def _to_plain(answer: dict[str, Any]) -> dict[str, Any]:
+    """An answer whose relevance is lists of numbers."""
+    if "relevance" in answer:
+        answer = {**answer, "relevance": {name: one.tolist() for name, one in answer["relevance"].items()}}
+    return answer
+
+
+def _is_file(image: Any) -> bool:
+    return is_image_file(image.image if isinstance(image, Boxed) else image)
+
+
+def _add_model(digest, model: torch.nn.Module, image_processor: Any) -> None:
+    for part in (model.config, image_processor):
+        digest.update(json.dumps(_without_origin(part.to_dict()), sort_keys=True, default=str).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
 
 
 def _name(image: Any, position: int) -> str | int:
     """An image for messages: its path if it has one, else its position in the batch."""
+    image = image.image if isinstance(image, Boxed) else image
     path = image.get("path") if isinstance(image, dict) else image
     return os.fspath(path) if isinstance(path, (str, os.PathLike)) else position
 

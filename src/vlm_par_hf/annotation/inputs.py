@@ -1,5 +1,6 @@
 """The images of a run in a fixed order: files, folders, globs and parquet tables, each opened only when it is read."""
 
+import difflib
 import glob
 import hashlib
 import json
@@ -8,7 +9,7 @@ import os
 import re
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,13 +19,24 @@ from PIL import Image
 
 from vlm_par_hf.errors import ParFileNotFoundError, ParTypeError, ParValueError
 from vlm_par_hf.images.downloading import is_url
-from vlm_par_hf.images.opening import IMAGE_SUFFIXES, describe_image_source
+from vlm_par_hf.images.opening import IMAGE_SUFFIXES, describe_image_source, refused_file_url
 from vlm_par_hf.inference.boxes import Box, check_boxes, scale_box
-from vlm_par_hf.inference.pictures import open_picture
-from vlm_par_hf.utils import iterate, redact, require, shorten_text
+from vlm_par_hf.inference.opening import open_picture
+from vlm_par_hf.utils import iterate, redact, require, shorten, shorten_text
 
 
-__all__ = ["TABLE_SUFFIX", "Columns", "ImageList", "Row", "RowOptions", "Segment", "open_row", "read_segments"]
+__all__ = [
+    "TABLE_SUFFIX",
+    "Boxed",
+    "Columns",
+    "ImageList",
+    "OpenedRow",
+    "Row",
+    "RowOptions",
+    "Segment",
+    "open_row",
+    "read_segments",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -59,13 +71,22 @@ class RowOptions(NamedTuple):
     allow_private_urls: bool = False
 
 
+class Boxed(NamedTuple):
+    """A picture out of which people are cut."""
+
+    image: Any
+    boxes: Sequence[Any] | None  # None: a row that says nothing of them
+
+
 class Row(NamedTuple):
     """One image to annotate."""
 
     index: int  # its position in the image list
     name: str  # the path as it was given; FILE#ROW for a row of a table
     image_id: str | None  # from the column image_id of the table
-    image: Any  # a path, a URL, or `{"bytes", "path"}`, with "root" for a path of a table, and "box"; for `open_row`
+    image: (
+        Any  # a path, a URL, or `{"bytes", "path"}`, with "root" for a path of a table; or `Boxed` with one of these
+    )
 
 
 class Segment(NamedTuple):
@@ -75,6 +96,7 @@ class Segment(NamedTuple):
     path: str
     row: int | None
     count: int
+    boxes: Sequence[Any] | None = None  # of an image file
 
 
 class ImageList:
@@ -93,7 +115,10 @@ class ImageList:
             them.
         image_column: the column of parquet files that holds the images: encoded bytes, `{"bytes", "path"}` as
             `datasets` writes them, or paths (relative to `image_root`).
-        box_column: a column with the box of the person in the image; None: each image is one person.
+        box_column: a column of parquet files with the box of the person in the image, or with a list of boxes; None:
+            each image is one person.
+        boxes: `{name: list of boxes}` for image files; a file without boxes has no people. A name is the end of the
+            path of one of the images (`street/1.jpg` of `data/street/1.jpg`).
         image_root: the folder below which paths in tables lie; None: the folder of the parquet file.
         without: folders that are not searched.
         follow_links: follow links in folders wherever they lead.
@@ -103,6 +128,7 @@ class ImageList:
         FileNotFoundError: a name is neither a file nor a folder, or a glob matches nothing.
         ValueError: a folder holds no image; a parquet file cannot be read or lacks a column; a name is a URL and
             `allow_urls` is false, or a pipe or device.
+        ValueError: `boxes` names an image that is not there, or that several paths end in; `images` holds tables too.
         TypeError: `images` is a container without an order.
         OSError: a folder cannot be read.
     """
@@ -113,6 +139,7 @@ class ImageList:
         *,
         image_column: str = "image",
         box_column: str | None = None,
+        boxes: Mapping[str, Sequence[Any]] | None = None,
         image_root: str | os.PathLike | None = None,
         without: Iterable[str | os.PathLike] = (),
         follow_links: bool = False,
@@ -141,6 +168,17 @@ class ImageList:
         if not len(self):
             shown = shorten_text(repr([os.fspath(name) for name in names]), 300)
             raise ParValueError(f"images={shown}: expected at least one image")
+        if box_column is not None and not any(map(_is_table, self._paths)):
+            raise ParValueError(
+                f"box_column={box_column!r}: there is no parquet file that has it; boxes of image files come from a "
+                "file (--boxes boxes.csv)"
+            )
+        self._boxes = None if boxes is None else self._find_boxes(boxes)
+
+    @property
+    def is_boxed(self) -> bool:
+        """Whether people are cut out of the images."""
+        return self._boxes is not None or self.columns.box is not None
 
     @property
     def left_out(self) -> list[dict[str, Any]]:
@@ -167,13 +205,16 @@ class ImageList:
                 yield Segment(start, path, start - first, count)
                 start += count
             else:
-                yield Segment(start, path, None, 1)
+                yield Segment(start, path, None, 1, None if self._boxes is None else self._boxes.get(path, ()))
                 start += 1
             position += 1
 
     def listing(self) -> str:
-        """A line `[path, size in bytes, time of change in ns]` per file: equal if no file was changed."""
+        """A line `[path, size in bytes, time of change in ns]` per file, with its boxes: equal if no file was
+        changed."""
         files = zip(map(_listed_name, self._paths), self._sizes, self._times)
+        if self._boxes is not None:
+            files = ((*file, self._boxes.get(path, ())) for file, path in zip(files, self._paths))
         return "".join(f"{json.dumps(file, separators=(',', ':'))}\n" for file in files)
 
     def picture_name(self, row: Row) -> str:
@@ -190,7 +231,38 @@ class ImageList:
     def _stems(self) -> Counter:
         return Counter(Path(_printable_path(path)).stem for path in self._paths)
 
+    def _find_boxes(self, boxes: Mapping[str, Sequence[Any]]) -> dict[str, Sequence[Any]]:
+        """The boxes by the path of the image."""
+        table = next((path for path in self._paths if _is_table(path)), None)
+        if table is not None:
+            raise ParValueError(f"boxes are of image files, and {table!r} is a table: name its column (box_column)")
+        ends: dict[str, list[str]] = {}
+        for path in dict.fromkeys(self._paths):
+            ends.setdefault(os.path.basename(path), []).append(path)
+        found: dict[str, Sequence[Any]] = {}
+        for name, of_image in boxes.items():
+            end = os.path.normpath(name)
+            fitting = [
+                path
+                for path in ends.get(os.path.basename(end), ())
+                if _is_end(path, end) or os.path.abspath(path) == os.path.abspath(end)
+            ]
+            if len(fitting) > 1:
+                raise ParValueError(
+                    f"boxes names {shorten(name)}, which is the end of {shorten(fitting)}: expected one"
+                )
+            if not fitting:
+                near = difflib.get_close_matches(os.path.basename(end)[:200], ends, n=1)
+                hint = f"; did you mean {near[0]!r}?" if near else ""
+                raise ParValueError(f"boxes names {shorten(name)}, which is none of the {len(self)} images{hint}")
+            if fitting[0] in found:
+                raise ParValueError(f"boxes names {shorten(fitting[0])} twice")
+            found[fitting[0]] = of_image
+        return found
+
     def _find(self, name: str) -> Iterator[_File]:
+        if name[:7].lower() == "file://":
+            raise refused_file_url(name)
         if is_url(name):
             if not self._allow_urls:
                 raise ParValueError(f"{redact(name)!r:.300} is a URL: it is read only with allow_urls (--allow-urls)")
@@ -298,7 +370,8 @@ class ImageList:
         box = None if self.columns.box is None else schema.field(self.columns.box).type
         if box is not None and not (types.is_list(box) or types.is_large_list(box) or types.is_fixed_size_list(box)):
             raise ParValueError(
-                f"box_column={self.columns.box!r} of {path!r} holds {box}; expected lists of four numbers"
+                f"box_column={self.columns.box!r} of {path!r} holds {box}; expected lists of four numbers, or lists "
+                "of such lists"
             )
         is_image = types.is_struct(kind) and {"bytes", "path"} & {field.name for field in kind}
         is_bytes = types.is_binary(kind) or types.is_large_binary(kind)
@@ -309,6 +382,12 @@ class ImageList:
             )
         self.has_ids |= _ID_COLUMN in schema.names
         return count
+
+
+def _is_end(path: str, end: str) -> bool:
+    """Whether a path ends in whole parts of another."""
+    path = os.path.normpath(path)
+    return path == end or path.endswith(os.sep + end)
 
 
 def _file_entry(path: str, status: os.stat_result) -> _File:
@@ -344,7 +423,8 @@ def read_segments(segments: Iterable[Segment], columns: Columns, folder: str) ->
     for segment in segments:
         path = segment.path if is_url(segment.path) else os.path.join(folder, segment.path)
         if segment.row is None:
-            yield Row(segment.index, _printable_path(segment.path), None, path)
+            image = path if segment.boxes is None else Boxed(path, segment.boxes)
+            yield Row(segment.index, _printable_path(segment.path), None, image)
         else:
             yield from _read_table(segment, columns, path)
 
@@ -369,12 +449,17 @@ def _read_table(segment: Segment, columns: Columns, path: str) -> Iterator[Row]:
                 image_id = None if image_id is None else str(image_id)
                 image = _as_image(image, root)
                 if columns.box is not None:
-                    image["box"] = box
+                    image = Boxed(image, _list_of_boxes(box))
                 yield Row(segment.index + row - segment.row, f"{name}#{row}", image_id, image)
                 row += 1
                 left -= 1
             if not left:
                 return
+
+
+def _list_of_boxes(value: Any) -> Sequence[Any] | None:
+    """What a row of a box column holds, as a list of boxes: one box is four numbers."""
+    return [value] if value and not isinstance(value[0], (list, tuple)) else value
 
 
 def _as_image(value: Any, root: str) -> dict[str, Any]:
@@ -386,12 +471,25 @@ def _as_image(value: Any, root: str) -> dict[str, Any]:
     return {"bytes": None, "path": path if is_url(path) else os.path.join(root, path), "root": root}
 
 
-def open_row(image: Any, options: RowOptions | None = None) -> tuple[Image.Image, Box | None]:
-    """The person in an image of a row, and the box that was cut out of the picture (None: the whole picture).
+class OpenedRow(NamedTuple):
+    """The picture of a row."""
+
+    picture: Image.Image
+    size: tuple[int, int]  # that boxes refer to; the picture is smaller if it was reduced
+    boxes: list[Box] | None  # None: the picture is one person, or nobody has said where people are
+
+    def crop(self, box: Box) -> Image.Image:
+        """What is cut out for a box."""
+        return self.picture.crop(scale_box(box.crop, self.size, self.picture.size))
+
+
+def open_row(image: Any, options: RowOptions | None = None, *, one_person: bool = True) -> OpenedRow:
+    """Opens the image of a row.
 
     Args:
-        image: `Row.image`, or what `open_image` takes.
+        image: `Row.image`, or what `open_image` takes, or `Boxed` with it.
         options: how URLs and boxes are read.
+        one_person: False if people will be cut out of a picture without boxes.
 
     Raises:
         ValueError: also for a path in a table that leads out of its folder, a URL that is not allowed, or a row
@@ -399,7 +497,12 @@ def open_row(image: Any, options: RowOptions | None = None) -> tuple[Image.Image
         What `open_image`, `download` and `check_boxes` raise.
     """
     options = options or RowOptions()
-    source, boxed = image, isinstance(image, Mapping) and "box" in image
+    boxes = None
+    if isinstance(image, Boxed):
+        image, boxes = image
+        if boxes is None:
+            raise ParValueError("the row has no box; expected four numbers, or a list of boxes")
+    source = image
     if isinstance(image, Mapping) and image.get("bytes") is None and isinstance(image.get("path"), str):
         source = image["path"]
     if is_url(source):
@@ -416,14 +519,14 @@ def open_row(image: Any, options: RowOptions | None = None) -> tuple[Image.Image
             )
         source = Path(path)  # what was checked; and a text in a table is a path and nothing else
     picture, size = open_picture(
-        source, one_person=not boxed, timeout=options.timeout, allow_private=options.allow_private_urls
+        source,
+        one_person=one_person and boxes is None,
+        timeout=options.timeout,
+        allow_private=options.allow_private_urls,
     )
-    if not boxed:
-        return picture, None
-    if image["box"] is None:
-        raise ParValueError("the row has no box; expected four numbers")
-    (box,) = check_boxes([image["box"]], size, box_format=options.box_format, box_margin=options.box_margin)
-    return picture.crop(scale_box(box.crop, size, picture.size)), box
+    if boxes is not None:
+        boxes = check_boxes(boxes, size, box_format=options.box_format, box_margin=options.box_margin)
+    return OpenedRow(picture, size, boxes)
 
 
 def _listed_name(path: str) -> str:

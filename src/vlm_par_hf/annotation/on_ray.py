@@ -8,12 +8,12 @@ from contextlib import contextmanager
 
 from vlm_par_hf.errors import ParRuntimeError
 
-from .annotator import Annotator
-from .inputs import Columns, Segment, read_segments
+from .annotator import Annotator, check_finite
+from .inputs import Boxed, Columns, Segment, read_segments
 from .results import make_line
 
 
-__all__ = ["ReadForRay", "run_on_ray"]
+__all__ = ["AnswerForRay", "ReadForRay", "run_on_ray"]
 
 
 def run_on_ray(inputs, annotator, ranges, missing, resources, bar) -> Iterator[tuple[int, list[str]]]:
@@ -30,16 +30,6 @@ def run_on_ray(inputs, annotator, ranges, missing, resources, bar) -> Iterator[t
     import ray.data
 
     workers, cpus, gpus = resources
-    model = annotator.model
-    options = {
-        "model": os.path.abspath(model) if model is not None and os.path.exists(model) else model,
-        "batch_size": annotator.batch_size,
-        "only_positive": annotator.only_positive,
-        "sensitive": annotator.sensitive,
-        "device": annotator.device,
-        "dtype": annotator.dtype,
-        **annotator.row_options._asdict(),
-    }
     items = [
         {"segments": json.dumps(list(inputs.segments(part.start, part.stop)))}
         for part in map(ranges.__getitem__, missing)
@@ -49,8 +39,8 @@ def run_on_ray(inputs, annotator, ranges, missing, resources, bar) -> Iterator[t
             ray.data.from_items(items, override_num_blocks=len(items))
             .map_batches(ReadForRay(inputs.columns, inputs.folder), batch_size=1)
             .map_batches(
-                Annotator,
-                fn_constructor_kwargs=options,
+                AnswerForRay,
+                fn_constructor_kwargs=annotator.arguments,
                 batch_size=None,
                 num_cpus=cpus,
                 num_gpus=gpus or None,
@@ -63,7 +53,7 @@ def run_on_ray(inputs, annotator, ranges, missing, resources, bar) -> Iterator[t
             for row in block.to_pylist():
                 number = row["index"] // len(ranges[0])
                 lines = waiting[number]
-                lines[row["index"]] = make_line(row["name"], row["image_id"], row["prediction"], row["error"])
+                lines[row["index"]] = row["lines"]
                 if len(lines) == len(ranges[number]):
                     del waiting[number]
                     yield number, [lines[index] for index in ranges[number]]
@@ -107,19 +97,37 @@ class ReadForRay:
         import pyarrow
 
         image = {"bytes": pyarrow.binary(), "path": pyarrow.string(), "root": pyarrow.string()}
-        if self.columns.box is not None:
-            image["box"] = pyarrow.list_(pyarrow.float64())
         schema = pyarrow.schema(
             {
                 "index": pyarrow.int64(),
                 "name": pyarrow.string(),
                 "image_id": pyarrow.string(),
                 "image": pyarrow.struct(image),
+                "boxes": pyarrow.string(),  # as JSON; null: the image is not boxed
             }
         )
         segments = [Segment(*segment) for text in batch["segments"] for segment in json.loads(text)]
         rows = []
         for row in read_segments(segments, self.columns, self.folder):
-            image = row.image if isinstance(row.image, dict) else {"bytes": None, "path": row.image}
-            rows.append({**row._asdict(), "image": image})
+            image, boxes = row.image, None
+            if isinstance(image, Boxed):
+                image, boxes = image.image, json.dumps(image.boxes)
+            image = image if isinstance(image, dict) else {"bytes": None, "path": image}
+            rows.append({**row._asdict(), "image": image, "boxes": boxes})
         return pyarrow.Table.from_pylist(rows, schema=schema)
+
+
+class AnswerForRay(Annotator):
+    """Answers the rows that `ReadForRay` read with what a part says of each image."""
+
+    def __call__(self, batch):
+        images = [
+            image if boxes is None else Boxed(image, json.loads(boxes))
+            for image, boxes in zip(batch["image"], batch["boxes"])
+        ]
+        answers = self.stream(self.batches(images))
+        lines = []
+        for name, image_id, (people, error) in zip(batch["name"], batch["image_id"], answers, strict=True):
+            check_finite(people or (), f"image {name!r}")
+            lines.append(make_line(name, image_id, people, error))
+        return {"index": batch["index"], "lines": lines}

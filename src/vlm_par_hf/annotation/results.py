@@ -2,24 +2,30 @@
 
 OUT.partial/run.json             what the images, the model and the options are; removed when OUT is finished
 OUT.partial/inputs.jsonl         path, size and time of change of every input file
-OUT.partial/part-000012.jsonl    a line with a checksum, then a line per image: an answer, or an error
+OUT.partial/part-000012.jsonl    a line with a checksum, then a line per person, or that an image has none or an error
 
 These names are the list of what a run writes in OUT.partial: nothing else in it is deleted.
 """
 
+import csv
 import hashlib
+import io
 import json
 import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
 
 from vlm_par_hf.errors import ParFileExistsError, ParValueError
+from vlm_par_hf.escaping import csv_cell
+from vlm_par_hf.labels.schema import Attribute, AttributeSchema
 from vlm_par_hf.output_folders import LOCK, lock_file, refuse_link, sha256_of_file
 from vlm_par_hf.utils import atomic_write_json, atomic_write_text, read_json_object
 
@@ -28,13 +34,13 @@ from .inputs import TABLE_SUFFIX
 
 
 __all__ = [
+    "TableColumns",
     "assemble",
     "check_earlier_work",
     "has_part",
     "lock_parts",
     "make_line",
     "part_name",
-    "table_schema",
     "write_part",
 ]
 
@@ -42,9 +48,10 @@ logger = logging.getLogger(__name__)
 
 _RUN_FILE = "run.json"
 _INPUTS_FILE = "inputs.jsonl"
-_WRITTEN_NAME = re.compile(r"run\.json|inputs\.jsonl|part-\d{6}\.jsonl|assembled\.(jsonl|parquet)")
+_WRITTEN_NAME = re.compile(r"run\.json|inputs\.jsonl|part-\d{6}\.jsonl|assembled\.(jsonl|parquet|csv)")
 _TEMPORARY_NAME = re.compile(r"\.(run\.json|inputs\.jsonl|part-\d{6}\.jsonl)\.[0-9a-f]{32}\.tmp")
 _RUN_KEYS = {"images", "images_digest", "model_digest", "images_per_part"}
+_EDGES = ("x0", "y0", "x1", "y1")
 _ROW_GROUP = 10_000  # rows of a parquet output that are kept in memory and written together
 
 
@@ -53,23 +60,27 @@ def part_name(number: int) -> str:
     return f"part-{number:06d}.jsonl"
 
 
-def make_line(name: str, image_id: str | None, prediction: str | None, error: str | None) -> str:
-    """A line of a part. With `error` it starts with that key and goes to the report, otherwise to the output."""
+def make_line(name: str, image_id: str | None, people: Sequence[Mapping[str, Any]] | None, error: str | None) -> str:
+    """What a part says of an image: a line for each person; if there is none, or with `error`, one that starts with
+    that key and goes to the report."""
     head = {"image": name} if image_id is None else {"image": name, "image_id": image_id}
     if error is not None:
         return to_json({"error": error, **head}) + "\n"
-    return f"{to_json(head)[:-1]}, {prediction[1:]}\n"
+    if not people:
+        return to_json({"nobody": True, **head}) + "\n"
+    return "".join(f"{to_json({**head, **person})}\n" for person in people)
 
 
-def write_part(path: Path, lines: Sequence[str], run: dict[str, Any]) -> None:
-    """Writes a part, with a first line that says how many lines follow, and their checksum together with the run's."""
-    text = "".join(lines)
-    head = {"rows": len(lines), "checksum": _checksum(path.name, text.encode(), run)}
+def write_part(path: Path, images: Sequence[str], run: dict[str, Any]) -> None:
+    """Writes a part: what `make_line` says of each image, after a line with the number of images, and a checksum of
+    the part together with the run."""
+    text = "".join(images)
+    head = {"images": len(images), "checksum": _checksum(path.name, text.encode(), run)}
     atomic_write_text(path, f"{to_json(head)}\n{text}")
 
 
-def has_part(path: Path, rows: int, run: dict[str, Any]) -> bool:
-    """Whether a part of `rows` images is there as this run wrote it; one that is damaged is to be computed again."""
+def has_part(path: Path, images: int, run: dict[str, Any]) -> bool:
+    """Whether a part of so many images is there as this run wrote it; one that is damaged is to be computed again."""
     try:
         data = path.read_bytes()
     except FileNotFoundError:
@@ -79,7 +90,7 @@ def has_part(path: Path, rows: int, run: dict[str, Any]) -> bool:
         found = json.loads(head)
     except ValueError:
         found = None
-    if found == {"rows": rows, "checksum": _checksum(path.name, text, run)}:
+    if found == {"images": images, "checksum": _checksum(path.name, text, run)}:
         return True
     logger.warning("%s is not as it was written: its images are answered again", path)
     return False
@@ -204,8 +215,8 @@ def _differences(earlier: dict[str, Any], run: dict[str, Any]) -> list[str]:
         found.append(f"the images differ ({earlier.get('images')} then, {run['images']} now)")
     if earlier.get("model_digest") != run["model_digest"]:
         found.append(f"the model differs ({earlier.get('model')} then, {run['model']} now)")
-    # Compared above by digest, because a model may be moved; the attributes follow from the model.
-    compared = ("images", "images_digest", "model", "model_digest", "attributes")
+    # Compared above by digest, because a model may be moved.
+    compared = ("images", "images_digest", "model", "model_digest")
     for name in run:
         if name not in compared and earlier.get(name) != run[name]:
             found.append(f"{name} was {earlier.get(name)!r} and is {run[name]!r}")
@@ -245,7 +256,9 @@ def lock_parts(partial: Path, out: Path) -> Iterator[None]:
             partial.rmdir()
 
 
-def assemble(out: Path, partial: Path, count: int, run: dict, has_ids: bool, left_out: list) -> dict[str, Any]:
+def assemble(
+    out: Path, partial: Path, count: int, run: dict, columns: "TableColumns", left_out: list
+) -> dict[str, Any]:
     """Joins the parts to `out`, writes the report and returns it.
 
     run.json is removed last: after a crash at any line the next run finds it and all parts, and does this again, or
@@ -253,6 +266,7 @@ def assemble(out: Path, partial: Path, count: int, run: dict, has_ids: bool, lef
     """
     temporary = partial / f"assembled{out.suffix}"
     broken: list[dict[str, Any]] = []
+    nobody: list[Any] = [0, None]  # how many images without people, and the first one
     predictions = 0
 
     def lines() -> Iterator[bytes]:
@@ -262,13 +276,18 @@ def assemble(out: Path, partial: Path, count: int, run: dict, has_ids: bool, lef
                 if line.startswith(b'{"error"'):
                     entry = json.loads(line)
                     broken.append({"image": entry.pop("image"), **entry})
+                elif line.startswith(b'{"nobody"'):
+                    nobody[0] += 1
+                    nobody[1] = nobody[1] or json.loads(line)["image"]
                 else:
                     predictions += 1
                     yield line
 
     with temporary.open("wb") as file:
         if out.suffix == TABLE_SUFFIX:
-            _write_table(file, lines(), run["attributes"], has_ids)
+            _write_parquet(file, lines(), columns)
+        elif out.suffix == ".csv":
+            _write_csv(file, lines(), columns)
         else:
             file.writelines(lines())
         file.flush()
@@ -277,6 +296,7 @@ def assemble(out: Path, partial: Path, count: int, run: dict, has_ids: bool, lef
         "images": run["images"],
         "predictions": predictions,
         "broken": broken,
+        "without_people": {"count": nobody[0], "first": nobody[1]},
         "left_out": left_out,
         "order": "as given; inside a folder natural order of names, folders and files together",
         "output_sha256": {**_digests(read_json_object(_report_path(out))), out.suffix: sha256_of_file(temporary)},
@@ -294,39 +314,84 @@ def _report_path(out: Path) -> Path:
     return out.with_suffix(".report.json")
 
 
-def table_schema(attributes: Sequence[str], has_ids: bool):
-    """The columns of a parquet output.
+class TableColumns(NamedTuple):
+    """The columns of a table.
 
-    Raises:
-        ValueError: two columns have the same name.
+    Args:
+        schema: the attributes.
+        has_ids: whether images have an `image_id`.
+        has_boxes: whether people are cut out of images: `x0`, `y0`, `x1`, `y1` in pixels.
+        has_scores: whether a detector found them: `person_score`.
     """
-    import pyarrow
 
-    fields = [("image", pyarrow.string()), *([("image_id", pyarrow.string())] if has_ids else [])]
-    for name in attributes:
-        fields += [(name, pyarrow.string()), (f"{name}_score", pyarrow.float32())]
-    names = Counter(name for name, _ in fields)
-    if len(names) < len(fields):
-        raise ParValueError(
-            f"two columns of the output are called {names.most_common(1)[0][0]!r}: write .jsonl instead"
-        )
-    return pyarrow.schema(fields)
+    schema: AttributeSchema
+    has_ids: bool = False
+    has_boxes: bool = False
+    has_scores: bool = False
+
+    def kinds(self) -> dict[str, type]:
+        """The columns with the kinds of their values: text, int, or float for a float32.
+
+        Raises:
+            ValueError: two columns have the same name.
+        """
+        found = [("image", str)]
+        found += [("image_id", str)] * self.has_ids
+        found += [(edge, int) for edge in _EDGES] * self.has_boxes
+        found += [("person_score", float)] * self.has_scores
+        for one in self.schema:
+            found += [(one.name, str), (f"{one.name}_score", float)]
+            found += [(f"{one.name}_{label}", float) for label in _ranked_labels(one)]
+        names = Counter(name for name, _ in found)
+        if len(names) < len(found):
+            raise ParValueError(
+                f"two columns of the output are called {names.most_common(1)[0][0]!r}: write .jsonl instead"
+            )
+        return dict(found)
+
+    def row(self, line: bytes) -> list[Any]:
+        """The values of a line; None where there is none."""
+        found = json.loads(line)
+        values = [found["image"]]
+        values += [found.get("image_id")] * self.has_ids
+        values += found["box"] if self.has_boxes else []
+        values += [found["score"]] if self.has_scores else []
+        for one in self.schema:
+            answer = found["attributes"].get(one.name)
+            labels = _ranked_labels(one)
+            if answer is None:
+                values += [None] * (2 + len(labels))
+            else:
+                values += [answer["label"], answer["score"], *(answer["probabilities"][label] for label in labels)]
+        return values
 
 
-def _write_table(file, lines: Iterator[bytes], attributes: Sequence[str], has_ids: bool) -> None:
+def _ranked_labels(attribute: Attribute) -> tuple[str, ...]:
+    """The labels whose probability has a column of its own: of a binary attribute that of its second one is enough."""
+    return attribute.labels[1:] if attribute.is_binary else attribute.labels
+
+
+def _write_parquet(file: BinaryIO, lines: Iterator[bytes], columns: TableColumns) -> None:
     import pyarrow.parquet
 
-    schema = table_schema(attributes, has_ids)
+    types = {str: pyarrow.string(), int: pyarrow.int64(), float: pyarrow.float32()}
+    schema = pyarrow.schema([(name, types[kind]) for name, kind in columns.kinds().items()])
     with pyarrow.parquet.ParquetWriter(file, schema) as writer:
-        while chunk := [_table_row(line, attributes, has_ids) for line in islice(lines, _ROW_GROUP)]:
-            columns = [pyarrow.array(column, field.type) for column, field in zip(zip(*chunk), schema)]
-            writer.write_table(pyarrow.table(columns, schema=schema))
+        while chunk := [columns.row(line) for line in islice(lines, _ROW_GROUP)]:
+            arrays = [pyarrow.array(column, field.type) for column, field in zip(zip(*chunk), schema)]
+            writer.write_table(pyarrow.table(arrays, schema=schema))
 
 
-def _table_row(line: bytes, attributes: Sequence[str], has_ids: bool) -> list[Any]:
-    found = json.loads(line)
-    row = [found["image"], *([found.get("image_id")] if has_ids else [])]
-    for name in attributes:
-        answer = found["attributes"].get(name)
-        row += (None, None) if answer is None else (answer["label"], answer["score"])
-    return row
+def _write_csv(file: BinaryIO, lines: Iterator[bytes], columns: TableColumns) -> None:
+    """Text is written as `csv_cell` has it; an empty cell stands for None."""
+    stream = io.TextIOWrapper(file, encoding="utf-8", newline="")
+    writer = csv.writer(stream, lineterminator="\n")
+    kinds = columns.kinds()
+    writer.writerow(csv_cell(name) for name in kinds)
+    for line in lines:
+        values = zip(columns.row(line), kinds.values())
+        writer.writerow(
+            str(np.float32(value)) if kind is float and value is not None else csv_cell(value)
+            for value, kind in values
+        )
+    stream.detach()  # flushes it, and leaves the file open

@@ -8,33 +8,36 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from huggingface_hub.utils import tqdm
 
-from vlm_par_hf.errors import ParValueError
+from vlm_par_hf.errors import ParTypeError, ParValueError
+from vlm_par_hf.inference.boxes import scale_box
 from vlm_par_hf.output_folders import refuse_overlap
-from vlm_par_hf.utils import iterate, redact, require
-from vlm_par_hf.visualization import people_grid
+from vlm_par_hf.utils import iterate, redact, require, shorten
+from vlm_par_hf.visualization import draw_boxes, explanation_grid, overlay_relevance, people_grid
 
-from .annotator import Annotator, answer_to_json
+from .annotator import Annotator, check_finite
+from .box_files import BOX_FILES, read_boxes
 from .inputs import TABLE_SUFFIX, ImageList, Row, RowOptions, open_row
 from .on_ray import run_on_ray
 from .results import (
+    TableColumns,
     assemble,
     check_earlier_work,
     has_part,
     lock_parts,
     make_line,
     part_name,
-    table_schema,
     write_part,
 )
 
 
-__all__ = ["annotate", "draw_annotation"]
+__all__ = ["annotate", "draw_annotation", "list_images"]
 
 logger = logging.getLogger(__name__)
 
-_OUT_SUFFIXES = (".jsonl", TABLE_SUFFIX)
+_OUT_SUFFIXES = (".jsonl", TABLE_SUFFIX, ".csv")
 
 
 def annotate(
@@ -45,14 +48,21 @@ def annotate(
     batch_size: int = 16,
     only_positive: bool = False,
     sensitive: bool = True,
+    attributes: Any = None,
+    threshold: float | None = None,
+    thresholds: Mapping[str, float] | None = None,
+    explain: bool | str | Sequence[str] = False,
     device: Any = None,
     dtype: Any = None,
     draw: str | os.PathLike | None = None,
     image_column: str = "image",
     image_root: str | os.PathLike | None = None,
-    box_column: str | None = None,
-    box_format: str = "xyxy",
+    boxes: str | os.PathLike | None = None,
+    box_format: str | None = None,
     box_margin: float = 0.0,
+    detector: str | os.PathLike | None = None,
+    detector_label: str = "person",
+    detector_threshold: float = 0.5,
     follow_links: bool = False,
     allow_urls: bool = False,
     overwrite: bool = False,
@@ -65,17 +75,25 @@ def annotate(
 ) -> dict[str, Any]:
     """Annotates images into one file, in the order of `ImageList`; continues an earlier run that was stopped.
 
-    `out.jsonl` has a line `{"image": name, "attributes": {...}}` per image, with what the pipeline answers.
-    `out.parquet` has the columns `image` and, per attribute, NAME (the label) and NAME_score (its probability,
-    float32; both null if `only_positive` leaves the attribute out). `image` is the path as it was found, or
-    FILE#ROW for a row of a parquet file, whose column `image_id`, if it has one, is copied. Images that cannot be read
-    are not in the output: the report names them, each with the reason.
+    `out.jsonl` has a line `{"image": name, "attributes": {...}}` per person, with what the pipeline answers.
+    `out.parquet` and `out.csv` have the columns `image` and, per attribute, NAME (the label), NAME_score (its
+    probability, float32), and NAME_LABEL: the probability of that label, whichever one is the answer, such as
+    `Hat_yes` (of a binary attribute that of its second label, of others one for each). All are null if
+    `only_positive` leaves the attribute out. `image` is the path as it was found, or FILE#ROW for a row of a parquet
+    file, whose column `image_id`, if it has one, is copied. Where people are cut out of images, there is a line for
+    each, with its `box` in pixels (`x0`, `y0`, `x1`, `y1` in tables) and, from a detector, its `score`
+    (`person_score`). Images that cannot be read are not in the output: the report names them, each with the reason.
 
     Args:
-        images, image_column, image_root, box_column, follow_links: as for `ImageList`.
-        out: the file to write, `.jsonl` or `.parquet`; the report stands beside it as `.report.json`. A finished
-            output of the same images, model and options is left alone and its report returned.
-        model, batch_size, only_positive, sensitive, device, dtype, box_format, box_margin: as for `Annotator`.
+        images, image_column, image_root, follow_links: as for `ImageList`.
+        out: the file to write, `.jsonl`, `.parquet` or `.csv`; the report stands beside it as `.report.json`. A
+            finished output of the same images, model and options is left alone and its report returned.
+        model, batch_size, only_positive, sensitive, attributes, threshold, thresholds, device, dtype, box_margin,
+            detector, detector_label, detector_threshold: as for `Annotator`; a detector is named, so that the record
+            of the run can say which one it was.
+        explain: as for `Annotator`; for pictures (`draw`) and `.jsonl`.
+        boxes: where people are: a file (`read_boxes`), or the column of parquet files.
+        box_format: as for the pipeline; by default what the names of the columns in `boxes` say, else `"xyxy"`.
         allow_urls: read URLs, those that are named and those in tables.
         draw: folder for a picture of each image with its attributes. It is not searched for images.
         overwrite: start anew if `out` or `out.partial` hold other work.
@@ -91,7 +109,8 @@ def annotate(
         progress: show a bar on standard error.
 
     Returns:
-        The report: `images`, `predictions`, `broken` (`{"image", "error"}` each), `left_out` (what folders hold and
+        The report: `images`, `predictions` (people), `broken` (`{"image", "error"}` each), `without_people` (how many
+        images have no box, or nobody whom the detector found: `{"count", "first"}`), `left_out` (what folders hold and
         was not read: `{"what", "count", "first"}` each), `order`, and `run`: what the images, model and options were.
 
     Raises:
@@ -104,7 +123,7 @@ def annotate(
     """
     out = Path(out)
     if out.suffix not in _OUT_SUFFIXES:
-        raise ParValueError(f"out={str(out)!r}: expected a file ending in {' or '.join(_OUT_SUFFIXES)}")
+        raise ParValueError(f"out={str(out)!r}: expected a file ending in {', '.join(_OUT_SUFFIXES)}")
     if out.is_dir():
         raise ParValueError(f"out={str(out)!r} is a folder: expected a file to write")
     for name, value, least in (
@@ -119,6 +138,14 @@ def annotate(
         raise ParValueError(f"draw={os.fspath(draw)!r}: pictures are drawn by one process, expected ray_workers=0")
     if delete_listed and not overwrite:
         raise ParValueError("delete_listed=True: expected overwrite=True too")
+    if explain and draw is None and out.suffix != ".jsonl":
+        raise ParValueError(
+            f"explain={explain!r}: relevance is written to .jsonl and to pictures, expected such an output, or draw"
+        )
+    if detector is not None and not isinstance(detector, (str, os.PathLike)):
+        raise ParTypeError(
+            f"detector is {shorten(detector)}, expected the name of a model; Annotator(detector=) takes functions"
+        )
     if out.suffix == TABLE_SUFFIX:
         require("pyarrow.parquet", "train")
     if ray_workers:
@@ -126,37 +153,61 @@ def annotate(
     partial = out.with_name(f"{out.name}.partial")
     sources = [images] if isinstance(images, (str, os.PathLike)) else list(iterate(images, "images"))
     refuse_overlap(out, {"images" if index == 0 else f"images[{index}]": one for index, one in enumerate(sources)})
-    inputs = ImageList(
+    inputs, box_format = list_images(
         sources,
+        boxes=boxes,
+        box_format=box_format,
+        detector=detector,
         image_column=image_column,
-        box_column=box_column,
         image_root=image_root,
         without=[partial, *([draw] if draw is not None else [])],
         follow_links=follow_links,
         allow_urls=allow_urls,
     )
     annotator = Annotator(
-        model, batch_size=batch_size, only_positive=only_positive, sensitive=sensitive, device=device, dtype=dtype,
-        box_format=box_format, box_margin=box_margin, allow_urls=allow_urls,
-    )  # fmt: skip
-    schema = annotator.pipe.model.config.schema
-    attributes = [attribute.name for attribute in schema if sensitive or not attribute.sensitive]
-    if out.suffix == TABLE_SUFFIX:
-        table_schema(attributes, inputs.has_ids)  # raises now what would otherwise be raised after hours
+        model,
+        batch_size=batch_size,
+        only_positive=only_positive,
+        sensitive=sensitive,
+        attributes=attributes,
+        threshold=threshold,
+        thresholds=thresholds,
+        explain=explain,
+        device=device,
+        dtype=dtype,
+        box_format=box_format,
+        box_margin=box_margin,
+        detector=detector,
+        detector_label=detector_label,
+        detector_threshold=detector_threshold,
+        allow_urls=allow_urls,
+    )
+    schema = annotator.pipe.label_space
+    schema = schema if sensitive else schema.without_sensitive()
+    cuts = inputs.is_boxed or detector is not None
+    columns = TableColumns(schema, inputs.has_ids, has_boxes=cuts, has_scores=detector is not None)
+    if out.suffix != ".jsonl":
+        columns.kinds()  # raises now what would otherwise be raised after hours
     listing = inputs.listing()
     run = {
         "images": len(inputs),
         "images_digest": hashlib.blake2b(listing.encode(), digest_size=16).hexdigest(),
         "image_column": image_column,
         "image_root": None if image_root is None else redact(os.fspath(image_root)),
-        "box_column": box_column,
-        "box_format": None if box_column is None else box_format,
-        "box_margin": None if box_column is None else box_margin,
+        "boxes": None if boxes is None else redact(os.fspath(boxes)),
+        "box_format": box_format if inputs.is_boxed else None,
+        "box_margin": box_margin if cuts else None,
+        "detector": None if detector is None else os.fspath(detector),
+        "detector_label": None if detector is None else detector_label,
+        "detector_threshold": None if detector is None else detector_threshold,
         "model": "embedded" if model is None else os.fspath(model),
         "model_digest": annotator.fingerprint(),
-        "attributes": attributes,
         "only_positive": only_positive,
         "sensitive": sensitive,
+        "attributes": list(schema.names),
+        "prompts": None if attributes is None else [list(one.prompts) for one in schema],
+        "thresholds": {one.name: one.threshold for one in schema if one.is_binary},
+        "explain": explain if isinstance(explain, (bool, str)) else list(explain),
         "draw": None if draw is None else os.fspath(draw),
         "format": out.suffix,
         "images_per_part": images_per_part,
@@ -186,33 +237,91 @@ def annotate(
                 parts = _run_here(inputs, annotator, ranges, missing, draw, bar)
             for number, lines in parts:
                 write_part(partial / part_name(number), lines, run)
-        return assemble(out, partial, len(ranges), run, inputs.has_ids, inputs.left_out)
+        return assemble(out, partial, len(ranges), run, columns, inputs.left_out)
+
+
+def list_images(
+    images: str | os.PathLike | Sequence[str | os.PathLike],
+    *,
+    boxes: str | os.PathLike | None = None,
+    box_format: str | None = None,
+    detector: Any = None,
+    **options: Any,
+) -> tuple[ImageList, str]:
+    """The images with the boxes of their people, and the form of the boxes.
+
+    Args:
+        images, options: as for `ImageList`.
+        boxes: a file (`read_boxes`), or the column of parquet files.
+        box_format: None: what the names of the columns in the file say, else `"xyxy"`.
+        detector: finds people; only where there are no boxes.
+
+    Raises:
+        ValueError: there are boxes and a detector, or `box_format` contradicts the names of columns.
+        What `read_boxes` and `ImageList` raise.
+    """
+    if boxes is None:
+        return ImageList(images, **options), box_format or "xyxy"
+    if detector is not None:
+        raise ParValueError("both boxes and detector were given, expected one of them: each says where people are")
+    if Path(boxes).suffix.lower() not in BOX_FILES:
+        return ImageList(images, box_column=os.fspath(boxes), **options), box_format or "xyxy"
+    found = read_boxes(boxes)
+    if found.box_format is not None and (box_format or found.box_format).removesuffix("n") != found.box_format:
+        raise ParValueError(
+            f"box_format is {box_format!r}, but the names of the columns in {os.fspath(boxes)!r} say "
+            f"{found.box_format!r}"
+        )
+    return ImageList(images, boxes=found.of, **options), box_format or found.box_format or "xyxy"
 
 
 def draw_annotation(
-    row: Row,
-    answer: Mapping[str, Any],
-    path: str | os.PathLike,
-    options: RowOptions | None = None,
-    note: str | None = None,
+    row: Row, people: Sequence[Mapping[str, Any]], path: str | os.PathLike, options: RowOptions | None = None
 ) -> None:
-    """Saves an image with its attributes beside it, and a note above; of an image with a box the box."""
-    person, _ = open_row(row.image, options)
-    picture = people_grid([person], [answer["attributes"]], names=[Path(row.name).name], note=note)
+    """Saves a picture of an image with the answers for its people: a person with their attributes beside them, or the
+    boxes in the picture; with relevance, the parts that the answers rest on.
+
+    Args:
+        row: the image.
+        people: the answers of `Annotator.rows`.
+        path: the file to write.
+        options: how the image is opened.
+    """
+    is_cut = any("box" in one for one in people)
+    opened = open_row(row.image, options, one_person=not is_cut)
+    picture = opened.picture
+    boxes = [scale_box(one["box"], opened.size, picture.size) for one in people] if is_cut else []
+    notes = {"note": people[0].get("note") if people else None}
+    if people and "relevance" in people[0]:
+        persons = [picture.crop(box) for box in boxes] or [picture]
+        results = [
+            {
+                "attributes": one["attributes"],
+                "overlays": {
+                    name: overlay_relevance(person, np.float32(relevance))
+                    for name, relevance in one["relevance"].items()
+                },
+            }
+            for one, person in zip(people, persons)
+        ]
+        drawn = explanation_grid(persons, results, title=Path(row.name).name, **notes)
+    elif people and not is_cut:
+        drawn = people_grid([picture], [people[0]["attributes"]], names=[Path(row.name).name], **notes)
+    else:
+        drawn = draw_boxes(picture, [{**one, "box": box} for one, box in zip(people, boxes)])
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    picture.save(path)
+    drawn.save(path)
 
 
 def _run_here(inputs, annotator, ranges, missing, draw, bar) -> Iterator[tuple[int, list[str]]]:
     answers = annotator.rows(inputs, [ranges[number] for number in missing])
     for number in missing:
         lines = []
-        for row, answer, error in islice(answers, len(ranges[number])):
-            if draw is not None and answer is not None:
-                path = Path(draw) / inputs.picture_name(row)
-                draw_annotation(row, answer, path, annotator.row_options, answer.get("note"))
-            prediction = None if answer is None else answer_to_json(answer, f"image {row.name!r}")
-            lines.append(make_line(row.name, row.image_id, prediction, error))
+        for row, people, error in islice(answers, len(ranges[number])):
+            check_finite(people or (), f"image {row.name!r}")
+            if draw is not None and people is not None:
+                draw_annotation(row, people, Path(draw) / inputs.picture_name(row), annotator.row_options)
+            lines.append(make_line(row.name, row.image_id, people, error))
             bar.update(1)
         yield number, lines

@@ -1,6 +1,7 @@
 """Build, freeze, save and load models over a backbone: full checkpoints and checkpoints of the heads alone."""
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -10,8 +11,11 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig
 
 from vlm_par_hf.errors import ParValueError, check_folder
+from vlm_par_hf.upstream import TOWERS, saves_adapter_alone
 from vlm_par_hf.utils import EMBEDDED_BACKBONES, backbone_files
 
+from .adapters import adapter_parameters, add_lora, base_names, check_lora, has_adapters, merge_adapters, plain_name
+from .configuration import LARGEST_OWN
 from .kept import fingerprint
 from .modeling import HUB_KEYS, ParPreTrainedModel, check_keys, loading_weights
 from .weights import check_dtypes, find_weights, hash_weights
@@ -26,7 +30,8 @@ class BackbonePreTrainedModel(ParPreTrainedModel):
     In addition to what `ParPreTrainedModel` asks for, a family must provide
         - the attribute `vlm`, a vision-language model with `vision_model` and `text_model`;
         - in its `config_class` the fields `vlm_config`, `backbone_name`, `backbone_revision`, `backbone_hash`,
-          `save_backbone` and `freeze_backbone`;
+          `save_backbone`, `freeze_backbone` and `lora`, for whose adapters it calls `_build_adapters` once `vlm` is
+          there;
         - `_prepare_texts(processor)`, called after the model was built (with the processor) and after it was loaded
           (with None: the token ids are in the configuration);
         - `_part_of(name, parameter)`, `parameter_rates` and `fusion_width`, from which `parameter_groups` follows.
@@ -34,6 +39,7 @@ class BackbonePreTrainedModel(ParPreTrainedModel):
 
     base_model_prefix = "vlm"  # so that the checkpoint of a backbone without heads loads into `vlm`
     supports_gradient_checkpointing = True
+    supports_partial_training = True
 
     # Part of the model -> the keyword of `parameter_groups` that is its learning rate.
     parameter_rates: ClassVar[dict[str, str]]
@@ -58,7 +64,97 @@ class BackbonePreTrainedModel(ParPreTrainedModel):
         """
         return self.vlm.get_text_features(input_ids, **kwargs)
 
+    # Adapters
+
+    def _build_adapters(self) -> None:
+        """Puts the adapters of `config.lora` into the vision tower. B of a new one is 0."""
+        lora = self.config.lora
+        if lora is not None:
+            count = len(list(TOWERS[self.config.vlm_config.model_type].layers(self.vlm)))
+            layers = range(count - lora["layers"], count)
+            add_lora(self.vlm.vision_model, layers, rank=lora["rank"], alpha=lora["alpha"], targets=lora["targets"])
+
+    def add_lora(
+        self,
+        rank: int,
+        *,
+        layers: int | None = None,
+        targets: Sequence[str] = ("q_proj", "v_proj"),
+        alpha: float | None = None,
+    ) -> None:
+        """Puts LoRA adapters into the frozen vision tower, to be trained with the heads; no answer changes yet.
+
+        They are saved with the model (`config.lora` says which there are), with `save_backbone=False` too. This is
+        what `vlm-par train --lora` does. For other adapters, and for files in the format of peft, use
+        `peft.get_peft_model`.
+
+        Args:
+            rank: of the adapters.
+            layers: how many layers get some, counted from the last one; None: all.
+            targets: the linear maps of a layer that get one.
+            alpha: the product of the adapter's matrices counts alpha / rank times; None: 2 * rank.
+
+        Raises:
+            ImportError: peft is not installed.
+            ValueError: there are adapters already, the vision tower trains as a whole, or a value is out of its range.
+        """
+        if has_adapters(self):
+            raise ParValueError("this model has adapters already: merge them first (merge_lora, merge_and_unload)")
+        if self.trains_vision_tower:
+            raise ParValueError(
+                "parameters of the vision tower require gradients (freeze_backbone=False, --train-backbone?): LoRA is "
+                "there to leave them as they are; freeze them, or train the tower without LoRA"
+            )
+        count = self.config.vlm_config.vision_config.num_hidden_layers
+        lora = {
+            "rank": rank,
+            "alpha": 2 * rank if alpha is None else alpha,
+            "layers": count if layers is None else layers,
+            "targets": list(targets),
+        }
+        check_lora(lora, count, LARGEST_OWN)
+        self.config.lora = lora
+        try:
+            self._build_adapters()
+        except BaseException:
+            self.config.lora = None
+            raise
+        self.train(self.training)
+
+    def merge_lora(self) -> None:
+        """Merges the adapters of `add_lora` into the weights of the vision tower: the same answers, no adapters.
+
+        The backbone is then another one than that of its name, so the heads cannot be saved without it any more.
+        """
+        if self.config.lora is None:
+            raise ParValueError("lora is None: this model has no adapters of add_lora")
+        merge_adapters(self.vlm)
+        self.config.lora = None
+        self.train(self.training)
+
     # What trains
+
+    def train_last_layers(self, count: int) -> None:
+        """Lets the last layers of the vision tower learn, and what follows them: the last LayerNorm and the pooling
+        head or projection. The rest of the backbone is frozen.
+
+        Args:
+            count: of layers.
+
+        Raises:
+            ValueError: there are adapters, or not so many layers.
+        """
+        towers = TOWERS[self.config.vlm_config.model_type]
+        layers = list(towers.layers(self.vlm))
+        if not 1 <= count <= len(layers):
+            raise ParValueError(f"train_layers is {count}, expected from 1 to the {len(layers)} layers of the tower")
+        if has_adapters(self):
+            raise ParValueError("this model has adapters (LoRA): train them, or merge them and train whole layers")
+        self.vlm.requires_grad_(False)
+        for module in (*layers[-count:], *towers.modules_after_layers(self.vlm)):
+            module.requires_grad_(True)
+        self._freeze_unused()
+        self.train(self.training)
 
     def _freeze(self) -> None:
         self.vlm.requires_grad_(False)
@@ -85,6 +181,12 @@ class BackbonePreTrainedModel(ParPreTrainedModel):
         """Whether a parameter of the vision tower requires gradients."""
         return _trains(self.vlm.vision_model)
 
+    @property
+    def trains_backbone_weights(self) -> bool:
+        """Whether a weight of the backbone itself, and not of an adapter in it, requires gradients."""
+        adapters = set(adapter_parameters(self.vlm))
+        return any(one.requires_grad for one in self.vlm.parameters() if one not in adapters)
+
     # Optimisation
 
     @property
@@ -103,6 +205,7 @@ class BackbonePreTrainedModel(ParPreTrainedModel):
         fusion_learning_rate: float | None = None,
         *,
         backbone_learning_rate: float = 1e-5,
+        adapter_learning_rate: float = 2e-4,
         weight_decay: float = 0.01,
     ) -> list[dict[str, Any]]:
         """Every trainable parameter exactly once, grouped for an optimizer such as AdamW.
@@ -115,6 +218,7 @@ class BackbonePreTrainedModel(ParPreTrainedModel):
                 as much. A wide backbone therefore needs a smaller rate: 1e-3 for the embedded backbone (width 128),
                 1.7e-4 for width 768.
             backbone_learning_rate: of the vision tower, if it is trained.
+            adapter_learning_rate: of adapters in it, such as LoRA.
             weight_decay: of matrices; biases, gates, tokens, prompts and LayerNorm have none.
         """
         if fusion_learning_rate is None:
@@ -123,16 +227,20 @@ class BackbonePreTrainedModel(ParPreTrainedModel):
             "learning_rate": learning_rate,
             "fusion_learning_rate": fusion_learning_rate,
             "backbone_learning_rate": backbone_learning_rate,
+            "adapter_learning_rate": adapter_learning_rate,
         }
+        keywords = {**self.parameter_rates, "adapter": "adapter_learning_rate"}
+        adapters = set(adapter_parameters(self))
         groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
         for name, parameter in self.named_parameters():
             if parameter.requires_grad:
-                groups.setdefault(self._part_of(name, parameter), []).append(parameter)
+                part = ("adapter", True) if parameter in adapters else self._part_of(plain_name(name), parameter)
+                groups.setdefault(part, []).append(parameter)
         return [
             {
                 "name": part,
                 "params": parameters,
-                "lr": rates[self.parameter_rates[part]],
+                "lr": rates[keywords[part]],
                 "weight_decay": weight_decay if decays else 0.0,
             }
             for (part, decays), parameters in groups.items()
@@ -143,7 +251,7 @@ class BackbonePreTrainedModel(ParPreTrainedModel):
     @property
     def _keys_to_ignore_on_save(self) -> set[str] | None:
         # transformers reads this when it saves, and when Trainer loads its own checkpoint again.
-        return None if self.config.save_backbone else {f"vlm.{name}" for name in self.vlm.state_dict()}
+        return None if self.config.save_backbone else {f"vlm.{name}" for name in base_names(self.vlm)}
 
     @_keys_to_ignore_on_save.setter
     def _keys_to_ignore_on_save(self, value: Any) -> None:
@@ -162,6 +270,12 @@ class BackbonePreTrainedModel(ParPreTrainedModel):
                 "this model was quantised when it was loaded, and what would be saved could not be loaded again: save "
                 "it as it was before, and quantise it at each load; a folded model can be saved quantised"
             )
+        if self.config.lora is None and not saves_adapter_alone(self) and has_adapters(self):
+            raise ParValueError(
+                "this model holds adapters of peft, which save_pretrained of the PeftModel saves (peft_model."
+                "save_pretrained); for a checkpoint with the adapters in its weights merge them first, "
+                "peft_model.merge_and_unload().save_pretrained(...)"
+            )
         # Encode the texts now if no forward pass has done so: their states are buffers of the checkpoint.
         self._prepare_texts(None)
         if not config.save_backbone:
@@ -171,7 +285,7 @@ class BackbonePreTrainedModel(ParPreTrainedModel):
                     f"be loaded; build the model with {type(self).__name__}.from_backbone(name, ...) or set "
                     "save_backbone=True"
                 )
-            if _trains(self.vlm):
+            if self.trains_backbone_weights:
                 raise ParValueError(
                     "save_backbone is False, but parameters of the backbone require gradients: the trained vision "
                     "tower would be lost; set save_backbone=True"
@@ -190,7 +304,8 @@ class BackbonePreTrainedModel(ParPreTrainedModel):
         Raises:
             ValueError: names a tensor that differs.
         """
-        state = self.vlm.state_dict()
+        tensors = self.vlm.state_dict()
+        state = {plain: tensors[name] for name, plain in base_names(self.vlm).items()}
         if self._loaded_backbone is not None and fingerprint(state.values()) == self._loaded_backbone:
             return
         config = self.config
@@ -283,12 +398,18 @@ class BackbonePreTrainedModel(ParPreTrainedModel):
         Raises:
             ValueError: the checkpoint does not hold all tensors of its backbone, or a file of weights is damaged.
         """
+        lora, config.lora = config.lora, None  # the backbone was saved without adapters
         with loading_weights(source) as report:
             try:
                 model, info = cls._from_pretrained(source, config=config, **kwargs)
             except RuntimeError as error:
                 raise ParValueError(f"{source} does not fit its own configuration: {error} {report}") from error
         model._loaded_backbone = fingerprint(model.vlm.state_dict().values())
+        # Not the folder of the backbone: adapters that peft saves would name it as what they belong to, and would be
+        # loaded into a backbone without heads.
+        model.config._name_or_path = model.name_or_path = ""
+        model.config.lora = lora
+        model._build_adapters()
         missing = set(info["missing_keys"])
         absent = sorted(key for key in missing if key.startswith("vlm."))
         if absent:
@@ -319,6 +440,11 @@ class BackbonePreTrainedModel(ParPreTrainedModel):
         saved = cls._read_saved_config(name, kwargs)
         is_own = saved.get("model_type") == cls.config_class.model_type
         wanted = None
+        if not is_own and config is not None and config.lora is not None:
+            raise ParValueError(
+                f"{name} holds a {saved.get('model_type')!r} model without adapters, and lora of the configuration is "
+                f"{config.lora!r}: load it without, then call add_lora"
+            )
         if is_own or config is None:
             config, wanted = cls._settle_config(name, saved, config, kwargs)
         if is_own and not saved.get("save_backbone", True):
@@ -381,7 +507,9 @@ class BackbonePreTrainedModel(ParPreTrainedModel):
             result = model.load_state_dict(heads, strict=False)
         except RuntimeError as error:
             raise ParValueError(f"{name}: the heads do not fit the configuration: {error}") from error
-        check_keys(name, missing - heads.keys(), result.unexpected_keys)
+        adapters = {f"vlm.{one}" for one in model.vlm.state_dict().keys() - base_names(model.vlm).keys()}
+        check_keys(name, (missing | adapters) - heads.keys(), result.unexpected_keys)
+        model._freeze()
         model.config._name_or_path = model.name_or_path = str(name)
         model.eval()
         return model, {"missing_keys": set(), "unexpected_keys": set(), "mismatched_keys": set(), "error_msgs": []}

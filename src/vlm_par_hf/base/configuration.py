@@ -12,6 +12,8 @@ from transformers.activations import ACT2FN
 from vlm_par_hf.errors import ParValueError, unreadable
 from vlm_par_hf.labels.schema import AttributeSchema
 
+from .adapters import check_lora
+
 
 __all__ = [
     "DERIVED_FIELDS",
@@ -261,6 +263,7 @@ class BackboneConfig(LabelSpaceConfig, PreTrainedConfig):
     backbone_revision: str | None = None
     backbone_hash: str | None = None
     save_backbone: bool = True
+    lora: dict | None = None
     loss: dict | None = None
     text_pad_token_id: int = 0
 
@@ -285,6 +288,7 @@ class BackboneConfig(LabelSpaceConfig, PreTrainedConfig):
             raise ParValueError(f"attention_dropout must lie in [0, 1), got {self.attention_dropout}")
         vocab_size = self.vlm_config.text_config.vocab_size
         check_token_ids("text_pad_token_id", self.text_pad_token_id, vocab_size, 0)
+        check_lora(self.lora, self.vlm_config.vision_config.num_hidden_layers, LARGEST_OWN)
         # Not `validate_architecture`: what that raises is wrapped in an error that is no ValueError.
         self._check_values()
 

@@ -26,16 +26,20 @@ class Kept:
         self.values: OrderedDict[Any, Any] = OrderedDict()
         self._fingerprint: Any = None
 
-    def of(self, sources: Iterable[torch.Tensor]) -> OrderedDict[Any, Any]:
+    def of(self, sources: Iterable[torch.Tensor], state: Any = None) -> OrderedDict[Any, Any]:
         """The values computed from exactly these tensors: a dict to read from and to add to.
 
         Reads every source once. Tensors on the meta device have no content; for those the result is a new empty dict
         at each call, so nothing is cached.
+
+        Args:
+            sources: the tensors.
+            state: what else the values depend on, such as which adapters are active; compared by `==`.
         """
         found = fingerprint(sources)
-        if found is None or found != self._fingerprint:
+        if found is None or (found, state) != self._fingerprint:
             self.clear()
-            self._fingerprint = found
+            self._fingerprint = (found, state)
         return OrderedDict() if found is None else self.values
 
     def clear(self) -> None:

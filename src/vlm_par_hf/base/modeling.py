@@ -4,7 +4,7 @@ import copy
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 from safetensors import SafetensorError
@@ -16,18 +16,33 @@ from vlm_par_hf.errors import ParFileNotFoundError, ParValueError, check_folder,
 from vlm_par_hf.hub.pushing import PushToHub
 from vlm_par_hf.hub.remote_code import write_remote_code
 from vlm_par_hf.labels.schema import AttributeSchema
-from vlm_par_hf.upstream import TransformersModel, collect_load_report, hide_progress_bar
+from vlm_par_hf.upstream import TransformersModel, collect_load_report, hide_progress_bar, saves_adapter_alone
 from vlm_par_hf.utils import is_embedded
 
+from .adapters import read_adapter_base
 from .configuration import DERIVED_FIELDS, differing_fields
 from .kept import Kept
 from .losses import ParLoss
 from .weights import check_dtypes, find_weights
 
 
-__all__ = ["HUB_KEYS", "ParPreTrainedModel", "check_keys", "evaluation_mode", "loading_weights"]
+__all__ = ["HUB_KEYS", "ExchangedAttributes", "ParPreTrainedModel", "check_keys", "evaluation_mode", "loading_weights"]
 
 HUB_KEYS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
+
+
+class ExchangedAttributes(NamedTuple):
+    """What became of a model's attributes when its label space was exchanged: their names.
+
+    Attributes:
+        kept: what was trained for them is used on.
+        fresh: nothing was trained for them yet.
+        left_out: the model was trained for them and does not answer for them any more.
+    """
+
+    kept: tuple[str, ...]
+    fresh: tuple[str, ...]
+    left_out: tuple[str, ...]
 
 
 class ParPreTrainedModel(PushToHub, TransformersModel):
@@ -45,11 +60,13 @@ class ParPreTrainedModel(PushToHub, TransformersModel):
     | attribute | what the model then has |
     |---|---|
     | `supports_training` | parameters to train: `parameter_groups`, `forward(labels=)` with gradients |
+    | `supports_partial_training` | `add_lora`, `merge_lora`, `train_last_layers` for a frozen vision tower |
     | `supports_features` | `get_image_features(**inputs)` -> `ParImageFeatures`; `forward` and `explain` take its
       `as_inputs()` in place of pixels, and `vision_tower` is the module that computes them |
     | `supports_explain` | `explain(attribute=None, **inputs)` -> float32 `(B, A, N)`, the relevance of each patch |
-    | `supports_attributes` | attributes named at call time: `encode_attributes(attributes, processor)`, whose result
-      `forward` and `explain` take as `attributes=`; `set_attributes(attributes, processor)` |
+    | `supports_attributes` | attributes described in words at call time: `encode_attributes(attributes, processor)`,
+      whose result has `schema` and `explained` (the names that `explain` has a relevance for), and which `forward`
+      and `explain` take as `attributes=` |
     | `supports_fold` | `fold()` -> a model with the same answers that holds only what inference needs |
     | `supports_decisions` | `fit_decisions(logits, labels)`, to be called with the validation split |
     | `supports_pooled_statistics` | `fit_pooled_statistics(batches)`, to be called with training images |
@@ -59,11 +76,15 @@ class ParPreTrainedModel(PushToHub, TransformersModel):
 
     processor_class: ClassVar[type | None] = None
 
+    # Set when `attributes=` of `from_pretrained`, or a method of the family, exchanged the label space.
+    exchanged_attributes: ExchangedAttributes | None = None
+
     # Left as they are when a model is quantised at load. The towers of SigLIP 2 convert pixels to the dtype of the
     # patch embedding's weights, and the attention of the pooling head reads the weights of this module directly.
     not_quantized: ClassVar[tuple[str, ...]] = ("patch_embedding", "head.attention.out_proj")
 
     supports_training: ClassVar[bool] = True
+    supports_partial_training: ClassVar[bool] = False
     supports_features: ClassVar[bool] = False
     supports_explain: ClassVar[bool] = False
     supports_attributes: ClassVar[bool] = False
@@ -91,6 +112,19 @@ class ParPreTrainedModel(PushToHub, TransformersModel):
     def starts_from_zero_shot(self) -> bool:
         """Whether a fresh model can start from the backbone's zero-shot answers, calibrated on training images."""
         return False
+
+    @property
+    def why_no_texts(self) -> str:
+        """Why this model cannot read attributes in words, and which one can: the end of a message."""
+        return (
+            f"{type(self).__name__} knows only those that it was trained on; expected a model that recognises "
+            "attributes by their text, such as FocusParModel"
+        )
+
+    @property
+    def text_subject(self) -> str:
+        """The beginning of the sentences that are made from attributes in words."""
+        return self.schema.usual_subject()
 
     # Loss
 
@@ -226,6 +260,9 @@ class ParPreTrainedModel(PushToHub, TransformersModel):
     # Saving and loading
 
     def _save_files(self, save_directory: str | Path, **kwargs: Any) -> None:
+        if saves_adapter_alone(self):  # without a configuration, so nothing that it could name
+            super()._save_files(save_directory, **kwargs)
+            return
         classes = {"AutoConfig": type(self.config).__name__, "AutoModel": type(self).__name__}
         if self.processor_class is not None:
             classes["AutoProcessor"] = self.processor_class.__name__
@@ -321,10 +358,16 @@ class ParPreTrainedModel(PushToHub, TransformersModel):
     @classmethod
     def _read_saved_config(cls, name: str | Path, kwargs: dict[str, Any]) -> dict[str, Any]:
         check_folder(name)
+        access = {key: kwargs[key] for key in HUB_KEYS if key in kwargs}
         with unreadable(name, "config.json"):
-            access = {key: kwargs[key] for key in HUB_KEYS if key in kwargs}
             saved, _ = PreTrainedConfig.get_config_dict(name, **access)
         if not saved:
+            adapter = read_adapter_base(name, access)
+            if adapter is not None:
+                raise ParValueError(
+                    f"{name} holds an adapter of peft and no model: load the model that it belongs to "
+                    f"({adapter or 'it names none'}), then peft.PeftModel.from_pretrained(model, {str(name)!r})"
+                )
             raise ParFileNotFoundError(f"{name} has no config.json, expected a checkpoint of {cls.__name__}")
         return saved
 

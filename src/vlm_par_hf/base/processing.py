@@ -291,7 +291,8 @@ class ParProcessor(PushToHub, ProcessorMixin):
 
         Returns:
             Per person `{attribute name: {"label": predicted label, "score": its probability, "probabilities":
-            {label: probability}}}`.
+            {label: probability}}}`; of a binary attribute also `"threshold"`, which the probability of its second
+            label was held against.
 
         Raises:
             ValueError: the logits do not fit the schema or are not finite, or a threshold is not between 0 and 1.
@@ -310,9 +311,10 @@ class ParProcessor(PushToHub, ProcessorMixin):
         table = label_probabilities(logits.detach().cpu(), schema).numpy()
         answers = decide(table, schema, thresholds)
         people = []
+        held_against = thresholds.tolist()
         for rows, chosen in zip(table.tolist(), answers.tolist()):
             found = {}
-            for attribute, row, answer in zip(schema, rows, chosen):
+            for attribute, row, answer, limit in zip(schema, rows, chosen, held_against):
                 if attribute.sensitive and not sensitive:
                     continue
                 found[attribute.name] = {
@@ -320,6 +322,8 @@ class ParProcessor(PushToHub, ProcessorMixin):
                     "score": row[answer],
                     "probabilities": dict(zip(attribute.labels, row)),
                 }
+                if attribute.is_binary:
+                    found[attribute.name]["threshold"] = limit
             people.append(found)
         return people
 

@@ -2,12 +2,14 @@
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 
-from vlm_par_hf.errors import ParValueError
+from vlm_par_hf.errors import ParFileNotFoundError, ParValueError
 from vlm_par_hf.escaping import printable
-from vlm_par_hf.inference.boxes import BOX_FORMATS
+from vlm_par_hf.images.regions import REGION_FORMATS
+from vlm_par_hf.utils import read_json, shorten
 
 from .options import add_overwrite_options, quiet_transformers, say
 
@@ -19,9 +21,10 @@ def add_parser(commands) -> argparse.ArgumentParser:
     parser = commands.add_parser(
         "predict",
         help="attributes of the person in each image",
-        description="Attributes of the person in each image. One image is one person: crop people first. Prints a "
-        "table, or writes to --out: there any number of images go through in little memory, and a run that was "
-        "stopped goes on when it is started again. Images that cannot be read are named and left out (exit status 1).",
+        description="Attributes of the person in each image, or of the people that --boxes or --detector cut out of "
+        "it. Prints a table, or writes to --out: there any number of images go through in little memory, and a run "
+        "that was stopped goes on when it is started again. Images that cannot be read are named and left out "
+        "(exit status 1).",
     )
     parser.add_argument(
         "images", nargs="+", metavar="IMAGES", help="image files, folders, parquet files, globs in quotes"
@@ -29,13 +32,33 @@ def add_parser(commands) -> argparse.ArgumentParser:
     parser.add_argument("--model", metavar="PATH", help="checkpoint folder or repository (default: the embedded one)")
     parser.add_argument(
         "--out", metavar="FILE",
-        help=".jsonl (an object per image) or .parquet (columns per attribute), with a report beside it; - for "
-        "objects on standard output",
+        help=".jsonl (an object per person), .parquet or .csv (columns per attribute), with a report beside it; - "
+        "for objects on standard output",
     )  # fmt: skip
     parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="default: %(default)s")
     parser.add_argument("--only-positive", action="store_true", help="leave out what a person does not have")
     parser.add_argument("--no-sensitive", action="store_true", help="leave out perceived gender and age")
     parser.add_argument("--draw", metavar="DIR", help="save each image with its attributes beside it here")
+    group = parser.add_argument_group("what is asked")
+    group.add_argument(
+        "--attributes", metavar="NAMES",
+        help='only these, divided by commas: "Hat,Age", or in words for models that read them: "wearing a red scarf,'
+        'a backpack | a handbag | no bag"',
+    )  # fmt: skip
+    group.add_argument(
+        "--threshold",
+        type=float,
+        metavar="P",
+        help='a probability above it is "yes" (default: that of each attribute)',
+    )
+    group.add_argument(
+        "--thresholds", metavar="FILE", help='JSON file with thresholds of single attributes: {"Hat": 0.7}'
+    )
+    group.add_argument(
+        "--explain", metavar="NAMES",
+        help="show the parts of the image that the answers to these attributes rest on, divided by commas, or all; "
+        "with --draw, or as numbers in .jsonl",
+    )  # fmt: skip
     add_overwrite_options(parser, "replace other work in --out")
     parser.add_argument("--device", metavar="NAME", help="cpu, cuda:0, ... (default: as transformers chooses)")
     parser.add_argument(
@@ -47,16 +70,31 @@ def add_parser(commands) -> argparse.ArgumentParser:
     group.add_argument(
         "--image-root", metavar="DIR", help="paths in parquet files lie below it (default: the folder of the file)"
     )
-    group.add_argument("--box-column", metavar="NAME", help="of parquet files: the box of the person in the image")
+    group.add_argument("--follow-links", action="store_true", help="also links in folders that lead out of them")
+    group.add_argument("--allow-urls", action="store_true", help="read http(s) URLs, named here or in parquet files")
+    group = parser.add_argument_group("people in images", "without these each image is one person")
     group.add_argument(
-        "--box-format", choices=BOX_FORMATS, default="xyxy",
-        help="corners, corner and size, or center and size; in pixels, or with n as shares (default: %(default)s)",
+        "--boxes", metavar="FILE|COLUMN",
+        help="boxes of people: a .csv (image,x0,y0,x1,y1), .jsonl or .json file ({image: [boxes]}), or the column of "
+        "parquet files that holds them",
+    )  # fmt: skip
+    group.add_argument(
+        "--box-format", choices=REGION_FORMATS,
+        help="corners, corner and size, or center and size; in pixels, or with n as shares (default: what columns are "
+        "called, else xyxy)",
     )  # fmt: skip
     group.add_argument(
         "--box-margin", type=float, default=0.0, metavar="SHARE", help="of a box's size, added on each side"
     )
-    group.add_argument("--follow-links", action="store_true", help="also links in folders that lead out of them")
-    group.add_argument("--allow-urls", action="store_true", help="read http(s) URLs, named here or in parquet files")
+    group.add_argument(
+        "--detector",
+        metavar="NAME",
+        help="folder or repository of a model for object detection, which finds the people",
+    )
+    group.add_argument("--detector-label", default="person", metavar="LABEL", help="of people (default: %(default)s)")
+    group.add_argument(
+        "--detector-threshold", type=float, default=0.5, metavar="P", help="lowest score of a person (default: 0.5)"
+    )
     group = parser.add_argument_group("Ray", "with --out; on the Ray that RAY_ADDRESS names, else on this machine")
     group.add_argument("--ray", type=int, default=0, metavar="N", help="annotate with N worker processes of Ray")
     group.add_argument("--ray-cpus", type=int, default=1, metavar="N", help="of a worker (default: %(default)s)")
@@ -74,25 +112,34 @@ def run(args) -> int:
         "batch_size": args.batch_size,
         "only_positive": args.only_positive,
         "sensitive": not args.no_sensitive,
+        "attributes": _names(args.attributes, "--attributes"),
+        "threshold": args.threshold,
+        "thresholds": _read_thresholds(args.thresholds),
+        "explain": args.explain == "all" or _names(args.explain, "--explain") or False,
         "device": args.device,
         "dtype": args.dtype,
+        "box_margin": args.box_margin,
+        "detector": args.detector,
+        "detector_label": args.detector_label,
+        "detector_threshold": args.detector_threshold,
+        "allow_urls": args.allow_urls,
     }
     inputs = {
         "image_column": args.image_column,
         "image_root": args.image_root,
-        "box_column": args.box_column,
         "follow_links": args.follow_links,
-        "allow_urls": args.allow_urls,
+        "boxes": args.boxes,
+        "box_format": args.box_format,
     }
-    boxes = {"box_format": args.box_format, "box_margin": args.box_margin}
-    if args.box_column is None and boxes != {"box_format": "xyxy", "box_margin": 0.0}:
-        raise ParValueError("--box-format and --box-margin need --box-column, the column of parquet files with boxes")
-    options.update(boxes)
+    if args.boxes is None and args.box_format is not None:
+        raise ParValueError("--box-format needs --boxes, the file or the column of parquet files with boxes")
+    if args.boxes is None and args.detector is None and args.box_margin:
+        raise ParValueError("--box-margin needs --boxes or --detector")
     if args.out in (None, "-"):
         for name in ("overwrite", "delete_listed", "ray"):
             if getattr(args, name):
                 raise ParValueError(f"--{name.replace('_', '-')} needs --out with the name of a file")
-        return _print_predictions(args, {**options, "allow_urls": args.allow_urls}, inputs)
+        return _print_predictions(args, options, inputs)
     report = annotate(
         args.images,
         args.out,
@@ -106,39 +153,77 @@ def run(args) -> int:
         **options,
     )
     say(f"{report['predictions']} predictions in {args.out}")
-    broken = report["broken"]
+    nobody, broken = report["without_people"], report["broken"]
+    if nobody["count"]:
+        say(f"{nobody['count']} images without people, the first is {nobody['first']}")
     if broken:
         place = Path(args.out).with_suffix(".report.json")
         say(f"{len(broken)} images cannot be read, the first is {broken[0]['image']}; reasons: {place}")
     return 1 if broken else 0
 
 
-def _print_predictions(args, options: dict, inputs: dict) -> int:
-    from vlm_par_hf.annotation import Annotator, ImageList, draw_annotation
+def _names(text: str | None, option: str) -> list[str] | None:
+    """The names or texts between commas."""
+    if text is None:
+        return None
+    names = [name.strip() for name in text.split(",")]
+    if not all(names):
+        raise ParValueError(f"{option} is {text!r}, expected names divided by commas")
+    return names
 
-    images = ImageList(args.images, without=[args.draw] if args.draw else [], **inputs)
-    annotator, broken = Annotator(**options), 0
-    for row, answer, error in annotator.rows(images):
+
+def _read_thresholds(path: str | None) -> dict | None:
+    if path is None:
+        return None
+    if not os.path.isfile(path):
+        raise ParFileNotFoundError(f'--thresholds {path}: there is no such file; expected JSON such as {{"Hat": 0.7}}')
+    try:
+        found = read_json(Path(path).read_text(encoding="utf-8-sig"))
+    except ValueError as error:
+        raise ParValueError(f"--thresholds {path}: not JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise ParValueError(f'--thresholds {path} holds {shorten(found)}; expected JSON such as {{"Hat": 0.7}}')
+    return found
+
+
+def _print_predictions(args, options: dict, inputs: dict) -> int:
+    from vlm_par_hf.annotation import Annotator, draw_annotation, list_images
+
+    if args.explain and not args.draw and args.out != "-":
+        raise ParValueError("--explain needs --draw, the folder of the pictures, or --out")
+    images, box_format = list_images(
+        args.images,
+        detector=args.detector,
+        without=[args.draw] if args.draw else [],
+        allow_urls=args.allow_urls,
+        **inputs,
+    )
+    annotator, broken = Annotator(**options, box_format=box_format), 0
+    for row, people, error in annotator.rows(images):
         if error is not None:
             broken += 1
             sys.stderr.write(f"vlm-par: {printable(f'{row.name}: {error}', one_line=True)}\n")
             continue
-        if args.out:
-            say(json.dumps({"image": row.name, **answer}, ensure_ascii=False, allow_nan=False))
-        else:
-            say(_table(row.name, answer["attributes"]))
+        for answer in people:
+            if args.out:
+                say(json.dumps({"image": row.name, **answer}, ensure_ascii=False, allow_nan=False))
+            else:
+                say(_table(row.name, answer))
+        if not people and not args.out:
+            say(f"{printable(row.name, one_line=True)}\n  no people")
         if args.draw:
-            path = Path(args.draw) / images.picture_name(row)
-            draw_annotation(row, answer, path, annotator.row_options, answer.get("note"))
+            draw_annotation(row, people, Path(args.draw) / images.picture_name(row), annotator.row_options)
     if broken:
         sys.stderr.write(f"vlm-par: {broken} of {len(images)} images cannot be read\n")
     return 1 if broken else 0
 
 
-def _table(name: str, attributes: dict) -> str:
+def _table(name: str, answer: dict) -> str:
+    attributes = answer["attributes"]
     name_width = max((len(attribute) for attribute in attributes), default=0)
     label_width = max((len(answer["label"]) for answer in attributes.values()), default=0)
-    lines = [printable(name, one_line=True)]
+    box = f"  [{', '.join(map(str, answer['box']))}]" if "box" in answer else ""
+    lines = [printable(name, one_line=True) + box]
     lines += [
         f"  {attribute:<{name_width}}  {answer['label']:<{label_width}}  {answer['score']:6.1%}"
         for attribute, answer in attributes.items()

@@ -103,6 +103,12 @@ class ExportedParModel(ParPreTrainedModel):
         return torch.device("cpu")
 
     @property
+    def why_no_texts(self) -> str:
+        return (
+            "an exported model has no text tower, so it cannot read others in words: ask the model that was exported"
+        )
+
+    @property
     def dtype(self) -> torch.dtype:
         """The dtype of inputs and outputs."""
         return torch.float32

@@ -182,7 +182,10 @@ def _load(model: Any, processor: Any) -> tuple[PreTrainedModel, Any]:
     if isinstance(model, ExportedParModel):
         raise ParValueError(f"{model.name_or_path} was exported already: export the checkpoint that it came from")
     if not isinstance(model, ParPreTrainedModel) or not model.supports_fold:
-        raise ParTypeError(f"model is a {type(model).__name__}, expected a VlmParModel or a FoldedVlmParModel")
+        raise ParTypeError(
+            f"model is a {type(model).__name__}, expected a VlmParModel or a FoldedVlmParModel"
+            + ("; give what peft_model.merge_and_unload() returns" if hasattr(model, "merge_and_unload") else "")
+        )
     if model.training or model.dtype != torch.float32 or model.device.type != "cpu":
         model = copy.deepcopy(model).float().cpu().eval()  # the caller's must not change
     return model, processor

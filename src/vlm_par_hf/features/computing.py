@@ -108,8 +108,8 @@ def compute_features(
     if model.trains_vision_tower:
         raise ParValueError(
             "compute_features needs a frozen backbone, and parameters of the vision tower require gradients "
-            "(freeze_backbone=False?): features would be stale after the first step; train from images instead "
-            "(precompute_features=False)"
+            "(freeze_backbone=False, or adapters such as LoRA?): features would be stale after the first step; train "
+            "from images instead (precompute_features=False)"
         )
     schema = model.config.schema
     labels, images = read_labels(dataset), _ImagesOnly(dataset)

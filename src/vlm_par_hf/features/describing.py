@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from huggingface_hub.utils import tqdm
 
+from vlm_par_hf.base.adapters import adapter_state
 from vlm_par_hf.images.opening import open_image
 from vlm_par_hf.images.regions import is_region
 
@@ -38,11 +39,13 @@ def describe_features(model, processor, images, *, progress: bool = True) -> dic
     fields = ("hidden_act", "layer_norm_eps", "num_attention_heads", "patch_size", "image_size", "num_patches")
     weights = {name: value for name, value in model.vlm.state_dict().items() if not name.startswith(_TEXT_WEIGHTS)}
     settings = json.loads(processor.image_processor.to_json_string())
+    adapters = adapter_state(model.vlm.vision_model)  # their weights are hashed with the others
     return {
         "backbone": {
             "model_type": model.vlm.config.model_type,
             "weights_sha256": _hash_tensors(weights),
             **{name: getattr(vision, name, None) for name in fields},
+            **({"adapters": adapters} if adapters else {}),
         },
         "processor": {
             **{name: value for name, value in settings.items() if not name.startswith("_")},

@@ -20,6 +20,7 @@ import threading
 from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
 from typing import Any, BinaryIO, NamedTuple
+from urllib.parse import unquote, urlsplit
 
 import numpy as np
 from PIL import Image, ImageFile, JpegImagePlugin
@@ -43,6 +44,7 @@ __all__ = [
     "open_image",
     "open_images",
     "open_with_size",
+    "refused_file_url",
 ]
 
 # The formats that are read, by Pillow's names, and the endings of their files. A file is recognised by its content;
@@ -223,12 +225,23 @@ def _name_of(path: str | bytes) -> str:
     return shorten_text(redact(path[:_LONGEST_PATH]) if "://" in path[:32] else path)
 
 
+def refused_file_url(url: str) -> ParValueError:
+    """The error for a `file://` URL: what it names might lie anywhere, and a path says it as well."""
+    path = unquote(urlsplit(url[:_LONGEST_PATH]).path)
+    return ParValueError(
+        f"image {_name_of(url)!r} is a file URL, which is not read; expected the path alone, such as "
+        f"{_name_of(path)!r}"
+    )
+
+
 def _open_text(text: str, limits: _Limits) -> Opened:
     start = _DATA_URL.match(text[:200])
     if start is not None:
         return _open_stream(io.BytesIO(_decode_base64(text[start.end() :])), _describe_base64(text), limits)
     if text[:5].lower() == "data:":
         raise ParValueError(f"image {_name_of(text)!r} is a data URL of another form; expected data:image/...;base64,")
+    if text[:7].lower() == "file://":
+        raise refused_file_url(text)
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", text[:64]):
         raise ParValueError(
             f"image {_name_of(text)!r} is a URL, which is not read here; expected a path (the pipeline reads http and "

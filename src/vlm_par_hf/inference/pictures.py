@@ -22,23 +22,18 @@ from vlm_par_hf.errors import (
     ParTypeError,
     ParValueError,
 )
-from vlm_par_hf.images.downloading import download, is_url
-from vlm_par_hf.images.opening import (
-    MAX_FILE_BYTES,
-    Opened,
-    describe_image_source,
-    is_image_file,
-    open_image,
-    open_with_size,
-)
+from vlm_par_hf.images.downloading import is_url
+from vlm_par_hf.images.opening import describe_image_source, is_image_file, open_image
 from vlm_par_hf.upstream import KeyDataset
-from vlm_par_hf.utils import iterate, shorten_text
+from vlm_par_hf.utils import iterate
 
 from .boxes import Box, EmptyBox, check_box_options, check_boxes, check_detector_label, scale_box
+from .opening import is_name, open_picture, read_file_object
 from .predicting import collate_inputs, read_ahead
+from .results import PersonResult, PictureResult
 
 
-__all__ = ["TASK", "Person", "Picture", "Pictures", "Results", "fill_batches", "open_picture", "read_file_object"]
+__all__ = ["TASK", "Person", "Picture", "Pictures", "Results", "detect_people", "fill_batches"]
 
 logger = logging.get_logger(__name__)
 
@@ -62,7 +57,9 @@ class Picture:
     scores: list[float] | None = None  # of the boxes, from a detector
     full_size: tuple[int, int] | None = None  # that boxes refer to; the image is smaller if it was reduced
     with_margin: bool = False  # whether boxes were widened, so that results say the given ones too
-    answers: dict[int, dict[str, Any]] = field(default_factory=dict)  # by the position of the person among the boxes
+    source: Any = None  # what `draw` of the results opens again; None: they do not remember it
+    url_options: dict[str, Any] = field(default_factory=dict)  # keywords of `open_picture` for it
+    answers: dict[int, PersonResult] = field(default_factory=dict)  # by the position of the person among the boxes
 
     def answer(self, slot: int, result: dict[str, Any]) -> None:
         if self.boxes is not None:
@@ -72,15 +69,20 @@ class Picture:
             if self.scores is not None:
                 found["score"] = self.scores[slot]
             result = {**found, **result}
-        self.answers[slot] = result
+        self.answers[slot] = PersonResult(result)
+        self.answers[slot].remember(self.source, self.url_options)
 
     @property
     def is_answered(self) -> bool:
         return len(self.answers) == (1 if self.boxes is None else len(self.boxes))
 
     @property
-    def result(self) -> dict[str, Any] | list[dict[str, Any]]:
-        return self.answers[0] if self.boxes is None else [self.answers[slot] for slot in range(len(self.boxes))]
+    def result(self) -> PersonResult | PictureResult:
+        if self.boxes is None:
+            return self.answers[0]
+        people = PictureResult(self.answers[slot] for slot in range(len(self.boxes)))
+        people.remember(self.source, self.url_options)
+        return people
 
 
 @dataclass
@@ -103,6 +105,7 @@ class Pictures:
         threads: open pictures and prepare people ahead; 0: each when it is asked for.
         batch_size: people per forward; as many are prepared ahead.
         keep_crops: whether to keep the picture of each person, for overlays.
+        remember: whether results remember their pictures; False: only those that have a path or a URL.
         boxes: a list of boxes for each picture; None: a detector finds the people, or each picture is one person.
         box_format, box_margin, detector, detector_label, detector_threshold, timeout, allow_urls, allow_private_urls:
             as for the pipeline.
@@ -122,6 +125,7 @@ class Pictures:
         threads: int = 0,
         batch_size: int = 1,
         keep_crops: bool = False,
+        remember: bool = False,
         boxes=None,
         box_format: str = "xyxy",
         box_margin: float = 0.0,
@@ -135,6 +139,7 @@ class Pictures:
         check_box_options(box_format, box_margin)
         self.items, self.boxes, self.processor, self.single = _disable_decoding(items), boxes, processor, single
         self.threads, self.batch_size, self.keep_crops = threads, batch_size, keep_crops
+        self.remember = remember
         self.box_format, self.box_margin = box_format, float(box_margin)
         self.detector = detector if boxes is None else None
         self.detector_label, self.detector_threshold = detector_label, detector_threshold
@@ -195,8 +200,10 @@ class Pictures:
                 if in_row:
                     item, own = _unpack_row(item, own)
                 source = self._independent_source(item, in_row and not self.single)
+            shown = item if is_image_file(item) or isinstance(source, Image.Image) else source
+            shown = shown if self.remember or is_name(shown) else None
             one_person = own is None and self.detector is None
-            yield 1 if one_person else self.batch_size, partial(self._open, where, source, own)
+            yield 1 if one_person else self.batch_size, partial(self._open, where, source, own, shown)
 
     def _take_items(self) -> Iterator[Any]:
         for index in itertools.count():
@@ -224,11 +231,14 @@ class Pictures:
         image = open_image(source)
         return image.copy() if image is source and self.threads else image
 
-    def _open(self, where: str | None, source: Any, boxes: Any) -> Picture:
+    def _open(self, where: str | None, source: Any, boxes: Any, shown: Any) -> Picture:
         with self._prefix_errors(where):
             one_person = boxes is None and self.detector is None
             image, size = open_picture(source, one_person=one_person, **self.url_options)
-            picture = Picture(where, image, full_size=size, with_margin=self.box_margin > 0)
+            picture = Picture(
+                where, image, full_size=size, with_margin=self.box_margin > 0, source=shown,
+                url_options=self.url_options,
+            )  # fmt: skip
             if boxes is not None:
                 picture.boxes = check_boxes(boxes, size, box_format=self.box_format, box_margin=self.box_margin)
             elif self.detector is None:  # `read` runs it in the caller's thread: it may be a model on a GPU
@@ -245,33 +255,11 @@ class Pictures:
         return dict(self.processor(images=[image], return_tensors="pt"))
 
     def _detect_people(self, picture: Picture) -> None:
-        found = self.detector(picture.image, threshold=self.detector_threshold)
-        if isinstance(found, (str, Mapping)) or not isinstance(found, Iterable):
-            raise ParTypeError(f"detector returned {found!r:.200}, expected a list of dicts with label, score and box")
-        picture.boxes, picture.scores = [], []
-        for index, detection in enumerate(found):
-            try:
-                label, score, box = detection["label"], float(detection["score"]), detection["box"]
-            except (TypeError, KeyError, ValueError):
-                raise ParValueError(
-                    f"detector returned {detection!r:.200}, expected a dict with label, score and box"
-                ) from None
-            if not math.isfinite(score):
-                raise ParValueError(f"detector returned the score {score} for detection {index}, expected a number")
-            if str(label).lower() != self.detector_label.lower() or score < self.detector_threshold:
-                continue
-            try:
-                (checked,) = check_boxes(
-                    [box], picture.image.size, box_format=self.box_format, box_margin=self.box_margin
-                )
-            except EmptyBox as error:
-                # A detector that rounds to whole pixels may give an empty box for a far person: no error of the user.
-                logger.warning("%sDetection %d is left out: %s", _prefix(picture.where), index, error)
-                continue
-            except ValueError as error:
-                raise ParValueError(f"detector returned a wrong box for detection {index}: {error}") from error
-            picture.boxes.append(Box(*(scale_box(one, picture.image.size, picture.full_size) for one in checked)))
-            picture.scores.append(score)
+        picture.boxes, picture.scores = detect_people(
+            self.detector, picture.image, picture.full_size, label=self.detector_label,
+            threshold=self.detector_threshold, box_format=self.box_format, box_margin=self.box_margin,
+            where=picture.where,
+        )  # fmt: skip
 
     @contextmanager
     def _prefix_errors(self, where: str | None):
@@ -283,6 +271,60 @@ class Pictures:
                 raise
             ours = next((ours for kind, ours in _KINDS_OF_ERRORS if isinstance(error, kind)), ParRuntimeError)
             raise ours(f"{where}: {error}") from error
+
+
+def detect_people(
+    detector: Callable[..., Any],
+    image: Image.Image,
+    full_size: tuple[int, int],
+    *,
+    label: str = "person",
+    threshold: float = 0.5,
+    box_format: str = "xyxy",
+    box_margin: float = 0.0,
+    where: str | None = None,
+) -> tuple[list[Box], list[float]]:
+    """The people that a detector finds.
+
+    Args:
+        detector, label, threshold, box_format, box_margin: as `detector`, ... of the pipeline.
+        image: the picture, which may have been reduced.
+        full_size: of the picture that boxes are to refer to.
+        where: the picture, for warnings.
+
+    Returns:
+        Boxes in pixels of the full size, and their scores.
+
+    Raises:
+        TypeError, ValueError: the detector returns something else than a list of detections, or a wrong box.
+    """
+    found = detector(image, threshold=threshold)
+    if isinstance(found, (str, Mapping)) or not isinstance(found, Iterable):
+        raise ParTypeError(f"detector returned {found!r:.200}, expected a list of dicts with label, score and box")
+    boxes: list[Box] = []
+    scores: list[float] = []
+    for index, detection in enumerate(found):
+        try:
+            name, score, box = detection["label"], float(detection["score"]), detection["box"]
+        except (TypeError, KeyError, ValueError):
+            raise ParValueError(
+                f"detector returned {detection!r:.200}, expected a dict with label, score and box"
+            ) from None
+        if not math.isfinite(score):
+            raise ParValueError(f"detector returned the score {score} for detection {index}, expected a number")
+        if str(name).lower() != label.lower() or score < threshold:
+            continue
+        try:
+            (checked,) = check_boxes([box], image.size, box_format=box_format, box_margin=box_margin)
+        except EmptyBox as error:
+            # A detector that rounds to whole pixels may give an empty box for a far person: no error of the user.
+            logger.warning("%sDetection %d is left out: %s", _prefix(where), index, error)
+            continue
+        except ValueError as error:
+            raise ParValueError(f"detector returned a wrong box for detection {index}: {error}") from error
+        boxes.append(Box(*(scale_box(one, image.size, full_size) for one in checked)))
+        scores.append(score)
+    return boxes, scores
 
 
 def fill_batches(
@@ -386,56 +428,3 @@ def _unpack_row(row: Mapping, boxes: Any) -> tuple[Any, Any]:
             raise ParValueError("boxes were given as an argument and in the dict, expected one of them")
         boxes = row["boxes"]
     return row["image"], boxes
-
-
-def open_picture(
-    source: Any, *, one_person: bool = True, timeout: float = 30.0, allow_private: bool = False
-) -> Opened:
-    """What the pipeline takes as a picture, as upright RGB, and the size that boxes refer to.
-
-    Args:
-        source: a URL, an open binary file, or what `open_image` takes.
-        one_person: as for `open_with_size`.
-        timeout, allow_private: as for `download`.
-
-    Raises:
-        ValueError, TypeError, OSError: it cannot be read.
-    """
-    if is_url(source):
-        data = download(source, timeout=timeout, allow_private=allow_private)
-        try:
-            return open_with_size(data, one_person=one_person)
-        except (OSError, ValueError) as error:
-            name = describe_image_source(source)
-            raise ParValueError(f"{name} holds no picture that can be read: {error}") from error
-    if hasattr(source, "read") and not isinstance(source, Image.Image):
-        source = read_file_object(source)
-    return open_with_size(source, one_person=one_person)
-
-
-def read_file_object(file: Any) -> bytes:
-    """All bytes of an open binary file, from its beginning, wherever it stands; it is left where it was.
-
-    Raises:
-        TypeError: it is open as text.
-        ValueError: it holds nothing that is left to read, more than an image file may hold, or is closed.
-    """
-    name = shorten_text(str(getattr(file, "name", type(file).__name__)))
-    try:
-        position = file.tell() if getattr(file, "seekable", bool)() else None
-        if position is not None:
-            file.seek(0)
-        data = file.read(MAX_FILE_BYTES + 1)
-        if position is not None:
-            file.seek(position)
-    except ValueError as error:  # a closed file, or text that is no UTF-8
-        raise ParValueError(f"the open file {name!r} cannot be read: {error}") from error
-    if not isinstance(data, (bytes, bytearray)):
-        raise ParTypeError(
-            f"the open file {name!r} gives {type(data).__name__}, expected bytes: open it with mode 'rb'"
-        )
-    if not data and position is None:
-        raise ParValueError(f"the open file {name!r} has nothing left to read and cannot be rewound")
-    if len(data) > MAX_FILE_BYTES:
-        raise ParValueError(f"the open file {name!r} has more than {MAX_FILE_BYTES} bytes, expected an image file")
-    return bytes(data)

@@ -13,31 +13,43 @@ and a picture with any number of boxes need memory for two batches only.
     for result in pipe(KeyDataset(dataset, "image"), batch_size=16): ...
 """
 
+import copy
 import inspect
 import math
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, BinaryIO, NamedTuple, Self, overload
 
 import numpy as np
 import torch
 from PIL import Image
-from transformers import AutoModel, Pipeline
+from transformers import AutoImageProcessor, AutoModel, AutoProcessor, Pipeline
 from transformers.utils import logging
 
 from vlm_par_hf.base.outputs import ParOutput
-from vlm_par_hf.errors import ParTypeError, ParValueError
+from vlm_par_hf.errors import ParError, ParKeyError, ParTypeError, ParValueError
+from vlm_par_hf.families import FAMILIES
 from vlm_par_hf.hub.pushing import PushToHub
 from vlm_par_hf.images.opening import is_one_image
+from vlm_par_hf.labels.asking import check_threshold, check_thresholds, chosen_thresholds, read_asked
 from vlm_par_hf.labels.decisions import is_positive_answer
-from vlm_par_hf.upstream import hide_default_messages, is_task_registered, register_task
-from vlm_par_hf.utils import default_threads, embedded_path
+from vlm_par_hf.labels.schema import AttributeSchema
+from vlm_par_hf.upstream import (
+    hide_default_messages,
+    infer_task,
+    is_task_registered,
+    refuse_other_tasks,
+    register_task,
+)
+from vlm_par_hf.utils import default_threads, embedded_path, shorten
 from vlm_par_hf.visualization import overlay_relevance
 
 from .boxes import check_box_options
 from .pictures import TASK, Person, Picture, Pictures, Results, fill_batches
 from .predicting import predict_batch
+from .results import PersonResult, PictureResult
 from .trust import trust_note
 
 
@@ -47,6 +59,33 @@ logger = logging.get_logger(__name__)
 
 _EXPLAIN_AS = ("overlay", "relevance")
 
+Source = (
+    str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | Image.Image | np.ndarray | torch.Tensor
+    | Mapping[str, Any]
+)  # fmt: skip
+
+
+# Options of transformers' image pipelines, and what does the same here.
+_HINTS = {
+    "candidate_labels": "Attributes in words are given as attributes=['wearing a red scarf', ...]",
+    "hypothesis_template": "Attributes in words are given as attributes=['wearing a red scarf', ...]",
+    "top_k": "Every attribute has its own answer; only_positive=True leaves out what a person does not have",
+    "function_to_apply": "Every answer holds the probabilities of all labels of its attribute",
+}
+
+
+class _Chosen(NamedTuple):
+    """The attributes that are asked for in place of all of the model's own."""
+
+    schema: AttributeSchema
+    columns: tuple[int, ...] | None  # of the model's logits; None: `encoded` has the model answer for exactly these
+    encoded: Any = None  # from `model.encode_attributes`
+
+    def column(self, name: str) -> int:
+        """The position of an attribute in what the model returns."""
+        place = self.schema.index(name)
+        return place if self.columns is None else self.columns[place]
+
 
 class PedestrianAttributesPipeline(PushToHub, Pipeline):
     """Attributes of the people in pictures, by any model of this package.
@@ -54,13 +93,19 @@ class PedestrianAttributesPipeline(PushToHub, Pipeline):
     Args:
         model (`PreTrainedModel`): a model whose `config.schema` is an `AttributeSchema`.
         processor (`ProcessorMixin`): the processor saved with it.
+        image_processor (`BaseImageProcessor`, *optional*): takes the place of that of `processor`. For a model in
+            memory it is enough if the tokenizer is in the checkpoint that the model was loaded from.
         only_positive (`bool`, defaults to `False`): leave out binary attributes answered "no" and categorical ones
             answered "no" or "none".
         sensitive (`bool`, defaults to `True`): `False` leaves out the attributes that the schema marks as sensitive
             (perceived gender and age).
-        attributes (list, dict or `AttributeSchema`, *optional*): ask for these instead of the model's own, for models
-            that recognise attributes by their text (`FocusParModel`): what `AttributeSchema.from_texts` takes, such as
-            `["wearing a red scarf", ["a backpack", "a handbag", "no bag"]]`. Encoded once.
+        attributes (list, dict or `AttributeSchema`, *optional*): answer for these instead of all of the model's own:
+            names of them (`["Hat", "Age"]`, any model) and attributes in words, which `FocusParModel` recognises, and
+            `VlmParModel` by comparing picture and text as its backbone does: what `AttributeSchema.from_texts` takes,
+            such as `["wearing a red scarf", ["a backpack", "a handbag", "no bag"]]`. Encoded once per call.
+        threshold (`float`, *optional*): a binary attribute is answered with its second label ("yes") if that label's
+            probability is above this, for all of them in place of their own thresholds.
+        thresholds (`dict`, *optional*): `{name: threshold}` for single binary attributes, before `threshold`.
         explain (`bool`, `str` or list of `str`, defaults to `False`): attributes to show the relevance of patches for;
             `True` for all those in the result.
         explain_as (`str`, defaults to `"overlay"`): `"overlay"` adds `"overlays"`, a picture per attribute;
@@ -89,18 +134,15 @@ class PedestrianAttributesPipeline(PushToHub, Pipeline):
         TypeError: if the model has no label space, or the processor is of another kind.
     """
 
-    _load_processor = True
+    _load_processor = None  # `_make_processor` says what is wrong if there is none
     _load_image_processor = False
     _load_video_processor = False
     _load_feature_extractor = False
     _load_tokenizer = False
 
-    def __init__(self, model, processor=None, **kwargs):
-        if processor is None:
-            raise ParValueError(
-                "processor is None, expected the processor of the model: a model in memory carries none, pass "
-                "processor=AutoProcessor.from_pretrained(folder) beside model="
-            )
+    def __init__(self, model, processor=None, image_processor=None, **kwargs):
+        if processor is None or image_processor is not None:
+            processor = _make_processor(model, processor, image_processor)
         if not hasattr(processor, "post_process_attributes"):
             raise ParTypeError(
                 f"processor is a {type(processor).__name__}, expected one with post_process_attributes, such as "
@@ -118,12 +160,49 @@ class PedestrianAttributesPipeline(PushToHub, Pipeline):
         if note is not None:
             logger.warning("%s", note)
 
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike[str] | None = None,
+        *,
+        device: int | str | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
+        batch_size: int | None = None,
+        num_workers: int | None = None,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        **options: Any,
+    ) -> Self:
+        """The pipeline of a checkpoint, as `transformers.pipeline("pedestrian-attributes", model=...)` makes it, for
+        type checkers and editors.
+
+        Args:
+            pretrained_model_name_or_path: folder or repository; None: the small model that ships with the package.
+            device, dtype, revision, token: as for `transformers.pipeline`.
+            batch_size, num_workers: of calls that name no other.
+            options: those of the class, and further ones of `transformers.pipeline`.
+
+        Raises:
+            What `transformers.pipeline` raises.
+        """
+        from transformers import pipeline
+
+        name = pretrained_model_name_or_path
+        given = {
+            "model": None if name is None else os.fspath(name), "device": device, "dtype": dtype,
+            "batch_size": batch_size, "num_workers": num_workers, "revision": revision, "token": token,
+        }  # fmt: skip
+        given = {key: value for key, value in given.items() if value is not None}
+        return pipeline(TASK, pipeline_class=cls, **given, **options)
+
     def _sanitize_parameters(
         self,
         *,
         only_positive: bool | None = None,
         sensitive: bool | None = None,
         attributes: Any = None,
+        threshold: float | None = None,
+        thresholds: Mapping[str, float] | None = None,
         explain: bool | str | Sequence[str] | None = None,
         explain_as: str | None = None,
         detector=None,
@@ -146,14 +225,16 @@ class PedestrianAttributesPipeline(PushToHub, Pipeline):
             raise ParTypeError(f"detector is a {type(detector).__name__}, expected an object-detection pipeline")
         if detector_threshold is not None and not 0.0 <= detector_threshold <= 1.0:
             raise ParValueError(f"detector_threshold is {detector_threshold}, expected a number in [0, 1]")
-        if attributes is not None:
-            if not self.model.supports_attributes:
-                raise ParValueError(
-                    f"attributes was given, but {type(self.model).__name__} knows only those that it was trained on; "
-                    "expected a model that recognises attributes by their text, such as FocusParModel"
-                )
-            attributes = self.model.encode_attributes(attributes, self.processor)
-        explained = self._attributes_to_explain(explain, attributes, sensitive)
+        # While the pipeline is made there are no options yet that it was made with.
+        set_before = getattr(self, "_postprocess_params", {})
+        shown = set_before.get("sensitive", True) if sensitive is None else sensitive
+        chosen = self._choose(attributes, shown) if attributes is not None else set_before.get("chosen")
+        if threshold is not None:
+            threshold = check_threshold(threshold)
+        if thresholds is not None:
+            schema = self.model.config.schema
+            thresholds = check_thresholds(thresholds, [schema] if chosen is None else [chosen.schema, schema])
+        explained = self._attributes_to_explain(explain, chosen, shown)
         if explain is not None:
             explain = explained
         preprocess = {
@@ -166,42 +247,120 @@ class PedestrianAttributesPipeline(PushToHub, Pipeline):
             "allow_urls": allow_urls,
             "allow_private_urls": allow_private_urls,
         }
-        forward = {"attributes": attributes, "explain": explain}
+        chosen = chosen if attributes is not None else None
+        forward = {"chosen": chosen, "explain": explain}
         postprocess = {
             "only_positive": only_positive,
             "sensitive": sensitive,
-            "attributes": attributes,
+            "chosen": chosen,
+            "threshold": threshold,
+            "thresholds": thresholds,
             "explain": explain,
             "explain_as": explain_as,
         }
         groups = (preprocess, forward, postprocess)
         return tuple({key: value for key, value in group.items() if value is not None} for group in groups)
 
-    def _attributes_to_explain(self, explain, attributes, sensitive: bool | None) -> bool | tuple[str, ...]:
+    def _choose(self, attributes: Any, sensitive: bool) -> _Chosen:
+        """The attributes that a call asks for, checked and, if there are texts, encoded."""
+        model = self.model
+        asked = read_asked(attributes, model.config.schema, subject=model.text_subject)
+        for name in asked.named:
+            if asked.schema[name].sensitive and not sensitive:
+                raise ParValueError(f"attributes names {name!r}, which sensitive=False leaves out of the answer")
+        if not asked.texts:
+            return _Chosen(asked.schema, asked.places)
+        if not model.supports_attributes:
+            text = asked.texts[0]
+            try:
+                model.config.schema.index(text)
+                unknown = "differs from the model's attribute of that name"
+            except ParKeyError as error:
+                unknown = str(error)
+            raise ParValueError(f"attributes holds {shorten(text)}: {unknown}; {model.why_no_texts}")
+        return _Chosen(asked.schema, None, model.encode_attributes(asked.schema, self.processor))
+
+    def _attributes_to_explain(self, explain, chosen: _Chosen | None, sensitive: bool) -> bool | tuple[str, ...]:
         """`explain`, checked together with the options that were set when the pipeline was made."""
-        # While the pipeline is made there are no such options yet.
-        forward_set, postprocess_set = getattr(self, "_forward_params", {}), getattr(self, "_postprocess_params", {})
-        explain = forward_set.get("explain", False) if explain is None else explain
+        explain = getattr(self, "_forward_params", {}).get("explain", False) if explain is None else explain
         if isinstance(explain, (bool, np.bool_)):
             explain = bool(explain)
         if explain and not self.model.supports_explain:
             raise ParValueError(f"explain is {explain!r}, but {type(self.model).__name__} cannot explain its answers")
-        if isinstance(explain, bool):
+        schema = self.model.config.schema if chosen is None else chosen.schema
+        encoded = None if chosen is None else chosen.encoded
+        if explain is False or (explain is True and encoded is None):
             return explain
-        attributes = attributes or forward_set.get("attributes")
-        schema = self.model.config.schema if attributes is None else attributes.schema
-        sensitive = postprocess_set.get("sensitive", True) if sensitive is None else sensitive
-        names = (explain,) if isinstance(explain, str) else tuple(explain)
+        names = (explain,) if isinstance(explain, str) else schema.names if explain is True else tuple(explain)
         for name in names:
             try:
-                attribute = schema[schema.index(name)]
+                attribute = schema[name]
             except KeyError as error:
                 raise ParValueError(f"explain names {name!r}: {error.args[0]}") from None
-            if attribute.sensitive and not sensitive:
+            if attribute.sensitive and not sensitive and explain is not True:
                 raise ParValueError(f"explain names {name!r}, which sensitive=False leaves out of the answer")
-        return names
+            if encoded is not None and name not in encoded.explained:
+                raise ParValueError(
+                    f"explain names {name!r}, whose text is compared with the picture as a whole: no part of it can "
+                    "be shown; expected attributes that the model was trained on"
+                )
+        return True if explain is True else names
 
-    def __call__(self, inputs, *, boxes=None, batch_size: int | None = None, num_workers: int | None = None, **kwargs):
+    @overload
+    def __call__(
+        self,
+        inputs: Source,
+        *,
+        boxes: None = None,
+        batch_size: int | None = None,
+        num_workers: int | None = None,
+        **kwargs: Any,
+    ) -> PersonResult: ...
+
+    @overload
+    def __call__(
+        self,
+        inputs: Source,
+        *,
+        boxes: Iterable[Any],
+        batch_size: int | None = None,
+        num_workers: int | None = None,
+        **kwargs: Any,
+    ) -> PictureResult: ...
+
+    @overload
+    def __call__(
+        self,
+        inputs: list[Any] | tuple[Any, ...],
+        *,
+        boxes: Iterable[Any] | None = None,
+        batch_size: int | None = None,
+        num_workers: int | None = None,
+        **kwargs: Any,
+    ) -> list[Any]: ...
+
+    @overload
+    def __call__(
+        self,
+        inputs: Any = None,
+        *,
+        images: Any = None,
+        boxes: Iterable[Any] | None = None,
+        batch_size: int | None = None,
+        num_workers: int | None = None,
+        **kwargs: Any,
+    ) -> Any: ...
+
+    def __call__(
+        self,
+        inputs: Any = None,
+        *,
+        images: Any = None,
+        boxes: Any = None,
+        batch_size: int | None = None,
+        num_workers: int | None = None,
+        **kwargs: Any,
+    ) -> Any:
         """Answer for one picture, a list, or a stream of pictures.
 
         A picture is a path, an `http(s)` URL, bytes, base64 text (`data:image/...;base64,` or bare), an open binary
@@ -213,6 +372,7 @@ class PedestrianAttributesPipeline(PushToHub, Pipeline):
             inputs: one picture; a list or tuple of them; or any iterable with an order: a generator, a Series or
                 column, an array of paths, a torch or `datasets` data set (rows with an `"image"` column, or one column
                 through `transformers.pipelines.pt_utils.KeyDataset`). Answers come in the order of iteration.
+            images: another name of `inputs`, as in the image pipelines of transformers.
             boxes: for one picture a list of boxes in the form of `box_format`, by default `[x0, y0, x1, y1]` in pixels
                 (or an `(n, 4)` array, or the `"box"` dicts of a detector); for several pictures one such list for
                 each. A box that is partly outside is clipped. Boxes rule out `detector` in the same call and override
@@ -226,9 +386,10 @@ class PedestrianAttributesPipeline(PushToHub, Pipeline):
             kwargs: the options of the class, for this call.
 
         Returns:
-            For one picture `{"attributes": {name: {"label", "score", "probabilities"}}}`; with boxes or a detector a
-            list of `{"box": [x0, y0, x1, y1], "attributes": {...}}`, in the order of the boxes (`"score"` too, with a
-            detector), where `box` holds the whole pixels that were read; with a `box_margin` also
+            For one picture `{"attributes": {name: {"label", "score", "probabilities", "threshold"}}}`, the threshold
+            of binary attributes only (a `PersonResult`: a dict that can be drawn); with boxes or a detector a list of
+            `{"box": [x0, y0, x1, y1], "attributes": {...}}`, in the order of the boxes (`"score"` too, with a
+            detector; a `PictureResult`), where `box` holds the whole pixels that were read; with a `box_margin` also
             `"box_without_margin"`, the pixels of the box itself. For a list of pictures a list of these. For anything
             else an iterator that reads ahead by about two batches, with one result per picture, in order.
 
@@ -237,6 +398,10 @@ class PedestrianAttributesPipeline(PushToHub, Pipeline):
                 finite, outside or in another unit, a container without an order, or an option that there is not; for
                 several pictures the message starts with the item's index and path.
         """
+        if (inputs is None) == (images is None):
+            given = "neither was" if inputs is None else "both were"
+            raise ParTypeError(f"inputs and images are two names of the pictures, and {given} given, expected one")
+        inputs = images if inputs is None else inputs
         if boxes is not None and kwargs.get("detector") is not None:
             raise ParValueError("both boxes and detector were given, expected one of them")
         groups = zip(
@@ -265,6 +430,7 @@ class PedestrianAttributesPipeline(PushToHub, Pipeline):
             threads=0 if single else num_workers,
             batch_size=batch_size,
             keep_crops=bool(forward_params.get("explain")),
+            remember=single or isinstance(inputs, (list, tuple)),
             **preprocess_params,
         )
         results = self._answer(pictures.read(), batch_size, forward_params, postprocess_params)
@@ -284,9 +450,14 @@ class PedestrianAttributesPipeline(PushToHub, Pipeline):
         return person.inputs
 
     def _forward(
-        self, model_inputs: dict[str, torch.Tensor], attributes=None, explain: bool | tuple[str, ...] = False
-    ):
-        return predict_batch(self.model, model_inputs, attributes=attributes, explain=bool(explain))
+        self,
+        model_inputs: Mapping[str, torch.Tensor],
+        chosen: _Chosen | None = None,
+        explain: bool | tuple[str, ...] = False,
+        names: Sequence[str | int] | None = None,
+    ) -> dict[str, torch.Tensor]:
+        encoded = None if chosen is None else chosen.encoded
+        return predict_batch(self.model, model_inputs, attributes=encoded, explain=bool(explain), names=names)
 
     def postprocess(
         self,
@@ -294,13 +465,22 @@ class PedestrianAttributesPipeline(PushToHub, Pipeline):
         crops: Sequence[Image.Image] | None = None,
         only_positive: bool = False,
         sensitive: bool = True,
-        attributes=None,
+        chosen: _Chosen | None = None,
+        threshold: float | None = None,
+        thresholds: Mapping[str, float] | None = None,
         explain: bool | tuple[str, ...] = False,
         explain_as: str = "overlay",
     ) -> list[dict[str, Any]]:
         """One dict of answers per row of the outputs; for overlays `crops`, the pictures of the people, are needed."""
-        schema = self.model.config.schema if attributes is None else attributes.schema
-        people = self.processor.post_process_attributes(ParOutput(logits=model_outputs["logits"]), schema=schema)
+        if chosen is None:
+            schema = self.model.config.schema
+            chosen = _Chosen(schema, tuple(range(len(schema))))
+        schema, logits = chosen.schema, model_outputs["logits"]
+        if chosen.columns is not None:
+            logits = logits[:, list(chosen.columns), : schema.max_labels]
+        people = self.processor.post_process_attributes(
+            ParOutput(logits=logits), schema=schema, threshold=chosen_thresholds(schema, threshold, thresholds)
+        )
         results = []
         for row, answers in enumerate(people):
             answers = {
@@ -312,7 +492,7 @@ class PedestrianAttributesPipeline(PushToHub, Pipeline):
             result = {"attributes": answers}
             if explain:
                 names = tuple(answers) if explain is True else explain
-                maps = {name: _relevance_map(model_outputs, row, schema.index(name)) for name in names}
+                maps = {name: _relevance_map(model_outputs, row, chosen.column(name)) for name in names}
                 if explain_as == "relevance":
                     result["relevance"] = maps
                 else:
@@ -320,17 +500,45 @@ class PedestrianAttributesPipeline(PushToHub, Pipeline):
             results.append(result)
         return results
 
+    @property
+    def label_space(self) -> AttributeSchema:
+        """The attributes that are answered with the options that the pipeline was made with; their thresholds are
+        those that answers are held against."""
+        chosen, options = self._postprocess_params.get("chosen"), self._postprocess_params
+        schema = self.model.config.schema if chosen is None else chosen.schema
+        held = chosen_thresholds(schema, options.get("threshold"), options.get("thresholds"))
+        return AttributeSchema(replace(one, threshold=held.get(one.name, one.threshold)) for one in schema)
+
+    def answer_batch(
+        self,
+        inputs: Mapping[str, torch.Tensor],
+        *,
+        names: Sequence[str | int] | None = None,
+        crops: Sequence[Image.Image] | None = None,
+    ) -> list[dict[str, Any]]:
+        """Answers for prepared people, with the options that the pipeline was made with.
+
+        Args:
+            inputs: what the processor made of B people.
+            names: of the people, for messages; None: their positions.
+            crops: their pictures, needed for overlays.
+
+        Returns:
+            B dicts, as for one picture.
+        """
+        outputs = self._forward(inputs, names=names, **self._forward_params)
+        return self.postprocess(outputs, crops=crops, **self._postprocess_params)
+
     def _answer(
         self, people: Iterator[Person], batch_size: int, forward_params: dict, postprocess_params: dict
-    ) -> Iterator[dict[str, Any] | list[dict[str, Any]]]:
+    ) -> Iterator[PersonResult | PictureResult]:
         """Yields the result of each picture, in order, as soon as its last person has been answered."""
         waiting: deque[Picture] = deque()
-        options = {**forward_params, "explain": bool(forward_params.get("explain"))}
         batches = fill_batches(people, batch_size, waiting)
         for batch, inputs in batches:
             if inputs is not None:
                 names = [one.picture.where or position for position, one in enumerate(batch)]
-                outputs = predict_batch(self.model, inputs, names=names, **options)
+                outputs = self._forward(inputs, names=names, **forward_params)
                 results = self.postprocess(outputs, crops=[one.crop for one in batch], **postprocess_params)
                 for one, result in zip(batch, results):
                     one.picture.answer(one.slot, result)
@@ -358,23 +566,54 @@ def register_pipeline() -> None:
         default = str(embedded_path("heads"))
         register_task(TASK, PedestrianAttributesPipeline, model_class=AutoModel, default_model=default)
         hide_default_messages(default)
+        model_types = [family.model_type for family in FAMILIES]
+        infer_task(TASK, model_types)
+        error = ParError(
+            "this task is for models that give a picture one label, and a model of this package gives each person one "
+            f'label per attribute: make pipeline("{TASK}", model=model, processor=processor); attributes in words are '
+            "given in a call, attributes=['wearing a red scarf', ...]"
+        )
+        refuse_other_tasks(model_types, error)
 
 
 def _describe_unknown(options: Mapping[str, Any]) -> str:
     """The message for options that the pipeline does not have."""
     known = inspect.signature(PedestrianAttributesPipeline._sanitize_parameters).parameters
     names = [name for name, one in known.items() if one.kind is inspect.Parameter.KEYWORD_ONLY]
-    hint = ""
-    if "threshold" in options or "thresholds" in options:
-        hint = (
-            ". Each binary attribute has its own threshold, in the schema of the model: "
-            "pipe.model.config.schema[name].threshold; processor.post_process_attributes(..., threshold=) decides "
-            "with others, and detector_threshold= is for a detector"
-        )
+    hints = [_HINTS[name] for name in options if name in _HINTS]
     return (
-        f"the pipeline has no option {', '.join(repr(name) for name in options)}, expected one of boxes, batch_size, "
-        f"num_workers, {', '.join(names)}{hint}"
+        f"the pipeline has no option {', '.join(repr(name) for name in options)}, expected one of images, boxes, "
+        f"batch_size, num_workers, {', '.join(names)}{''.join(f'. {hint}' for hint in hints)}"
     )
+
+
+def _make_processor(model: Any, processor: Any, image_processor: Any) -> Any:
+    """A processor that prepares images with `image_processor`, if one is given.
+
+    Raises:
+        ValueError: there is neither a processor nor one in the checkpoint that the model was loaded from.
+        What loading raises.
+    """
+    if hasattr(image_processor, "post_process_attributes"):
+        if processor is not None:
+            raise ParValueError(
+                f"image_processor is a {type(image_processor).__name__}, and processor was given too: expected one"
+            )
+        return image_processor  # who has a processor of ours calls it what transformers' image pipelines call theirs
+    if processor is None:
+        name = getattr(model, "name_or_path", None)
+        loaded = AutoProcessor.from_pretrained(name) if name else None  # says what its folder lacks
+        if loaded is None or image_processor is None:
+            raise ParValueError(
+                "processor is None, expected the processor of the model: a model in memory carries none, pass "
+                "processor=AutoProcessor.from_pretrained(folder) beside model="
+            )
+        processor = loaded
+    if isinstance(image_processor, (str, os.PathLike)):
+        image_processor = AutoImageProcessor.from_pretrained(image_processor, backend="pil")
+    processor = copy.copy(processor)
+    processor.image_processor = image_processor
+    return processor
 
 
 def _relevance_map(outputs: dict[str, torch.Tensor], row: int, attribute: int) -> np.ndarray:

@@ -40,6 +40,11 @@ class TrainSettings:
     learning_rate: float = _setting(3e-3, "peak rate of classifiers and gates")
     fusion_learning_rate: float = _setting(0.0, "peak rate of the fusion projections (0: 0.128 / backbone width)")
     backbone_learning_rate: float = _setting(1e-5, "peak rate of the vision tower, where it is not frozen")
+    lora: int = _setting(0, "rank of LoRA adapters in the frozen vision tower, trained with the heads (0: none)")
+    lora_layers: int = _setting(0, "only the last layers of the vision tower get adapters, this many (0: all)")
+    lora_targets: str = _setting("q_proj,v_proj", "the linear maps of a layer that get adapters (comma-separated)")
+    adapter_learning_rate: float = _setting(2e-4, "peak rate of the adapters")
+    train_layers: int = _setting(0, "train this many last layers of the vision tower, and what follows them (0: none)")
     weight_decay: float = _setting(0.01, "AdamW's decoupled weight decay")
     warmup: float = _setting(0.05, "warm-up: a fraction of all steps below 1, a number of steps from 1 on")
     schedule: str = _setting(
@@ -81,11 +86,11 @@ class TrainSettings:
     def __post_init__(self) -> None:
         for name in ("batch_size", "eval_batch_size", "gradient_accumulation_steps", "save_total_limit"):
             self._expect(name, getattr(self, name) >= 1, "at least 1")
-        for name in ("learning_rate", "backbone_learning_rate", "feature_memory_gib"):
+        for name in ("learning_rate", "backbone_learning_rate", "adapter_learning_rate", "feature_memory_gib"):
             self._expect(name, getattr(self, name) > 0, "above 0")
         for name in (
             "fusion_learning_rate", "weight_decay", "warmup", "max_grad_norm", "logit_adjustment", "eval_steps",
-            "early_stopping_patience", "workers", "seed", "feature_crops",
+            "early_stopping_patience", "workers", "seed", "feature_crops", "lora", "lora_layers", "train_layers",
         ):  # fmt: skip
             self._expect(name, getattr(self, name) >= 0, "0 or more")
         for name in ("flip", "erasing"):
@@ -97,6 +102,28 @@ class TrainSettings:
             choices = item.metadata["choices"]
             if choices:
                 self._expect(item.name, getattr(self, item.name) in choices, f"one of {', '.join(choices)}")
+
+        self._check_what_trains()
+
+    def _check_what_trains(self) -> None:
+        """Refuses settings of what trains inside the vision tower that contradict each other."""
+        targets = [one.strip() for one in self.lora_targets.split(",")]
+        self._expect(
+            "lora_targets", all(targets), "names of linear maps with commas between them, such as q_proj,v_proj"
+        )
+        if self.lora_layers and not self.lora:
+            raise ParValueError(f"lora_layers={self.lora_layers} without lora: expected a rank (lora=8, --lora 8) too")
+        if self.lora and self.train_layers:
+            raise ParValueError(
+                f"lora={self.lora} and train_layers={self.train_layers}: expected one of them; adapters leave the "
+                "layers as they are, train_layers changes them"
+            )
+        for name in ("lora", "train_layers"):
+            if getattr(self, name) and self.precompute_features:
+                raise ParValueError(
+                    f"{name}={getattr(self, name)} with precomputed features (cache_features, --cache-features): the "
+                    "vision tower changes at every step, so its features cannot be computed once; train from images"
+                )
 
     def _expect(self, name: str, holds: bool, expected: str) -> None:
         if not holds:

@@ -173,6 +173,7 @@ def train(
         )
         schema = model.config.schema
         check_schema(facts.schema, schema)
+        _free_vision_tower(model, settings)
         validation = DataFacts.read(dataset, data["validation"], name=facts.name)
         check_schema(validation.schema, schema)
         facts.warn_of_one_label("train")
@@ -254,6 +255,8 @@ def train(
             model = type(model).from_pretrained(trainer.state.best_model_checkpoint)
         else:
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        if settings.lora and model.config.save_backbone:
+            model.merge_lora()  # a checkpoint as any other; the heads alone keep the adapters beside them
         if model.supports_decisions:
             logits, labels = predict_logits(
                 model, processor, validation_data, batch_size=settings.eval_batch_size, progress=False
@@ -303,6 +306,37 @@ def _training_arguments(output_dir: Path, settings: TrainSettings) -> TrainingAr
     )
 
 
+def _free_vision_tower(model, settings: TrainSettings) -> None:
+    """Lets the parts of the vision tower learn that the settings name.
+
+    Raises:
+        ValueError: they contradict the model, or what is trained could not be saved.
+    """
+    if not model.supports_partial_training:
+        for name in ("lora", "train_layers"):
+            if getattr(settings, name):
+                raise ParValueError(
+                    f"{name}={getattr(settings, name)}: {type(model).__name__} has no frozen vision-language backbone "
+                    "of which a part could be trained; what it trains is in its configuration"
+                )
+        return
+    if settings.lora:
+        targets = [one.strip() for one in settings.lora_targets.split(",")]
+        model.add_lora(settings.lora, layers=settings.lora_layers or None, targets=targets)
+    if settings.train_layers:
+        if model.trains_vision_tower:
+            raise ParValueError(
+                f"train_layers={settings.train_layers}, and the whole vision tower is trained (freeze_backbone=False, "
+                "--train-backbone): expected one of them"
+            )
+        model.train_last_layers(settings.train_layers)
+    if not model.config.save_backbone and model.trains_backbone_weights:
+        raise ParValueError(
+            "save_backbone is False (--heads-only), and weights of the vision tower are trained: they would be lost; "
+            "save the whole model, or train adapters (lora, --lora), which are saved with the heads"
+        )
+
+
 def _in_first_process(arguments: TrainingArguments, function: Callable[[], Any], *, shared: bool = True) -> Any:
     """Calls `function` in the first process only; every process gets its result, with `shared` False the others None.
 
@@ -330,6 +364,7 @@ def _parameter_groups(model, settings: TrainSettings) -> list[dict[str, Any]]:
         settings.learning_rate,
         settings.fusion_learning_rate or None,
         backbone_learning_rate=settings.backbone_learning_rate,
+        adapter_learning_rate=settings.adapter_learning_rate,
         weight_decay=settings.weight_decay,
     )
 

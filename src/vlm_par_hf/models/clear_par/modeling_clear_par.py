@@ -36,6 +36,7 @@ from torch.nn import functional as F
 from transformers import AutoConfig
 from transformers.utils import can_return_tuple
 
+from vlm_par_hf.base.adapters import adapter_parameters
 from vlm_par_hf.base.modeling import HUB_KEYS, ParPreTrainedModel, loading_weights
 from vlm_par_hf.base.numerics import NO_LABEL_LOGIT, no_autocast, wide
 from vlm_par_hf.base.outputs import ParOutput
@@ -425,6 +426,7 @@ class ClearParModel(ParPreTrainedModel):
         fusion_learning_rate: float | None = None,
         *,
         backbone_learning_rate: float = 1e-5,
+        adapter_learning_rate: float = 2e-4,
         weight_decay: float = 0.01,
     ) -> list[dict[str, Any]]:
         """Every trainable parameter exactly once, grouped for an optimizer such as AdamW.
@@ -434,6 +436,7 @@ class ClearParModel(ParPreTrainedModel):
             fusion_learning_rate: of both kinds of attention, of pooling and LayerNorms, and of branches that started
                 with random weights. None takes 0.128 / the larger width of the branches.
             backbone_learning_rate: of pretrained branches. The paper trains all parts at 1e-5.
+            adapter_learning_rate: of adapters of peft.
             weight_decay: of matrices; vectors have none.
         """
         if fusion_learning_rate is None:
@@ -444,13 +447,16 @@ class ClearParModel(ParPreTrainedModel):
             "classifier": learning_rate,
             "fusion": fusion_learning_rate,
             "branches": fusion_learning_rate if fresh else backbone_learning_rate,
+            "adapter": adapter_learning_rate,
         }
+        adapters = set(adapter_parameters(self))
         groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
         for name, parameter in self.named_parameters():
             if parameter.requires_grad:
                 part = {"classifier": "classifier", "vit": "branches", "swin": "branches"}.get(
                     name.partition(".")[0], "fusion"
                 )
+                part = "adapter" if parameter in adapters else part
                 groups.setdefault((part, parameter.ndim >= 2), []).append(parameter)
         return [
             {

@@ -57,7 +57,7 @@ class FocusParConfig(BackboneConfig):
         freeze_backbone: what is frozen when a model is built or loaded: with True the backbone, with False all of it
             but the vision tower, which the paper trains. Afterwards `requires_grad` is the user's; a tower of which
             nothing trains stays in eval mode under `model.train()`.
-        backbone_name, backbone_revision, backbone_hash, save_backbone: as in `VlmParConfig`.
+        backbone_name, backbone_revision, backbone_hash, save_backbone, lora: as in `VlmParConfig`.
         loss: keyword settings of `FocusLoss`, such as the weights `sim`, `racl`, `v2t`, `t2v` of the four losses.
         label_input_ids: token ids of the text of each label of each attribute, without padding; set when the texts are
             tokenized.

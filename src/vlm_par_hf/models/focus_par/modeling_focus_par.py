@@ -42,12 +42,15 @@ from torch import nn
 from transformers import AutoModel
 from transformers.utils import can_return_tuple
 
+from vlm_par_hf.base.adapters import adapter_state
 from vlm_par_hf.base.backbones import BackbonePreTrainedModel
 from vlm_par_hf.base.decisions import fit_decisions, transfer_decisions
 from vlm_par_hf.base.kept import fingerprint
+from vlm_par_hf.base.modeling import ExchangedAttributes
 from vlm_par_hf.base.numerics import NO_LABEL_LOGIT, no_autocast, wide
 from vlm_par_hf.base.outputs import ParOutput
 from vlm_par_hf.errors import ParValueError
+from vlm_par_hf.labels.asking import read_asked
 from vlm_par_hf.labels.schema import AttributeSchema
 from vlm_par_hf.upstream import TOWERS, init
 
@@ -122,6 +125,7 @@ class FocusParModel(FocusParPreTrainedModel):
         self.texts = TextReader(config)
         text, vision = config.vlm_config.text_config, config.vlm_config.vision_config
         self.vlm = AutoModel.from_config(config.vlm_config)
+        self._build_adapters()
         tokens = config.num_global_tokens + config.num_local_tokens
         self.mix_tokens = nn.Parameter(torch.empty(tokens, vision.hidden_size))
         self.prompts = nn.Parameter(torch.empty(config.num_prompt_sets, config.num_prompt_tokens, text.hidden_size))
@@ -196,6 +200,10 @@ class FocusParModel(FocusParPreTrainedModel):
 
     # Texts
 
+    @property
+    def text_subject(self) -> str:
+        return self.config.text_subject
+
     def _prepare_texts(self, processor: FocusParProcessor | None) -> None:
         if processor is not None:
             self._processor = processor
@@ -263,7 +271,7 @@ class FocusParModel(FocusParPreTrainedModel):
         """
         decisions = (self.decision_gain, self.decision_offset)
         sources = (self.prompts, self.extraction.query, *decisions, *self._text_parameters())
-        kept = self._kept.of(sources)
+        kept = self._kept.of(sources, adapter_state(self.vlm.text_model, self.extraction))
         found = kept.get(key)
         if found is not None and found.words == self._words_of(found.table):
             kept.move_to_end(key)
@@ -285,15 +293,15 @@ class FocusParModel(FocusParPreTrainedModel):
         """Encodes the texts of any label space, for `forward(attributes=...)`. The last 16 results are cached.
 
         Args:
-            attributes: what `AttributeSchema.from_texts` takes: `["wearing a red scarf", ["a backpack", "no bag"]]`,
-                attributes, or a schema.
+            attributes: names of the model's own attributes and what `AttributeSchema.from_texts` takes: `["Hat",
+                "wearing a red scarf", ["a backpack", "no bag"]]`; or a schema.
             processor: the model's processor; None: the one that the model was built with, or that of the folder or
                 repository that it was loaded from.
 
         Raises:
             ValueError, TypeError: no attribute, an attribute twice, a text that is too long, or no processor.
         """
-        schema = AttributeSchema.from_texts(attributes, subject=self.config.text_subject)
+        schema = read_asked(attributes, self.schema, subject=self.text_subject).schema
 
         def build_table() -> TextTable:
             ids = self.texts.tokenize(schema, processor or self._own_processor())
@@ -318,9 +326,13 @@ class FocusParModel(FocusParPreTrainedModel):
         self._store_tokens(processor)
 
     def _exchange_attributes(self, schema: AttributeSchema, processor: FocusParProcessor) -> None:
-        fitted = {(one.labels, one.prompts) for one in self.schema}
-        fresh = [one.name for one in schema if (one.labels, one.prompts) not in fitted]
+        before = {(one.labels, one.prompts): one.name for one in self.schema}
+        wanted = {(one.labels, one.prompts) for one in schema}
+        kept = [one.name for one in schema if (one.labels, one.prompts) in before]
+        fresh = [one.name for one in schema if (one.labels, one.prompts) not in before]
+        left_out = [name for meaning, name in before.items() if meaning not in wanted]
         self.set_attributes(schema, processor)
+        self.exchanged_attributes = ExchangedAttributes(tuple(kept), tuple(fresh), tuple(left_out))
         logger.warning(
             "attributes=: the label space is exchanged. Attributes that were not trained on are answered by their "
             "texts, with the usual threshold: %s",

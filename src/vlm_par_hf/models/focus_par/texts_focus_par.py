@@ -49,6 +49,11 @@ class AttributeTexts:
     gain: torch.Tensor
     offset: torch.Tensor
 
+    @property
+    def explained(self) -> tuple[str, ...]:
+        """The attributes that `explain` has a relevance for: all of them."""
+        return self.schema.names
+
     def to(self, device: torch.device) -> "AttributeTexts":
         moved = {one.name: getattr(self, one.name).to(device) for one in fields(self) if one.name != "schema"}
         return replace(self, **moved)

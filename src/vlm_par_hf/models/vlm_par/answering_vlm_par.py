@@ -5,6 +5,7 @@ Letters: B people, N patches, A attributes, C labels, D vision width.
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,15 +13,56 @@ from torch import nn
 from torch.nn import functional as F
 from transformers.utils import can_return_tuple
 
+from vlm_par_hf.base.numerics import NO_LABEL_LOGIT, no_autocast, wide
 from vlm_par_hf.base.outputs import ParImageFeatures, ParOutput
 from vlm_par_hf.errors import ParValueError
+from vlm_par_hf.labels.schema import AttributeSchema
 
 from .heads_vlm_par import HeadsOutput
 
 
-__all__ = ["IMAGE_INPUTS", "VlmParForward"]
+__all__ = ["IMAGE_INPUTS", "AskedAttributes", "VlmParForward"]
 
 IMAGE_INPUTS = ("pixel_values", "pixel_attention_mask", "spatial_shapes", "patch_embeds", "image_embeds", "patch_mask")
+
+
+@dataclass(frozen=True)
+class AskedAttributes:
+    """An encoded label space for `VlmParModel.forward(attributes=...)`, made by `encode_attributes`.
+
+    Args:
+        schema: the A' attributes that are asked for.
+        places: for each its position among the attributes of the model, whose head answers; None: its prompts are
+            compared with the picture, as the backbone does it (zero-shot).
+        prompts: float32 `(A', C', E)`, the embeddings of the prompts as unit vectors times the backbone's logit scale;
+            0 where a head answers, and past an attribute's own labels.
+    """
+
+    schema: AttributeSchema
+    places: tuple[int | None, ...]
+    prompts: torch.Tensor
+
+    @property
+    def explained(self) -> tuple[str, ...]:
+        """The attributes that `explain` has a relevance for. A comparison with the pooled picture shows no patches."""
+        return tuple(one.name for one, place in zip(self.schema, self.places) if place is not None)
+
+    def choose(self, values: torch.Tensor) -> torch.Tensor:
+        """The rows of the model's own attributes `(B, A, ...)` in the order asked for, `(B, A', ...)`; 0 for the
+        others."""
+        own = [row for row, place in enumerate(self.places) if place is not None]
+        chosen = values.new_zeros(len(values), len(self.schema), *values.shape[2:])
+        chosen[:, own] = values[:, [self.places[row] for row in own]]
+        return chosen
+
+    def logits(self, own: torch.Tensor, image_embeds: torch.Tensor) -> torch.Tensor:
+        """Float32 `(B, A', C')` from the model's own logits `(B, A, C)` and the pooled pictures `(B, D)`."""
+        labels = min(self.schema.max_labels, own.shape[-1])
+        with no_autocast(image_embeds):
+            image = F.normalize(wide(image_embeds), dim=-1)
+            logits = torch.einsum("be,ace->bac", image, self.prompts.to(image))
+        logits[..., :labels] += self.choose(own[..., :labels])
+        return torch.where(torch.from_numpy(self.schema.label_mask()).to(own.device), logits, NO_LABEL_LOGIT)
 
 
 class VlmParForward:
@@ -102,6 +144,7 @@ class VlmParForward:
         patch_embeds: torch.Tensor | None = None,
         image_embeds: torch.Tensor | None = None,
         patch_mask: torch.Tensor | None = None,
+        attributes: AskedAttributes | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | list[int] | None = None,
         **kwargs: Any,
@@ -113,6 +156,7 @@ class VlmParForward:
             labels: int64 `(B, A)`, class index per attribute, -100 = unknown; gives the loss.
             patch_embeds, image_embeds, patch_mask: in place of pixels, what `get_image_features` returned, in any
                 floating dtype. So the features of a frozen backbone can be computed once and used in every epoch.
+            attributes: another label space for this call, from `VlmParModel.encode_attributes`.
             output_attentions: whether to return the attention of the fusion block.
             output_hidden_states: whether to return the states of the vision tower, which needs pixels; or which of
                 them, where transformers can choose.
@@ -124,8 +168,12 @@ class VlmParForward:
         Raises:
             ValueError: pixels and features are both given or both missing, one of their tensors is missing, the
                 questions were never tokenized, or something is asked for that there is not: hidden states of features,
-                attention without a fusion block, an answer to texts of the call.
+                attention without a fusion block, an answer to texts of the call, a loss of other attributes.
         """
+        if labels is not None and attributes is not None:
+            raise ParValueError(
+                "labels and attributes were both given: the loss is that of the model's own label space"
+            )
         if output_hidden_states and patch_embeds is not None:
             raise ParValueError(
                 "output_hidden_states is True, but patch_embeds were given: the states of the vision tower's layers "
@@ -155,16 +203,19 @@ class VlmParForward:
         output = self.attribute_heads.apply_constants(
             constants, patch_embeds, patch_mask, image_embeds, output_attentions=bool(output_attentions)
         )
-        loss = None
+        loss, logits, attentions = None, output.logits, output.attentions
         if labels is not None:
-            loss = self.compute_loss(output.logits, labels, kwargs.get("num_items_in_batch"))
+            loss = self.compute_loss(logits, labels, kwargs.get("num_items_in_batch"))
+        elif attributes is None:
+            self._guard_padding(logits)
         else:
-            self._guard_padding(output.logits)
+            logits = attributes.logits(logits, image_embeds)
+            attentions = None if attentions is None else attributes.choose(attentions)
         return ParOutput(
             loss=loss,
-            logits=output.logits,
+            logits=logits,
             image_embeds=image_embeds,
-            attentions=output.attentions,
+            attentions=attentions,
             hidden_states=features.hidden_states,
         )
 
@@ -187,7 +238,13 @@ class VlmParForward:
         return torch.where(mask, output.evidence, 0)
 
     @torch.no_grad()
-    def explain(self, *, attribute: str | int | Sequence[str | int] | None = None, **inputs: Any) -> torch.Tensor:
+    def explain(
+        self,
+        *,
+        attribute: str | int | Sequence[str | int] | None = None,
+        attributes: AskedAttributes | None = None,
+        **inputs: Any,
+    ) -> torch.Tensor:
         """How relevant each patch was for the answers.
 
         text_to_image: the attention, averaged over heads (sums to 1 over the patches). image_to_text, whose attention
@@ -196,10 +253,12 @@ class VlmParForward:
 
         Args:
             attribute: a name or position, or several; None takes all.
+            attributes: another label space, from `VlmParModel.encode_attributes`.
             inputs: as in `forward`.
 
         Returns:
-            float32 `(B, A, N)`, A the number of attributes asked for; 0 at padding.
+            float32 `(B, A, N)`, A the number of attributes asked for; 0 at padding, and for an attribute that is not
+            in `attributes.explained`.
 
         Raises:
             KeyError: unknown attribute.
@@ -215,6 +274,8 @@ class VlmParForward:
             evidence_for = (output.evidence * predicted[:, :, None]).sum(-1)
             relevance = evidence_for - (output.evidence * others).sum(-1) / others.sum(-1)
         relevance = torch.where(patch_mask[:, None], relevance, 0)
+        if attributes is not None:
+            return self._choose_attributes(attributes.choose(relevance), attributes.schema, attribute)
         return self._choose_attributes(relevance, self.schema, attribute)
 
     def _answer_heads(self, inputs: Mapping[str, Any], **options: bool) -> tuple[HeadsOutput, torch.Tensor]:

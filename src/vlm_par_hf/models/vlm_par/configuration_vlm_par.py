@@ -62,6 +62,8 @@ class VlmParConfig(BackboneConfig):
         backbone_hash: sha256 over the tensors of its weight files; set when the heads are saved alone, checked when
             they are loaded.
         save_backbone: False makes `save_pretrained` write the heads alone.
+        lora: the adapters in the vision tower that `add_lora` has put there: a dict of `rank`, `alpha`, `layers` (how
+            many, from the last one) and `targets` (linear maps of a layer); None: there are none.
         loss: keyword settings of `ParLoss`.
         question_input_ids: token ids of each attribute's question, without padding; set by `encode_questions`.
         prompt_input_ids: the same for each label's prompt of each attribute.

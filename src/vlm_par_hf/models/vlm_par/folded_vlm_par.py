@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from transformers import AutoModel
 
+from vlm_par_hf.base.adapters import has_adapters, merge_adapters
 from vlm_par_hf.base.modeling import ParPreTrainedModel
 from vlm_par_hf.errors import ParRuntimeError, ParValueError
 from vlm_par_hf.upstream import attention_implementation, hide_progress_bar
@@ -72,6 +73,10 @@ class FoldedVlmParModel(VlmParForward, ParPreTrainedModel):
         return copy.deepcopy(self)
 
     @property
+    def why_no_texts(self) -> str:
+        return "a folded model has no text tower, so it cannot read others in words: ask the model that was folded"
+
+    @property
     def vision_tower(self) -> nn.Module:
         return self.vision_model
 
@@ -119,6 +124,9 @@ def fold_vlm_par(model: "VlmParModel") -> FoldedVlmParModel:
         )
     constants = model._constants()  # raises a ValueError if the questions were never tokenized
     config, tower = model.config, model.vision_tower
+    if has_adapters(tower):
+        tower = copy.deepcopy(tower)
+        merge_adapters(tower)
     vision_config = copy.deepcopy(tower.config)
     vision_config.vision_use_head = config.reads_pooled_output
     folded_config = FoldedVlmParConfig(

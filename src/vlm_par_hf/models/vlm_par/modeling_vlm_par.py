@@ -26,15 +26,17 @@ from torch.nn import functional as F
 from transformers import AutoModel
 from transformers.utils import logging
 
+from vlm_par_hf.base.adapters import adapter_parameters, adapter_state, has_adapters
 from vlm_par_hf.base.backbones import BackbonePreTrainedModel
 from vlm_par_hf.base.decisions import fit_decisions
-from vlm_par_hf.base.modeling import evaluation_mode
+from vlm_par_hf.base.modeling import ExchangedAttributes, evaluation_mode
 from vlm_par_hf.base.numerics import no_autocast, wide
 from vlm_par_hf.errors import ParValueError
+from vlm_par_hf.labels.asking import read_asked
 from vlm_par_hf.labels.schema import UNKNOWN_LABEL, AttributeSchema, check_label_range
 from vlm_par_hf.upstream import TOWERS, Towers, init
 
-from .answering_vlm_par import IMAGE_INPUTS, VlmParForward
+from .answering_vlm_par import IMAGE_INPUTS, AskedAttributes, VlmParForward
 from .configuration_vlm_par import VlmParConfig
 from .folded_vlm_par import FoldedVlmParModel, fold_vlm_par
 from .heads_vlm_par import AttributeHeads
@@ -77,6 +79,7 @@ class VlmParModel(VlmParPreTrainedModel):
         self._check_token_ids()
         text = config.vlm_config.text_config
         self.vlm = AutoModel.from_config(config.vlm_config)
+        self._build_adapters()
         self.attribute_heads = self._build_heads()
         A, C, T = len(self.schema), self.schema.max_labels, max(self._question_lengths(), default=0)
         if config.fusion != "none":
@@ -265,12 +268,14 @@ class VlmParModel(VlmParPreTrainedModel):
         self._ensure_text()
         if torch.compiler.is_compiling() or torch.is_grad_enabled():
             return self._compute_constants()
-        heads = self.attribute_heads
+        heads, text_tower = self.attribute_heads, self.vlm.text_model
         if self.config.num_question_prompts:  # in place of the states, which cost a pass of the text tower
             sources = (self.question_prompts, self.question_mask, *self._prompt_tensors().values())
+            sources += tuple(adapter_parameters(text_tower))
         else:
             sources = tuple(self._text_tensors().values())
-        kept = self._kept.of((*heads.parameters(), *heads.buffers(), *sources))
+        state = adapter_state(heads, text_tower)
+        kept = self._kept.of((*heads.parameters(), *heads.buffers(), *sources), state)
         if "constants" not in kept:
             kept["constants"] = self._compute_constants()
         return kept["constants"]
@@ -291,8 +296,49 @@ class VlmParModel(VlmParPreTrainedModel):
     def _compute_constants(self) -> dict[str, torch.Tensor]:
         return self.attribute_heads.compute_constants(**self._text_tensors())
 
+    @property
+    def supports_attributes(self) -> bool:
+        """Whether pictures are compared with prompts, so that attributes can be described in words."""
+        return self.config.alignment == "logit"
+
+    @property
+    def why_no_texts(self) -> str:
+        return 'this model compares no picture with prompts (alignment="none"); one with alignment="logit" does'
+
     @torch.no_grad()
-    def exchange_attributes(self, attributes: Any, processor: VlmParProcessor) -> None:
+    def encode_attributes(self, attributes: Any, processor: VlmParProcessor | None = None) -> AskedAttributes:
+        """Encodes any label space, for `forward(attributes=...)`.
+
+        An attribute of the model is answered by its head. Any other is answered by its prompts alone, as the backbone
+        does it without training (zero-shot): such answers rank people, and their probabilities are not calibrated.
+
+        Args:
+            attributes: a list of the model's own names and of what `AttributeSchema.from_texts` takes, or a schema.
+            processor: tokenizes the texts; needed only if there are any.
+
+        Raises:
+            ValueError, TypeError: no attribute, an attribute twice; or there are texts, and `config.alignment` is
+                "none", or there is no processor.
+        """
+        asked = read_asked(attributes, self.schema, subject=self.text_subject)
+        E = self.config.vlm_config.text_config.projection_size
+        prompts = torch.zeros(len(asked.schema), asked.schema.max_labels, E, device=self.device)
+        if asked.texts:
+            texts = f"attributes describes {asked.texts[0]!r} in words, but "
+            if not self.supports_attributes:
+                raise ParValueError(texts + self.why_no_texts)
+            if processor is None:
+                raise ParValueError(f"{texts}processor is None: expected the model's processor")
+            limit = self.config.vlm_config.text_config.max_position_embeddings
+            for row, (one, place) in enumerate(zip(asked.schema, asked.places)):
+                if place is None:
+                    pooled = wide(self._encode_text(processor.encode_texts(one.prompts, limit))[1])
+                    prompts[row, : one.num_labels] = F.normalize(pooled, dim=-1)
+            prompts = prompts * wide(self.vlm.logit_scale).exp()
+        return AskedAttributes(asked.schema, asked.places, prompts)
+
+    @torch.no_grad()
+    def exchange_attributes(self, attributes: Any, processor: VlmParProcessor) -> ExchangedAttributes:
         """Gives the model another label space, to go on training with it.
 
         An attribute whose name and labels were in the old label space keeps its head. The others get fresh ones, with
@@ -304,9 +350,17 @@ class VlmParModel(VlmParPreTrainedModel):
             attributes: `AttributeSchema` or list of dicts.
             processor: tokenizes the questions and prompts.
 
+        Returns:
+            The names of the attributes that were kept, are fresh, and were left out; also `exchanged_attributes`.
+
         Raises:
-            ValueError, TypeError: as for `AttributeSchema`.
+            ValueError, TypeError: as for `AttributeSchema`; or the heads are held by peft (`modules_to_save`).
         """
+        if has_adapters(self.attribute_heads):
+            raise ParValueError(
+                "attribute_heads is held by peft (modules_to_save), whose copies would be lost: merge first, "
+                "peft_model.merge_and_unload(), then exchange the label space"
+            )
         schema = attributes if isinstance(attributes, AttributeSchema) else AttributeSchema(attributes)
         before, old = self.schema, self.attribute_heads
         places = {(one.name, one.labels): place for place, one in enumerate(before)}
@@ -340,17 +394,16 @@ class VlmParModel(VlmParPreTrainedModel):
                 prompts[row] = self.question_prompts[place]
             self.question_prompts = nn.Parameter(prompts, requires_grad=self.question_prompts.requires_grad)
         self.encode_questions(processor)
+        self.exchanged_attributes = ExchangedAttributes(
+            kept=tuple(schema[row].name for row in kept),
+            fresh=tuple(one.name for row, one in enumerate(schema) if row not in kept),
+            left_out=tuple(one.name for place, one in enumerate(before) if place not in kept.values()),
+        )
         logger.warning(
             "The label space is exchanged. Heads kept: %s. Fresh, to be trained: %s. Left out: %s.",
-            *(
-                ", ".join(names) or "none"
-                for names in (
-                    [schema[row].name for row in kept],
-                    [one.name for row, one in enumerate(schema) if row not in kept],
-                    [one.name for place, one in enumerate(before) if place not in kept.values()],
-                )
-            ),
+            *(", ".join(names) or "none" for names in self.exchanged_attributes),
         )
+        return self.exchanged_attributes
 
     def _exchange_attributes(self, schema: AttributeSchema, processor: VlmParProcessor) -> None:
         self.exchange_attributes(schema, processor)
@@ -376,8 +429,9 @@ class VlmParModel(VlmParPreTrainedModel):
         if mode and self.vlm.text_model.training:
             logger.warning_once(
                 "Parameters of the text tower require gradients and will get none: the questions are encoded once, "
-                "without gradients. Free parts of vlm.vision_model or of attribute_heads instead; after a change of "
-                "the text tower call model.encode_questions()."
+                "without gradients. Free parts of vlm.vision_model or of attribute_heads instead (LoRA: "
+                r"target_modules=r'.*vision_model.*\.(q_proj|v_proj)'); after a change of the text tower call "
+                "model.encode_questions()."
             )
         return self
 
