@@ -141,6 +141,7 @@ FAMILIES = (
             TrainOption(name="freeze", choices=("none", "both", "last_stages")),
         ),
         card_settings=("branches", "casa", "swin_pooling", "fusion", "fusion_projection", "freeze", "image_size"),
+        card_limits=("It takes pictures of one size, to which the processor resizes them whatever their shape is.",),
     ),
     Family(
         model_type="par_exported",

@@ -63,6 +63,24 @@ def test_values_that_are_refused(change, match):
         tiny_clear_config(**change)
 
 
+@pytest.mark.parametrize(
+    ("branch", "change", "match"),
+    [
+        ("swin_config", {"window_size": 4096}, "window_size may be up to 64"),
+        ("swin_config", {"depths": [400, 400]}, "depths 512 together, got 4 and 800"),
+        ("swin_config", {"mlp_ratio": 1e9}, "mlp_ratio must lie between 0 and 64"),
+        ("swin_config", {"drop_path_rate": 2.0}, r"swin_config: drop_path_rate must be a number in \[0, 1\), got 2.0"),
+        ("swin_config", {"hidden_act": "none"}, "swin_config: hidden_act must be an activation"),
+        ("vit_config", {"hidden_dropout_prob": -1.0}, "vit_config: hidden_dropout_prob must be a number"),
+        ("vit_config", {"image_size": 3}, "vit_config: image_size must be at least one patch"),
+    ],
+)
+def test_branches_that_could_not_be_built(branch, change, match):
+    given = getattr(tiny_clear_config(), branch).to_dict() | change
+    with pytest.raises(ValueError, match=match):
+        tiny_clear_config(**{branch: given})
+
+
 def test_the_lock_on_the_resolution_says_what_to_change():
     vit = {**tiny_clear_config().vit_config.to_dict(), "image_size": 32}
     with pytest.raises(ValueError, match=r"N x N weights.*1024 x 512.*N = 32,768.*smaller image_size.*casa='none'"):

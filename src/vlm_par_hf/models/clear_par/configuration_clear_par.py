@@ -33,6 +33,10 @@ FREEZES = ("none", "both", "last_stages")
 VIT_TYPES = ("vit", "dinov2")
 LARGEST_SIDE = 4_096
 LARGEST_GRID = 8_192  # tokens of a stage; channel-aware attention before it holds matrices of their number squared
+LARGEST_WINDOW = 64  # its table of positions has the fourth power of entries
+LARGEST_DEPTH = 512  # as that of other towers
+LARGEST_RATIO = 64
+SHARES = ("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate", "layer_norm_eps")
 LARGEST_FLATTENED = 1 << 27  # weights of the linear layer over all tokens of the last stage
 
 
@@ -196,6 +200,7 @@ class ClearParConfig(LabelSpaceConfig, PreTrainedConfig):
     def _check_vit(self) -> None:
         vit = self.vit_config
         check_tower("vit_config", vit)
+        _check_shares("vit_config", vit)
         if self.image_size[0] < vit.patch_size or self.image_size[1] < vit.patch_size:
             raise ParValueError(
                 f"image_size {self.image_size} is smaller than one patch of vit_config ({vit.patch_size} pixels)"
@@ -222,6 +227,16 @@ class ClearParConfig(LabelSpaceConfig, PreTrainedConfig):
             for value in values:
                 check_own_number(f"swin_config: {name}", value, 1)
         check_own_number("swin_config: window_size", swin.window_size, 1)
+        if swin.window_size > LARGEST_WINDOW or sum(depths) > LARGEST_DEPTH:
+            raise ParValueError(
+                f"swin_config: window_size may be up to {LARGEST_WINDOW} and depths {LARGEST_DEPTH} together, got "
+                f"{swin.window_size} and {sum(depths)}"
+            )
+        if isinstance(swin.mlp_ratio, bool) or not 0 < swin.mlp_ratio <= LARGEST_RATIO:
+            raise ParValueError(
+                f"swin_config: mlp_ratio must lie between 0 and {LARGEST_RATIO}, got {swin.mlp_ratio!r:.40}"
+            )
+        _check_shares("swin_config", swin)
         for stage, number in enumerate(heads):
             width = swin.embed_dim * 2**stage
             if width % number:
@@ -249,8 +264,12 @@ class ClearParConfig(LabelSpaceConfig, PreTrainedConfig):
 
     def _check_positions(self, name: str, *, always_resizes: bool = False) -> None:
         """Refuses a table of positions that is not square and would have to be resized: transformers cannot."""
-        size = getattr(self, name).image_size
+        size, patch = getattr(self, name).image_size, getattr(self, name).patch_size
         height, width = (size, size) if isinstance(size, int) else size
+        if min(height, width) < patch:
+            raise ParValueError(
+                f"{name}: image_size must be at least one patch ({patch} pixels) for a table of positions, got {size}"
+            )
         if height == width or ([height, width] == self.image_size and not always_resizes):
             return
         way = f"an image_size of one number in {name}" if always_resizes else f"image_size={[height, width]}"
@@ -351,6 +370,13 @@ class ClearParConfig(LabelSpaceConfig, PreTrainedConfig):
             "loss": {"kind": "weighted_bce", "reduction": "sum"},
         }
         return cls(**{**choices, **kwargs})
+
+
+def _check_shares(where: str, tower: PreTrainedConfig) -> None:
+    for name in SHARES:
+        value = getattr(tower, name, 0.0)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1:
+            raise ParValueError(f"{where}: {name} must be a number in [0, 1), got {value!r:.40}")
 
 
 def check_image_size(size: Any) -> tuple[int, int]:
