@@ -3,7 +3,7 @@
     PAR_DATA=... python benchmarks/fine_tuning.py --work DIR              # one fold; ten minutes on one thread
     PAR_DATA=... python benchmarks/fine_tuning.py --work DIR --folds 5    # all pictures are tested
     PAR_DATA=... python benchmarks/fine_tuning.py --work DIR --rates 2    # two learning rates are tried
-    PAR_DATA=... python benchmarks/fine_tuning.py --work DIR --epochs 1 --methods heads --out /tmp/quick.json
+    PAR_DATA=... python benchmarks/fine_tuning.py --work DIR --epochs 1 --methods heads --out quick.json
 
 From the embedded backbone: the heads alone, LoRA of rank 8 beside them, the last two layers, the whole vision tower.
 All see the same pictures in the same order with the same augmentation, for the same number of epochs, and have the

@@ -259,7 +259,7 @@ def fine_tuning_text(result: dict) -> str:
                     "rate",
                     "AUC",
                     "more than the heads alone",
-                    "mA",
+                    "mA, fitted",
                     "time of an epoch",
                 ],
                 rows,

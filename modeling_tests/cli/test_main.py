@@ -64,7 +64,7 @@ def test_commands_register_the_models_themselves(checkpoint, files):
     ("arguments", "words"),
     [
         (["predict", "nowhere.jpg"], "no such image or folder: 'nowhere.jpg'"),
-        (["predict", "DATA", "--out", "out.txt"], "out='out.txt': expected a file ending in .jsonl or .parquet"),
+        (["predict", "DATA", "--out", "out.txt"], "out='out.txt': expected a file ending in .jsonl, .parquet, .csv"),
         (["predict", "DATA", "--out", "-", "--ray", "2"], "--ray needs --out with the name of a file"),
         (["predict", "DATA", "--image-column", "photo", "--batch-size", "0"], "batch_size=0: expected at least 1"),
         (["train", "pa100k", "--out", "OUT"], "root"),

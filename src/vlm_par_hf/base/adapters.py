@@ -43,7 +43,7 @@ def adapted_modules(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         if (inside is None or not name.startswith(inside)) and isinstance(
             one, (BaseTunerLayer, AuxiliaryTrainingWrapper)
         ):
-            inside = f"{name}."
+            inside = f"{name}." if name else ""
             yield name, one
 
 
