@@ -16,7 +16,7 @@ from modeling_tests.models.vlm_par.test_modeling_vlm_par import features, some_l
 from modeling_tests.test_calibration import SCHEMA as KWAY
 from modeling_tests.test_calibration import draw
 from modeling_tests.tiny import tiny_model, tiny_schema
-from vlm_par_hf import AttributeSchema, ParMetrics, get_schema
+from vlm_par_hf import AttributeSchema, ClearParConfig, ParMetrics, get_schema
 from vlm_par_hf.calibration import fit
 from vlm_par_hf.embedded import views
 from vlm_par_hf.labels.matching import match_label_spaces
@@ -48,6 +48,23 @@ def load(name):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def test_the_ablation_of_clear_pairs_seeds():
+    script = load("clear_ablation")
+    numbers = {"ViT": (0.5, 0.6), "Swin": (0.6, 0.8)}
+    rounds = [
+        {name: {"mA": values[k], "auc_macro": 0.5, "parameters": 10**6} for name, values in numbers.items()}
+        for k in range(2)
+    ]
+    table = script.summarise(rounds)
+    found = table["Swin"]["mA"]
+    assert found["mean"] == pytest.approx(0.7) and found["difference"] == pytest.approx(0.15)
+    assert found["standard_error"] == pytest.approx(0.05) and table["ViT"]["mA"]["difference"] == 0
+    assert "| Swin | 1.00 M | 70.0 | +15.0 ± 5.0 | 50.0 | +0.0 ± 0.0 |" in script.text_of(table)
+    assert script.summarise(rounds[:1])["Swin"]["mA"]["standard_error"] is None
+    families = [ClearParConfig(**method) for method in {**script.METHODS, **script.READINGS}.values()]
+    assert [one.crosses for one in families] == [False, False, False, False, True, True, True, True]
 
 
 def test_resampled_numbers_are_those_of_the_metrics():

@@ -13,6 +13,8 @@ from transformers.trainer_pt_utils import LabelSmoother
 
 from modeling_tests.tiny import (
     randomize,
+    tiny_clear_model,
+    tiny_clear_processor,
     tiny_focus_model,
     tiny_focus_processor,
     tiny_inputs,
@@ -23,6 +25,7 @@ from vlm_par_hf.base.backbones import BackbonePreTrainedModel
 from vlm_par_hf.base.modeling import ParPreTrainedModel
 from vlm_par_hf.families import FAMILIES, trainable_families
 from vlm_par_hf.labels.schema import AttributeSchema
+from vlm_par_hf.models.clear_par import ClearParModel
 from vlm_par_hf.models.focus_par import FocusParModel
 from vlm_par_hf.models.vlm_par import VlmParModel
 from vlm_par_hf.upstream import attention_implementation
@@ -61,6 +64,15 @@ def _focus_par(kind, **config):
     )
 
 
+def _clear_par(**config):
+    return Row(
+        build=lambda **more: tiny_clear_model(**{**config, **more}),
+        processor=tiny_clear_processor,
+        inputs=lambda batch=3, seed=0: tiny_inputs("clear", batch, seed),
+        pads=False,
+    )
+
+
 ROWS = {
     "vlm_par-naflex": _vlm_par("naflex"),
     "vlm_par-fixed": _vlm_par("fixed"),
@@ -73,6 +85,12 @@ ROWS = {
     "focus_par-clip": _focus_par("clip"),
     "focus_par-naflex-patches": _focus_par("naflex", num_global_tokens=0, num_local_tokens=0),
     "focus_par-kway-trained_tower": _focus_par("kway", freeze_backbone=False),
+    "clear_par-kway": _clear_par(freeze="last_stages"),
+    "clear_par-binary-paper": _clear_par(
+        kway=False, casa="paper", swin_pooling="flatten", fusion_projection="before", freeze="both"
+    ),
+    "clear_par-kway-concat": _clear_par(casa="code", fusion="concat", freeze="last_stages"),
+    "clear_par-kway-swin": _clear_par(branches="swin", freeze="both"),
 }
 # Folded models keep every promise but those about training.
 FOLDED_ROWS = {
@@ -103,6 +121,7 @@ def padding_row(request):
 # What a model offers by each attribute of `ParPreTrainedModel`.
 OFFERED = {
     "supports_training": ["parameter_groups"],
+    "supports_partial_training": ["add_lora", "merge_lora", "train_last_layers"],
     "supports_features": ["get_image_features", "vision_tower"],
     "supports_explain": ["explain"],
     "supports_attributes": ["encode_attributes"],
@@ -119,7 +138,7 @@ def test_every_family_has_rows():
     assert {name.partition("-")[0] for name in ROWS} == set(trainable_families())
 
 
-@pytest.mark.parametrize("name", ["vlm_par-naflex", "vlm_par_folded-naflex", "focus_par-kway"])
+@pytest.mark.parametrize("name", ["vlm_par-naflex", "vlm_par_folded-naflex", "focus_par-kway", "clear_par-kway"])
 def test_a_model_has_what_it_says_and_nothing_else(name):
     model = ALL_ROWS[name].model()
     assert isinstance(model, ParPreTrainedModel)
@@ -129,6 +148,13 @@ def test_a_model_has_what_it_says_and_nothing_else(name):
     flags = {one for one in vars(ParPreTrainedModel) if one.startswith("supports_")}
     assert flags == set(OFFERED)
     assert not model.starts_from_priors or hasattr(model, "init_bias_from_priors")
+
+
+def towers_of(model):
+    """The pretrained parts that look at pictures."""
+    if isinstance(model, ClearParModel):
+        return model.branches
+    return [model.vlm.vision_model if isinstance(model, BackbonePreTrainedModel) else model.vision_tower]
 
 
 def labels_for(model, batch=3):
@@ -234,8 +260,7 @@ def test_sdpa_equals_eager(row, tmp_path):
     logits = {}
     for implementation in ("sdpa", "eager"):
         loaded = AutoModel.from_pretrained(tmp_path, attn_implementation=implementation)
-        tower = loaded.vlm.vision_model if isinstance(loaded, BackbonePreTrainedModel) else loaded.vision_tower
-        assert attention_implementation(tower) == implementation
+        assert {attention_implementation(tower) for tower in towers_of(loaded)} == {implementation}
         with torch.no_grad():
             logits[implementation] = loaded(**inputs).logits
     torch.testing.assert_close(logits["sdpa"], logits["eager"], rtol=1e-5, atol=1e-5)
@@ -258,22 +283,28 @@ def test_dropout_is_off_in_eval_and_training_is_seeded(trainable_row):
 def test_what_trains_is_set_once_and_then_the_users(trainable_row, tmp_path):
     """The configuration freezes when a model is built or loaded; `train` and `eval` leave `requires_grad` alone."""
     model, inputs = trainable_row.model(), trainable_row.inputs()
-    tower = model.vlm.vision_model
-    first, last = tower.encoder.layers[0], tower.encoder.layers[-1]
-    model.vlm.requires_grad_(False)
+    tower = towers_of(model)[0]
+    pretrained = model.branches if isinstance(model, ClearParModel) else [model.vlm]
+    layers = tower.layers if hasattr(tower, "layers") else tower.encoder.layers
+    first, last = layers[0], layers[-1]
+    for part in pretrained:
+        part.requires_grad_(False)
     last.requires_grad_(True)
     asked = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    others = model.branches[1:] if isinstance(model, ClearParModel) else [model.vlm.text_model]
     for mode in (True, False, True):
         model.train(mode)
         assert {name: parameter.requires_grad for name, parameter in model.named_parameters()} == asked
-        assert last.training == tower.training == mode and not model.vlm.text_model.training
+        assert last.training == tower.training == mode
+        assert not any(part.training for part in others)
     model(**inputs, labels=labels_for(model)).loss.backward()
-    moved = {name for name, one in model.vlm.named_parameters() if one.grad is not None and one.grad.any()}
-    assert moved and all(name.startswith("vision_model.encoder.layers.1.") for name in moved)
+    moved = {one for part in pretrained for one in part.parameters() if one.grad is not None and one.grad.any()}
+    assert moved and moved <= set(last.parameters())
     assert all(parameter.grad is None for parameter in first.parameters())
-    model.vlm.requires_grad_(False)
+    for part in pretrained:
+        part.requires_grad_(False)
     model.train()
-    assert not any(module.training for module in model.vlm.modules())
+    assert not any(module.training for part in pretrained for module in part.modules())
     model.save_pretrained(tmp_path)
     loaded = AutoModel.from_pretrained(tmp_path).train()
     fresh = {name: parameter.requires_grad for name, parameter in trainable_row.model().named_parameters()}
@@ -319,6 +350,8 @@ def test_what_weights_mean_cannot_be_overridden_at_load(row, tmp_path):
         "num_fusion_heads": 1, "layer_norm_eps": 1e-3, "fusion": "none", "num_local_tokens": 1, "num_regions": 2,
         "text_template": "{label}", "question_input_ids": [[1]], "label_input_ids": [[[1]]],
     }  # fmt: skip
+    if isinstance(model, ClearParModel):
+        other |= {"fusion": "cross" if model.config.fusion == "concat" else "concat", "casa": "none"}
     if getattr(model.config, "num_question_prompts", 0):
         del other["fusion"]  # without a question there would be no vectors in it, which is refused first
     own = {name: value for name, value in other.items() if getattr(model.config, name, value) != value}
@@ -411,7 +444,9 @@ def check_compiled(row, **options):
     torch._dynamo.reset()
 
 
-@pytest.mark.parametrize("name", ["vlm_par-kway", "vlm_par_folded-kway-image_to_text", "focus_par-kway"])
+@pytest.mark.parametrize(
+    "name", ["vlm_par-kway", "vlm_par_folded-kway-image_to_text", "focus_par-kway", "clear_par-kway"]
+)
 def test_compile_traces_one_graph(name):
     check_compiled(ALL_ROWS[name], backend="eager", fullgraph=True)
 

@@ -12,12 +12,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModel, AutoModelForImageClassification, Pipeline, PreTrainedModel, SiglipVisionModel
 from transformers.pipelines import PIPELINE_REGISTRY
 
 import vlm_par_hf
-from modeling_tests.tiny import tiny_backbone_config, tiny_inputs, tiny_model
+from modeling_tests.tiny import tiny_backbone_config, tiny_clear_config, tiny_clear_model, tiny_inputs, tiny_model
 from vlm_par_hf import upstream
 from vlm_par_hf.images import preprocessing as pixels
 from vlm_par_hf.upstream import TOWERS, OwnParameters, collect_load_report, init, naflex_embeddings
@@ -70,6 +71,41 @@ def test_init_weights_is_called_for_every_module_and_leaves_loaded_tensors_alone
     assert (fresh.attribute_heads.norm_weight == 1).all() and (fresh.attribute_heads.gate == 0).all()
     for name in ("zeros_", "ones_", "copy_", "constant_", "normal_", "uniform_", "xavier_uniform_"):
         assert callable(getattr(init, name)), name
+
+
+def test_swin_and_vit_as_the_branches_of_clear():
+    """A stage takes `always_partition` and returns its tokens first; positions of a ViT are resized where they must
+    be; a `ViTModel` can be built without the layer that would get no gradients."""
+    model, pixels = tiny_clear_model(), tiny_inputs("clear")["pixel_values"]
+    nothing = [nn.Identity()] * 2
+    with torch.no_grad():
+        own = model.swin(pixels, always_partition=True).last_hidden_state
+        torch.testing.assert_close(upstream.run_swin(model.swin, pixels, nothing), own)
+        assert torch.equal(upstream.run_vit(model.vit, pixels), model.vit(pixels).last_hidden_state)
+        square = tiny_clear_model(vit_config={**model.vit.config.to_dict(), "image_size": 32}).vit
+        resized = square(pixels, interpolate_pos_encoding=True).last_hidden_state
+        assert torch.equal(upstream.run_vit(square, pixels), resized)
+    assert model.vit.pooler is None and not upstream.unused_parameters(model.vit)
+    assert [type(one).__name__ for one in upstream.last_stages(model.swin)] == ["SwinStage", "LayerNorm"]
+    assert [type(one).__name__ for one in upstream.last_stages(model.vit)] == ["ViTLayer", "LayerNorm"]
+
+
+def test_a_small_grid_breaks_the_plain_swin():
+    """The reason for `always_partition`; if this passes one day, `run_swin` can do without it."""
+    config = tiny_clear_config().swin_config
+    config.window_size = 7
+    with pytest.raises(RuntimeError, match="must match"):
+        AutoModel.from_config(config).eval()(tiny_inputs("clear")["pixel_values"])
+
+
+def test_saved_names_are_renamed_as_from_pretrained_does(tmp_path):
+    model = tiny_clear_model()
+    model.save_pretrained(tmp_path)
+    saved = load_file(tmp_path / "model.safetensors")
+    assert "vit.encoder.layer.0.output.dense.weight" in saved
+    found = upstream.names_in_memory(model, saved)
+    assert found.keys() == model.state_dict().keys()
+    assert upstream.names_in_memory(model, model.state_dict()).keys() == found.keys()  # a second time changes nothing
 
 
 def test_the_load_report_is_one_record_of_one_logger(tmp_path, caplog):

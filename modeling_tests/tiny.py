@@ -13,6 +13,7 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 from transformers.models.siglip2.image_processing_pil_siglip2 import Siglip2ImageProcessorPil
 
 from vlm_par_hf.labels.schema import AttributeSchema
+from vlm_par_hf.models.clear_par import ClearParConfig, ClearParModel, ClearParProcessor
 from vlm_par_hf.models.focus_par import FocusParConfig, FocusParModel, FocusParProcessor
 from vlm_par_hf.models.vlm_par import VlmParConfig, VlmParModel, VlmParProcessor
 
@@ -23,6 +24,9 @@ __all__ = [
     "randomize",
     "save_backbone",
     "tiny_backbone_config",
+    "tiny_clear_config",
+    "tiny_clear_model",
+    "tiny_clear_processor",
     "tiny_focus_model",
     "tiny_focus_processor",
     "tiny_inputs",
@@ -222,6 +226,38 @@ def tiny_focus_model(kind: str = "naflex", *, seed: int = 0, **config: Any) -> F
     return model.eval()
 
 
+CLEAR_SIZE = (32, 16)
+
+
+def tiny_clear_config(kway: bool = True, **config: Any) -> ClearParConfig:
+    """Branches of different widths (32 and 24) over pictures of 32 x 16; the Swin has two stages."""
+    vit = {
+        "model_type": "vit", "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
+        "intermediate_size": 48, "patch_size": PATCH_SIZE, "image_size": list(CLEAR_SIZE),
+    }  # fmt: skip
+    swin = {
+        "model_type": "swin", "embed_dim": 12, "depths": [2, 2], "num_heads": [2, 4], "window_size": 4,
+        "patch_size": PATCH_SIZE, "image_size": list(CLEAR_SIZE), "drop_path_rate": 0.0,
+    }  # fmt: skip
+    settings = {
+        "vit_config": vit, "swin_config": swin, "attributes": tiny_schema(kway=kway), "image_size": list(CLEAR_SIZE),
+        "num_fusion_heads": 4, "attention_dropout": 0.0,
+    }  # fmt: skip
+    return ClearParConfig(**{**settings, **config})
+
+
+def tiny_clear_processor() -> ClearParProcessor:
+    """The processor of `tiny_clear_model()`."""
+    return ClearParProcessor.from_backbone("fresh-tiny", image_size=CLEAR_SIZE)
+
+
+def tiny_clear_model(kway: bool = True, *, seed: int = 0, **config: Any) -> ClearParModel:
+    """As `tiny_model`, of the CLEAR family; its inputs are those of the kind "clear"."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return ClearParModel(tiny_clear_config(kway, **config)).eval()
+
+
 def save_backbone(folder: Any, model: Any, processor: Any) -> None:
     """A folder as a user would name it: the plain backbone of a model, with its image processor and tokenizer."""
     model.vlm.save_pretrained(folder)
@@ -244,8 +280,9 @@ def randomize(model: torch.nn.Module, seed: int = 0, scale: float = 0.3) -> torc
 def tiny_inputs(kind: str = "naflex", batch: int = 3, seed: int = 0) -> dict[str, torch.Tensor]:
     """Random pixels as the processor of `tiny_model(kind)` makes them; NaFlex rows have unequal numbers of patches."""
     generator = torch.Generator().manual_seed(seed)
-    if kind == "fixed":
-        return {"pixel_values": torch.rand(batch, 3, 16, 16, generator=generator) * 2 - 1}
+    if kind in ("fixed", "clear"):
+        height, width = CLEAR_SIZE if kind == "clear" else (16, 16)
+        return {"pixel_values": torch.rand(batch, 3, height, width, generator=generator) * 2 - 1}
     shapes = torch.tensor([[4, 3], [5, 2], [2, 4], [3, 3]])[torch.arange(batch) % 4]
     patches = torch.rand(batch, 12, 3 * PATCH_SIZE**2, generator=generator) * 2 - 1
     mask = torch.arange(12)[None] < shapes.prod(1)[:, None]

@@ -19,6 +19,7 @@ BACKBONES = {
     "VlmParConfig": {"vlm_config": tiny_backbone_config("siglip2")},
     "FocusParConfig": {"vlm_config": tiny_backbone_config("clip")},
     "FoldedVlmParConfig": {"vision_config": tiny_backbone_config("siglip2").vision_config},
+    "ClearParConfig": {},
     "ExportedParConfig": {},
 }
 

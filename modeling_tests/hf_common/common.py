@@ -16,7 +16,7 @@ from transformers_tests.test_configuration_common import ConfigTester
 from transformers_tests.test_modeling_common import ModelTesterMixin, seeded_weight_init
 
 
-__all__ = ["ParModelTests"]
+__all__ = ["NoHiddenStates", "ParModelTests"]
 
 
 class _Tester:
@@ -47,6 +47,8 @@ class ParModelTests(ModelTesterMixin):
     _is_composite = True
     is_training = True
     trains_backbone = False
+    needed_settings = ("attributes",)  # fields without which the tiny towers do not fit the configuration
+    pretrained = ("vlm.",)  # how the names of the tensors begin that a family does not initialise itself
     test_resize_embeddings = False  # the vocabulary is the backbone's
 
     def build(self):
@@ -64,7 +66,7 @@ class ParModelTests(ModelTesterMixin):
             self,
             config_class=type(config),
             has_text_modality=False,
-            attributes=config.attributes,
+            **{name: getattr(config, name) for name in self.needed_settings},
             **{name: written[name] for name in config.sub_configs},
         )
 
@@ -152,7 +154,7 @@ class ParModelTests(ModelTesterMixin):
                 # Nothing to load: every tensor starts on the meta device and is filled by `_init_weights`.
                 filled = model_class.from_pretrained(None, config=self.model_tester.get_config(), state_dict={})
             for name, tensor in built.state_dict().items():
-                if not name.startswith(model_class.base_model_prefix):
+                if not name.startswith(self.pretrained):
                     self.assertTrue(torch.equal(filled.state_dict()[name], tensor), name)
 
     def test_hidden_states_output(self):
@@ -197,6 +199,33 @@ class ParModelTests(ModelTesterMixin):
     @unittest.skip("a frozen backbone has no gradients")
     def test_retain_grad_hidden_states_attentions(self):
         pass
+
+
+class NoHiddenStates:
+    """Beside `ParModelTests`, of a family that gives no hidden states (`test_hidden_states_output`)."""
+
+    @unittest.skip("gives no hidden states (test_hidden_states_output)")
+    def test_can_capture_specific_layers_hidden_states(self):
+        pass
+
+    @unittest.skip("gives no hidden states (test_hidden_states_output)")
+    def test_capture_outputs_decorator(self):
+        pass
+
+    def test_model_outputs_equivalence(self):
+        """As the common test, without hidden states."""
+        config, inputs = self.model_tester.prepare_config_and_inputs_for_common()
+        model_class = self.all_model_classes[0]
+        model = model_class(config).to(torch_device).eval()
+        for labels in (False, True):
+            given = self._prepare_for_class(inputs, model_class, return_labels=labels)
+            with torch.no_grad():
+                entries = model(**given, output_attentions=True, return_dict=False)
+                named = model(**given, output_attentions=True, return_dict=True)
+            self.assertEqual(len(entries), len(named.to_tuple()))
+            self.assertEqual("loss" in named, labels)
+            for entry, same in zip(entries, named.to_tuple()):
+                torch.testing.assert_close(entry, same, rtol=0, atol=0)
 
 
 def _skip(prefix, reason):

@@ -178,6 +178,19 @@ def test_a_card_of_another_family(checkpoint):
     assert "| `num_global_tokens` | `8` |" in text
 
 
+def test_a_card_over_two_backbones(checkpoint):
+    config = json.loads((checkpoint / "config.json").read_text())
+    config |= {"model_type": "clear_par", "backbone_name": "org/vit+org/swin", "casa": "fixed"}
+    (checkpoint / "config.json").write_text(json.dumps(config))
+    card = build_model_card(checkpoint)
+    assert card.data.base_model == ["org/vit", "org/swin"]
+    assert "Backbone: `org/vit` and `org/swin`." in card.text and "| `casa` | `fixed` |" in card.text
+    config["backbone_name"] = "org/vit+/home/somebody/swin"
+    (checkpoint / "config.json").write_text(json.dumps(config))
+    card = build_model_card(checkpoint)
+    assert card.data.base_model is None and "/home" not in str(card)
+
+
 def test_synthetic_results_are_called_synthetic(checkpoint):
     record = make_record("synthetic", images=40, note="SYNTHETIC drawings")
     card = build_model_card(checkpoint, record)

@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from vlm_par_hf.labels.schema import Attribute, AttributeSchema
     from vlm_par_hf.labels.tables import get_schema, list_schemas
     from vlm_par_hf.metrics.attributes import ParMetrics
+    from vlm_par_hf.models.clear_par import ClearParConfig, ClearParModel, ClearParProcessor
     from vlm_par_hf.models.focus_par import FocusParConfig, FocusParModel, FocusParProcessor
     from vlm_par_hf.models.vlm_par import (
         FoldedVlmParConfig,

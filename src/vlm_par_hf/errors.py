@@ -100,7 +100,7 @@ def check_folder(name: str | Path, argument: str = "the checkpoint") -> None:
     network.
 
     Like a folder looks what starts with `.`, `/` or `~`, has more than one slash or a backslash, or would lie in a
-    folder that there is. All else may be a repository.
+    folder that there is. All else may be a repository. Several names with a plus between them are checked one by one.
 
     Raises:
         FileNotFoundError: names the folder.
@@ -108,6 +108,10 @@ def check_folder(name: str | Path, argument: str = "the checkpoint") -> None:
     text = str(name)
     path = Path(text)
     if path.exists():
+        return
+    if "+" in text:
+        for one in text.split("+"):
+            check_folder(one, argument)
         return
     parent = path.parent
     looks = text.startswith((".", "/", "~")) or "\\" in text or text.count("/") > 1 or path.is_absolute()

@@ -40,6 +40,7 @@ class Family:
         processor: name of the processor class; None: its checkpoints carry the processor of another family.
         trainable: whether `vlm-par train --family` offers it.
         purpose: its description in the help of `--family`.
+        default_backbone: what `vlm-par train` builds it over where no backbone is named.
         train_options: flags of `vlm-par train` for this family only.
         card_settings: fields of its configuration that a model card lists.
         card_limits: sentences for the section "Limits" of a model card.
@@ -53,6 +54,7 @@ class Family:
     processor: str | None
     trainable: bool = False
     purpose: str = ""
+    default_backbone: str = "embedded"
     train_options: tuple[TrainOption, ...] = ()
     card_settings: tuple[str, ...] = ()
     card_limits: tuple[str, ...] = ()
@@ -119,6 +121,27 @@ FAMILIES = (
             'It also answers for attributes named at call time, `pipe(image, attributes=["wearing a red scarf"])`: '
             "these were not measured here; yes or no is decided at the threshold that is usual for the fitted ones.",
         ),
+    ),
+    Family(
+        model_type="clear_par",
+        title="CLEAR (Bui et al., 2024), recognition",
+        module="models.clear_par",
+        config="ClearParConfig",
+        model="ClearParModel",
+        processor="ClearParProcessor",
+        trainable=True,
+        purpose="a ViT and a Swin, trained as a whole",
+        default_backbone="fresh-tiny",
+        train_options=(
+            TrainOption(name="branches", choices=("both", "vit", "swin")),
+            TrainOption(name="casa", choices=("fixed", "paper", "code", "none")),
+            TrainOption(name="swin_pooling", choices=("mean", "flatten")),
+            TrainOption(name="fusion", choices=("cross", "concat")),
+            TrainOption(name="fusion_projection", choices=("after", "before")),
+            TrainOption(name="freeze", choices=("none", "both", "last_stages")),
+        ),
+        card_settings=("branches", "casa", "swin_pooling", "fusion", "fusion_projection", "freeze", "image_size"),
+        card_limits=("It takes pictures of one size, to which the processor resizes them whatever their shape is.",),
     ),
     Family(
         model_type="par_exported",

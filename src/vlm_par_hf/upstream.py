@@ -12,7 +12,7 @@ import functools
 import logging
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -21,10 +21,12 @@ import torch
 import transformers.pipelines
 from torch import nn
 from torch.nn import functional as F
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.configuration_utils import SubConfigSpec
-from transformers.image_utils import SizeDict
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightRenaming, rename_source_key
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, SizeDict
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.siglip2.modeling_siglip2 import Siglip2VisionEmbeddings
@@ -34,6 +36,8 @@ from transformers.utils import logging as transformers_logging
 
 
 __all__ = [
+    "IMAGENET_MEAN",
+    "IMAGENET_STD",
     "TOWERS",
     "AttentionParts",
     "ClipTowers",
@@ -46,18 +50,26 @@ __all__ = [
     "Towers",
     "TransformersModel",
     "attention_implementation",
+    "build_branch",
     "collect_load_report",
     "hide_default_messages",
     "hide_progress_bar",
     "infer_task",
     "init",
     "is_task_registered",
+    "last_stages",
+    "load_branch",
     "naflex_embeddings",
     "naflex_image_size",
+    "names_in_memory",
     "refuse_auto_class",
     "refuse_other_tasks",
     "register_task",
+    "run_swin",
+    "run_vit",
     "saves_adapter_alone",
+    "unused_parameters",
+    "vit_image_processor",
 ]
 
 
@@ -121,6 +133,16 @@ def collect_load_report() -> Iterator[list[str]]:
         yield messages
     finally:
         logger.removeFilter(collect)
+
+
+def names_in_memory(model: PreTrainedModel, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors of a saved checkpoint under the names that they have in the model.
+
+    transformers saves ViT, DINOv2 and Swin under the names of their first versions. `from_pretrained` renames them,
+    `Trainer` does not when it reads its own checkpoint (huggingface/transformers#48805).
+    """
+    renamings = [one for one in get_model_conversion_mapping(model) if isinstance(one, WeightRenaming)]
+    return {rename_source_key(name, renamings, [])[0]: tensor for name, tensor in state.items()}
 
 
 @contextmanager
@@ -244,6 +266,15 @@ def refuse_other_tasks(model_types: Iterable[str], error: Exception) -> None:
 
 
 # Images
+
+IMAGENET_MEAN, IMAGENET_STD = IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+
+
+def vit_image_processor(height: int, width: int, mean: list[float], std: list[float]) -> Any:
+    """A `ViTImageProcessor` (Pillow) that resizes to a height and a width and normalises."""
+    from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
+
+    return ViTImageProcessorPil(size={"height": height, "width": width}, image_mean=mean, image_std=std)
 
 
 def naflex_image_size(height: int, width: int, patch_size: int, max_num_patches: int) -> tuple[int, int]:
@@ -519,6 +550,78 @@ class SiglipTowers(Towers):
 
 
 TOWERS: dict[str, Towers] = {"clip": ClipTowers(), "siglip": SiglipTowers(), "siglip2": SiglipTowers()}
+
+
+# Vision towers without texts: ViT, DINOv2 and Swin
+
+_NO_POOLER = {"add_pooling_layer": False}  # its class token is read directly, so the layer would get no gradients
+
+
+def build_branch(config: PreTrainedConfig) -> PreTrainedModel:
+    """A `ViTModel`, `Dinov2Model` or `SwinModel` with random weights."""
+    return AutoModel.from_config(config, **(_NO_POOLER if config.model_type == "vit" else {}))
+
+
+def load_branch(name: str, config: PreTrainedConfig, **kwargs: Any) -> tuple[PreTrainedModel, set[str]]:
+    """Such a model of a repository or folder, and the names of its tensors that the checkpoint does not hold.
+
+    Args:
+        name: repository or folder; its checkpoint may have a head, which is left out.
+        config: its configuration.
+        kwargs: of `from_pretrained`.
+    """
+    kwargs |= _NO_POOLER if config.model_type == "vit" else {}
+    model, info = AutoModel.from_pretrained(name, config=config, output_loading_info=True, **kwargs)
+    return model, set(info["missing_keys"])
+
+
+def run_vit(vit: PreTrainedModel, pixel_values: torch.Tensor) -> torch.Tensor:
+    """Class token and patches of a ViT or DINOv2 after the last LayerNorm, `(B, 1 + N, D)`. A square table of
+    positions is resized to the picture where the sizes differ."""
+    # DINOv2 resizes its table whenever it must and has no argument for it.
+    resizes = {} if vit.config.model_type == "dinov2" else {"interpolate_pos_encoding": _resizes(vit, pixel_values)}
+    return vit(pixel_values, **resizes).last_hidden_state
+
+
+def run_swin(
+    swin: PreTrainedModel, pixel_values: torch.Tensor, before_stages: Sequence[Callable[[torch.Tensor], torch.Tensor]]
+) -> torch.Tensor:
+    """Tokens of a Swin after the last LayerNorm, `(B, N, D)`.
+
+    Args:
+        swin: the model.
+        pixel_values: `(B, 3, height, width)`.
+        before_stages: for each stage what its input `(B, N, C)` passes first.
+    """
+    pixels = pixel_values.to(swin.embeddings.patch_embeddings.projection.weight.dtype)
+    states, grid = swin.embeddings(pixels, interpolate_pos_encoding=_resizes(swin, pixels))
+    for stage, before in zip(swin.encoder.layers, before_stages):
+        # Without `always_partition` a window that is larger than the grid is made smaller, and its table of position
+        # biases is not: a fresh model then fails at 256x128.
+        states = stage(before(states), grid, always_partition=True)[0]
+        grid = ((grid[0] + 1) // 2, (grid[1] + 1) // 2)  # every stage but the last ends by merging 2 x 2 tokens
+    return swin.layernorm(states)
+
+
+def _resizes(tower: PreTrainedModel, pixel_values: torch.Tensor) -> bool:
+    size = tower.config.image_size
+    own = (size, size) if isinstance(size, int) else tuple(size)
+    return tuple(pixel_values.shape[-2:]) != own
+
+
+def last_stages(branch: PreTrainedModel) -> list[nn.Module]:
+    """The modules at the end of such a model: the last stage of a Swin, the last quarter of the layers of a ViT or
+    DINOv2 (at least one), and the last LayerNorm."""
+    if branch.config.model_type == "swin":
+        return [branch.encoder.layers[-1], branch.layernorm]
+    layers = branch.encoder.layer if branch.config.model_type == "dinov2" else branch.layers
+    return [*layers[-max(1, len(layers) // 4) :], branch.layernorm]
+
+
+def unused_parameters(branch: PreTrainedModel) -> list[nn.Parameter]:
+    """Parameters on which the result of `run_vit` and `run_swin` does not depend: the token of masked patches."""
+    token = branch.embeddings.mask_token
+    return [] if token is None else [token]
 
 
 def _at_least_float32(tensor: torch.Tensor) -> torch.Tensor:

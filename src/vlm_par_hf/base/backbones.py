@@ -39,6 +39,7 @@ class BackbonePreTrainedModel(ParPreTrainedModel):
 
     base_model_prefix = "vlm"  # so that the checkpoint of a backbone without heads loads into `vlm`
     supports_gradient_checkpointing = True
+    supports_partial_training = True
 
     # Part of the model -> the keyword of `parameter_groups` that is its learning rate.
     parameter_rates: ClassVar[dict[str, str]]

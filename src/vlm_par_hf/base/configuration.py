@@ -171,7 +171,10 @@ def check_sizes(where: str, sizes: Any) -> None:
         largest = LARGEST.get(name) if isinstance(name, str) else None
         if largest is None or value is None:
             continue
-        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= largest:
+        is_pair = name == "image_size" and isinstance(value, (list, tuple)) and len(value) == 2  # height, width
+        for one in value if is_pair else (value,):
+            if not isinstance(one, bool) and isinstance(one, int) and 1 <= one <= largest:
+                continue
             raise ParValueError(f"{where}: {name} must be a whole number from 1 to {largest:,}, got {value!r:.40}")
 
 

@@ -62,6 +62,7 @@ class ParPreTrainedModel(PushToHub, TransformersModel):
     | attribute | what the model then has |
     |---|---|
     | `supports_training` | parameters to train: `parameter_groups`, `forward(labels=)` with gradients |
+    | `supports_partial_training` | `add_lora`, `merge_lora`, `train_last_layers` for a frozen vision tower |
     | `supports_features` | `get_image_features(**inputs)` -> `ParImageFeatures`; `forward` and `explain` take its
       `as_inputs()` in place of pixels, and `vision_tower` is the module that computes them |
     | `supports_explain` | `explain(attribute=None, **inputs)` -> float32 `(B, A, N)`, the relevance of each patch |
@@ -85,6 +86,7 @@ class ParPreTrainedModel(PushToHub, TransformersModel):
     not_quantized: ClassVar[tuple[str, ...]] = ("patch_embedding", "head.attention.out_proj")
 
     supports_training: ClassVar[bool] = True
+    supports_partial_training: ClassVar[bool] = False
     supports_features: ClassVar[bool] = False
     supports_explain: ClassVar[bool] = False
     supports_attributes: ClassVar[bool] = False

@@ -24,10 +24,10 @@ class ParOutput(ModelOutput):
         loss: float32 scalar; None if no `labels` were given.
         logits: float32 `(B, A, C)`; entries past an attribute's own number of labels hold -1e4, so a softmax over the
             last axis gives them probability 0.
-        image_embeds: `(B, D)`, the tower's pooled output, not normalised.
+        image_embeds: `(B, D)`, the tower's pooled output, not normalised; of CLEAR the vectors of both branches.
         attentions: None unless asked for. `(B, A, H, N)` when the question looks at the patches, `(B, A, H, N, T)`
             when the patches look at the question's tokens, `(B, A, C, H, K)` when each label's text looks at K mix
-            tokens.
+            tokens. Of CLEAR a pair: what the vector of each branch looks at in the other.
         hidden_states: None unless asked for. The states of the vision tower, of a family that returns them: the input
             of its first layer and the output of each layer, `(B, N, D)` each.
     """
@@ -35,7 +35,7 @@ class ParOutput(ModelOutput):
     loss: torch.Tensor | None = None
     logits: torch.Tensor | None = None
     image_embeds: torch.Tensor | None = None
-    attentions: torch.Tensor | None = None
+    attentions: torch.Tensor | tuple[torch.Tensor, ...] | None = None
     hidden_states: tuple[torch.Tensor, ...] | None = None
 
     def split_logits(self, schema: AttributeSchema) -> list[torch.Tensor]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from transformers import AutoImageProcessor, AutoTokenizer, BatchFeature, ProcessorMixin
@@ -45,10 +45,11 @@ class ParProcessor(PushToHub, ProcessorMixin):
     """
 
     model_type: str  # of the family; part of the file names that `AutoProcessor` reads
+    reads_texts: ClassVar[bool] = True  # False: the family's models have no text tower, so there is no tokenizer
     patch_grid: list[int] | None = None
 
     def __init__(self, image_processor, tokenizer, patch_grid=None):
-        super().__init__(image_processor, tokenizer)
+        super().__init__(image_processor, *([tokenizer] if self.reads_texts else []))
         if patch_grid is not None:
             self.fix_patch_grid(patch_grid)
 
@@ -108,7 +109,7 @@ class ParProcessor(PushToHub, ProcessorMixin):
         """
         name = pretrained_model_name_or_path
         check_folder(name, "the processor")
-        _check_files(Path(name) / kwargs.get("subfolder", ""))
+        _check_files(Path(name) / kwargs.get("subfolder", ""), needs_tokenizer=cls.reads_texts)
         with unreadable(name, "a file of the processor or tokenizer"):
             return super().from_pretrained(name, **kwargs)
 
@@ -199,6 +200,7 @@ class ParProcessor(PushToHub, ProcessorMixin):
                 ) from error
             data.update(values)
         if text is not None:
+            self._check_reads_texts()
             texts = [text] if isinstance(text, str) else list(iterate(text, "text"))
             if not texts:
                 raise ParValueError("text is empty, expected at least one text")
@@ -249,11 +251,20 @@ class ParProcessor(PushToHub, ProcessorMixin):
 
         Raises:
             TypeError: a text is not text.
+            ValueError: there is no tokenizer.
         """
+        self._check_reads_texts()
         lowered = [self._check_text(text).lower() for text in texts]
         with unreadable(type(self.tokenizer).__name__, "one of its settings"):
             encoded = self.tokenizer(lowered, truncation=True, max_length=max_length, return_attention_mask=False)
         return [list(ids) for ids in encoded["input_ids"]]
+
+    def _check_reads_texts(self) -> None:
+        if not self.reads_texts:
+            raise ParValueError(
+                f"text was given, but {type(self).__name__} has no tokenizer: the models of this family read pictures "
+                "only; expected images"
+            )
 
     @staticmethod
     def _check_text(text: Any) -> str:

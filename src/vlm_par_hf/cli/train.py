@@ -4,7 +4,7 @@ import argparse
 import dataclasses
 import shlex
 
-from vlm_par_hf.families import FAMILIES, trainable_families
+from vlm_par_hf.families import FAMILIES, TrainOption, trainable_families
 from vlm_par_hf.training.settings import TrainSettings
 
 from .options import add_data_options, add_overwrite_options, data_arguments, process_index, quiet_transformers, say
@@ -17,8 +17,8 @@ def add_parser(commands) -> argparse.ArgumentParser:
     parser = commands.add_parser(
         "train",
         help="train a model on a data set",
-        description="Train VLM-PAR heads, or FOCUS, on a frozen backbone. The weights with the best mA on the "
-        "validation split are kept; the test split is never looked at.",
+        description="Train VLM-PAR heads, or FOCUS, on a frozen backbone, or CLEAR as a whole. The weights with the "
+        "best mA on the validation split are kept; the test split is never looked at.",
     )
     add_data_options(parser)
     parser.add_argument("--out", required=True, metavar="DIR", help="checkpoint folder to write")
@@ -28,9 +28,10 @@ def add_parser(commands) -> argparse.ArgumentParser:
         + " (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(
-        "--backbone", default="embedded", metavar="NAME",
+        "--backbone", metavar="NAME",
         help="SigLIP or SigLIP 2 repository or folder, for instance google/siglip2-base-patch16-naflex (default: the "
-        "small embedded one, which has seen drawn and rendered people)",
+        "small embedded one, which has seen drawn and rendered people); for clear_par VIT+SWIN, two repositories or "
+        "folders, or fresh-tiny, fresh-small, fresh-paper, fresh-released: random weights (default: fresh-tiny)",
     )  # fmt: skip
     parser.add_argument(
         "--model", metavar="PATH",
@@ -45,18 +46,25 @@ def add_parser(commands) -> argparse.ArgumentParser:
     parser.add_argument("--resume", action="store_true", help="continue the run in --out after an interruption")
     add_overwrite_options(parser, "replace the run in --out")
     group = parser.add_argument_group("model")
+    options: dict[str, dict[str, TrainOption]] = {}  # name -> family -> option: families may share a name
     for family in FAMILIES:
         for option in family.train_options:
-            flag = f"--{option.name.replace('_', '-')}"
-            if option.choices:
-                group.add_argument(flag, choices=option.choices, help=f"default: {option.choices[0]}")
-            elif isinstance(option.default, bool):
-                group.add_argument(
-                    flag, action=argparse.BooleanOptionalAction, default=None,
-                    help=f"{option.help} (default: {'yes' if option.default else 'no'})",
-                )  # fmt: skip
-            else:
-                group.add_argument(flag, type=int, metavar="N", help=f"{option.help} (default: {option.default})")
+            options.setdefault(option.name, {})[family.model_type] = option
+    for name, by_family in options.items():
+        flag, option = f"--{name.replace('_', '-')}", next(iter(by_family.values()))
+        if option.choices:
+            group.add_argument(
+                flag, choices=list(dict.fromkeys(choice for one in by_family.values() for choice in one.choices)),
+                help="; ".join(f"{family}: {', '.join(one.choices)}" for family, one in by_family.items())
+                + " (default: the first)",
+            )  # fmt: skip
+        elif isinstance(option.default, bool):
+            group.add_argument(
+                flag, action=argparse.BooleanOptionalAction, default=None,
+                help=f"{option.help} (default: {'yes' if option.default else 'no'})",
+            )  # fmt: skip
+        else:
+            group.add_argument(flag, type=int, metavar="N", help=f"{option.help} (default: {option.default})")
     group.add_argument("--paper", action="store_true", help="every choice of the model as the paper has it")
     group.add_argument("--loss", metavar="KIND", help="ce, focal, ce_focal, fused, weighted_bce (default: ce_focal)")
     group.add_argument("--train-backbone", action="store_true", help="train the vision tower too")
@@ -85,7 +93,7 @@ def run(args) -> None:
     quiet_transformers()
     settings = TrainSettings(**{item.name: getattr(args, item.name) for item in dataclasses.fields(TrainSettings)})
     options: dict = {}
-    for name in (option.name for family in FAMILIES for option in family.train_options):
+    for name in {option.name: None for family in FAMILIES for option in family.train_options}:
         if getattr(args, name) is not None:
             options[name] = getattr(args, name)
     if args.paper:

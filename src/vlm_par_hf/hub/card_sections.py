@@ -16,11 +16,11 @@ from .records import (
     DATASETS,
     METRICS,
     SYNTHETIC,
+    backbone_repositories,
     consistency_note,
     convention_text,
     dataset_title,
     is_partial,
-    is_repository,
     is_synthetic,
     label_space_note,
     left_out_of_ranking,
@@ -63,8 +63,8 @@ def head_section(title, config, schema, training, records) -> str:
         f"{markdown_text(family_title)}: {len(schema)} attributes of a person from one image of that person, as a "
         "transformers model.",
     ]
-    if is_repository(backbone):
-        lines += ["", f"Backbone: {markdown_code(backbone)}."]
+    if repositories := backbone_repositories(backbone):
+        lines += ["", f"Backbone: {' and '.join(map(markdown_code, repositories))}."]
     elif backbone in _EMBEDDED:
         lines += ["", f"Backbone: the one embedded in the package, {_EMBEDDED[backbone]}."]
     if is_made_up:

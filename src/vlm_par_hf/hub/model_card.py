@@ -26,6 +26,7 @@ from .card_sections import (
 )
 from .records import (
     METRICS,
+    backbone_repositories,
     convention_text,
     dataset_title,
     find_records,
@@ -85,7 +86,7 @@ def build_model_card(
     schema = AttributeSchema(config["attributes"])
     records = [read_record(source) for source in _as_list(find_records(checkpoint) if metrics is None else metrics)]
     title = name or checkpoint.resolve().name
-    backbone = config.get("backbone_name")
+    backbones = backbone_repositories(config.get("backbone_name"))
     training = {**_read_json(checkpoint / "run.json"), "result": _read_json(checkpoint / "training.json")}
     trained_on = (training.get("data") or {}).get("name")
     data = ModelCardData(
@@ -94,7 +95,7 @@ def build_model_card(
         library_name="transformers",
         pipeline_tag=PIPELINE_TAG,
         tags=list(dict.fromkeys([*TAGS, config["model_type"], *tags])),
-        base_model=backbone if is_repository(backbone) else None,
+        base_model=backbones[0] if len(backbones) == 1 else backbones or None,
         datasets=[trained_on] if is_repository(trained_on) else None,
         eval_results=_eval_results(records) or None,
     )
@@ -312,5 +313,6 @@ def _check_metadata(card) -> None:
     reread = ModelCard(text)
     if reread.data.to_dict() != card.data.to_dict():
         raise ParValueError("the card's metadata does not survive being read again")
-    for name in filter(None, [reread.data.base_model, *(reread.data.datasets or ())]):
+    base = reread.data.base_model
+    for name in filter(None, [*(base if isinstance(base, list) else [base]), *(reread.data.datasets or ())]):
         validate_repo_id(name)

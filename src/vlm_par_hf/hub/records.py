@@ -14,6 +14,7 @@ __all__ = [
     "DATASETS",
     "METRICS",
     "SYNTHETIC",
+    "backbone_repositories",
     "consistency_note",
     "convention_text",
     "dataset_title",
@@ -268,6 +269,13 @@ def slice_table(record: Mapping[str, Any], slicing: Mapping[str, Any]) -> list[s
     lines = ["| " + " | ".join(markdown_text(cell) for cell in line) + " |" for line in (head, *rows)]
     lines.insert(1, "|" + "---|" * len(head))
     return [*lines, "", " ".join(markdown_text(note) for note in slice_notes(record, slicing))]
+
+
+def backbone_repositories(name: str | None) -> list[str]:
+    """The repositories of the Hub that a checkpoint was built over: one, or with a plus between their names several;
+    empty where one of them is none."""
+    names = (name or "").split("+")
+    return names if all(map(is_repository, names)) else []
 
 
 def is_repository(name: str | None) -> bool:

@@ -40,7 +40,7 @@ def preprocess_images(
     """`image_processor(images, return_tensors=return_tensors, **kwargs)`, equal within 2 grey levels.
 
     Args:
-        image_processor: an image processor of transformers. Fast are those of SigLIP, SigLIP 2 and CLIP (Pillow
+        image_processor: an image processor of transformers. Fast are those of SigLIP, SigLIP 2, CLIP and ViT (Pillow
             backend) if they resize (to one size or to a number of patches), rescale and normalise, and no argument but
             `max_num_patches` is given. All other cases are computed by the image processor.
         images: decoded RGB pictures, as `open_image` gives them.
@@ -201,4 +201,5 @@ _FAST = {
     "transformers.models.siglip2.image_processing_pil_siglip2.Siglip2ImageProcessorPil": _naflex_arrays,
     "transformers.models.siglip.image_processing_pil_siglip.SiglipImageProcessorPil": _fixed_size_arrays,
     "transformers.models.clip.image_processing_pil_clip.CLIPImageProcessorPil": _fixed_size_arrays,
+    "transformers.models.vit.image_processing_pil_vit.ViTImageProcessorPil": _fixed_size_arrays,
 }

@@ -4,7 +4,7 @@ from .attributes import ParMetrics
 from .presets import PRESETS, MetricPreset
 from .ranking import average_precision, roc_auc
 from .reliability import area_under_risk_coverage, brier_score, calibration_error, risk_coverage, set_coverage
-from .retrieval import image_to_text_recall
+from .retrieval import attribute_categories, attribute_retrieval, image_to_text_recall, unseen_categories
 
 
 __all__ = [
@@ -12,6 +12,8 @@ __all__ = [
     "MetricPreset",
     "ParMetrics",
     "area_under_risk_coverage",
+    "attribute_categories",
+    "attribute_retrieval",
     "average_precision",
     "brier_score",
     "calibration_error",
@@ -19,4 +21,5 @@ __all__ = [
     "risk_coverage",
     "roc_auc",
     "set_coverage",
+    "unseen_categories",
 ]

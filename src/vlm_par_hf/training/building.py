@@ -27,10 +27,11 @@ def build_model(family, backbone, schema, model, processor, options: dict[str, A
     from transformers import AutoConfig, AutoModel, AutoProcessor
 
     from vlm_par_hf.auto import get_family
-    from vlm_par_hf.families import trainable_families
+    from vlm_par_hf.families import find_family, trainable_families
 
     if model is None:
         config_class, model_class, processor_class = get_family(family)
+        backbone = find_family(family).default_backbone if backbone is None else backbone
         options = dict(options)
         paper = options.pop("paper", False)
         known = {
@@ -41,13 +42,13 @@ def build_model(family, backbone, schema, model, processor, options: dict[str, A
                 raise ParValueError(f"model_options names {name!r}, which the family {family!r} does not have")
         if paper:
             default, as_in_paper = config_class(attributes=schema), config_class.paper(attributes=schema)
-            choices = {name: getattr(as_in_paper, name) for name in known[family] - {"vlm_config"}}
+            choices = {name: getattr(as_in_paper, name) for name in known[family] - {*config_class.sub_configs}}
             choices = {name: value for name, value in choices.items() if value != getattr(default, name)}
             options = {**choices, **options}
         extra = {} if max_num_patches is None else {"max_num_patches": max_num_patches}
         with argument_in_errors("backbone", backbone):
-            processor = processor or processor_class.from_backbone(backbone, **extra)
-            return model_class.from_backbone(backbone, attributes=schema, **options), processor
+            model = model_class.from_backbone(backbone, attributes=schema, **options)
+            return model, processor or processor_class.from_backbone(backbone, **extra)
     if options:
         raise ParValueError(f"model_options={options!r}: a given model already has its configuration")
     if isinstance(model, (str, Path)):

@@ -60,7 +60,7 @@ def train(
     output_dir: str | Path,
     *,
     family: str = "vlm_par",
-    backbone: str = "embedded",
+    backbone: str | None = None,
     model=None,
     processor=None,
     root: str | Path | None = None,
@@ -88,9 +88,10 @@ def train(
             splits `train` and `validation`.
         output_dir: receives the checkpoint, `run.json` (settings, data, versions, command), `training.json` (result),
             `learning_curve.{json,csv,png}` and, in `checkpoints/`, what is needed to continue.
-        family: which model to build over `backbone`: `"vlm_par"` or `"focus_par"`.
+        family: which model to build over `backbone`: `"vlm_par"`, `"focus_par"` or `"clear_par"`.
         backbone: a repository or folder of a model that the family takes (SigLIP, SigLIP 2; `"focus_par"` also CLIP),
-            or `"embedded"`.
+            or `"embedded"`; for `"clear_par"` what `ClearParModel.from_backbone` takes. None: the family's default in
+            `families.py`.
         model: instead of `family` and `backbone`: a checkpoint of this package to train further (folder, repository or
             a model in memory).
         processor: the processor of a model in memory.
@@ -311,8 +312,14 @@ def _free_vision_tower(model, settings: TrainSettings) -> None:
     Raises:
         ValueError: they contradict the model, or what is trained could not be saved.
     """
-    if (settings.lora or settings.train_layers) and not model.supports_training:
-        raise ParValueError(f"{type(model).__name__} cannot be trained")
+    if not model.supports_partial_training:
+        for name in ("lora", "train_layers"):
+            if getattr(settings, name):
+                raise ParValueError(
+                    f"{name}={getattr(settings, name)}: {type(model).__name__} has no frozen vision-language backbone "
+                    "of which a part could be trained; what it trains is in its configuration"
+                )
+        return
     if settings.lora:
         targets = [one.strip() for one in settings.lora_targets.split(",")]
         model.add_lora(settings.lora, layers=settings.lora_layers or None, targets=targets)
