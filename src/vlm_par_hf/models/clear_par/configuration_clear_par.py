@@ -126,6 +126,8 @@ class ClearParConfig(LabelSpaceConfig, PreTrainedConfig):
             `model.train()`.
         backbone_name, backbone_revision: where the branches came from, as `ClearParModel.from_backbone` takes them.
         loss: keyword settings of `ParLoss`.
+        decisions: what was fitted for the answers (`vlm_par_hf.calibration`), `Decisions` or its dict; stored as
+            plain JSON. The model then gives calibrated logits. `config.set_decisions` also sets thresholds.
 
     Raises:
         ValueError: a value is not allowed, or the values do not fit each other; names the argument and what to change.
@@ -155,6 +157,7 @@ class ClearParConfig(LabelSpaceConfig, PreTrainedConfig):
     backbone_name: str | None = None
     backbone_revision: str | None = None
     loss: dict | None = None
+    decisions: Any = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         for name, types in (("vit_config", VIT_TYPES), ("swin_config", ("swin",))):

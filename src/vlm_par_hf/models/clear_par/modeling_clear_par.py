@@ -388,7 +388,7 @@ class ClearParModel(ParPreTrainedModel):
             self._guard_padding(logits)
         return ParOutput(
             loss=loss,
-            logits=logits,
+            logits=self._calibrated(logits),
             image_embeds=vectors,
             attentions=attentions if output_attentions else None,
         )
