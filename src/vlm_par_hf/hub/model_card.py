@@ -25,7 +25,6 @@ from .card_sections import (
     use_section,
 )
 from .records import (
-    METRICS,
     convention_text,
     dataset_title,
     find_records,
@@ -34,6 +33,7 @@ from .records import (
     is_dataset_result,
     is_partial,
     is_repository,
+    metric_text,
     read_record,
 )
 
@@ -185,7 +185,8 @@ def eval_results_yaml(
                 dataset_id=dataset_id,
                 task_id=f"{record['data']['split']}_{metric}_{record['preset']}",
                 value=round(value, 6),
-                notes=f"{METRICS.get(metric, metric)}; {convention_text(record)}{interval_note(record, metric)}",
+                notes=f"{metric_text(metric) or metric}; {convention_text(record, metric)}"
+                + interval_note(record, metric),
             )
             for metric, value in finite_metrics(record)
         ]

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from vlm_par_hf.data.readers.ids import read_id
@@ -17,9 +18,12 @@ from vlm_par_hf.errors import ParValueError, argument_in_errors
 from vlm_par_hf.escaping import markdown_text
 from vlm_par_hf.hub.records import SYNTHETIC, left_out_of_ranking
 from vlm_par_hf.inference.predicting import predict_logits
+from vlm_par_hf.labels.decisions import Decisions, decide, label_softmax
 from vlm_par_hf.metrics.attributes import ParMetrics
+from vlm_par_hf.metrics.reliability import selective_report, set_coverage
 from vlm_par_hf.utils import atomic_write_json, atomic_write_text, format_percent, redact_command
 
+from .decision_plots import plot_risk_coverage
 from .plots import plot_attributes, table_text
 from .provenance import DataFacts, check_same_division, check_schema, load_data, versions
 
@@ -27,6 +31,9 @@ from .provenance import DataFacts, check_same_division, check_schema, load_data,
 __all__ = ["evaluate", "markdown_table", "write_report"]
 
 logger = logging.getLogger(__name__)
+
+WITHOUT_THRESHOLD = ("auc_macro", "average_precision_macro")
+SET_LEVEL = 0.9  # of the sets of answers that `selective` counts
 
 
 def evaluate(
@@ -45,6 +52,7 @@ def evaluate(
     bootstrap: int = 1000,
     min_positives: int | None = None,
     by_person: bool = False,
+    selective: bool = False,
     batch_size: int = 64,
     workers: int = 0,
     seed: int = 0,
@@ -66,18 +74,22 @@ def evaluate(
         dataset_options: further keywords of `load_par_dataset`.
         dataset_name: name of the data in the record; None: the name that the data set carries.
         preset: metric conventions, see `ParMetrics`.
-        threshold: None (the preset's), `"schema"` (each attribute's own) or a number.
+        threshold: None (the preset's, on the scores as they are, which is what published codes do), or on the
+            calibrated probabilities that answers are given by: `"schema"` (each attribute's own) or a number.
         bootstrap: resamples for the intervals; 0 for none.
         min_positives: also average mA over the attributes whose rarest label has at least this many samples.
         by_person: resample persons instead of images (`person_id` of the split): images of one person are not
             independent, so intervals over images are too narrow. An image of nobody known is a person of its own.
+        selective: also measure what answering only where it is sure is worth: risk-coverage curve, AURC, and, if sets
+            of answers were fitted, how often those for 90 % hold the right one (`selective`, `risk_coverage.png`).
         batch_size, workers, progress: of the forward passes.
         seed: seed of the bootstrap.
         device: `"cuda"`, `"cpu"`, ...; None: a GPU if there is one.
         command: the command line to record; None: `sys.argv`.
 
     Returns:
-        The record that `metrics.json` holds.
+        The record that `metrics.json` holds. If decisions were fitted for the checkpoint, `mA_fitted` and the like are
+        metrics of its own answers, by its calibrated probabilities and thresholds, and `fitted` says on what.
 
     Raises:
         ValueError: no such split; the data set's schema differs from the checkpoint's; the data set is divided
@@ -100,13 +112,27 @@ def evaluate(
         persons = (read_id(person) for person in data[split]["person_id"])
         groups = [("alone", row) if person is None else person for row, person in enumerate(persons)]
     model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    logits, labels = predict_logits(
-        model, processor, data[split], batch_size=batch_size, workers=workers, progress=progress
-    )
-    metrics = ParMetrics(model.config.schema, preset=preset, threshold=threshold)
-    report = metrics.report(
-        (logits, labels), bootstrap=bootstrap, seed=seed, min_positives=min_positives, groups=groups
-    )
+    space, decisions = model.config.schema, _fitted_decisions(model)
+    before = model.config.decisions
+    if decisions is not None:
+        model.config.decisions = None  # scores as they are
+    try:
+        logits, labels = predict_logits(
+            model, processor, data[split], batch_size=batch_size, workers=workers, progress=progress
+        )
+    finally:
+        model.config.decisions = before
+    probabilities = label_softmax(logits, space) if decisions is None else decisions.calibrate(logits, space)
+    options = {"bootstrap": bootstrap, "seed": seed, "min_positives": min_positives, "groups": groups}
+    if threshold is None or decisions is None:
+        report = ParMetrics(space, preset=preset, threshold=threshold).report((logits, labels), **options)
+    else:
+        metrics = ParMetrics(space, preset, threshold, inputs="probabilities", decisions=decisions)
+        report = metrics.report((probabilities, labels), **options)
+    if decisions is not None:
+        _add_fitted(report, probabilities, labels, space, decisions, preset=preset, **options)
+    if selective:
+        report["selective"] = _measure_selective(probabilities, labels, space, decisions)
     command = redact_command(sys.argv if command is None else command)
     record = {
         "data": {
@@ -138,6 +164,46 @@ def evaluate(
     return record
 
 
+def _fitted_decisions(model) -> Decisions | None:
+    """The decisions of a model that say how its answers are given; None also for gains and offsets of FOCUS alone,
+    which belong to its scores."""
+    found = None if model.config.decisions is None else Decisions.from_dict(model.config.decisions)
+    return None if found is None or found.objective is None else found
+
+
+def _add_fitted(report, probabilities, labels, schema, decisions: Decisions, *, preset, **options) -> None:
+    """Adds the metrics of the checkpoint's own answers under names of their own."""
+    metrics = ParMetrics(schema, preset, "schema", inputs="probabilities", decisions=decisions)
+    fitted = metrics.report((probabilities, labels), ranked=False, **options)
+    for part in ("metrics", "intervals"):
+        report[part] |= {f"{name}_fitted": one for name, one in fitted[part].items() if name not in WITHOUT_THRESHOLD}
+    for row, own in zip(report["attributes"], fitted["attributes"]):
+        row["mA_fitted"] = own["mA"]
+        if "threshold" in own:
+            row["threshold_fitted"] = own["threshold"]
+    record = decisions.record
+    report["fitted"] = {"objective": decisions.objective, "data": record.get("data"), "when": record.get("when")}
+
+
+def _measure_selective(probabilities, labels, schema, decisions: Decisions | None) -> dict[str, Any]:
+    biases = None if decisions is None else decisions.bias_table(schema)
+    found = selective_report(probabilities, decide(probabilities, schema, None, biases), labels, schema)
+    if decisions is not None and decisions.levels and decisions.levels[-1] >= SET_LEVEL:
+        sets, promised = decisions.answer_sets(probabilities, schema, SET_LEVEL)
+        rows = set_coverage(sets, labels, schema)
+        for row, own, label_promised in zip(found["attributes"], rows, promised):
+            single = own["single"]
+            row |= {
+                "coverage": own["coverage"],
+                "unsure": None if single is None else 1 - single,
+                "promised": bool(label_promised.any()),
+            }
+        known = [one for one in found["attributes"] if one["coverage"] is not None]
+        means = {key: float(np.mean([one[key] for one in known])) for key in ("coverage", "unsure")}
+        found["sets"] = {"level": SET_LEVEL, **means}
+    return found
+
+
 def _load_checkpoint(model, processor):
     if not isinstance(model, (str, Path)):
         if processor is None:
@@ -164,7 +230,8 @@ def _note(name: str, split: str, skipped: int) -> str:
 
 
 def write_report(record: dict[str, Any], output_dir: str | Path) -> list[Path]:
-    """Write `metrics.json`, `attributes.csv`, `attributes.md` and, if matplotlib is installed, `attributes.png`."""
+    """Write `metrics.json`, `attributes.csv`, `attributes.md` and, if matplotlib is installed, `attributes.png` and,
+    with `selective`, `risk_coverage.png`."""
     folder = Path(output_dir)
     paths = [folder / name for name in ("metrics.json", "attributes.csv", "attributes.md")]
     atomic_write_json(paths[0], record)
@@ -175,8 +242,10 @@ def write_report(record: dict[str, Any], output_dir: str | Path) -> list[Path]:
     title = f"{name}, {data['split']}, {data['images']:,} images, mA {100 * record['metrics']['mA']:.1f}"
     try:
         paths.append(plot_attributes(_bar_rows(record["attributes"]), folder / "attributes.png", title=title))
+        if "selective" in record:
+            paths.append(plot_risk_coverage(record["selective"], folder / "risk_coverage.png", title=name))
     except ImportError as error:
-        logger.warning("attributes.png was not drawn: %s", error)
+        logger.warning("pictures were not drawn: %s", error)
     return paths
 
 
@@ -206,7 +275,35 @@ def markdown_table(record: dict[str, Any]) -> str:
         cells = [markdown_text(bar["name"]), format_percent(bar["mA"]), f"{bar['rarest']:,}", f"{bar['support']:,}"]
         cells += [format_percent(row["auc"]), format_percent(row["average_precision"])]
         lines.append(f"| {' | '.join(cells)} |")
+    if "selective" in record:
+        lines += ["", *_selective_lines(record["selective"])]
     return "\n".join(lines) + "\n"
+
+
+def _selective_lines(found: dict[str, Any]) -> list[str]:
+    lines = [
+        f"Answers only where they are sure: {format_percent(found['error'])} % of all answers are wrong; mean risk "
+        f"over all coverages (AURC) {found['aurc']:.3f}."
+    ]
+    columns = ["attribute", "wrong", "AURC"]
+    sets = found.get("sets")
+    if sets is not None:
+        level = format_percent(sets["level"])
+        lines.append(
+            f"Sets of answers for {level} % hold the right one in {format_percent(sets['coverage'])} % of the cases "
+            f"and leave {format_percent(sets['unsure'])} % open; *coverage* in brackets promises nothing, for want of "
+            "examples."
+        )
+        columns += ["coverage", "open"]
+    lines += ["", f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    for row in found["attributes"]:
+        cells = [markdown_text(row["name"]), format_percent(row["error"])]
+        cells.append("" if row["aurc"] is None else f"{row['aurc']:.3f}")
+        if sets is not None:
+            coverage = format_percent(row["coverage"])
+            cells += [coverage if row["promised"] else f"({coverage})", format_percent(row["unsure"])]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
 
 
 def _bar_rows(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
