@@ -281,3 +281,19 @@ def test_decisions_are_fitted_on_the_validation_of_their_part():
     persons = np.array([7, 7, 3, 3, 3, 9])
     assert script.first_persons(persons, 6, 3).tolist() == [True] * 5 + [False]
     assert script.first_persons(None, 4, 3).tolist() == [True] * 3 + [False]
+
+
+def test_low_people():
+    low, schema = load("low_people"), tiny_schema()
+    image = Image.new("RGB", (30, 60))
+    assert low.reduce(image, 0) is image and low.reduce(image, 20).size == (10, 20)
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 2, (400, 3))
+    logits = rng.normal(0, 1, (400, 3, 2)) + np.eye(2)[labels]
+    decisions = fit(logits[:200], labels[:200], schema)
+    probabilities = decisions.calibrate(logits[200:], schema)
+    found = low.measure(probabilities, labels[200:], schema, decisions)
+    assert found["coverage"] == pytest.approx(0.9, abs=0.05) == pytest.approx(found["of_yes"], abs=0.07)
+    assert 0 < found["wrong_alone"] < found["wrong"] < 0.5 and 0 < found["open"] < 1
+    swapped = low.measure(probabilities[..., ::-1], labels[200:], schema, decisions)
+    assert swapped["coverage"] < 0.6

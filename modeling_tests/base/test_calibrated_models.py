@@ -184,9 +184,9 @@ def test_sets_need_decisions():
     with pytest.raises(ValueError, match="abstain=0.9 without decisions, expected those of the model's config"):
         processor.post_process_attributes(logits, model.config.schema, abstain=0.9)
     people = processor.post_process_attributes(
-        logits, model.config.schema, decisions=some_decisions(), abstain=0.5, heights=[19, 20, 200]
+        logits, model.config.schema, decisions=some_decisions(), abstain=0.5, heights=[23, 24, 200]
     )
-    assert [one["Hat"].get("reason") for one in people] == ["19 pixels high", None, None]
+    assert [one["Hat"].get("reason") for one in people] == ["23 pixels high", None, None]
     people = processor.post_process_attributes(
         logits, model.config.schema, decisions=some_decisions(), heights=[1] * 3
     )
