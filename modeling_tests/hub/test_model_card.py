@@ -12,13 +12,12 @@ from modeling_tests.tiny import randomize, tiny_model, tiny_processor, tiny_sche
 from vlm_par_hf.cli.main import main
 from vlm_par_hf.hub.card_sections import training_section
 from vlm_par_hf.hub.model_card import (
-    METRICS,
     build_model_card,
     eval_results_yaml,
     write_card_on_push,
     write_model_card,
 )
-from vlm_par_hf.hub.records import convention_text, metric_text
+from vlm_par_hf.hub.records import METRICS, convention_text, metric_text
 from vlm_par_hf.labels.decisions import AttributeDecision, Decisions
 from vlm_par_hf.labels.tables import get_schema
 from vlm_par_hf.metrics.attributes import METRIC_NAMES, ParMetrics
