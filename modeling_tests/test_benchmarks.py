@@ -329,3 +329,19 @@ def test_what_is_lost_is_over_the_same_attributes():
     sizes = {"num_train": 600, "num_test": 500}
     text = pages.cross_domain_text({"rows": rows, "sizes": sizes, "command": "python x", "machine": "m"})
     assert "| a | b | 3 | 50.0 (50.0 to 60.0) | 66.7 | 16.7 | 80.0 (70.0 to 90.0) | 90.0 | 10.0 |" in text
+
+
+def test_low_people():
+    low, schema = load("low_people"), tiny_schema()
+    image = Image.new("RGB", (30, 60))
+    assert low.reduce(image, 0) is image and low.reduce(image, 20).size == (10, 20)
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 2, (400, 3))
+    logits = rng.normal(0, 1, (400, 3, 2)) + np.eye(2)[labels]
+    decisions = fit(logits[:200], labels[:200], schema)
+    probabilities = decisions.calibrate(logits[200:], schema)
+    found = low.measure(probabilities, labels[200:], schema, decisions)
+    assert found["coverage"] == pytest.approx(0.9, abs=0.05) == pytest.approx(found["of_yes"], abs=0.07)
+    assert 0 < found["wrong_alone"] < found["wrong"] < 0.5 and 0 < found["open"] < 1
+    swapped = low.measure(probabilities[..., ::-1], labels[200:], schema, decisions)
+    assert swapped["coverage"] < 0.6

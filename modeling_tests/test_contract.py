@@ -126,7 +126,6 @@ OFFERED = {
     "supports_explain": ["explain"],
     "supports_attributes": ["encode_attributes"],
     "supports_fold": ["fold"],
-    "supports_decisions": ["fit_decisions"],
     "supports_pooled_statistics": ["fit_pooled_statistics"],
 }
 

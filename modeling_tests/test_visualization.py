@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vlm_par_hf import visualization
 from vlm_par_hf.labels.decisions import is_positive_answer
 from vlm_par_hf.labels.schema import Attribute, AttributeSchema
 from vlm_par_hf.visualization import draw_boxes, explanation_grid, overlay_relevance, people_grid
@@ -179,3 +180,19 @@ def test_explanations_stand_in_a_row_per_person(schema):
         explanation_grid([picture()], results)
     with pytest.raises(ValueError, match="images is empty"):
         explanation_grid([], [])
+
+
+def test_what_is_left_open_is_counted_and_no_positive_answer(schema):
+    left_open = {"label": "unknown", "score": None, "probabilities": {"no": 0.5, "yes": 0.5}, "set": ["no", "yes"]}
+    low = {**left_open, "reason": "14 pixels high"}
+    sure = {"label": "yes", "score": 0.9, "probabilities": {"no": 0.1, "yes": 0.9}}
+    lines, footer, _ = visualization._card_lines({"Hat": left_open, "Bag": sure, "Age": left_open}, None, None, 14)
+    assert lines == [(None, "Bag", "yes  90%")] and footer == "2 unknown"
+    assert visualization._card_lines({"Hat": low, "Bag": low}, None, None, 14)[1] == "2 unknown: 14 pixels high"
+    found = dict.fromkeys(schema.names, left_open) | {"bag": sure}
+    _, _, summary = visualization._card_lines(found, np.array([1, 1, 0, 0]), schema, 14)
+    assert summary == "1 of 1 right"
+    assert visualization._tag({"attributes": {"Hat": left_open, "Bag": sure}}) == ["Bag  90%"]
+    assert visualization._tag({"attributes": {"Hat": low, "Bag": low}}) == ["unknown: 14 pixels high"]
+    grid = explanation_grid([picture()], [{"attributes": {"Hat": low}, "overlays": {"Hat": picture()}}])
+    assert grid.width > 100

@@ -4,12 +4,14 @@ import pickle
 from pathlib import Path
 
 import numpy as np
+import pandas
 import pytest
 from PIL import Image
 
 from modeling_tests.crops import close
-from modeling_tests.image_folders import names, run, save_image, save_model
-from modeling_tests.tiny import tiny_processor
+from modeling_tests.image_folders import names, read, run, save_image, save_model
+from modeling_tests.labels.test_decisions import some_decisions
+from modeling_tests.tiny import randomize, tiny_model, tiny_processor
 from vlm_par_hf.annotation import Annotator, ImageList
 from vlm_par_hf.annotation import annotator as annotator_module
 
@@ -115,3 +117,37 @@ def test_an_image_that_the_processor_refuses_is_named(folder, model, tmp_path, m
     assert entry["error"] == (
         "the image of size (1, 300) cannot be prepared for the model: height/width is 300, expected at most 200"
     )
+
+
+def test_what_is_left_open_in_every_output(folder, tmp_path):
+    import datasets
+
+    model = randomize(tiny_model("kway"), 2, scale=2.0)
+    model.config.set_decisions(some_decisions())
+    model.save_pretrained(tmp_path / "fitted")
+    tiny_processor("naflex").save_pretrained(tmp_path / "fitted")
+    save_image(folder / "9.png", 9, size=(8, 14))
+    options = {"decide": "mA", "abstain": 0.5}
+    for name in ("out.jsonl", "out.csv", "out.parquet"):
+        report = run(folder, tmp_path / name, str(tmp_path / "fitted"), **options)
+    assert (report["run"]["decide"], report["run"]["abstain"]) == ("mA", 0.5)
+    assert report["run"]["thresholds"] == {"Hat": 0.2, "Backpack": 0.35, "Female": 0.5}
+    rows = read(tmp_path / "out.jsonl")
+    low = next(row for row in rows if row["image"].endswith("9.png") and not row["image"].endswith("19.png"))
+    assert low["attributes"]["Hat"]["reason"] == "14 pixels high" and low["attributes"]["Hat"]["set"] == ["no", "yes"]
+    tables = (pandas.read_csv(tmp_path / "out.csv"), pandas.read_parquet(tmp_path / "out.parquet"))
+    answers = [row["attributes"]["Hat"] for row in rows]
+    wanted = ["unknown: 14 pixels high" if row is low else row["attributes"]["Hat"]["label"] for row in rows]
+    assert {"no", "unknown", "unknown: 14 pixels high"} <= set(wanted)
+    for table in tables:
+        assert list(table["Hat"]) == wanted
+        assert list(table["Hat_score"].isna()) == [text.startswith("unknown") for text in wanted]
+        assert table["Hat_yes"].tolist() == pytest.approx([one["probabilities"]["yes"] for one in answers], abs=1e-6)
+    data = datasets.Dataset.from_dict({"image": [row["image"] for row in rows]})
+    mapped = data.map(Annotator(str(tmp_path / "fitted"), **options), batched=True, batch_size=4)
+    found = [one["attributes"]["Hat"] for one in mapped["prediction"]]
+    assert [one["label"] for one in found] == [one["label"] for one in answers]
+    assert [one["set"] for one in found] == [one["set"] for one in answers]
+    assert mapped.features["prediction"]["attributes"]["Hat"]["reason"].dtype == "string"
+    with pytest.raises(ValueError, match="decide was 'mA' and is None"):
+        run(folder, tmp_path / "out.csv", str(tmp_path / "fitted"), abstain=0.5)

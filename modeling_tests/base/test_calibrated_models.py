@@ -176,3 +176,18 @@ def test_new_decisions_are_used_at_once():
     one = Decisions({"Hat": AttributeDecision(3.0, (0.0, 1.0))})
     model.config.decisions = one.to_dict()
     assert torch.equal(answers_of(model), Calibration(one, SCHEMA)(raw))
+
+
+def test_sets_need_decisions():
+    model, _ = calibrated_model()
+    processor, logits = tiny_processor("kway"), answers_of(model)
+    with pytest.raises(ValueError, match="abstain=0.9 without decisions, expected those of the model's config"):
+        processor.post_process_attributes(logits, model.config.schema, abstain=0.9)
+    people = processor.post_process_attributes(
+        logits, model.config.schema, decisions=some_decisions(), abstain=0.5, heights=[23, 24, 200]
+    )
+    assert [one["Hat"].get("reason") for one in people] == ["23 pixels high", None, None]
+    people = processor.post_process_attributes(
+        logits, model.config.schema, decisions=some_decisions(), heights=[1] * 3
+    )
+    assert not any("set" in one for person in people for one in person.values())

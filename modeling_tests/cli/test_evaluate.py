@@ -27,3 +27,12 @@ def test_slices_and_a_data_set_with_other_names(checkpoint, files, tmp_path, cap
     assert main([*arguments, "--mapping", str(tmp_path / "nothing.json")]) == 2
     assert main([*arguments, "--slices", "Ago"]) == 2
     assert "slices names 'Ago'" in capsys.readouterr().err
+
+
+def test_own_answers_and_selective(checkpoint, files, tmp_path, capsys):
+    arguments = ["evaluate", str(checkpoint), "folder", "--root", files["data"], "--bootstrap", "0"]
+    assert main([*arguments, "--selective", "--out", str(tmp_path)]) == 0
+    text = capsys.readouterr().out
+    assert "mA_fitted" in text and "area under the risk-coverage curve" in text and "sets for 90 %" in text
+    record = json.loads((tmp_path / "metrics.json").read_text())
+    assert record["fitted"]["data"]["split"] == "validation" and record["selective"]["aurc"] >= 0

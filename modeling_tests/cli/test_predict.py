@@ -167,3 +167,22 @@ def test_people_in_images_on_the_command_line(checkpoint, files, tmp_path, capsy
     ):
         assert main([*arguments, *options]) == 2
         assert message in capsys.readouterr().err
+
+
+def test_points_and_sets_on_the_command_line(checkpoint, files, tmp_path, capsys):
+    """`train` wrote the checkpoint with decisions: both points are there, and sets without a promise."""
+    image = f"{files['data']}/test_000.png"
+    arguments = ["predict", "--model", str(checkpoint), image]
+    decisions = json.loads((checkpoint / "config.json").read_text())["decisions"]
+    for name in ("mA", "instance_f1"):
+        assert main([*arguments, "--out", "-", "--decide", name]) == 0
+        answers = json.loads(capsys.readouterr().out)["attributes"]
+        assert answers["Hat"]["threshold"] == decisions["attributes"]["Hat"]["points"][name]
+    assert main([*arguments, "--decide", "f1"]) == 2
+    assert "decide is 'f1', expected a point" in capsys.readouterr().err
+    with Image.open(image) as opened:
+        opened.resize((8, 15)).save(tmp_path / "low.png")
+    assert main(["predict", "--model", str(checkpoint), str(tmp_path / "low.png"), "--abstain", "0.9"]) == 0
+    assert "unknown: 15 pixels high  no or yes" in capsys.readouterr().out
+    assert main([*arguments, "--abstain", "2"]) == 2
+    assert "abstain is 2.0, expected a number between 0 and 1" in capsys.readouterr().err

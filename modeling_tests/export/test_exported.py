@@ -122,6 +122,23 @@ def test_the_pipeline_answers_as_with_torch(exported, to, tmp_path):
     assert again == found and (tmp_path / "copy" / "parity.json").is_file()
 
 
+@pytest.mark.parametrize("to", ["onnx", "openvino"])
+def test_the_pipeline_chooses_points_and_leaves_open_as_with_torch(exported, to):
+    model, _, folder = exported(to, "kway", decisions=some_decisions())
+    model.schema = model.config.schema
+    images = noise_images(8)
+    torch_pipe = pipeline("pedestrian-attributes", model=model, processor=tiny_processor("kway"))
+    pipe = pipeline("pedestrian-attributes", model=str(folder))
+    for options in ({}, {"decide": "f1"}, {"decide": "f1", "abstain": 0.5}):
+        wanted, found = torch_pipe(images, **options), pipe(images, **options)
+        for one, other in zip(wanted, found):
+            for name, answer in one["attributes"].items():
+                same = {key: value for key, value in answer.items() if key in ("label", "threshold", "set", "reason")}
+                assert {key: other["attributes"][name][key] for key in same} == same
+    with pytest.raises(ValueError, match="decide is 'recall', expected a point"):
+        pipe(images[0], decide="recall")
+
+
 def test_some_of_the_attributes(exported):
     _, _, folder = exported("onnx")
     pipe, (image,) = pipeline("pedestrian-attributes", model=str(folder)), noise_images(1)

@@ -10,13 +10,14 @@ from huggingface_hub import ModelCard, parse_eval_result_entries
 from modeling_tests.bands import build_data
 from modeling_tests.tiny import randomize, tiny_model, tiny_processor, tiny_schema
 from vlm_par_hf.cli.main import main
+from vlm_par_hf.hub.card_sections import training_section
 from vlm_par_hf.hub.model_card import (
-    METRICS,
     build_model_card,
     eval_results_yaml,
     write_card_on_push,
     write_model_card,
 )
+from vlm_par_hf.hub.records import METRICS, convention_text, metric_text
 from vlm_par_hf.labels.decisions import AttributeDecision, Decisions
 from vlm_par_hf.labels.tables import get_schema
 from vlm_par_hf.metrics.attributes import METRIC_NAMES, ParMetrics
@@ -381,3 +382,20 @@ def test_a_data_set_of_the_hub_is_named_in_the_metadata(checkpoint, name, expect
     write_json(checkpoint / "run.json", {"data": {"name": name, "train_images": 7}})
     card = ModelCard(str(build_model_card(checkpoint, [])))
     assert card.data.datasets == expected and f"Data: {'PA-100K' if expected is None else name}, 7" in card.text
+
+
+def test_metrics_of_own_answers_are_explained():
+    record = {"preset": "rethinking", "convention": {"threshold": 0.5}}
+    assert metric_text("mA_fitted") == f"{metric_text('mA')}; of the checkpoint's own answers"
+    assert metric_text("mine_fitted") == metric_text("mine") == ""
+    assert convention_text(record, "mA") == "convention rethinking, threshold 0.5"
+    assert convention_text(record, "mA_fitted") == "convention rethinking, fitted thresholds"
+
+
+def test_the_card_says_what_chose_the_weights():
+    training = {"result": {"validation_mA": 0.5, "best_step": 3, "steps": 4, "selected_by": "auc_macro"}}
+    text = training_section({"model_type": "vlm_par"}, training)
+    assert "best auc_macro on the validation split (mA 50.00%, step 3 of 4)" in text
+    training["result"].pop("selected_by")
+    text = training_section({"model_type": "vlm_par"}, training)
+    assert "best mA on the validation split (50.00%, step 3 of 4)" in text

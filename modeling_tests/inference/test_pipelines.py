@@ -19,7 +19,8 @@ from transformers.pipelines.pt_utils import KeyDataset
 
 import vlm_par_hf
 from modeling_tests.crops import Rows, close, crop, make_pipe
-from modeling_tests.tiny import randomize, tiny_model, tiny_processor
+from modeling_tests.labels.test_decisions import some_decisions
+from modeling_tests.tiny import randomize, tiny_focus_model, tiny_focus_processor, tiny_model, tiny_processor
 from vlm_par_hf.images import opening
 from vlm_par_hf.inference import pipelines, trust
 from vlm_par_hf.inference.pictures import TASK
@@ -547,3 +548,130 @@ def test_a_compiled_model_answers_as_the_model_itself(naflex):
     found, expected = compiled(crop(), **options), naflex(crop(), **options)
     assert close(found["attributes"], expected["attributes"])
     np.testing.assert_allclose(found["relevance"]["Hat"], expected["relevance"]["Hat"], atol=1e-5)
+
+
+def shaded_crop(seed):
+    """Crops that differ more than those of noise, so that all answers occur."""
+    rng = np.random.default_rng(seed)
+    return Image.fromarray(np.uint8(rng.uniform(0, 1, (48, 24, 3)) * rng.uniform(0, 255, (48, 1, 3))))
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    """A pipeline over a model with fitted decisions: points for mA and f1, sets of Hat for 0.5 and 0.9."""
+    model = randomize(tiny_model("kway"), 2, scale=3.0)
+    model.config.set_decisions(some_decisions())
+    model.schema = model.config.schema
+    return PedestrianAttributesPipeline(model=model, processor=tiny_processor("kway"), device="cpu")
+
+
+class TestDecisions:
+    CROPS = [shaded_crop(seed) for seed in range(24)]
+
+    def test_thresholds_and_biases_are_those_in_use_or_those_asked_for(self, fitted):
+        schema = fitted.model.config.schema
+        colours = schema["UpperColor"].labels
+        points = {None: ((0.2, 0.35), (0, 2, 0, -1)), "mA": ((0.2, 0.35), (0, 2, 0, -1)), "f1": ((0.4, 0.6), (0,) * 4)}
+        for decide, (thresholds, biases) in points.items():
+            for one in fitted(self.CROPS, decide=decide):
+                answers = one["attributes"]
+                for name, threshold in zip(("Hat", "Backpack"), thresholds):
+                    assert answers[name]["threshold"] == threshold
+                    assert (answers[name]["label"] == "yes") == (answers[name]["probabilities"]["yes"] > threshold)
+                assert answers["Female"]["threshold"] == 0.5  # nothing was fitted for it
+                p = np.array(list(answers["UpperColor"]["probabilities"].values()))
+                assert answers["UpperColor"]["label"] == colours[np.argmax(np.log(p) + biases)]
+        found = {
+            decide: [one["attributes"]["UpperColor"]["label"] for one in fitted(self.CROPS, decide=decide)]
+            for decide in points
+        }
+        assert found["mA"] == found[None] != found["f1"]
+
+    def test_other_options_come_before_a_point(self, fitted):
+        answers = fitted(crop(), decide="f1", thresholds={"Hat": 0.9})["attributes"]
+        assert (answers["Hat"]["threshold"], answers["Backpack"]["threshold"]) == (0.9, 0.6)
+        only = fitted(crop(), decide="f1", attributes=["Female", "Hat"])["attributes"]
+        assert {name: one["threshold"] for name, one in only.items()} == {"Female": 0.5, "Hat": 0.4}
+
+    def test_a_pipeline_keeps_its_point(self, fitted):
+        pipe = PedestrianAttributesPipeline(fitted.model, fitted.processor, device="cpu", decide="f1", abstain=0.5)
+        assert [one.threshold for one in pipe.label_space][:2] == [0.4, 0.6]
+        assert close(pipe(crop()), fitted(crop(), decide="f1", abstain=0.5))
+        assert close(pipe(crop(), decide="mA"), fitted(crop(), decide="mA", abstain=0.5))
+
+    def test_what_is_not_sure_is_unknown(self, fitted):
+        plain, found = fitted(self.CROPS), fitted(self.CROPS, abstain=0.5)
+        seen = set()
+        for before, after in zip(plain, found):
+            old, new = before["attributes"]["Hat"], after["attributes"]["Hat"]
+            yes = old["probabilities"]["yes"]
+            possible = {"no"} if yes <= 0.3 else set()
+            possible |= {"yes"} if 1 - yes <= 0.5 else set()
+            possible |= {old["label"]}
+            assert new["probabilities"] == old["probabilities"] and new["threshold"] == old["threshold"]
+            if len(possible) == 1:
+                assert new == {**old, "set": [old["label"]], "reason": None}
+            else:
+                assert (new["label"], new["score"], new["set"]) == ("unknown", None, ["no", "yes"])
+            seen.add(new["label"])
+            # Without fitted sets every label is possible.
+            colour = after["attributes"]["UpperColor"]
+            assert colour["label"] == "unknown" and len(colour["set"]) == 4
+        assert "unknown" in seen and len(seen) > 1
+        positive = fitted(self.CROPS, abstain=0.5, only_positive=True)
+        assert not any(one["label"] == "unknown" for person in positive for one in person["attributes"].values())
+
+    def test_low_people_are_not_answered_for(self, fitted):
+        assert fitted(crop(size=(10, 14)))["attributes"]["Hat"]["label"] in ("no", "yes")
+        low = fitted(crop(size=(10, 14)), abstain=0.5)["attributes"]
+        assert all(one["label"] == "unknown" and one["reason"] == "14 pixels high" for one in low.values())
+        assert low["BagSide"]["set"] == ["left", "right", "none"]
+        picture = crop(size=(60, 90))
+        boxes = [[0, 0, 10, 19], [0, 0, 40, 80], [5, 5, 15, 24]]
+        people = fitted(picture, boxes=boxes, box_margin=0.3, abstain=0.5, batch_size=2)
+        reasons = [one["attributes"]["UpperColor"].get("reason") for one in people]
+        assert reasons == ["19 pixels high", None, "19 pixels high"]
+        assert people.draw().size == picture.size and people[0].draw().height > 90
+
+    def test_promises_that_there_are_not_are_said_once(self, fitted, caplog):
+        pipe = PedestrianAttributesPipeline(fitted.model, fitted.processor, device="cpu")
+        with caplog.at_level(logging.WARNING):
+            for _ in range(3):
+                pipe(crop(), abstain=0.9)
+        assert caplog.text.count("promises nothing") == 1 and "fewer than 20 pictures" in caplog.text
+        assert all(name in caplog.text for name in pipe.model.config.schema.names)
+
+    def test_refusals(self, fitted, naflex):
+        with pytest.raises(ValueError, match="decide is 'recall', expected a point .* one of 'mA', 'f1'"):
+            fitted(crop(), decide="recall")
+        with pytest.raises(ValueError, match="decide is 'mA', .* none: no points are stored with it"):
+            naflex(crop(), decide="mA")
+        for level in (0, 1, 90, True, "high"):
+            with pytest.raises(ValueError, match="abstain is .*, expected a number between 0 and 1"):
+                fitted(crop(), abstain=level)
+        with pytest.raises(ValueError, match="expected at most 0.9: more was not fitted"):
+            fitted(crop(), abstain=0.95)
+        with pytest.raises(ValueError, match="abstain is 0.9, and nothing was fitted .*vlm-par calibrate"):
+            naflex(crop(), abstain=0.9)
+
+    def test_new_decisions_of_the_model_are_used_at_once(self):
+        pipe = make_pipe("kway")
+        assert pipe(crop())["attributes"]["Hat"]["threshold"] == 0.5
+        pipe.model.config.set_decisions(some_decisions())
+        assert pipe(crop())["attributes"]["Hat"]["threshold"] == 0.2
+        pipe.model.config.set_decisions(some_decisions(), "f1")
+        assert pipe(crop())["attributes"]["Hat"]["threshold"] == 0.4
+
+    def test_a_folded_model_answers_the_same(self, fitted):
+        folded = PedestrianAttributesPipeline(fitted.model.fold(), fitted.processor, device="cpu")
+        for options in ({}, {"decide": "f1"}, {"abstain": 0.5}):
+            assert close(folded(self.CROPS, **options), fitted(self.CROPS, **options), 1e-4)
+
+    def test_a_text_with_the_name_of_an_attribute_has_none_of_its_decisions(self):
+        model = randomize(tiny_focus_model("kway"), seed=3)
+        model.config.set_decisions(some_decisions())
+        pipe = PedestrianAttributesPipeline(model, tiny_focus_processor("kway"), device="cpu")
+        asked = {"Hat": "a big hat", "UpperColor": ["in red", "in green", "in blue", "in black"]}
+        answers = pipe(crop(), attributes=asked, decide="f1", abstain=0.5)["attributes"]
+        assert answers["Hat"]["threshold"] == 0.5
+        assert all(one["label"] == "unknown" for one in answers.values())  # no sets: everything is possible

@@ -12,8 +12,10 @@ from vlm_par_hf.errors import ParError
 from vlm_par_hf.labels.decisions import (
     AttributeDecision,
     Decisions,
+    answer_text,
     decide,
     is_positive_answer,
+    is_unknown,
     label_softmax,
     read_thresholds,
 )
@@ -143,6 +145,12 @@ def test_what_a_positive_answer_is(label, attribute, expected):
 def test_a_binary_attribute_with_other_labels_is_positive_at_its_second_one():
     attribute = type(SCHEMA[0])("Age", "how old?", ("adult", "child"), ("an adult", "a child"))
     assert is_positive_answer("child", attribute) and not is_positive_answer("adult", attribute)
+
+
+def test_what_an_answer_says():
+    assert answer_text({"label": "yes"}) == "yes" and not is_unknown({"label": "unknown", "set": ["unknown"]})
+    left_open = {"label": "unknown", "set": ["no", "yes"], "reason": "14 pixels high"}
+    assert answer_text(left_open) == "unknown: 14 pixels high" and is_unknown(left_open)
 
 
 # Fitted decisions
@@ -289,3 +297,13 @@ def test_damaged_decisions_are_refused(place, value, message):
     with pytest.raises((ValueError, TypeError), match=message) as caught:
         Decisions.from_dict(data)
     assert isinstance(caught.value, ParError)
+
+
+def test_attributes_without_a_point_keep_their_thresholds():
+    """Also where no attribute of the label space has one."""
+    settled = some_decisions().settle(SCHEMA, "f1")
+    assert [one.threshold for one in settled][:3] == [0.4, 0.6, 0.5]
+    alone = type(SCHEMA)([SCHEMA["Female"]])
+    assert some_decisions().settle(alone, "f1") == alone
+    with pytest.raises(KeyError, match="objective 'recall' was not fitted"):
+        some_decisions().settle(alone, "recall")

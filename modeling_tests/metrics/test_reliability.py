@@ -11,6 +11,7 @@ from vlm_par_hf.metrics.reliability import (
     label_columns,
     reliability_bins,
     risk_coverage,
+    selective_report,
     set_coverage,
 )
 
@@ -96,3 +97,27 @@ def test_bad_input(claimed, truth, message):
         calibration_error(claimed, truth)
     with pytest.raises(ValueError, match="bins=0"):
         reliability_bins([0.5], [True], 0)
+
+
+def test_selective_report_is_that_of_single_attributes():
+    generator = np.random.default_rng(3)
+    probabilities = generator.random((60, len(SCHEMA), SCHEMA.max_labels)) * SCHEMA.label_mask()
+    answers, labels = probabilities.argmax(-1), np.stack([np.arange(60) % one.num_labels for one in SCHEMA], 1)
+    labels[::5, 0], labels[:, 2] = -100, -100
+    found = selective_report(probabilities, answers, labels, SCHEMA, points=4)
+    expected = []
+    for a, row in enumerate(found["attributes"]):
+        known = labels[:, a] >= 0
+        if a == 2:
+            assert row == {"name": "Female", "known": 0, "error": None, "aurc": None}
+            continue
+        sure, right = probabilities[known, a].max(-1), answers[known, a] == labels[known, a]
+        order = np.argsort(-sure)
+        expected.append([np.mean(~right[order][: int(np.ceil(len(right) * share))]) for share in (0.25, 0.5, 0.75, 1)])
+        assert row["aurc"] == pytest.approx(area_under_risk_coverage(sure, right))
+        assert row["error"] == pytest.approx(np.mean(~right)) and row["known"] == known.sum()
+    assert [x for x, _ in found["curve"]] == [0.25, 0.5, 0.75, 1]
+    assert [y for _, y in found["curve"]] == pytest.approx(np.mean(expected, axis=0))
+    assert found["error"] == pytest.approx(found["curve"][-1][1])
+    with pytest.raises(ValueError, match="labels hold no known label"):
+        selective_report(probabilities, answers, np.full_like(labels, -100), SCHEMA)

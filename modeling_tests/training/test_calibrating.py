@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from transformers import AutoModel
+from transformers import AutoModel, AutoProcessor
 
 from modeling_tests.labels.test_decisions import SCHEMA
 from modeling_tests.test_calibration import draw
@@ -64,8 +64,10 @@ def test_shares_alone_need_a_calibrated_checkpoint_and_no_labels(checkpoint, dat
     images.mkdir()
     for number, row in enumerate(data["test"]):
         row["image"].save(images / f"{number}.png")
+    AutoModel.from_pretrained(checkpoint, decisions=None).save_pretrained(tmp_path / "plain")
+    AutoProcessor.from_pretrained(checkpoint).save_pretrained(tmp_path / "plain")
     with pytest.raises(ValueError, match="has no fitted decisions, so its probabilities are not calibrated"):
-        calibrate(checkpoint, images, tmp_path / "x", priors_only=True, progress=False)
+        calibrate(tmp_path / "plain", images, tmp_path / "x", priors_only=True, progress=False)
     assert not (tmp_path / "x").exists()
     calibrate(checkpoint, data, tmp_path / "fitted", progress=False)
     record = calibrate(tmp_path / "fitted", images, tmp_path / "adapted", priors_only=True, progress=False)

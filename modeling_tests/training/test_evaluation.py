@@ -10,9 +10,12 @@ from PIL import Image
 
 from modeling_tests.bands import build_data
 from modeling_tests.tiny import randomize, tiny_model, tiny_processor, tiny_schema
+from vlm_par_hf.calibration import fit
 from vlm_par_hf.data import attach_schema
+from vlm_par_hf.labels.decisions import AttributeDecision, Decisions
 from vlm_par_hf.labels.schema import AttributeSchema
 from vlm_par_hf.metrics.attributes import ParMetrics
+from vlm_par_hf.metrics.reliability import area_under_risk_coverage
 from vlm_par_hf.training import evaluate, predict_logits
 from vlm_par_hf.training.evaluation import markdown_table
 
@@ -216,3 +219,88 @@ def test_a_label_space_without_rules_has_no_contradictions(written):
     with pytest.raises(KeyError, match="slices names 'Ago', expected attributes"):
         evaluate(randomize(tiny_model("naflex")), build_data(tiny_schema(), {"test": 2}),
                  processor=tiny_processor("naflex"), slices=["Ago"], **QUIET)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def fitted(model, processor, data):
+    """The model with decisions that are far from those of 0.5, and the scores that they were fitted on."""
+    scores, labels = predict_logits(model, processor, data["test"], progress=False)
+    decisions = fit(scores, labels, model.config.schema, record={"data": {"name": "bands"}, "when": "2026-01-02"})
+    own = randomize(tiny_model("naflex"))
+    own.config.set_decisions(decisions)
+    own.schema = own.config.schema
+    return own, decisions, scores
+
+
+def test_own_answers_have_metrics_of_their_own_names(fitted, written, processor, data):
+    """Those of the preset are of the scores as they are, as if nothing had been fitted."""
+    model, decisions, scores = fitted
+    before = model.config.decisions
+    record = evaluate(model, data, processor=processor, min_positives=2, **QUIET)
+    assert model.config.decisions is before
+    plain, _ = written
+    without = {name: one for name, one in record["metrics"].items() if not name.endswith("_fitted")}
+    assert without == pytest.approx(plain["metrics"], abs=1e-6)
+    assert record["fitted"] == {"objective": "instance_f1", "data": {"name": "bands"}, "when": "2026-01-02"}
+    labels = np.asarray(data["test"]["labels"])
+    probabilities, answers = decisions.apply(scores, model.config.schema)
+    certain = np.eye(2)[answers]
+    expected = ParMetrics(model.config.schema, inputs="probabilities")((certain, labels))
+    for name, value in expected.items():
+        if name not in ("auc_macro", "average_precision_macro"):
+            assert record["metrics"][f"{name}_fitted"] == pytest.approx(value, abs=1e-6), name
+            low, high = record["intervals"][f"{name}_fitted"]
+            assert low <= high
+    assert "auc_macro_fitted" not in record["metrics"] and "mA_min_positives_fitted" in record["metrics"]
+    assert record["metrics"]["mA_fitted"] != record["metrics"]["mA"]
+    row = record["attributes"][0]
+    assert row["threshold_fitted"] == model.config.schema[0].threshold and row["threshold"] == 0.5
+    assert "| mA_fitted |" in markdown_table(record)
+
+
+def test_a_threshold_that_is_named_is_one_of_calibrated_probabilities(fitted, processor, data):
+    model, decisions, scores = fitted
+    labels = np.asarray(data["test"]["labels"])
+    record = evaluate(model, data, processor=processor, threshold="schema", **QUIET)
+    assert record["metrics"]["mA"] == record["metrics"]["mA_fitted"]
+    record = evaluate(model, data, processor=processor, threshold=0.3, **QUIET)
+    calibrated = decisions.calibrate(scores, model.config.schema)
+    expected = ParMetrics(model.config.schema, threshold=0.3, inputs="probabilities")((calibrated, labels))
+    assert record["metrics"]["mA"] == pytest.approx(expected["mA"], abs=1e-6)
+
+
+def test_what_is_not_fitted_has_no_fitted_metrics(written, processor, data):
+    assert not any(name.endswith("_fitted") for name in written[0]["metrics"]) and "fitted" not in written[0]
+    model = randomize(tiny_model("naflex"))
+    # Gains and offsets alone, as FOCUS had them, belong to the scores.
+    one = AttributeDecision(1.0, (0.0, 9.0))
+    model.config.decisions = Decisions({"Hat": one}).to_dict()
+    record = evaluate(model, data, processor=processor, **QUIET)
+    assert "mA_fitted" not in record["metrics"]
+    assert record["attributes"][0]["labels"]["yes"]["predicted"] == record["attributes"][0]["known"]
+
+
+def test_selective(fitted, processor, data, tmp_path):
+    model, decisions, scores = fitted
+    record = evaluate(model, data, processor=processor, selective=True, output_dir=tmp_path, **QUIET)
+    found, labels = record["selective"], np.asarray(data["test"]["labels"])
+    probabilities, answers = decisions.apply(scores, model.config.schema)
+    known = labels >= 0
+    errors = [np.mean((answers != labels)[known[:, a], a]) for a in range(3)]
+    assert found["error"] == pytest.approx(np.mean(errors)) == pytest.approx(found["curve"][-1][1])
+    sure = np.take_along_axis(probabilities, answers[..., None], -1)[..., 0]
+    for a, row in enumerate(found["attributes"]):
+        expected = area_under_risk_coverage(sure[known[:, a], a], (answers == labels)[known[:, a], a])
+        assert row["aurc"] == pytest.approx(expected, abs=1e-6) and row["known"] == known[:, a].sum()
+        assert 0 <= row["unsure"] <= 1 and row["promised"] is False  # fitted on fewer than 20 of a label
+    assert found["sets"]["level"] == 0.9 and found["sets"]["coverage"] > 0.8
+    assert (tmp_path / "risk_coverage.png").is_file()
+    assert "AURC" in (tmp_path / "attributes.md").read_text()
+    unfitted = evaluate(randomize(tiny_model("naflex")), data, processor=processor, selective=True, **QUIET)
+    assert "sets" not in unfitted["selective"] and unfitted["selective"]["aurc"] > 0
+
+
+def test_thresholds_that_differ_are_no_other_label_space(fitted, processor, data, caplog):
+    model, _, _ = fitted
+    evaluate(model, data, processor=processor, **QUIET)
+    assert "words them differently" not in caplog.text

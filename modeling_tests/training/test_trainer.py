@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -12,12 +13,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModel
+from transformers import AutoModel, AutoProcessor, TrainerCallback
 
 from modeling_tests.bands import build_data
 from modeling_tests.tiny import randomize, tiny_model, tiny_processor, tiny_schema
 from modeling_tests.training_runs import FOCUS, QUICK, Interrupt, assert_same_weights, heads, run
+from vlm_par_hf.calibration import fit
 from vlm_par_hf.data import ParCollator
+from vlm_par_hf.inference.predicting import predict_logits
+from vlm_par_hf.labels.decisions import Decisions
 from vlm_par_hf.labels.schema import AttributeSchema
 from vlm_par_hf.models.vlm_par import VlmParModel
 from vlm_par_hf.training import TrainSettings, train
@@ -33,6 +37,63 @@ def test_the_kept_weights_are_the_best_on_validation(finished):
     assert summary["validation_mA"] == result.best_mA and summary["best_step"] == result.best_step
     best = AutoModel.from_pretrained(result.output_dir / "checkpoints" / f"checkpoint-{result.best_step}")
     assert_same_weights(heads(result.model), heads(best))
+
+
+def test_decisions_are_fitted_on_validation(finished, data):
+    """The model answers by the thresholds for instance F1; those for mA are stored; one of the schema stays."""
+    result, _ = finished
+    decisions = Decisions.from_dict(result.model.config.decisions)
+    assert decisions.points() == ["instance_f1", "mA"] and decisions.objective == "instance_f1"
+    record = decisions.record
+    assert record["data"] == {"name": "bands", "split": "validation", "pictures": len(data["validation"])}
+    assert record["selected_by"] == "mA" and re.fullmatch(r"\d{4}-\d\d-\d\d", record["when"])
+    fitted = decisions.thresholds()
+    assert tiny_schema()["Backpack"].threshold == 0.4 != fitted["Backpack"]
+    expected = fitted | {"Backpack": 0.4}
+    assert {one.name: one.threshold for one in result.model.schema} == expected
+    loaded = AutoModel.from_pretrained(result.output_dir)
+    assert loaded.config.decisions == decisions.to_dict() and loaded.config.schema == result.model.schema
+    # The fit is that of the kept weights' scores.
+    plain = AutoModel.from_pretrained(result.output_dir, decisions=None)
+    logits, labels = predict_logits(
+        plain, AutoProcessor.from_pretrained(result.output_dir), data["validation"], progress=False
+    )
+    again = fit(logits, labels, plain.config.schema)
+    for name, one in again.attributes.items():
+        assert decisions.attributes[name].gain == pytest.approx(one.gain, rel=1e-3)
+        assert decisions.attributes[name].points["mA"] == pytest.approx(one.points["mA"], abs=1e-3)
+
+
+def test_training_further_starts_from_scores(finished, data, tmp_path):
+    """Decisions of the checkpoint were fitted to other weights: they are replaced, not fitted on top of."""
+    result, _ = finished
+    seen = []
+
+    class Look(TrainerCallback):
+        def on_step_end(self, args, state, control, model=None, **kwargs):
+            seen.append(model.config.decisions)
+
+    further = train(
+        data, tmp_path / "run", model=result.output_dir, callbacks=[Look()],
+        settings=TrainSettings(**QUICK | {"max_steps": 1, "learning_rate": 1e-9}),
+    )  # fmt: skip
+    assert seen == [None]
+    first, second = (Decisions.from_dict(one.model.config.decisions) for one in (result, further))
+    for name, one in first.attributes.items():
+        assert second.attributes[name].gain == pytest.approx(one.gain, rel=1e-2)
+
+
+def test_the_epoch_is_chosen_by_what_the_settings_say(data, tmp_path):
+    result = run(data, tmp_path / "run", epochs=3, select="auc_macro")
+    scores = {entry["step"]: entry for entry in result.log_history if "eval_mA" in entry}
+    best = max(scores, key=lambda step: scores[step]["eval_auc_macro"])
+    assert scores[result.best_step]["eval_auc_macro"] == scores[best]["eval_auc_macro"]
+    assert result.best_mA == scores[result.best_step]["eval_mA"]
+    assert json.loads((result.output_dir / "training.json").read_text())["selected_by"] == "auc_macro"
+    assert result.model.config.decisions["record"]["selected_by"] == "auc_macro"
+    same = data["validation"].map(lambda row: {"labels": [0, 0, 0]})
+    with pytest.raises(ValueError, match="select='auc_macro': no attribute has two different known labels"):
+        run({"train": data["train"], "validation": same}, tmp_path / "other", max_steps=1, select="auc_macro")
 
 
 def test_the_record_says_what_was_run(finished):

@@ -48,6 +48,7 @@ __all__ = [
     "LEVELS",
     "MIN_EXAMPLES",
     "OBJECTIVES",
+    "STANDARD_OBJECTIVES",
     "check_objective",
     "fit",
     "own_weight",
@@ -57,6 +58,7 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 OBJECTIVES = ("mA", "f1", "instance_f1", "accuracy", "cost")
+STANDARD_OBJECTIVES = ("instance_f1", "mA")  # of training and `calibrate`; answers follow the first one
 _TARGET = re.compile(r"(precision|recall)>=(0?\.\d+|1(?:\.0+)?)")
 LEVELS = (0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 0.98, 0.99)  # of sets of answers
 
@@ -96,7 +98,7 @@ def fit(
     labels: np.ndarray,
     schema: AttributeSchema,
     *,
-    objectives: Sequence[str] = ("instance_f1", "mA"),
+    objectives: Sequence[str] = STANDARD_OBJECTIVES,
     isotonic: bool = False,
     costs: tuple[float, float] = (1.0, 1.0),
     record: Mapping[str, Any] | None = None,

@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw
 from vlm_par_hf.errors import ParTypeError, ParValueError
 from vlm_par_hf.images.fonts import Lettering
 from vlm_par_hf.images.opening import open_image
-from vlm_par_hf.labels.decisions import is_positive_answer
+from vlm_par_hf.labels.decisions import answer_text, is_positive_answer, is_unknown
 from vlm_par_hf.labels.schema import AttributeSchema
 
 
@@ -161,11 +161,17 @@ def _tag(result: Any) -> list[str]:
     if "attributes" not in result:
         score = result.get("score")
         return [f"{result.get('label', '')}  {_format_probability(score)}" if score is not None else ""]
-    positive = {name: one for name, one in result["attributes"].items() if is_positive_answer(one["label"])}
+    positive = {
+        name: one
+        for name, one in result["attributes"].items()
+        if not is_unknown(one) and is_positive_answer(one["label"])
+    }
     lines = [
         f"{name if one['label'] == 'yes' else name + ': ' + one['label']}  {_format_probability(one['score'])}"
         for name, one in positive.items()
     ]
+    # Why nothing is answered for a person; single answers that are left open are no positive ones.
+    lines = list(dict.fromkeys(answer_text(one) for one in result["attributes"].values() if one.get("reason"))) + lines
     more = len(lines) - _TAG_LINES
     return lines if more <= 0 else [*lines[:_TAG_LINES], f"{more} more"]
 
@@ -186,9 +192,9 @@ def people_grid(
 ) -> Image.Image:
     """People in a grid, each with the attributes predicted for them and, if known, the true ones.
 
-    All positive answers (see `is_positive_answer`) and all wrong answers are listed; the remaining answers "no" are
-    only counted in a last line. A right answer is marked by a tick; a wrong one by a cross, a tint and the true label
-    in words; an answer whose true label is unknown by a dash.
+    All positive answers (see `is_positive_answer`) and all wrong answers are listed; the remaining answers "no", and
+    those that are left open ("unknown"), are only counted in a last line. A right answer is marked by a tick; a wrong
+    one by a cross, a tint and the true label in words; an answer whose true label is unknown by a dash.
 
     Args:
         images (sequence of `PIL.Image.Image`): one person each; scaled to fit, aspect ratio kept.
@@ -336,7 +342,7 @@ def explanation_grid(
         row = [(image, names[index] if names else f"person {index + 1}", "")]
         for name, overlay in result["overlays"].items():
             answer = result["attributes"].get(name)
-            row.append((overlay, name, f"{answer['label']}  {_format_probability(answer['score'])}" if answer else ""))
+            row.append((overlay, name, _with_probability(answer) if answer else ""))
         rows.append(row)
     font, small = Lettering(font_size), Lettering(font_size - 2)
     gap, line_height = font_size, round(font_size * 1.5)
@@ -405,6 +411,10 @@ def _format_probability(score: float) -> str:
     return f"{min(99, max(1, round(100 * score)))}%"
 
 
+def _with_probability(answer: Mapping[str, Any]) -> str:
+    return answer_text(answer) if is_unknown(answer) else f"{answer['label']}  {_format_probability(answer['score'])}"
+
+
 def _colour_of(index: int) -> tuple[int, int, int]:
     return _BOX_COLOURS[index % len(_BOX_COLOURS)]
 
@@ -428,9 +438,12 @@ def _card_lines(prediction, truth, schema, max_lines: int) -> tuple[list[tuple[s
         printed beside the person's name.
     """
     prediction = prediction.get("attributes", prediction)
-    lines, num_negative, right, known = [], 0, 0, 0
+    lines, left_open, num_negative, right, known = [], [], 0, 0, 0
     for name, answer in prediction.items():
         attribute = schema[name] if schema is not None else None
+        if is_unknown(answer):  # neither right nor wrong
+            left_open.append(answer_text(answer))
+            continue
         label, kind, wanted = answer["label"], None, ""
         if truth is not None:
             true_class = int(truth[schema.index(name)])
@@ -441,11 +454,11 @@ def _card_lines(prediction, truth, schema, max_lines: int) -> tuple[list[tuple[s
         if kind != "wrong" and not is_positive_answer(label, attribute):
             num_negative += 1
             continue
-        share = _format_probability(answer["score"])
-        lines.append((kind, name, f"{label} (true: {wanted})" if wanted else f"{label}  {share}"))
+        lines.append((kind, name, f"{label} (true: {wanted})" if wanted else _with_probability(answer)))
     kept = sorted(range(len(lines)), key=lambda index: (lines[index][0] != "wrong", index))[:max_lines]
     hidden = len(lines) - len(kept)
     footer = [f"{hidden} more not shown"] if hidden else []
+    footer += [f"{left_open.count(text)} {text}" for text in dict.fromkeys(left_open)]
     if num_negative:
         footer.append(
             f"{num_negative} more answered no" if truth is None else f"{num_negative} more answered no, none wrong"

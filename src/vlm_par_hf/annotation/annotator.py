@@ -39,6 +39,15 @@ class _Person(NamedTuple):
 
     image: Image.Image
     notes: dict[str, Any]
+    height: int  # in pixels of the full size, without a margin
+
+
+class _Chunk(NamedTuple):
+    """The people of one forward."""
+
+    names: list[str | int]  # of the images that they are of
+    heights: list[int]
+    inputs: dict[str, torch.Tensor]
 
 
 class _Column(list):
@@ -63,7 +72,7 @@ class Annotator:
     Args:
         model: checkpoint folder or repository; None for the embedded model, which is small (see `trust_note`).
         batch_size: people per forward.
-        only_positive, sensitive, attributes, threshold, thresholds: as for the pipeline.
+        only_positive, sensitive, attributes, threshold, thresholds, decide, abstain: as for the pipeline.
         explain: as for the pipeline; answers then hold `"relevance"`, a list of rows of numbers per attribute.
         device: as for the pipeline.
         dtype: of the weights; None: as they were saved; `"auto"`: `vlm_par_hf.inference_dtype(device)`.
@@ -89,6 +98,8 @@ class Annotator:
         attributes: Any = None,
         threshold: float | None = None,
         thresholds: Mapping[str, float] | None = None,
+        decide: str | None = None,
+        abstain: float | None = None,
         explain: bool | str | Sequence[str] = False,
         device: Any = None,
         dtype: Any = None,
@@ -113,6 +124,8 @@ class Annotator:
             "attributes": attributes,
             "threshold": threshold,
             "thresholds": thresholds,
+            "decide": decide,
+            "abstain": abstain,
             "explain": explain,
         }
         self.detector = os.fspath(detector) if isinstance(detector, os.PathLike) else detector
@@ -196,6 +209,7 @@ class Annotator:
         import pyarrow
 
         number, text, box = pyarrow.float64(), pyarrow.string(), pyarrow.list_(pyarrow.int64())
+        left_open = {} if self.answer_options["abstain"] is None else {"set": pyarrow.list_(text), "reason": text}
         schema, sensitive = self.pipe.label_space, self.answer_options["sensitive"]
         fields: dict[str, Any] = {}
         if several:
@@ -214,6 +228,7 @@ class Annotator:
                         "score": number,
                         "probabilities": pyarrow.struct(dict.fromkeys(one.labels, number)),
                         **({"threshold": number} if one.is_binary else {}),
+                        **left_open,
                     }
                 )
                 for one in schema
@@ -246,12 +261,16 @@ class Annotator:
             # two threads.
             opened = ([image if _is_file(image) else self._open(image) for image in batch] for batch in batches)
             prepared = read_ahead(((1, partial(self._prepare, batch)) for batch in opened), pool, 3)
-            for images, names, inputs in prepared:
+            for images, names, chunks in prepared:
                 if detector is not None:  # in this thread, because it may be a model on a GPU
                     images = [self._detect(one) if isinstance(one, OpenedRow) else one for one in images]
-                    images, names, inputs = self._make_inputs(images, names)
+                    images, chunks = self._make_inputs(images, names)
                 answers = iter(
-                    [answer for named, chunk in zip(names, inputs) for answer in pipe.answer_batch(chunk, names=named)]
+                    [
+                        answer
+                        for one in chunks
+                        for answer in pipe.answer_batch(one.inputs, names=one.names, heights=one.heights)
+                    ]
                 )
                 for one in images:
                     if isinstance(one, Exception):
@@ -311,33 +330,39 @@ class Annotator:
         return 1 if self.detector is None else self.batch_size
 
     def _prepare(self, images: Sequence[Any]):
-        """Opens images, and without a detector makes the inputs of their people, as `_make_inputs`."""
+        """Opens images, and without a detector makes the inputs of their people: images, their names, chunks."""
         opened = thread_map(lambda image: self._open(image) if _is_file(image) else image, images)
         names = [_name(image, position) for position, image in enumerate(images)]
-        return (opened, names, []) if self.detector is not None else self._make_inputs(opened, names)
+        if self.detector is not None:
+            return opened, names, []
+        images, chunks = self._make_inputs(opened, names)
+        return images, names, chunks
 
     def _make_inputs(
         self, images: Sequence[list[_Person] | Exception], names: Sequence[str | int]
-    ) -> tuple[list[list[_Person] | Exception], list[list[str | int]], list[dict[str, torch.Tensor]]]:
-        """The images, those that the processor refuses replaced by the reason; per forward the names of the images
-        that its people are of, and their inputs."""
+    ) -> tuple[list[list[_Person] | Exception], list[_Chunk]]:
+        """The images, those that the processor refuses replaced by the reason; and their people, a chunk for each
+        forward."""
         try:
-            return list(images), *self._process_people(images, names)
+            return list(images), self._process_people(images, names)
         except _PICTURE_ERRORS:
             # The processor refuses one of them: each is tried alone, so that the others are answered.
             images = [one if isinstance(one, Exception) else self._check_processable(one) for one in images]
-            return images, *self._process_people(images, names)
+            return images, self._process_people(images, names)
 
-    def _process_people(self, images, names) -> tuple[list[list[str | int]], list[dict[str, torch.Tensor]]]:
+    def _process_people(self, images, names) -> list[_Chunk]:
         people = [
-            (name, person.image)
-            for name, one in zip(names, images)
-            if not isinstance(one, Exception)
-            for person in one
+            (name, person) for name, one in zip(names, images) if not isinstance(one, Exception) for person in one
         ]
         chunks = [people[start : start + self.batch_size] for start in range(0, len(people), self.batch_size)]
-        inputs = [self._process([image for _, image in chunk]) for chunk in chunks]
-        return [[name for name, _ in chunk] for chunk in chunks], inputs
+        return [
+            _Chunk(
+                [name for name, _ in chunk],
+                [person.height for _, person in chunk],
+                self._process([person.image for _, person in chunk]),
+            )
+            for chunk in chunks
+        ]
 
     def _open(self, image: Any) -> "list[_Person] | OpenedRow | Exception":
         """The people of an image; with a detector, unless it has boxes, what they are to be found in."""
@@ -347,7 +372,7 @@ class Annotator:
             return error
         if opened.boxes is not None:
             return self._cut_out(opened, opened.boxes)
-        return opened if self.detector is not None else [_Person(opened.picture, {})]
+        return opened if self.detector is not None else [_Person(opened.picture, {}, opened.size[1])]
 
     def _detect(self, opened: OpenedRow) -> list[_Person]:
         boxes, scores = detect_people(
@@ -370,7 +395,7 @@ class Annotator:
                 notes["box_without_margin"] = list(box.given)
             if scores is not None:
                 notes["score"] = scores[position]
-            people.append(_Person(opened.crop(box), notes))
+            people.append(_Person(opened.crop(box), notes, box.given[3] - box.given[1]))
         return people
 
     def _process(self, pictures: list[Image.Image]) -> dict[str, torch.Tensor]:
@@ -411,9 +436,10 @@ def check_finite(people: Iterable[Mapping[str, Any]], image: str) -> None:
     """
     for answer in people:
         for name, found in answer["attributes"].items():
-            if not math.isfinite(found["score"]) or not all(map(math.isfinite, found["probabilities"].values())):
+            wrong = [one for one in found["probabilities"].values() if not math.isfinite(one)]
+            if wrong:
                 raise ParValueError(
-                    f"the score of attribute {name!r} for {image} is {found['score']}, expected a finite number: "
+                    f"the score of attribute {name!r} for {image} is {wrong[0]}, expected a finite number: "
                     "check the weights of the model and its dtype"
                 )
 

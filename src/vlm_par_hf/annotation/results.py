@@ -25,6 +25,7 @@ import numpy as np
 
 from vlm_par_hf.errors import ParFileExistsError, ParValueError
 from vlm_par_hf.escaping import csv_cell
+from vlm_par_hf.labels.decisions import answer_text
 from vlm_par_hf.labels.schema import Attribute, AttributeSchema
 from vlm_par_hf.output_folders import LOCK, lock_file, refuse_link, sha256_of_file
 from vlm_par_hf.utils import atomic_write_json, atomic_write_text, read_json_object
@@ -362,7 +363,7 @@ class TableColumns(NamedTuple):
             if answer is None:
                 values += [None] * (2 + len(labels))
             else:
-                values += [answer["label"], answer["score"], *(answer["probabilities"][label] for label in labels)]
+                values += [answer_text(answer), answer["score"], *(answer["probabilities"][label] for label in labels)]
         return values
 
 

@@ -158,7 +158,11 @@ def fit_decisions(
 
 
 def transfer_decisions(
-    gain: torch.Tensor, offset: torch.Tensor, schema: AttributeSchema, asked: AttributeSchema
+    gain: torch.Tensor,
+    offset: torch.Tensor,
+    schema: AttributeSchema,
+    asked: AttributeSchema,
+    thresholds: Sequence[float] | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Gains and offsets for a label space of which only some attributes were fitted.
 
@@ -171,6 +175,8 @@ def transfer_decisions(
         gain: `(A,)`, above 0, and offset `(Z,)`: of the attributes of `schema`, as from `fit_decisions`.
         schema: the label space that was fitted.
         asked: the label space that gains and offsets are wanted for.
+        thresholds: per attribute of `schema` the probability that "yes" begins above, of binary ones; None: 1/2. An
+            attribute that was never fitted answers at 1/2 what the others answer at theirs.
 
     Returns:
         gain and offset of the attributes of `asked`, shapes as above.
@@ -178,8 +184,10 @@ def transfer_decisions(
     fitted = {(one.labels, one.prompts): a for a, one in enumerate(schema)}
     offsets = offset.split(schema.num_labels)
     mean_gain = gain.log().mean().exp()
-    thresholds = [(offsets[a][0] - offsets[a][1]) / gain[a] for a, one in enumerate(schema) if one.is_binary]
-    threshold = torch.stack(thresholds).quantile(0.5) if thresholds else gain.new_zeros(())
+    begins = torch.full_like(gain, 0.5) if thresholds is None else torch.as_tensor(thresholds).to(gain)
+    excess = begins.logit()
+    usual = [(offsets[a][0] - offsets[a][1] + excess[a]) / gain[a] for a, one in enumerate(schema) if one.is_binary]
+    threshold = torch.stack(usual).quantile(0.5) if usual else gain.new_zeros(())
     gains, asked_offsets = [], []
     for one in asked:
         a = fitted.get((one.labels, one.prompts))

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
+import numpy as np
 import torch
 from transformers import AutoImageProcessor, AutoTokenizer, BatchFeature, ProcessorMixin
 
@@ -12,7 +13,7 @@ from vlm_par_hf.hub.pushing import PushToHub
 from vlm_par_hf.hub.remote_code import write_remote_code
 from vlm_par_hf.images.opening import describe_image_source, is_one_image, open_images
 from vlm_par_hf.images.preprocessing import preprocess_images
-from vlm_par_hf.labels.decisions import Decisions, decide, read_thresholds
+from vlm_par_hf.labels.decisions import SMALLEST_HEIGHT, UNKNOWN_ANSWER, Decisions, decide, read_thresholds
 from vlm_par_hf.labels.schema import AttributeSchema
 from vlm_par_hf.utils import backbone_files, iterate
 
@@ -280,6 +281,8 @@ class ParProcessor(PushToHub, ProcessorMixin):
         threshold: float | Mapping[str, float] | None = None,
         sensitive: bool = True,
         decisions: Decisions | Mapping[str, Any] | None = None,
+        abstain: float | None = None,
+        heights: Sequence[int] | None = None,
     ) -> list[dict[str, dict[str, Any]]]:
         """Turns logits into one named answer per attribute and person (VLM-PAR, equations 14 and 16).
 
@@ -291,14 +294,21 @@ class ParProcessor(PushToHub, ProcessorMixin):
             sensitive: False leaves out the attributes marked sensitive.
             decisions: `model.config.decisions`, whose biases decide between the labels of attributes with more than
                 two; None: the most probable label is the answer. (The model's logits are calibrated already.)
+            abstain: leave open what is not sure: an answer is given if it is the only label of its set for this level,
+                such as 0.9 (`Decisions.answer_sets`, of `decisions`).
+            heights: of the people, in pixels; with `abstain` nothing is answered for those lower than
+                `SMALLEST_HEIGHT`, because sets promise nothing for pictures unlike those that they were fitted on.
 
         Returns:
             Per person `{attribute name: {"label": predicted label, "score": its probability, "probabilities":
             {label: probability}}}`; of a binary attribute also `"threshold"`, which the probability of its second
-            label was held against.
+            label was held against; with `abstain` also `"set"`, the labels that are possible, and `"reason"`, such as
+            "14 pixels high", or None. An answer whose set holds more than one is left open: its label is `"unknown"`,
+            its score None.
 
         Raises:
-            ValueError: the logits do not fit the schema or are not finite, or a threshold is not between 0 and 1.
+            ValueError: the logits do not fit the schema or are not finite, a threshold is not between 0 and 1, or
+                there are no sets for `abstain`.
             KeyError: `threshold` names an unknown attribute.
         """
         schema = schema if isinstance(schema, AttributeSchema) else AttributeSchema(schema)
@@ -315,20 +325,36 @@ class ParProcessor(PushToHub, ProcessorMixin):
         if decisions is not None and not isinstance(decisions, Decisions):
             decisions = Decisions.from_dict(decisions)
         answers = decide(table, schema, thresholds, None if decisions is None else decisions.bias_table(schema))
+        sets = np.eye(schema.max_labels, dtype=bool)[answers]  # of the answers alone
+        if abstain is not None:
+            if decisions is None:
+                raise ParValueError(f"abstain={abstain!r} without decisions, expected those of the model's config")
+            # With the answer: a threshold far from 1/2 may place it outside the set, and a set may be empty.
+            sets |= decisions.answer_sets(table, schema, abstain, allow_empty=True)[0]
+        too_low = [None] * len(table)
+        if abstain is not None and heights is not None:
+            too_low = [height if height < SMALLEST_HEIGHT else None for height in heights]
         people = []
         held_against = thresholds.tolist()
-        for rows, chosen in zip(table.tolist(), answers.tolist()):
+        for rows, chosen, own_sets, height in zip(table.tolist(), answers.tolist(), sets.tolist(), too_low):
             found = {}
-            for attribute, row, answer, limit in zip(schema, rows, chosen, held_against):
+            for attribute, row, answer, own_set, limit in zip(schema, rows, chosen, own_sets, held_against):
                 if attribute.sensitive and not sensitive:
                     continue
-                found[attribute.name] = {
+                one = {
                     "label": attribute.labels[answer],
                     "score": row[answer],
                     "probabilities": dict(zip(attribute.labels, row)),
                 }
                 if attribute.is_binary:
-                    found[attribute.name]["threshold"] = limit
+                    one["threshold"] = limit
+                if abstain is not None:  # the same keys in every answer, as tables want them
+                    low = height is not None
+                    one["set"] = [label for label, inside in zip(attribute.labels, own_set) if inside or low]
+                    one["reason"] = f"{height} pixels high" if low else None
+                    if len(one["set"]) > 1:
+                        one |= {"label": UNKNOWN_ANSWER, "score": None}
+                found[attribute.name] = one
             people.append(found)
         return people
 

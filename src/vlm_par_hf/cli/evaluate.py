@@ -16,7 +16,9 @@ def add_parser(commands) -> argparse.ArgumentParser:
     parser = commands.add_parser(
         "evaluate",
         help="measure a checkpoint on a split",
-        description="Measure a checkpoint; writes metrics.json, attributes.csv, attributes.md and attributes.png.",
+        description="Measure a checkpoint; writes metrics.json, attributes.csv, attributes.md and attributes.png. "
+        "Metrics follow --preset; with _fitted behind their names they are of the checkpoint's own answers, by its "
+        "fitted thresholds.",
     )
     parser.add_argument("model", help="checkpoint folder or repository")
     add_data_options(parser)
@@ -42,6 +44,9 @@ def add_parser(commands) -> argparse.ArgumentParser:
         help="also answer attributes that the checkpoint was not trained on, from their texts (another label space)",
     )  # fmt: skip
     parser.add_argument("--min-positives", type=int, metavar="N", help="also mA over attributes with so many samples")
+    parser.add_argument(
+        "--selective", action="store_true", help="also what it is worth to answer only where it is sure"
+    )
     parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="default: %(default)s")
     parser.add_argument("--workers", type=int, default=0, metavar="N", help="data loader processes")
     parser.add_argument("--seed", type=int, default=0, help="of the bootstrap")
@@ -79,6 +84,7 @@ def run(args) -> None:
         bootstrap=args.bootstrap,
         min_positives=args.min_positives,
         by_person=args.by_person,
+        selective=args.selective,
         batch_size=args.batch_size,
         workers=args.workers,
         seed=args.seed,
@@ -94,11 +100,20 @@ def run(args) -> None:
     for name, value in record["metrics"].items():
         low, high = record["intervals"].get(name) or (None, None)
         interval = "" if low is None else f"   {100 * low:.2f} to {100 * high:.2f}"
-        say(f"  {name:<24} " + ("undefined" if value is None else f"{100 * value:6.2f}{interval}"))
+        say(f"  {name:<28} " + ("undefined" if value is None else f"{100 * value:6.2f}{interval}"))
     for sentence in (left_out_of_ranking(record), label_space_note(record), consistency_note(record)):
         if sentence:
             say(sentence)
     for slicing in (record.get("slices") or {}).get("by", ()):
         for line in slice_lines(record, slicing):
             say(line)
+    if "selective" in record:
+        found = record["selective"]
+        say(f"  wrong answers {100 * found['error']:.2f}; area under the risk-coverage curve {found['aurc']:.4f}")
+        if "sets" in found:
+            sets = found["sets"]
+            say(
+                f"  sets for {100 * sets['level']:g} %: right one inside {100 * sets['coverage']:.2f}, left open "
+                f"{100 * sets['unsure']:.2f}"
+            )
     say(f"record, tables and picture: {folder}")

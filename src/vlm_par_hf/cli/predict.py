@@ -9,6 +9,7 @@ from pathlib import Path
 from vlm_par_hf.errors import ParFileNotFoundError, ParValueError
 from vlm_par_hf.escaping import printable
 from vlm_par_hf.images.regions import REGION_FORMATS
+from vlm_par_hf.labels.decisions import answer_text, is_unknown
 from vlm_par_hf.utils import read_json, shorten
 
 from .options import add_overwrite_options, quiet_transformers, say
@@ -54,6 +55,14 @@ def add_parser(commands) -> argparse.ArgumentParser:
     group.add_argument(
         "--thresholds", metavar="FILE", help='JSON file with thresholds of single attributes: {"Hat": 0.7}'
     )
+    group.add_argument(
+        "--decide", metavar="NAME",
+        help="take thresholds from this fitted point of the model: instance_f1, mA, ... (default: the one in use)",
+    )  # fmt: skip
+    group.add_argument(
+        "--abstain", type=float, metavar="LEVEL",
+        help='answer "unknown" where a set of answers for this level, such as 0.9, holds more than one',
+    )  # fmt: skip
     group.add_argument(
         "--explain", metavar="NAMES",
         help="show the parts of the image that the answers to these attributes rest on, divided by commas, or all; "
@@ -115,6 +124,8 @@ def run(args) -> int:
         "attributes": _names(args.attributes, "--attributes"),
         "threshold": args.threshold,
         "thresholds": _read_thresholds(args.thresholds),
+        "decide": args.decide,
+        "abstain": args.abstain,
         "explain": args.explain == "all" or _names(args.explain, "--explain") or False,
         "device": args.device,
         "dtype": args.dtype,
@@ -221,11 +232,17 @@ def _print_predictions(args, options: dict, inputs: dict) -> int:
 def _table(name: str, answer: dict) -> str:
     attributes = answer["attributes"]
     name_width = max((len(attribute) for attribute in attributes), default=0)
-    label_width = max((len(answer["label"]) for answer in attributes.values()), default=0)
+    texts = {attribute: answer_text(answer) for attribute, answer in attributes.items()}
+    label_width = max(map(len, texts.values()), default=0)
     box = f"  [{', '.join(map(str, answer['box']))}]" if "box" in answer else ""
     lines = [printable(name, one_line=True) + box]
     lines += [
-        f"  {attribute:<{name_width}}  {answer['label']:<{label_width}}  {answer['score']:6.1%}"
+        f"  {attribute:<{name_width}}  {texts[attribute]:<{label_width}}  {_share(answer)}"
         for attribute, answer in attributes.items()
     ]
     return "\n".join(lines if attributes else [*lines, "  nothing positive"])
+
+
+def _share(answer: dict) -> str:
+    """The probability of an answer; of one that is left open what it may be."""
+    return " or ".join(answer["set"]) if is_unknown(answer) else f"{answer['score']:6.1%}"

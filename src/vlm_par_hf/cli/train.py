@@ -18,7 +18,8 @@ def add_parser(commands) -> argparse.ArgumentParser:
         "train",
         help="train a model on a data set",
         description="Train VLM-PAR heads, or FOCUS, on a frozen backbone, or CLEAR as a whole. The weights with the "
-        "best mA on the validation split are kept; the test split is never looked at.",
+        "best score on the validation split (--select) are kept, and thresholds fitted there; the test split is never "
+        "looked at.",
     )
     add_data_options(parser)
     parser.add_argument("--out", required=True, metavar="DIR", help="checkpoint folder to write")
@@ -125,7 +126,8 @@ def run(args) -> None:
     )
     if process_index():
         return
-    say(f"best validation mA {100 * result.best_mA:.2f}% at step {result.best_step} of {result.steps}")
+    best = "best validation mA" if settings.select == "mA" else f"best validation {settings.select}; mA"
+    say(f"{best} {100 * result.best_mA:.2f}% at step {result.best_step} of {result.steps}")
     say(f"checkpoint: {result.output_dir}")
     say(f"measure it: {shlex.join(['vlm-par', 'evaluate', args.out, args.dataset, *_data_flags(args)])}")
 

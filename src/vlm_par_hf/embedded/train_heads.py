@@ -151,6 +151,7 @@ def main(argv: list[str] | None = None) -> None:
         data, args.work, model_options=options, settings=settings, overwrite=True, delete_listed=True, command=command
     )
     model, processor = result.model, result.processor
+    model.config.decisions = None  # these heads ship with scores as they are, and thresholds for them
     logits, labels = predict_logits(model, processor, data["validation"], progress=False)
     schema, power = fit_thresholds(logits, labels, model.config.schema, read_labels(data["train"]))
     logger.info("thresholds: odds of the training priors to the power %.2f", power)

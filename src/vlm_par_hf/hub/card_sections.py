@@ -14,7 +14,6 @@ from vlm_par_hf.utils import format_percent
 
 from .records import (
     DATASETS,
-    METRICS,
     SYNTHETIC,
     backbone_repositories,
     consistency_note,
@@ -24,6 +23,7 @@ from .records import (
     is_synthetic,
     label_space_note,
     left_out_of_ranking,
+    metric_text,
     slice_table,
 )
 
@@ -113,7 +113,7 @@ def results_section(records) -> str:
             interval = intervals.get(metric)
             interval_text = f"{format_percent(interval[0])} to {format_percent(interval[1])}" if interval else ""
             shown = format_percent(value) or "undefined"
-            rows.append([markdown_code(metric), shown, interval_text, markdown_text(METRICS.get(metric, ""))])
+            rows.append([markdown_code(metric), shown, interval_text, markdown_text(metric_text(metric))])
         lines += [
             "",
             f"### {markdown_text(dataset_title(record))}, {markdown_text(data['split'])}: {data['images']:,} images",
@@ -173,11 +173,12 @@ def training_section(config, training) -> str:
         )
         lines += ["", f"Data: {markdown_text(DATASETS.get(data['name'], data['name']))}{count}."]
     if result and isinstance(result.get("validation_mA"), (int, float)):
+        chosen_by = str(result.get("selected_by", "mA"))
         lines += [
             "",
-            "The weights are those with the best mA on the validation split "
-            f"({format_percent(result['validation_mA'])}%, step {result['best_step']} of {result['steps']}); "
-            "the test split took no part.",
+            f"The weights are those with the best {markdown_text(chosen_by)} on the validation split "
+            f"({'' if chosen_by == 'mA' else 'mA '}{format_percent(result['validation_mA'])}%, step "
+            f"{result['best_step']} of {result['steps']}); the test split took no part.",
         ]
     loss = {key: value for key, value in (config.get("loss") or {}).items() if key != "priors"}
     family = find_family(config["model_type"])

@@ -25,7 +25,6 @@ from .card_sections import (
     use_section,
 )
 from .records import (
-    METRICS,
     backbone_repositories,
     convention_text,
     dataset_title,
@@ -35,6 +34,7 @@ from .records import (
     is_dataset_result,
     is_partial,
     is_repository,
+    metric_text,
     read_record,
 )
 
@@ -186,7 +186,8 @@ def eval_results_yaml(
                 dataset_id=dataset_id,
                 task_id=f"{record['data']['split']}_{metric}_{record['preset']}",
                 value=round(value, 6),
-                notes=f"{METRICS.get(metric, metric)}; {convention_text(record)}{interval_note(record, metric)}",
+                notes=f"{metric_text(metric) or metric}; {convention_text(record, metric)}"
+                + interval_note(record, metric),
             )
             for metric, value in finite_metrics(record)
         ]

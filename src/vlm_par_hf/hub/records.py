@@ -27,6 +27,7 @@ __all__ = [
     "is_synthetic",
     "label_space_note",
     "left_out_of_ranking",
+    "metric_text",
     "read_record",
     "slice_lines",
     "slice_table",
@@ -138,8 +139,16 @@ def finite_metrics(record: Mapping[str, Any]) -> list[tuple[str, float]]:
     ]
 
 
-def convention_text(record: Mapping[str, Any]) -> str:
-    """The convention and the threshold of the metrics, in words."""
+def metric_text(metric: str) -> str:
+    """What a metric is; empty for one that nothing is known of."""
+    text = METRICS.get(metric.removesuffix("_fitted"), "")
+    return f"{text}; of the checkpoint's own answers" if text and metric.endswith("_fitted") else text
+
+
+def convention_text(record: Mapping[str, Any], metric: str = "") -> str:
+    """The convention and the threshold of the metrics, or of one of them, in words."""
+    if metric.endswith("_fitted"):
+        return f"convention {record['preset']}, fitted thresholds"
     threshold = record.get("threshold")
     if threshold is None:
         threshold = (record.get("convention") or {}).get("threshold")

@@ -94,6 +94,14 @@ class Person:
     crop: Image.Image | None = None
     inputs: dict[str, torch.Tensor] | None = None
 
+    @property
+    def height(self) -> int:
+        """In pixels of the picture's full size, without a margin."""
+        if self.picture.boxes is None:
+            return self.picture.full_size[1]
+        _, top, _, bottom = self.picture.boxes[self.slot].given
+        return bottom - top
+
 
 class Pictures:
     """The pictures of a call, read as people.

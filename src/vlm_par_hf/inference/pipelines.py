@@ -34,7 +34,7 @@ from vlm_par_hf.families import FAMILIES
 from vlm_par_hf.hub.pushing import PushToHub
 from vlm_par_hf.images.opening import is_one_image
 from vlm_par_hf.labels.asking import check_threshold, check_thresholds, chosen_thresholds, read_asked
-from vlm_par_hf.labels.decisions import is_positive_answer
+from vlm_par_hf.labels.decisions import Decisions, is_positive_answer, is_unknown
 from vlm_par_hf.labels.schema import AttributeSchema
 from vlm_par_hf.upstream import (
     hide_default_messages,
@@ -80,6 +80,7 @@ class _Chosen(NamedTuple):
     schema: AttributeSchema
     columns: tuple[int, ...] | None  # of the model's logits; None: `encoded` has the model answer for exactly these
     encoded: Any = None  # from `model.encode_attributes`
+    texts: tuple[str, ...] = ()  # the names of those that are none of the model's own
 
     def column(self, name: str) -> int:
         """The position of an attribute in what the model returns."""
@@ -106,6 +107,10 @@ class PedestrianAttributesPipeline(PushToHub, Pipeline):
         threshold (`float`, *optional*): a binary attribute is answered with its second label ("yes") if that label's
             probability is above this, for all of them in place of their own thresholds.
         thresholds (`dict`, *optional*): `{name: threshold}` for single binary attributes, before `threshold`.
+        decide (`str`, *optional*): which of the fitted points that are stored with the model (`config.decisions`)
+            thresholds and biases are taken from, such as `"mA"` or `"instance_f1"`; by default the one in use.
+        abstain (`float`, *optional*): such as 0.9: an answer that is not sure enough for this level comes out as
+            `"unknown"`; `"set"` holds the labels that are possible, as `post_process_attributes` says.
         explain (`bool`, `str` or list of `str`, defaults to `False`): attributes to show the relevance of patches for;
             `True` for all those in the result.
         explain_as (`str`, defaults to `"overlay"`): `"overlay"` adds `"overlays"`, a picture per attribute;
@@ -139,6 +144,9 @@ class PedestrianAttributesPipeline(PushToHub, Pipeline):
     _load_video_processor = False
     _load_feature_extractor = False
     _load_tokenizer = False
+
+    _read_decisions: tuple[Any, Decisions] | None = None  # `config.decisions`, and what it says
+    _said_open: list[str] | None = None
 
     def __init__(self, model, processor=None, image_processor=None, **kwargs):
         if processor is None or image_processor is not None:
@@ -203,6 +211,8 @@ class PedestrianAttributesPipeline(PushToHub, Pipeline):
         attributes: Any = None,
         threshold: float | None = None,
         thresholds: Mapping[str, float] | None = None,
+        decide: str | None = None,
+        abstain: float | None = None,
         explain: bool | str | Sequence[str] | None = None,
         explain_as: str | None = None,
         detector=None,
@@ -234,6 +244,10 @@ class PedestrianAttributesPipeline(PushToHub, Pipeline):
         if thresholds is not None:
             schema = self.model.config.schema
             thresholds = check_thresholds(thresholds, [schema] if chosen is None else [chosen.schema, schema])
+        if decide is not None:
+            self._check_decide(decide)
+        if abstain is not None:
+            self._check_abstain(abstain, chosen)
         explained = self._attributes_to_explain(explain, chosen, shown)
         if explain is not None:
             explain = explained
@@ -255,6 +269,8 @@ class PedestrianAttributesPipeline(PushToHub, Pipeline):
             "chosen": chosen,
             "threshold": threshold,
             "thresholds": thresholds,
+            "decide": decide,
+            "abstain": abstain,
             "explain": explain,
             "explain_as": explain_as,
         }
@@ -278,7 +294,51 @@ class PedestrianAttributesPipeline(PushToHub, Pipeline):
             except ParKeyError as error:
                 unknown = str(error)
             raise ParValueError(f"attributes holds {shorten(text)}: {unknown}; {model.why_no_texts}")
-        return _Chosen(asked.schema, None, model.encode_attributes(asked.schema, self.processor))
+        return _Chosen(asked.schema, None, model.encode_attributes(asked.schema, self.processor), asked.texts)
+
+    def _fitted(self, chosen: _Chosen | None = None, decide: str | None = None) -> Decisions | None:
+        """What was fitted for the attributes that are asked for; None if nothing was."""
+        given = self.model.config.decisions
+        if given is None:
+            return None
+        if self._read_decisions is None or self._read_decisions[0] is not given:
+            self._read_decisions = (given, Decisions.from_dict(given))
+        found = self._read_decisions[1]
+        if chosen is not None and chosen.texts:  # one of them may have the name of an attribute that was fitted
+            kept = {name: one for name, one in found.attributes.items() if name not in chosen.texts}
+            found = replace(found, attributes=kept)
+        return replace(found, objective=(decide or found.objective) if found.points() else None)
+
+    def _check_decide(self, decide: Any) -> None:
+        found = self._fitted()
+        stored = [] if found is None else found.points()
+        if decide not in stored:
+            expected = f"one of {', '.join(map(repr, stored))}" if stored else "none: no points are stored with it"
+            raise ParValueError(
+                f"decide is {shorten(decide)}, expected a point that was fitted for this model, {expected} "
+                "(vlm-par calibrate fits others)"
+            )
+
+    def _check_abstain(self, abstain: Any, chosen: _Chosen | None) -> None:
+        """Refuses a level for which the model has no sets, and says once where sets promise nothing."""
+        if isinstance(abstain, bool) or not isinstance(abstain, (int, float)) or not 0 < abstain < 1:
+            raise ParValueError(f"abstain is {shorten(abstain)}, expected a number between 0 and 1, such as 0.9")
+        found = self._fitted(chosen)
+        if found is None:
+            raise ParValueError(
+                f"abstain is {abstain:g}, and nothing was fitted for this model that says how sure it is: fit it on "
+                "labelled pictures (vlm-par calibrate)"
+            )
+        schema = self.model.config.schema if chosen is None else chosen.schema
+        none = np.zeros((0, len(schema), schema.max_labels))
+        _, promised = found.answer_sets(none, schema, abstain)
+        open_names = [one.name for one, row in zip(schema, promised) if not row[: one.num_labels].all()]
+        if open_names and open_names != self._said_open:
+            self._said_open = open_names
+            logger.warning(
+                "abstain=%g promises nothing for attributes with a label that was fitted on fewer than 20 pictures or "
+                "not at all: %s", abstain, shorten(open_names),
+            )  # fmt: skip
 
     def _attributes_to_explain(self, explain, chosen: _Chosen | None, sensitive: bool) -> bool | tuple[str, ...]:
         """`explain`, checked together with the options that were set when the pipeline was made."""
@@ -387,11 +447,12 @@ class PedestrianAttributesPipeline(PushToHub, Pipeline):
 
         Returns:
             For one picture `{"attributes": {name: {"label", "score", "probabilities", "threshold"}}}`, the threshold
-            of binary attributes only (a `PersonResult`: a dict that can be drawn); with boxes or a detector a list of
-            `{"box": [x0, y0, x1, y1], "attributes": {...}}`, in the order of the boxes (`"score"` too, with a
-            detector; a `PictureResult`), where `box` holds the whole pixels that were read; with a `box_margin` also
-            `"box_without_margin"`, the pixels of the box itself. For a list of pictures a list of these. For anything
-            else an iterator that reads ahead by about two batches, with one result per picture, in order.
+            of binary attributes only, with `abstain` also `"set"` and `"reason"` (a `PersonResult`: a dict that can be
+            drawn); with boxes or a detector a list of `{"box": [x0, y0, x1, y1], "attributes": {...}}`, in the order
+            of the boxes (`"score"` too, with a detector; a `PictureResult`), where `box` holds the whole pixels that
+            were read; with a `box_margin` also `"box_without_margin"`, the pixels of the box itself. For a list of
+            pictures a list of these. For anything else an iterator that reads ahead by about two batches, with one
+            result per picture, in order.
 
         Raises:
             ValueError, TypeError, OSError: for a picture that cannot be read, a box that is empty, reversed, not
@@ -468,18 +529,28 @@ class PedestrianAttributesPipeline(PushToHub, Pipeline):
         chosen: _Chosen | None = None,
         threshold: float | None = None,
         thresholds: Mapping[str, float] | None = None,
+        decide: str | None = None,
+        abstain: float | None = None,
         explain: bool | tuple[str, ...] = False,
         explain_as: str = "overlay",
+        heights: Sequence[int] | None = None,
     ) -> list[dict[str, Any]]:
-        """One dict of answers per row of the outputs; for overlays `crops`, the pictures of the people, are needed."""
+        """One dict of answers per row of the outputs; for overlays `crops`, the pictures of the people, are needed,
+        and for reasons of `abstain` their `heights` in pixels."""
         if chosen is None:
             schema = self.model.config.schema
             chosen = _Chosen(schema, tuple(range(len(schema))))
         schema, logits = chosen.schema, model_outputs["logits"]
         if chosen.columns is not None:
             logits = logits[:, list(chosen.columns), : schema.max_labels]
+        decisions = self._fitted(chosen, decide)
         people = self.processor.post_process_attributes(
-            ParOutput(logits=logits), schema=schema, threshold=chosen_thresholds(schema, threshold, thresholds)
+            ParOutput(logits=logits),
+            schema=schema if decide is None else decisions.settle(schema),
+            threshold=chosen_thresholds(schema, threshold, thresholds),
+            decisions=decisions,
+            abstain=abstain,
+            heights=heights,
         )
         results = []
         for row, answers in enumerate(people):
@@ -487,7 +558,9 @@ class PedestrianAttributesPipeline(PushToHub, Pipeline):
                 name: answer
                 for name, answer in answers.items()
                 if (sensitive or not schema[name].sensitive)
-                and (not only_positive or is_positive_answer(answer["label"], schema[name]))
+                and (
+                    not only_positive or (not is_unknown(answer) and is_positive_answer(answer["label"], schema[name]))
+                )
             }
             result = {"attributes": answers}
             if explain:
@@ -506,6 +579,8 @@ class PedestrianAttributesPipeline(PushToHub, Pipeline):
         those that answers are held against."""
         chosen, options = self._postprocess_params.get("chosen"), self._postprocess_params
         schema = self.model.config.schema if chosen is None else chosen.schema
+        if options.get("decide") is not None:
+            schema = self._fitted(chosen, options["decide"]).settle(schema)
         held = chosen_thresholds(schema, options.get("threshold"), options.get("thresholds"))
         return AttributeSchema(replace(one, threshold=held.get(one.name, one.threshold)) for one in schema)
 
@@ -515,6 +590,7 @@ class PedestrianAttributesPipeline(PushToHub, Pipeline):
         *,
         names: Sequence[str | int] | None = None,
         crops: Sequence[Image.Image] | None = None,
+        heights: Sequence[int] | None = None,
     ) -> list[dict[str, Any]]:
         """Answers for prepared people, with the options that the pipeline was made with.
 
@@ -522,12 +598,13 @@ class PedestrianAttributesPipeline(PushToHub, Pipeline):
             inputs: what the processor made of B people.
             names: of the people, for messages; None: their positions.
             crops: their pictures, needed for overlays.
+            heights: of them in pixels, which may be a reason not to answer (`abstain`).
 
         Returns:
             B dicts, as for one picture.
         """
         outputs = self._forward(inputs, names=names, **self._forward_params)
-        return self.postprocess(outputs, crops=crops, **self._postprocess_params)
+        return self.postprocess(outputs, crops=crops, heights=heights, **self._postprocess_params)
 
     def _answer(
         self, people: Iterator[Person], batch_size: int, forward_params: dict, postprocess_params: dict
@@ -539,7 +616,8 @@ class PedestrianAttributesPipeline(PushToHub, Pipeline):
             if inputs is not None:
                 names = [one.picture.where or position for position, one in enumerate(batch)]
                 outputs = self._forward(inputs, names=names, **forward_params)
-                results = self.postprocess(outputs, crops=[one.crop for one in batch], **postprocess_params)
+                crops, heights = [one.crop for one in batch], [one.height for one in batch]
+                results = self.postprocess(outputs, crops=crops, heights=heights, **postprocess_params)
                 for one, result in zip(batch, results):
                     one.picture.answer(one.slot, result)
             while waiting and waiting[0].is_answered:

@@ -24,17 +24,23 @@ from .schema import Attribute, AttributeSchema
 
 
 __all__ = [
+    "SMALLEST_HEIGHT",
+    "UNKNOWN_ANSWER",
     "AttributeDecision",
     "CalibrationTables",
     "Decisions",
+    "answer_text",
     "decide",
     "is_positive_answer",
+    "is_unknown",
     "label_softmax",
     "read_thresholds",
 ]
 
 LARGEST_SCORE = 1e4  # of gains, offsets and biases in a file
 SMALLEST_PROBABILITY = 1e-6  # that isotonic maps give, so that logarithms stay finite
+UNKNOWN_ANSWER = "unknown"  # the label of an answer that is left open
+SMALLEST_HEIGHT = 24  # pixels of a person below which sets hold less than they promise (benchmarks/low_people.py)
 _OWN_FIELDS = ("gain", "offset", "isotonic", "prior", "examples", "points", "quantiles", "promised")
 
 
@@ -118,6 +124,18 @@ def is_positive_answer(label: str, attribute: Attribute | None = None) -> bool:
     if attribute is not None and attribute.is_binary:
         return label == attribute.labels[1]
     return label.strip().lower() not in ("no", "none")
+
+
+def is_unknown(answer: Mapping[str, Any]) -> bool:
+    """Whether an answer of `post_process_attributes` was left open. (An attribute may have a label "unknown".)"""
+    return len(answer.get("set", ())) > 1
+
+
+def answer_text(answer: Mapping[str, Any]) -> str:
+    """What an answer of `post_process_attributes` says, with the reason if it was left open for one: "unknown: 14
+    pixels high"."""
+    reason = answer.get("reason")
+    return answer["label"] if reason is None else f"{answer['label']}: {reason}"
 
 
 def label_softmax(logits: np.ndarray, schema: AttributeSchema) -> np.ndarray:
@@ -377,8 +395,11 @@ class Decisions:
         Raises:
             KeyError: the objective was not fitted.
         """
-        found = self.limited_to(schema).thresholds(objective) if self.points() else {}
-        return AttributeSchema(replace(one, threshold=found[one.name]) if one.name in found else one for one in schema)
+        found = self.thresholds(objective) if self.points() else {}
+        return AttributeSchema(
+            replace(one, threshold=found[one.name]) if one.name in found and self.of(one) is not None else one
+            for one in schema
+        )
 
     def points(self) -> list[str]:
         """The objectives that were fitted, in their order."""

@@ -215,6 +215,7 @@ class ParMetrics:
         seed: int = 0,
         groups: Iterable | None = None,
         min_positives: int | None = None,
+        ranked: bool = True,
     ) -> dict:
         """Metrics with bootstrap intervals and a table per attribute, as plain JSON types (None where undefined).
 
@@ -227,6 +228,8 @@ class ParMetrics:
                 person are not independent and intervals over images would be too narrow.
             min_positives: adds `mA_min_positives`, the mean over the attributes with at least this many positives. Of
                 an attribute with more than two labels, only labels that occur at least this often count.
+            ranked: False leaves out what needs no threshold, which takes most of the time: `auc_macro` and
+                `average_precision_macro` are None then.
 
         Returns:
             `{"convention", "num_images", "num_groups", "bootstrap", "confidence", "seed", "metrics": {key: value},
@@ -257,7 +260,7 @@ class ParMetrics:
 
         counts = self._counter.unpack(statistics.sum(axis=0, keepdims=True))
         frequent = None if min_positives is None else self._frequent_labels(counts.support[0], min_positives)
-        ranking = self._rank(probabilities, labels)
+        ranking = self._rank(probabilities, labels) if ranked else np.full((1, 2, len(self.schema)), np.nan)
         metrics = self._compute(counts, ranking, frequent)
         is_ranked = ~np.isnan(ranking[0, 0])
         report = {
@@ -280,7 +283,7 @@ class ParMetrics:
             report["min_positives"] = {"value": int(min_positives), "attributes": names}
         if bootstrap:
             tails = [(1 - confidence) / 2, (1 + confidence) / 2]
-            prepared = self._prepare_ranking(probabilities, labels, group_index)
+            prepared = self._prepare_ranking(probabilities, labels, group_index) if ranked else []
             resampled, per_attribute = [], []
             for block, weights in resample(statistics, group_index, int(bootstrap), seed):
                 counts, ranking = self._counter.unpack(block), self._rank_resamples(prepared, weights)

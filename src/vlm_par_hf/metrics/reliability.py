@@ -4,6 +4,7 @@ Letters: N answers or pictures, A attributes, C the largest number of labels.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -18,6 +19,7 @@ __all__ = [
     "label_columns",
     "reliability_bins",
     "risk_coverage",
+    "selective_report",
     "set_coverage",
 ]
 
@@ -115,6 +117,45 @@ def area_under_risk_coverage(confidence: np.ndarray, right: np.ndarray) -> float
     _, tie = np.unique(-confidence, return_inverse=True)
     wrong = (np.bincount(tie, weights=wrong) / np.bincount(tie))[tie]
     return float(np.mean(np.cumsum(wrong) / np.arange(1, len(wrong) + 1)))
+
+
+def selective_report(
+    probabilities: np.ndarray, answers: np.ndarray, labels: np.ndarray, schema: AttributeSchema, points: int = 20
+) -> dict[str, Any]:
+    """What answering only where it is sure is worth; an answer is as sure as it is probable.
+
+    Args:
+        probabilities: `(N, A, C)`.
+        answers: int `(N, A)`.
+        labels: int `(N, A)`, -100 = unknown; these are left out.
+        schema: the label space.
+        points: of the curve.
+
+    Returns:
+        `aurc` and `error` (share of wrong answers if all are given), means over attributes with a known label;
+        `curve`, pairs of coverage and risk, the risk a mean over attributes too; `attributes`, rows of `name`,
+        `known`, `error` and `aurc` (None where nothing is known).
+
+    Raises:
+        ValueError: no label is known.
+    """
+    grid = np.arange(1, points + 1) / points
+    rows, curves = [], []
+    for a, one in enumerate(schema):
+        known = labels[:, a] != UNKNOWN_LABEL
+        row: dict[str, Any] = {"name": one.name, "known": int(known.sum()), "error": None, "aurc": None}
+        if known.any():
+            sure = np.take_along_axis(probabilities[known, a], answers[known, a, None], -1)[:, 0]
+            right = answers[known, a] == labels[known, a]
+            coverage, risk = risk_coverage(sure, right)
+            row |= {"error": float(np.mean(~right)), "aurc": area_under_risk_coverage(sure, right)}
+            curves.append(risk[np.searchsorted(coverage, grid - 1e-12).clip(max=len(risk) - 1)])
+        rows.append(row)
+    if not curves:
+        raise ParValueError("labels hold no known label, expected some of at least one attribute")
+    means = {key: float(np.mean([one[key] for one in rows if one[key] is not None])) for key in ("aurc", "error")}
+    curve = [[float(x), float(y)] for x, y in zip(grid, np.mean(curves, axis=0))]
+    return {**means, "curve": curve, "attributes": rows}
 
 
 def set_coverage(sets: np.ndarray, labels: np.ndarray, schema: AttributeSchema) -> list[dict[str, float | None]]:

@@ -9,7 +9,6 @@ import shlex
 import shutil
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from vlm_par_hf.calibration import check_objective, fit, own_weight, shift_priors
+from vlm_par_hf.calibration import STANDARD_OBJECTIVES, check_objective, fit, own_weight, shift_priors
 from vlm_par_hf.data.readers.ids import read_id
 from vlm_par_hf.errors import ParFileExistsError, ParValueError
 from vlm_par_hf.escaping import markdown_text
@@ -40,7 +39,6 @@ __all__ = ["DECISIONS_FILE", "THRESHOLDS_FILE", "calibrate", "measure_decisions"
 logger = logging.getLogger(__name__)
 
 DECISIONS_FILE, THRESHOLDS_FILE, RECORD_FILE = "decisions.json", "thresholds.json", "calibration.json"
-STANDARD_OBJECTIVES = ("instance_f1", "mA")  # fitted whatever is asked for; the picture shows both
 FOLDS = 5
 SHOWN = ("mA", "instance_f1_harmonic", "label_f1_macro", "plain_accuracy")
 
@@ -134,14 +132,7 @@ def calibrate(
                 "shares: fit it on labelled pictures first"
             )
         if images is None:
-            # Thresholds of the data set's table do not matter: new ones are fitted.
-            check_schema(
-                AttributeSchema(
-                    replace(one, threshold=space[one.name].threshold) if one.name in space else one
-                    for one in facts.schema
-                ),
-                space,
-            )
+            check_schema(facts.schema, space)
         model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         model.config.decisions = None  # scores as they are
         try:

@@ -8,7 +8,7 @@ from vlm_par_hf.utils import require
 from .plots import _INK, _MUTED, _SCORE, _TRAIN, _VALIDATION, _save, _style_axes, _words
 
 
-__all__ = ["plot_reliability", "plot_trade_off"]
+__all__ = ["plot_reliability", "plot_risk_coverage", "plot_trade_off"]
 
 
 def plot_trade_off(curves: dict[str, Any], path: str | Path, *, title: str = "") -> Path:
@@ -63,6 +63,30 @@ def plot_reliability(bins: dict[str, list[dict[str, float]]], path: str | Path, 
         axes.set_aspect("equal")
         _style_axes(axes)
     panels[0].set_ylabel("true (%)")
+    if title:
+        figure.suptitle(**_words(title, 11), color=_INK)
+    return _save(figure, path)
+
+
+def plot_risk_coverage(found: dict[str, Any], path: str | Path, *, title: str = "") -> Path:
+    """Draw the share of wrong answers against the share of answers that are given, the surest ones first.
+
+    Args:
+        found: what `selective_report` returned.
+        path: a `.png` (or any format that matplotlib writes by suffix).
+        title: one line above the picture.
+
+    Raises:
+        ImportError: matplotlib is missing.
+    """
+    figure = require("matplotlib.figure", "demo").Figure(figsize=(6.4, 4.2), layout="constrained")
+    axes = figure.subplots()
+    coverage, risk = ([100 * one for one in values] for values in zip(*found["curve"]))
+    axes.plot(coverage, risk, color=_SCORE, marker="o", markersize=4, linewidth=1.5)
+    axes.set_xlabel(f"answers given (%); AURC {found['aurc']:.3f}")
+    axes.set_ylabel("wrong ones among them (%)")
+    axes.set_ylim(bottom=0)
+    _style_axes(axes)
     if title:
         figure.suptitle(**_words(title, 11), color=_INK)
     return _save(figure, path)

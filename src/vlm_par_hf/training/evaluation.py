@@ -20,10 +20,13 @@ from vlm_par_hf.hub.records import SYNTHETIC, consistency_note, label_space_note
 from vlm_par_hf.images.opening import open_image
 from vlm_par_hf.inference.predicting import predict_logits
 from vlm_par_hf.labels.consistency import has_rules
+from vlm_par_hf.labels.decisions import Decisions, decide, label_softmax
 from vlm_par_hf.metrics.attributes import ParMetrics
+from vlm_par_hf.metrics.reliability import selective_report, set_coverage
 from vlm_par_hf.metrics.slices import Slicing, read_slicings
 from vlm_par_hf.utils import atomic_write_json, atomic_write_text, format_percent, redact_command
 
+from .decision_plots import plot_risk_coverage
 from .other_labels import predict_matched, read_label_space
 from .plots import plot_attributes, table_text
 from .provenance import DataFacts, check_same_division, load_data, versions
@@ -32,6 +35,9 @@ from .provenance import DataFacts, check_same_division, load_data, versions
 __all__ = ["evaluate", "markdown_table", "write_report"]
 
 logger = logging.getLogger(__name__)
+
+WITHOUT_THRESHOLD = ("auc_macro", "average_precision_macro")
+SET_LEVEL = 0.9  # of the sets of answers that `selective` counts
 
 
 def evaluate(
@@ -50,6 +56,7 @@ def evaluate(
     bootstrap: int = 1000,
     min_positives: int | None = None,
     by_person: bool = False,
+    selective: bool = False,
     batch_size: int = 64,
     workers: int = 0,
     seed: int = 0,
@@ -77,11 +84,14 @@ def evaluate(
         dataset_options: further keywords of `load_par_dataset`.
         dataset_name: name of the data in the record; None: the name that the data set carries.
         preset: metric conventions, see `ParMetrics`.
-        threshold: None (the preset's), `"schema"` (each attribute's own) or a number.
+        threshold: None (the preset's, on the scores as they are, which is what published codes do), or on the
+            calibrated probabilities that answers are given by: `"schema"` (each attribute's own) or a number.
         bootstrap: resamples for the intervals; 0 for none.
         min_positives: also average mA over the attributes whose rarest label has at least this many samples.
         by_person: resample persons instead of images (`person_id` of the split): images of one person are not
             independent, so intervals over images are too narrow. An image of nobody known is a person of its own.
+        selective: also measure what answering only where it is sure is worth: risk-coverage curve, AURC, and, if sets
+            of answers were fitted, how often those for 90 % hold the right one (`selective`, `risk_coverage.png`).
         batch_size, workers, progress: of the forward passes.
         seed: seed of the bootstrap.
         device: `"cuda"`, `"cpu"`, ...; None: a GPU if there is one.
@@ -93,7 +103,8 @@ def evaluate(
             VLM-PAR with stage 1 (`alignment`).
 
     Returns:
-        The record that `metrics.json` holds.
+        The record that `metrics.json` holds. If decisions were fitted for the checkpoint, `mA_fitted` and the like are
+        metrics of its own answers, by its calibrated probabilities and thresholds, and `fitted` says on what.
 
     Raises:
         ValueError: no such split; the data set and the checkpoint have no attribute in common; the data set is divided
@@ -116,25 +127,42 @@ def evaluate(
         raise ParValueError(f"by_person=True: the {split} split of {facts.name} has no person_id")
     slicings = read_slices(slices, data[split], facts)
     model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    options = {"batch_size": batch_size, "workers": workers, "progress": progress}
-    if asked is None:
-        scores, labels = predict_logits(model, processor, data[split], **options)
-        metrics = ParMetrics(model.config.schema, preset=preset, threshold=threshold)
+    space, decisions = model.config.schema, _fitted_decisions(model)
+    before, options = model.config.decisions, {"batch_size": batch_size, "workers": workers, "progress": progress}
+    if decisions is not None and (asked is None or threshold is None):
+        model.config.decisions = None  # scores as they are, which the thresholds of a preset belong to
+    try:
+        if asked is None:
+            scores, labels = predict_logits(model, processor, data[split], **options)
+        else:
+            decisions = None  # they were fitted for the checkpoint's own label space
+            scores, labels, space = predict_matched(
+                model, processor, data[split], facts, asked, zero_shot=zero_shot, **options
+            )
+    finally:
+        model.config.decisions = before
+    if asked is not None:
+        probabilities = scores
     else:
-        scores, labels, schema = predict_matched(
-            model, processor, data[split], facts, asked, zero_shot=zero_shot, **options
-        )
-        metrics = ParMetrics(schema, preset=preset, threshold=threshold, inputs="probabilities")
+        probabilities = label_softmax(scores, space) if decisions is None else decisions.calibrate(scores, space)
+    metrics, given = ParMetrics(space, preset=preset, threshold=threshold), (scores, labels)
+    if asked is not None:
+        metrics = ParMetrics(space, preset, threshold, inputs="probabilities")
+    elif threshold is not None and decisions is not None:
+        metrics, given = (
+            ParMetrics(space, preset, threshold, inputs="probabilities", decisions=decisions), (probabilities, labels),
+        )  # fmt: skip
     groups = persons if by_person else None
-    report = metrics.report(
-        (scores, labels), bootstrap=bootstrap, seed=seed, min_positives=min_positives, groups=groups
-    )
+    options = {"bootstrap": bootstrap, "seed": seed, "min_positives": min_positives, "groups": groups}
+    report = metrics.report(given, **options)
+    if decisions is not None:
+        _add_fitted(report, probabilities, labels, space, decisions, preset=preset, **options)
+    if selective:
+        report["selective"] = _measure_selective(probabilities, labels, space, decisions)
     if slicings:
-        report["slices"] = metrics.slice_report(
-            (scores, labels), slicings, bootstrap=bootstrap, seed=seed, groups=persons
-        )
+        report["slices"] = metrics.slice_report(given, slicings, bootstrap=bootstrap, seed=seed, groups=persons)
     if has_rules(metrics.schema):
-        report["consistency"] = metrics.consistency_report((scores, labels))
+        report["consistency"] = metrics.consistency_report(given)
     command = redact_command(sys.argv if command is None else command)
     record = {
         "data": {
@@ -190,6 +218,46 @@ def read_slices(names: Sequence[str], split, facts: DataFacts) -> list[Slicing]:
     return read_slicings(names, facts.labels, facts.schema, heights)
 
 
+def _fitted_decisions(model) -> Decisions | None:
+    """The decisions of a model that say how its answers are given; None also for gains and offsets of FOCUS alone,
+    which belong to its scores."""
+    found = None if model.config.decisions is None else Decisions.from_dict(model.config.decisions)
+    return None if found is None or found.objective is None else found
+
+
+def _add_fitted(report, probabilities, labels, schema, decisions: Decisions, *, preset, **options) -> None:
+    """Adds the metrics of the checkpoint's own answers under names of their own."""
+    metrics = ParMetrics(schema, preset, "schema", inputs="probabilities", decisions=decisions)
+    fitted = metrics.report((probabilities, labels), ranked=False, **options)
+    for part in ("metrics", "intervals"):
+        report[part] |= {f"{name}_fitted": one for name, one in fitted[part].items() if name not in WITHOUT_THRESHOLD}
+    for row, own in zip(report["attributes"], fitted["attributes"]):
+        row["mA_fitted"] = own["mA"]
+        if "threshold" in own:
+            row["threshold_fitted"] = own["threshold"]
+    record = decisions.record
+    report["fitted"] = {"objective": decisions.objective, "data": record.get("data"), "when": record.get("when")}
+
+
+def _measure_selective(probabilities, labels, schema, decisions: Decisions | None) -> dict[str, Any]:
+    biases = None if decisions is None else decisions.bias_table(schema)
+    found = selective_report(probabilities, decide(probabilities, schema, None, biases), labels, schema)
+    if decisions is not None and decisions.levels and decisions.levels[-1] >= SET_LEVEL:
+        sets, promised = decisions.answer_sets(probabilities, schema, SET_LEVEL)
+        rows = set_coverage(sets, labels, schema)
+        for row, own, label_promised in zip(found["attributes"], rows, promised):
+            single = own["single"]
+            row |= {
+                "coverage": own["coverage"],
+                "unsure": None if single is None else 1 - single,
+                "promised": bool(label_promised.any()),
+            }
+        known = [one for one in found["attributes"] if one["coverage"] is not None]
+        means = {key: float(np.mean([one[key] for one in known])) for key in ("coverage", "unsure")}
+        found["sets"] = {"level": SET_LEVEL, **means}
+    return found
+
+
 def _load_checkpoint(model, processor):
     if not isinstance(model, (str, Path)):
         if processor is None:
@@ -216,7 +284,8 @@ def _note(name: str, split: str, skipped: int) -> str:
 
 
 def write_report(record: dict[str, Any], output_dir: str | Path) -> list[Path]:
-    """Write `metrics.json`, `attributes.csv`, `attributes.md` and, if matplotlib is installed, `attributes.png`."""
+    """Write `metrics.json`, `attributes.csv`, `attributes.md` and, if matplotlib is installed, `attributes.png` and,
+    with `selective`, `risk_coverage.png`."""
     folder = Path(output_dir)
     paths = [folder / name for name in ("metrics.json", "attributes.csv", "attributes.md")]
     atomic_write_json(paths[0], record)
@@ -227,8 +296,10 @@ def write_report(record: dict[str, Any], output_dir: str | Path) -> list[Path]:
     title = f"{name}, {data['split']}, {data['images']:,} images, mA {100 * record['metrics']['mA']:.1f}"
     try:
         paths.append(plot_attributes(_bar_rows(record["attributes"]), folder / "attributes.png", title=title))
+        if "selective" in record:
+            paths.append(plot_risk_coverage(record["selective"], folder / "risk_coverage.png", title=name))
     except ImportError as error:
-        logger.warning("attributes.png was not drawn: %s", error)
+        logger.warning("pictures were not drawn: %s", error)
     return paths
 
 
@@ -259,6 +330,8 @@ def markdown_table(record: dict[str, Any]) -> str:
         cells = [markdown_text(bar["name"]), format_percent(bar["mA"]), f"{bar['rarest']:,}", f"{bar['support']:,}"]
         cells += [format_percent(row["auc"]), format_percent(row["average_precision"])]
         lines.append(f"| {' | '.join(cells)} |")
+    if "selective" in record:
+        lines += ["", *_selective_lines(record["selective"])]
     return "\n".join(lines) + "\n"
 
 
@@ -268,6 +341,32 @@ def _more_sections(record: dict[str, Any]) -> list[str]:
     lines = [line for sentence in sentences if sentence for line in (markdown_text(sentence), "")]
     for slicing in (record.get("slices") or {}).get("by", ()):
         lines += [*slice_table(record, slicing), ""]
+    return lines
+
+
+def _selective_lines(found: dict[str, Any]) -> list[str]:
+    lines = [
+        f"Answers only where they are sure: {format_percent(found['error'])} % of all answers are wrong; mean risk "
+        f"over all coverages (AURC) {found['aurc']:.3f}."
+    ]
+    columns = ["attribute", "wrong", "AURC"]
+    sets = found.get("sets")
+    if sets is not None:
+        level = format_percent(sets["level"])
+        lines.append(
+            f"Sets of answers for {level} % hold the right one in {format_percent(sets['coverage'])} % of the cases "
+            f"and leave {format_percent(sets['unsure'])} % open; *coverage* in brackets promises nothing, for want of "
+            "examples."
+        )
+        columns += ["coverage", "open"]
+    lines += ["", f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    for row in found["attributes"]:
+        cells = [markdown_text(row["name"]), format_percent(row["error"])]
+        cells.append("" if row["aurc"] is None else f"{row['aurc']:.3f}")
+        if sets is not None:
+            coverage = format_percent(row["coverage"])
+            cells += [coverage if row["promised"] else f"({coverage})", format_percent(row["unsure"])]
+        lines.append(f"| {' | '.join(cells)} |")
     return lines
 
 

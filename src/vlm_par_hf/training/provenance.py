@@ -4,7 +4,7 @@ import hashlib
 import json
 import logging
 import platform
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -120,12 +120,15 @@ class DataFacts:
 def check_schema(dataset: AttributeSchema, model: AttributeSchema) -> None:
     """Refuse to train or measure a model on labels with another meaning.
 
-    Names, order and labels decide what a class index means. Another question or threshold does not change that, and is
-    only logged.
+    Names, order and labels decide what a class index means. Another question does not change that, and is only logged;
+    thresholds are not compared, because a checkpoint has fitted ones.
 
     Raises:
         ValueError: the label spaces differ; the message lists every difference.
     """
+    dataset = AttributeSchema(
+        replace(one, threshold=model[one.name].threshold) if one.name in model else one for one in dataset
+    )
     differences = model.diff(dataset)
     if not differences:
         return

@@ -192,7 +192,7 @@ def read_state(checkpoint: Path) -> TrainerState:
             state.best_model_checkpoint = str(best)
         else:
             logger.warning(
-                "%s, which holds the weights that were best so far (validation mA %.4f), is not there: the best of "
+                "%s, which holds the weights that were best so far (validation score %.4f), is not there: the best of "
                 "the later ones will be kept", best, state.best_metric,
             )  # fmt: skip
             state.best_model_checkpoint = state.best_metric = state.best_global_step = None
@@ -216,7 +216,7 @@ def is_finished(checkpoint: Path, settings: TrainSettings) -> bool:
     return state["global_step"] >= state["max_steps"] or bool(stopped_early)
 
 
-def write_result(result: TrainResult, state: TrainerState, metric_preset: str, folder: OutputFolder) -> None:
+def write_result(result: TrainResult, state: TrainerState, settings: TrainSettings, folder: OutputFolder) -> None:
     """Write model, processor, learning curve and summary of a run into its folder.
 
     The configuration, which loaders read first, is moved last: so a folder in which some files are missing does not
@@ -235,10 +235,11 @@ def write_result(result: TrainResult, state: TrainerState, metric_preset: str, f
             staging / SUMMARY,
             {
                 "validation_mA": result.best_mA,
+                "selected_by": settings.select,
                 "best_step": best_step,
                 "steps": state.global_step,
                 "epochs": state.epoch,
-                "metric_preset": metric_preset,
+                "metric_preset": settings.metric_preset,
             },
         )
         folder.publish(staging, last="config.json")

@@ -71,7 +71,13 @@ class TrainSettings:
     pad: float = _setting(0.05, "pad by this fraction of the sides, then crop at random (0: off)")
     erasing: float = _setting(0.0, "probability of erasing a random rectangle")
     eval_steps: int = _setting(0, "validate and save every this many steps (0: once per epoch)")
-    early_stopping_patience: int = _setting(0, "stop after this many validations without a better mA (0: off)")
+    select: str = _setting(
+        "mA",
+        "the validation metric that chooses the kept weights: mA at the preset's threshold, or auc_macro, which needs "
+        "none",
+        choices=("mA", "auc_macro"),
+    )
+    early_stopping_patience: int = _setting(0, "stop after this many validations without a better score (0: off)")
     metric_preset: str = _setting("rethinking", "metric conventions", choices=("rethinking", "vtb", "rap"))
     bf16: bool = _setting(False, "bfloat16 autocast")
     seed: int = _setting(42, "seed of initialisation, order and augmentation")

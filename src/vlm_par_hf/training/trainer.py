@@ -12,6 +12,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from transformers import (
     ProgressCallback,
     Trainer,
     TrainerCallback,
+    TrainerState,
     TrainingArguments,
     enable_full_determinism,
     set_seed,
@@ -30,12 +32,13 @@ from transformers import (
 
 from vlm_par_hf.base.losses import compute_priors
 from vlm_par_hf.base.modeling import evaluation_mode
+from vlm_par_hf.calibration import STANDARD_OBJECTIVES, fit
 from vlm_par_hf.data import AugmentedDataset, ParAugmentation, ParCollator
 from vlm_par_hf.data.transforms import epoch_callback
 from vlm_par_hf.errors import ParFileNotFoundError, ParValueError
 from vlm_par_hf.features import FeatureDataset, compute_features, feature_views
 from vlm_par_hf.inference.predicting import predict_logits
-from vlm_par_hf.labels.schema import AttributeSchema
+from vlm_par_hf.labels.schema import UNKNOWN_LABEL, AttributeSchema
 from vlm_par_hf.metrics.attributes import ParMetrics
 from vlm_par_hf.output_folders import OutputFolder, open_output, refuse_overlap
 from vlm_par_hf.utils import EMBEDDED_BACKBONES, redact_command, require
@@ -77,7 +80,11 @@ def train(
     callbacks: Sequence[TrainerCallback] = (),
     command: Sequence[str] | None = None,
 ) -> TrainResult:
-    """Train a model of one of the families and keep the weights with the best validation mA; test is never read.
+    """Train a model of one of the families and keep the weights with the best validation score (`settings.select`);
+    test is never read.
+
+    At the end decisions are fitted on the validation split (`vlm_par_hf.calibration`), for instance F1, which answers
+    then follow, and for mA. A threshold that the schema of the data names stays.
 
     Started by `torchrun`, the processes share the images of each step (`batch_size` is that of one process) and the
     validation split; the first process writes the files. If the training split does not fill the last step of an
@@ -173,11 +180,13 @@ def train(
         )
         schema = model.config.schema
         check_schema(facts.schema, schema)
+        model.config.decisions = None  # those of a model that is trained further were fitted to other weights
         _free_vision_tower(model, settings)
         validation = DataFacts.read(dataset, data["validation"], name=facts.name)
         check_schema(validation.schema, schema)
         facts.warn_of_one_label("train")
         validation.warn_of_one_label("validation")
+        _check_selection(settings, validation)
 
         record = {
             "settings": settings.to_dict(),
@@ -252,17 +261,13 @@ def train(
                     f"the run in output_dir={str(output_dir)!r} ended, and its best weights are not in "
                     f"{CHECKPOINTS!r}: copy the whole run, or train again (overwrite=True, --overwrite)"
                 )
-            model = type(model).from_pretrained(trainer.state.best_model_checkpoint)
+            model = type(model).from_pretrained(trainer.state.best_model_checkpoint).to(arguments.device)
         else:
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         if settings.lora and model.config.save_backbone:
             model.merge_lora()  # a checkpoint as any other; the heads alone keep the adapters beside them
-        if model.supports_decisions:
-            logits, labels = predict_logits(
-                model, processor, validation_data, batch_size=settings.eval_batch_size, progress=False
-            )
-            model.fit_decisions(logits, labels)
-        return _finish(trainer, model, processor, output_dir, folder, settings.metric_preset)
+        _fit_decisions(model, processor, validation_data, validation, settings)
+        return _finish(trainer, model, processor, output_dir, folder, settings)
 
 
 def _training_arguments(output_dir: Path, settings: TrainSettings) -> TrainingArguments:
@@ -291,7 +296,7 @@ def _training_arguments(output_dir: Path, settings: TrainSettings) -> TrainingAr
         **{f"save_{name}": value for name, value in every.items()},
         save_total_limit=settings.save_total_limit,
         load_best_model_at_end=True,
-        metric_for_best_model="mA",
+        metric_for_best_model=settings.select,
         greater_is_better=True,
         logging_steps=settings.logging_steps,
         report_to=settings.report_to.split(","),
@@ -434,14 +439,49 @@ def _fit_start(model, split, train_data, processor, settings: TrainSettings, *, 
         model.fit_zero_shot(seen)
 
 
+def _check_selection(settings: TrainSettings, validation: DataFacts) -> None:
+    """Refuses to choose by a ranking where there is nothing to rank."""
+    if settings.select != "auc_macro":
+        return
+    columns = (column[column != UNKNOWN_LABEL] for column in validation.labels.T)
+    if not any(len(np.unique(column)) > 1 for column in columns):
+        raise ParValueError(
+            "select='auc_macro': no attribute has two different known labels in the validation split, so nothing can "
+            "be ranked; expected select='mA'"
+        )
+
+
+def _fit_decisions(model, processor, validation_data, validation: DataFacts, settings: TrainSettings) -> None:
+    """Fits calibration and thresholds on the validation split, and makes the model answer by them."""
+    logits, labels = predict_logits(
+        model, processor, validation_data, batch_size=settings.eval_batch_size, progress=False
+    )
+    record = {
+        "data": {"name": validation.name, "split": "validation", "pictures": len(labels)},
+        "selected_by": settings.select,
+        "when": datetime.now(UTC).date().isoformat(),
+    }
+    decisions = fit(logits, labels, model.config.schema, objectives=STANDARD_OBJECTIVES, record=record)
+    model.config.set_decisions(decisions)
+    chosen = {one.name: one.threshold for one in validation.schema if one.is_binary and one.threshold != 0.5}
+    if chosen:
+        logger.info("thresholds that the schema of the data names stay: %s", chosen)
+        model.config.set_schema(
+            AttributeSchema(
+                dataclasses.replace(one, threshold=chosen.get(one.name, one.threshold)) for one in model.config.schema
+            )
+        )
+    model.schema = model.config.schema
+
+
 def _finish(
-    trainer: Trainer, model, processor, output_dir: Path, folder: OutputFolder | None, metric_preset: str
+    trainer: Trainer, model, processor, output_dir: Path, folder: OutputFolder | None, settings: TrainSettings
 ) -> TrainResult:
     state = trainer.state
     best_step = state.best_global_step or state.global_step
     result = TrainResult(
         output_dir=output_dir,
-        best_mA=float(state.best_metric) if state.best_metric is not None else float("nan"),
+        best_mA=_mA_at(best_step, state),
         best_step=best_step,
         steps=state.global_step,
         log_history=list(state.log_history),
@@ -449,6 +489,11 @@ def _finish(
         processor=processor,
     )
     if folder is not None:
-        write_result(result, state, metric_preset, folder)
+        write_result(result, state, settings, folder)
     trainer.accelerator.wait_for_everyone()  # so that the folder is complete when a process returns
     return result
+
+
+def _mA_at(step: int, state: TrainerState) -> float:
+    found = [one["eval_mA"] for one in state.log_history if one.get("step") == step and "eval_mA" in one]
+    return float(found[-1]) if found else float("nan")

@@ -24,7 +24,7 @@ Our choices where the paper is silent:
   order of words by positions only, padding. A fresh model then encodes texts as its backbone does
   (`prompt_init="words"`).
 - Similarities are not calibrated, so each attribute has a gain and each label an offset, fitted on validation
-  (`fit_decisions`) and kept in `config.decisions`.
+  (`vlm_par_hf.calibration`) and kept in `config.decisions`.
 
 Letters: B people, N patches, K mix tokens, A attributes, C labels, Z texts (all labels of all attributes), H heads,
 D vision width, E width of the space in which pictures and texts are compared.
@@ -45,7 +45,7 @@ from transformers.utils import can_return_tuple
 
 from vlm_par_hf.base.adapters import adapter_state
 from vlm_par_hf.base.backbones import BackbonePreTrainedModel
-from vlm_par_hf.base.decisions import fit_decisions, transfer_decisions
+from vlm_par_hf.base.decisions import transfer_decisions
 from vlm_par_hf.base.kept import fingerprint
 from vlm_par_hf.base.modeling import HUB_KEYS, ExchangedAttributes
 from vlm_par_hf.base.numerics import NO_LABEL_LOGIT, no_autocast, wide
@@ -111,7 +111,6 @@ class FocusParModel(FocusParPreTrainedModel):
 
     supports_explain = True
     supports_attributes = True
-    supports_decisions = True
     _keys_to_ignore_on_load_unexpected = [f"^{name}$" for name in OLD_DECISIONS]
     parameter_rates = {
         "tokens": "learning_rate", "extraction": "fusion_learning_rate", "backbone": "backbone_learning_rate",
@@ -384,32 +383,14 @@ class FocusParModel(FocusParPreTrainedModel):
         return calibration.offset[calibration.mask]
 
     def _decisions_for(self, schema: AttributeSchema) -> tuple[torch.Tensor, torch.Tensor]:
-        return transfer_decisions(self.decision_gain, self.decision_offset, self.schema, schema)
-
-    def fit_decisions(self, logits: Any, labels: Any, *, weighting: str | None = "auto") -> None:
-        """Fits each attribute's gain and its labels' offsets on validation: logit = gain * similarity + offset.
-
-        Minimises, for each attribute, the cross-entropy of its known labels plus a small penalty on changes of gain
-        and offsets. An attribute with fewer than two different known labels is left as it is.
-
-        Args:
-            logits: `(S, A, C)`, what the model answered on validation pictures.
-            labels: integer `(S, A)`, -100 = unknown.
-            weighting: class weights as in `ParLoss`, from the priors of these labels: None, "balanced" (decisions for
-                mA), "sqrt"; "auto": that of the training loss.
-
-        Raises:
-            ValueError: the arrays do not fit the label space.
-        """
-        if weighting == "auto":
-            weighting = self.config.loss.get("weighting")
-        gain, offset = fit_decisions(logits, labels, self.schema, weighting=weighting)
-        counts = torch.tensor(self.schema.num_labels)
-        before = self.decision_offset.cpu().double() * gain.repeat_interleave(counts)
-        gain = self.decision_gain.cpu() * gain.float()
-        record = {"fitted": "cross-entropy", "weighting": weighting, "pictures": len(labels)}
-        entries = _entries(self.schema, gain, (before + offset).float())
-        self.config.decisions = Decisions(entries, record=record).to_dict()
+        # The threshold for mA does not depend on how frequent an attribute is, which nobody knows of a new one.
+        given, thresholds = self.config.decisions, None
+        if given is not None:
+            found = Decisions.from_dict(given)
+            if "mA" in found.points():
+                fitted = found.thresholds("mA")
+                thresholds = [fitted.get(one.name, 0.5) if found.of(one) else 0.5 for one in self.schema]
+        return transfer_decisions(self.decision_gain, self.decision_offset, self.schema, schema, thresholds)
 
     @classmethod
     def _load_whole(cls, name: str | Path | None, *model_args: Any, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
