@@ -21,7 +21,9 @@ def add_parser(commands) -> argparse.ArgumentParser:
         "words; read them and change them in the file. A name in front is the column of your table.",
         epilog='example: vlm-par schema "Hat=wearing a hat" "Bag=a backpack | a handbag | no bag" --out schema.json',
     )
-    parser.add_argument("texts", nargs="+", metavar="[NAME=]TEXT", help='"wearing a hat", "Bag=a backpack | no bag"')
+    parser.add_argument(
+        "texts", nargs="+", metavar="[NAME=]TEXT", help='"wearing a hat", "Bag=a backpack | a handbag | no bag"'
+    )
     parser.add_argument("--out", metavar="FILE", help="JSON file to write (default: standard output)")
     parser.add_argument(
         "--subject", default=SUBJECT, metavar="TEXT", help="beginning of sentences (default: %(default)r)"
