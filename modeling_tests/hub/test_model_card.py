@@ -386,7 +386,7 @@ def test_a_data_set_of_the_hub_is_named_in_the_metadata(checkpoint, name, expect
 
 def test_metrics_of_own_answers_are_explained():
     record = {"preset": "rethinking", "convention": {"threshold": 0.5}}
-    assert metric_text("mA_fitted") == f"{metric_text('mA')}; of the checkpoint's own answers"
+    assert metric_text("mA_fitted") == f"{metric_text('mA')}; by fitted thresholds"
     assert metric_text("mine_fitted") == metric_text("mine") == ""
     assert convention_text(record, "mA") == "convention rethinking, threshold 0.5"
     assert convention_text(record, "mA_fitted") == "convention rethinking, fitted thresholds"

@@ -241,12 +241,17 @@ def test_own_answers_have_metrics_of_their_own_names(fitted, written, processor,
     plain, _ = written
     without = {name: one for name, one in record["metrics"].items() if not name.endswith("_fitted")}
     assert without == pytest.approx(plain["metrics"], abs=1e-6)
+    points = record["fitted"].pop("points")
     assert record["fitted"] == {"objective": "instance_f1", "data": {"name": "bands"}, "when": "2026-01-02"}
     labels = np.asarray(data["test"]["labels"])
     probabilities, answers = decisions.apply(scores, model.config.schema)
     certain = np.eye(2)[answers]
     expected = ParMetrics(model.config.schema, inputs="probabilities")((certain, labels))
-    for name, value in expected.items():
+    best = decisions.settle(model.config.schema, "mA")
+    of_mA = ParMetrics(best, threshold="schema", inputs="probabilities")((probabilities, labels))["mA"]
+    assert points["mA"]["mA"] == pytest.approx(of_mA) and points["instance_f1"]["mA"] == pytest.approx(expected["mA"])
+    assert of_mA != pytest.approx(expected["mA"])
+    for name, value in {**expected, "mA": of_mA}.items():
         if name not in ("auc_macro", "average_precision_macro"):
             assert record["metrics"][f"{name}_fitted"] == pytest.approx(value, abs=1e-6), name
             low, high = record["intervals"][f"{name}_fitted"]
@@ -262,7 +267,8 @@ def test_a_threshold_that_is_named_is_one_of_calibrated_probabilities(fitted, pr
     model, decisions, scores = fitted
     labels = np.asarray(data["test"]["labels"])
     record = evaluate(model, data, processor=processor, threshold="schema", **QUIET)
-    assert record["metrics"]["mA"] == record["metrics"]["mA_fitted"]
+    assert record["metrics"]["f1_micro"] == record["metrics"]["f1_micro_fitted"]
+    assert record["metrics"]["mA"] == record["fitted"]["points"]["instance_f1"]["mA"]
     record = evaluate(model, data, processor=processor, threshold=0.3, **QUIET)
     calibrated = decisions.calibrate(scores, model.config.schema)
     expected = ParMetrics(model.config.schema, threshold=0.3, inputs="probabilities")((calibrated, labels))

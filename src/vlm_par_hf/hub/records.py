@@ -142,7 +142,7 @@ def finite_metrics(record: Mapping[str, Any]) -> list[tuple[str, float]]:
 def metric_text(metric: str) -> str:
     """What a metric is; empty for one that nothing is known of."""
     text = METRICS.get(metric.removesuffix("_fitted"), "")
-    return f"{text}; of the checkpoint's own answers" if text and metric.endswith("_fitted") else text
+    return f"{text}; by fitted thresholds" if text and metric.endswith("_fitted") else text
 
 
 def convention_text(record: Mapping[str, Any], metric: str = "") -> str:

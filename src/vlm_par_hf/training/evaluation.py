@@ -7,6 +7,7 @@ import logging
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -103,8 +104,9 @@ def evaluate(
             VLM-PAR with stage 1 (`alignment`).
 
     Returns:
-        The record that `metrics.json` holds. If decisions were fitted for the checkpoint, `mA_fitted` and the like are
-        metrics of its own answers, by its calibrated probabilities and thresholds, and `fitted` says on what.
+        The record that `metrics.json` holds. If decisions were fitted for the checkpoint, names that end in `_fitted`
+        are metrics of its own answers, by its calibrated probabilities and thresholds; `mA_fitted` is by those fitted
+        for mA, where they are stored. `fitted` says on what they were, and holds the metrics of each point.
 
     Raises:
         ValueError: no such split; the data set and the checkpoint have no attribute in common; the data set is divided
@@ -226,17 +228,34 @@ def _fitted_decisions(model) -> Decisions | None:
 
 
 def _add_fitted(report, probabilities, labels, schema, decisions: Decisions, *, preset, **options) -> None:
-    """Adds the metrics of the checkpoint's own answers under names of their own."""
-    metrics = ParMetrics(schema, preset, "schema", inputs="probabilities", decisions=decisions)
-    fitted = metrics.report((probabilities, labels), ranked=False, **options)
+    """Adds metrics by fitted thresholds under names of their own: of the checkpoint's answers, and mA, where a point
+    was fitted for it, by that one."""
+
+    def measure(objective: str) -> dict[str, Any]:
+        space = schema if objective == decisions.objective else decisions.settle(schema, objective)
+        point = replace(decisions, objective=objective)
+        metrics = ParMetrics(space, preset, "schema", inputs="probabilities", decisions=point)
+        return metrics.report((probabilities, labels), ranked=False, **options)
+
+    answers = measure(decisions.objective)
+    found = {decisions.objective: answers["metrics"]}
+    mean_recall = answers
+    if "mA" in decisions.points() and decisions.objective != "mA":
+        mean_recall = measure("mA")
+        found["mA"] = mean_recall["metrics"]
     for part in ("metrics", "intervals"):
-        report[part] |= {f"{name}_fitted": one for name, one in fitted[part].items() if name not in WITHOUT_THRESHOLD}
-    for row, own in zip(report["attributes"], fitted["attributes"]):
-        row["mA_fitted"] = own["mA"]
+        for name, one in answers[part].items():
+            if name not in WITHOUT_THRESHOLD:
+                report[part][f"{name}_fitted"] = mean_recall[part][name] if name.startswith("mA") else one
+    for row, own, of_mA in zip(report["attributes"], answers["attributes"], mean_recall["attributes"]):
+        row["mA_fitted"] = of_mA["mA"]
         if "threshold" in own:
             row["threshold_fitted"] = own["threshold"]
     record = decisions.record
-    report["fitted"] = {"objective": decisions.objective, "data": record.get("data"), "when": record.get("when")}
+    points = {key: {name: one[name] for name in one if name not in WITHOUT_THRESHOLD} for key, one in found.items()}
+    report["fitted"] = {
+        "objective": decisions.objective, "data": record.get("data"), "when": record.get("when"), "points": points,
+    }  # fmt: skip
 
 
 def _measure_selective(probabilities, labels, schema, decisions: Decisions | None) -> dict[str, Any]:
