@@ -229,7 +229,7 @@ def test_of_two_processes_with_one_output_one_refuses(tmp_path):
     from modeling_tests.image_folders import save_image, save_model
 
     save_model(tmp_path / "model")
-    for number in range(30):
+    for number in range(300):  # so many that the second process begins before the first one ends
         save_image(tmp_path / "images" / f"{number}.png", number)
     drawn = ["synthetic", "--num-train", "16", "--num-validation", "8", "--num-test", "2"]
     model = str(tmp_path / "model")
