@@ -15,6 +15,7 @@ from modeling_tests.tiny import (
     tiny_processor,
     tiny_schema,
 )
+from vlm_par_hf.labels.decisions import AttributeDecision, Decisions
 from vlm_par_hf.labels.schema import Attribute, AttributeSchema
 from vlm_par_hf.metrics.attributes import ParMetrics
 from vlm_par_hf.training import evaluate, predict_logits
@@ -130,3 +131,18 @@ def test_nothing_in_common(model, processor):
     data = build_data(AttributeSchema([OTHER["Scarf"]]), {"test": 4})
     with pytest.raises(ValueError, match=r"no attribute in common: .* a mapping file \(--mapping\) says which"):
         evaluate(model, data, processor=processor, **QUIET)
+
+
+def test_a_fitted_checkpoint_answers_a_named_threshold_with_calibrated_probabilities(processor, other_data):
+    """Without one the thresholds are those of a preset, which belong to the scores as they are."""
+    plain, model = randomize(tiny_model("kway")), randomize(tiny_model("kway"))
+    decisions = Decisions({"Hat": AttributeDecision(1.0, (0.0, -99.0), points={"mA": 0.5})}, "mA")
+    model.config.set_decisions(decisions)
+    model.schema = model.config.schema
+    before = model.config.decisions
+    records = [evaluate(one, other_data, processor=processor, **QUIET) for one in (plain, model)]
+    assert records[0]["metrics"] == records[1]["metrics"] and "fitted" not in records[1]
+    record = evaluate(model, other_data, processor=processor, threshold=0.5, **QUIET)
+    assert model.config.decisions is before
+    cap, before = (one["attributes"][0]["labels"]["yes"]["predicted"] for one in (record, records[1]))  # asks of a hat
+    assert cap == 0 < before

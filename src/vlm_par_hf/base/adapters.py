@@ -6,7 +6,7 @@ peft puts a wrapper in the place of each module that it adapts. A layer with an 
 """
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ __all__ = [
     "add_lora",
     "base_names",
     "check_lora",
+    "group_parameters",
     "has_adapters",
     "merge_adapters",
     "plain_name",
@@ -103,6 +104,32 @@ def plain_name(name: str) -> str:
         elif part not in ("base_layer", "original_module"):
             kept.append(part)
     return ".".join(kept)
+
+
+def group_parameters(
+    model: nn.Module,
+    part_of: Callable[[str, nn.Parameter], tuple[str, bool]],
+    rates: Mapping[str, float],
+    weight_decay: float,
+) -> list[dict[str, Any]]:
+    """Groups of an optimizer, by the part of the model; those of adapters are the part `"adapter"`.
+
+    Args:
+        model: each of its parameters that requires gradients is in one group.
+        part_of: `(name without peft's part of it, parameter)` -> the part, and whether weight decay applies.
+        rates: part -> learning rate.
+        weight_decay: where it applies.
+    """
+    adapters = set(adapter_parameters(model))
+    groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            part = ("adapter", True) if parameter in adapters else part_of(plain_name(name), parameter)
+            groups.setdefault(part, []).append(parameter)
+    return [
+        {"name": part, "params": parameters, "lr": rates[part], "weight_decay": weight_decay if decays else 0.0}
+        for (part, decays), parameters in groups.items()
+    ]
 
 
 def add_lora(tower: nn.Module, layers: Sequence[int], *, rank: int, alpha: float, targets: Sequence[str]) -> None:

@@ -14,7 +14,15 @@ from vlm_par_hf.errors import ParValueError, check_folder
 from vlm_par_hf.upstream import TOWERS, saves_adapter_alone
 from vlm_par_hf.utils import EMBEDDED_BACKBONES, backbone_files
 
-from .adapters import adapter_parameters, add_lora, base_names, check_lora, has_adapters, merge_adapters, plain_name
+from .adapters import (
+    adapter_parameters,
+    add_lora,
+    base_names,
+    check_lora,
+    group_parameters,
+    has_adapters,
+    merge_adapters,
+)
 from .configuration import LARGEST_OWN
 from .kept import fingerprint
 from .modeling import HUB_KEYS, ParPreTrainedModel, check_keys, loading_weights
@@ -230,21 +238,9 @@ class BackbonePreTrainedModel(ParPreTrainedModel):
             "adapter_learning_rate": adapter_learning_rate,
         }
         keywords = {**self.parameter_rates, "adapter": "adapter_learning_rate"}
-        adapters = set(adapter_parameters(self))
-        groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
-        for name, parameter in self.named_parameters():
-            if parameter.requires_grad:
-                part = ("adapter", True) if parameter in adapters else self._part_of(plain_name(name), parameter)
-                groups.setdefault(part, []).append(parameter)
-        return [
-            {
-                "name": part,
-                "params": parameters,
-                "lr": rates[keywords[part]],
-                "weight_decay": weight_decay if decays else 0.0,
-            }
-            for (part, decays), parameters in groups.items()
-        ]
+        return group_parameters(
+            self, self._part_of, {part: rates[keyword] for part, keyword in keywords.items()}, weight_decay
+        )
 
     # Saving
 

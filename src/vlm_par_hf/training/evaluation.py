@@ -147,13 +147,11 @@ def evaluate(
         probabilities = scores
     else:
         probabilities = label_softmax(scores, space) if decisions is None else decisions.calibrate(scores, space)
-    metrics, given = ParMetrics(space, preset=preset, threshold=threshold), (scores, labels)
-    if asked is not None:
-        metrics = ParMetrics(space, preset, threshold, inputs="probabilities")
-    elif threshold is not None and decisions is not None:
-        metrics, given = (
-            ParMetrics(space, preset, threshold, inputs="probabilities", decisions=decisions), (probabilities, labels),
-        )  # fmt: skip
+    if asked is None and (threshold is None or decisions is None):
+        metrics, given = ParMetrics(space, preset, threshold), (scores, labels)
+    else:
+        metrics = ParMetrics(space, preset, threshold, inputs="probabilities", decisions=decisions)
+        given = (probabilities, labels)
     groups = persons if by_person else None
     options = {"bootstrap": bootstrap, "seed": seed, "min_positives": min_positives, "groups": groups}
     report = metrics.report(given, **options)

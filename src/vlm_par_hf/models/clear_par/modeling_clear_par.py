@@ -36,7 +36,7 @@ from torch.nn import functional as F
 from transformers import AutoConfig
 from transformers.utils import can_return_tuple
 
-from vlm_par_hf.base.adapters import adapter_parameters
+from vlm_par_hf.base.adapters import group_parameters
 from vlm_par_hf.base.modeling import HUB_KEYS, ParPreTrainedModel, loading_weights
 from vlm_par_hf.base.numerics import NO_LABEL_LOGIT, no_autocast, wide
 from vlm_par_hf.base.outputs import ParOutput
@@ -449,21 +449,9 @@ class ClearParModel(ParPreTrainedModel):
             "branches": fusion_learning_rate if fresh else backbone_learning_rate,
             "adapter": adapter_learning_rate,
         }
-        adapters = set(adapter_parameters(self))
-        groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
-        for name, parameter in self.named_parameters():
-            if parameter.requires_grad:
-                part = {"classifier": "classifier", "vit": "branches", "swin": "branches"}.get(
-                    name.partition(".")[0], "fusion"
-                )
-                part = "adapter" if parameter in adapters else part
-                groups.setdefault((part, parameter.ndim >= 2), []).append(parameter)
-        return [
-            {
-                "name": part,
-                "params": parameters,
-                "lr": rates[part],
-                "weight_decay": weight_decay if decays else 0.0,
-            }
-            for (part, decays), parameters in groups.items()
-        ]
+        branches = {"classifier": "classifier", "vit": "branches", "swin": "branches"}
+
+        def part_of(name: str, parameter: nn.Parameter) -> tuple[str, bool]:
+            return branches.get(name.partition(".")[0], "fusion"), parameter.ndim >= 2
+
+        return group_parameters(self, part_of, rates, weight_decay)
