@@ -18,17 +18,20 @@ help: ## list the targets
 demo: .venv/.stamp-demo ## train, evaluate and predict on drawn people (with PAR_DATA also on photographs); result in OUT=demo_output
 	$(BIN)/vlm-par demo --out $(OUT)
 
+# A worker that dies ends the run: with another one in its place, the run would wait for the dead one without end.
+WORKERS := -n 2 --dist loadfile --max-worker-restart 0
+
 # One thread per process: two test workers of one thread each are faster on two cores than two of two.
 test test-slow fuzz test-hf test-latest test-oldest examples quality: export OMP_NUM_THREADS ?= 1
 
 test: .venv/.stamp-dev ## run the tests (PAR_DATA=folder adds real images; ARGS="-k name" goes to pytest)
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest $(WORKERS) $(ARGS)
 
 test-slow: .venv/.stamp-dev ## run the long proofs
 	$(BIN)/python -m pytest -m slow $(ARGS)
 
 fuzz: .venv/.stamp-dev ## run damaged and strange inputs against oracles, the same ones each time (FUZZ_SEED=1 for others)
-	$(BIN)/python -m pytest -m fuzz -n 2 --dist loadfile $(ARGS) modeling_tests/fuzz
+	$(BIN)/python -m pytest -m fuzz $(WORKERS) $(ARGS) modeling_tests/fuzz
 
 test-hf: .venv/.stamp-dev ## run the common tests of the installed transformers over our models (fetches them once, 10 MB)
 	$(BIN)/python -m pytest -m "" $(ARGS) modeling_tests/hf_common
@@ -36,10 +39,10 @@ test-hf: .venv/.stamp-dev ## run the common tests of the installed transformers 
 # Without a stamp: what is newest changes from day to day.
 test-latest: | .venv-latest/bin/pip ## run the tests over the newest packages of today, with deprecations as errors
 	.venv-latest/bin/python -m pip install -q --upgrade --upgrade-strategy eager -c constraints.txt -e ".[dev]"
-	.venv-latest/bin/python -m pytest -n 2 --dist loadfile --deprecations-fail $(ARGS)
+	.venv-latest/bin/python -m pytest $(WORKERS) --deprecations-fail $(ARGS)
 
 test-oldest: .venv-oldest/.stamp-dev ## run the tests over the lowest versions that pyproject.toml admits (Python 3.11)
-	.venv-oldest/bin/python -m pytest -n 2 --dist loadfile $(ARGS)
+	.venv-oldest/bin/python -m pytest $(WORKERS) $(ARGS)
 
 # The header stays. torch goes in without +cpu, and without what its CUDA build brings: the build is the user's choice.
 lock: ## resolve all packages anew and write the lock that .venv is installed with (PYTHON must be 3.11)

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -102,6 +104,25 @@ def test_fitted_decisions_are_in_the_file_and_in_the_model(exported, to):
     assert not np.array_equal(answers, decide(label_probabilities(raw, SCHEMA), SCHEMA).numpy())
     loaded.config.decisions = None
     np.testing.assert_allclose(loaded(**inputs).logits, raw, atol=1e-3)
+
+
+_DROPPED_ELSEWHERE = """
+import gc, signal, subprocess, sys, threading
+from vlm_par_hf.export import ExportedParModel
+
+signal.signal(signal.SIGCHLD, lambda *_: None)
+models = [ExportedParModel.from_pretrained(sys.argv[1])]
+thread = threading.Thread(target=lambda: (models.clear(), gc.collect()))
+thread.start()
+thread.join()
+subprocess.run([sys.executable, "-c", ""])
+"""
+
+
+@pytest.mark.parametrize("to", ["onnx", "openvino"])
+def test_a_process_survives_a_model_that_another_thread_drops(exported, to):
+    _, _, folder = exported(to)
+    subprocess.run([sys.executable, "-c", _DROPPED_ELSEWHERE, folder], check=True)
 
 
 @pytest.mark.parametrize("to", ["onnx", "openvino"])

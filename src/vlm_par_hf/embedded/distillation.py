@@ -26,9 +26,9 @@ import torch
 import torch.nn.functional as F
 
 from vlm_par_hf.errors import ParValueError
+from vlm_par_hf.export.exported import openvino_core
 from vlm_par_hf.labels.schema import UNKNOWN_LABEL
 from vlm_par_hf.labels.tables import get_schema
-from vlm_par_hf.utils import require
 
 from .views import Pictures, disturb, draw_pictures, group_grid, make_view, mix_views, read_parquet
 
@@ -54,7 +54,7 @@ class Teacher:
     def __init__(
         self, path: Path, patches: str = "1126", pooled: str = "1135", threads: int = 1, batch_size: int = 16
     ):
-        core = require("openvino", extra="export").Core()
+        core = openvino_core()
         model = core.read_model(path)
         model.add_outputs([patches, pooled])
         height, width = list(model.input(0).partial_shape)[2:]

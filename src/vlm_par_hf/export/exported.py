@@ -1,5 +1,6 @@
 """`ExportedParModel`: the model class that answers from an exported file, with ONNX Runtime or OpenVINO."""
 
+import functools
 import json
 import re
 import shutil
@@ -31,6 +32,7 @@ __all__ = [
     "PARITY_FILE",
     "ExportedParConfig",
     "ExportedParModel",
+    "openvino_core",
     "require_silent",
     "save_config",
 ]
@@ -372,12 +374,11 @@ def _open_onnx(path: Path, precision: str, threads: int):
 
 
 def _open_openvino(path: Path, precision: str, threads: int):
-    openvino = require_silent("openvino")
     # By default OpenVINO computes in bfloat16 if the CPU can, whatever the file says. For int8 that is wanted: with
     # the other operations in float32 it would take a quarter more time.
     hint = "f32" if precision == "float32" else "bf16"
-    model = openvino.Core().read_model(str(path))
-    compiled = openvino.Core().compile_model(
+    model = openvino_core().read_model(str(path))
+    compiled = openvino_core().compile_model(
         model,
         "CPU",
         {"INFERENCE_PRECISION_HINT": hint, "INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"},
@@ -396,6 +397,18 @@ def _open_openvino(path: Path, precision: str, threads: int):
     return run, _Opened(
         {value.get_any_name(): shape(value) for value in model.inputs}, shape(model.output("logits")), described
     )
+
+
+@functools.cache
+def openvino_core() -> Any:
+    """OpenVINO's `Core`, one for the whole life of the process.
+
+    The first model that a `Core` compiles installs an alternate signal stack in the thread that compiles. It is
+    unmapped with the last model of that `Core`, and taken back only in the thread where that happens. So if the
+    garbage collector dropped the model in another thread, the next signal (such as that of a child process that
+    ended) would kill the process without a word.
+    """
+    return require_silent("openvino").Core()
 
 
 def require_silent(package: str) -> ModuleType:

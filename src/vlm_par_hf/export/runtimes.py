@@ -12,7 +12,7 @@ import torch
 
 from vlm_par_hf.utils import require
 
-from .exported import DESCRIPTION, ExportedParConfig, require_silent
+from .exported import DESCRIPTION, ExportedParConfig, openvino_core, require_silent
 from .graph import ExportGraph
 
 
@@ -121,7 +121,7 @@ def write_openvino(
         config: what the file is described with.
     """
     openvino = require_silent("openvino")
-    model = openvino.Core().read_model(source)  # `convert_model` would report its use to Intel
+    model = openvino_core().read_model(source)  # `convert_model` would report its use to Intel
     if batches is not None:
         nncf = require_silent("nncf")
         # nncf logs every operation that it skips. `nncf.set_log_level` would also change handlers of other loggers.
