@@ -72,8 +72,8 @@ NEEDS_TORCH = ("data/collator.py", "images/preprocessing.py")
 # Never at module level: they belong to extras. The files that must subclass a type of such a package are themselves
 # imported inside functions only, or by the package.
 OPTIONAL = {
-    "accelerate", "datasets", "evaluate", "matplotlib", "nncf", "onnx", "onnxruntime", "onnxscript", "openvino",
-    "peft", "pyarrow", "ray", "scipy",
+    "accelerate", "av", "datasets", "evaluate", "fastapi", "lancedb", "matplotlib", "nncf", "onnx", "onnxruntime",
+    "onnxscript", "openvino", "peft", "prometheus_client", "pyarrow", "ray", "scipy", "starlette", "uvicorn",
 }  # fmt: skip
 DEFINES_OPTIONAL = {
     "data/image_column.py": {"datasets"},
