@@ -30,7 +30,10 @@ __all__ = ["list_par_datasets", "load_par_dataset"]
 logger = logging.getLogger(__name__)
 
 _MISSING_CHOICES = ("error", "skip")
-_MADE = {"rendered": "rendered", "synthetic": "drawn"}  # not read from files
+# Not read from files.
+_MADE = {
+    "rendered": "rendered", "synthetic": "drawn", "rendered_tracklets": "rendered", "synthetic_tracklets": "drawn",
+}  # fmt: skip
 
 
 def list_par_datasets() -> list[str]:
@@ -55,7 +58,9 @@ def load_par_dataset(
         name: `"pa100k"`, `"peta35"`, `"peta65"`, `"market1501"`, `"market1501_30"`, `"mivia5"`, `"rapv1"`, `"rapv2"`,
             `"upar"` (original layouts: see the readers in `vlm_par_hf.data`), `"folder"` (your own data, see
             `read_folder`), `"hub"` (`image` and `labels` as `vlm-par prepare` writes them, or one column per
-            attribute), `"synthetic"` (drawings) or `"rendered"` (3D people, rendered once and then kept).
+            attribute), `"synthetic"` (drawings) or `"rendered"` (3D people, rendered once and then kept). Of tracklets
+            `"mars"`, `"duke_video"`, `"tracklets"` (folders of frames, see `read_tracklets`), `"rendered_tracklets"`
+            and `"synthetic_tracklets"`: rows are frames, and `TrackletDataset` gives the tracklets.
         root: folder of the data set, for `"hub"` also a repository `"org/name"`; not for `"synthetic"` and
             `"rendered"`.
         schema: the attributes to keep, in this order; their questions and prompts may be your own, their names and
@@ -71,7 +76,7 @@ def load_par_dataset(
         options: for `"folder"` `negative` and `unknown`, the cells that say "no" and "not annotated" where a table
             uses -1, `box_format`, and `ignore`, columns that are not read (see `read_folder`); for `"hub"` `revision`,
             `negative` and `unknown`; for `"synthetic"` and `"rendered"` keywords of `build_synthetic_dataset` and
-            `build_rendered_dataset` (such as `num_train`); for the published data sets `ignore`, a list of names: of a
+            `build_rendered_dataset` (such as `num_train`), and likewise of their tracklets; for the published data sets `ignore`, a list of names: of a
             complete one, an attribute without a positive and a label in the files that no attribute takes are errors
             unless they are named there. Of other data they are a warning and an entry of the `info.description`.
 
@@ -130,6 +135,10 @@ def _load_made(name, root, schema, partition, seed, options):
     _check_partition(partition, 1, name)
     if name == "rendered":
         from .synthetic.rendered import build_rendered_dataset as build
+    elif name == "rendered_tracklets":
+        from .synthetic.tracklets import build_rendered_tracklets as build
+    elif name == "synthetic_tracklets":
+        from .synthetic.tracklets import build_synthetic_tracklets as build
     else:
         from .synthetic import build_synthetic_dataset as build
 
@@ -228,7 +237,7 @@ def _to_dataset(
         "labels": datasets.List(datasets.Value("int64"), length=len(schema)),
     }
     everything = [record for part in splits.values() for record in part]
-    for field in ("person_id", "camera_id"):
+    for field in ("person_id", "camera_id", "tracklet_id", "frame"):
         kinds = {type(getattr(record, field)) for record in everything} - {type(None)}
         if kinds:  # decided over all splits, so that every split has the same columns and types
             as_text = kinds != {int}

@@ -1,5 +1,6 @@
 """Augmentation for pedestrian crops, and the data set that applies it reproducibly. NumPy and Pillow only."""
 
+import copy
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -100,6 +101,15 @@ class ParAugmentation:
         if rng.random() < self.erasing:
             picture = _erase(picture, self.erasing_area, rng)
         return picture, labels
+
+    def augment_frames(
+        self, images: Sequence[Any], labels: np.ndarray | None, rng: np.random.Generator
+    ) -> tuple[list[Image.Image], np.ndarray | None]:
+        """As a call, for the frames of one person: all of them are flipped or none, the rest is drawn for each."""
+        one = copy.copy(self)
+        one.flip = float(rng.random() < self.flip)
+        found = [one(image, labels, rng) for image in images]
+        return [picture for picture, _ in found], found[0][1]
 
 
 class AugmentedDataset:

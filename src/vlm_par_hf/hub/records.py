@@ -40,14 +40,21 @@ DATASETS = {
     "market1501": "Market-1501 Attribute",
     "market1501_30": "Market-1501 Attribute, 30 binary attributes",
     "mivia5": "MIVIA PAR",
+    "mars": "MARS-Attribute",
+    "duke_video": "DukeMTMC-VID-Attribute",
     "rapv1": "RAP v1",
     "rapv2": "RAP v2",
     "upar": "UPAR",
     "rendered": "SYNTHETIC renderings of pedestrians",
+    "rendered_tracklets": "SYNTHETIC renderings of pedestrians, several frames of each",
     "synthetic": "SYNTHETIC drawings of pedestrians",
+    "synthetic_tracklets": "SYNTHETIC drawings of pedestrians, several frames of each",
 }
 # Data that were made here and show nobody: their name -> what they are.
-SYNTHETIC = {"rendered": "renderings", "synthetic": "drawings"}
+SYNTHETIC = {
+    "rendered": "renderings", "synthetic": "drawings", "rendered_tracklets": "renderings",
+    "synthetic_tracklets": "drawings",
+}  # fmt: skip
 # A result on another number of images is shown in the card, but not as a result on the official split.
 OFFICIAL_IMAGES = {("pa100k", "validation"): 10_000, ("pa100k", "test"): 10_000}
 METRICS = {

@@ -33,6 +33,7 @@ _DIVIDING_OPTIONS = {
     "num_validation": None,
     "pictures_per_person": None,
     "tracklet_length": None,
+    "length": None,
 }
 
 

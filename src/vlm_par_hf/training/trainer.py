@@ -34,9 +34,10 @@ from vlm_par_hf.base.losses import compute_priors
 from vlm_par_hf.base.modeling import evaluation_mode
 from vlm_par_hf.calibration import STANDARD_OBJECTIVES, fit
 from vlm_par_hf.data import AugmentedDataset, ParAugmentation, ParCollator
+from vlm_par_hf.data.tracklets import TrackletDataset, has_tracklets
 from vlm_par_hf.data.transforms import epoch_callback
 from vlm_par_hf.errors import ParFileNotFoundError, ParValueError
-from vlm_par_hf.features import FeatureDataset, compute_features, feature_views
+from vlm_par_hf.features import FeatureDataset, TrackletFeatures, compute_features, feature_views
 from vlm_par_hf.inference.predicting import predict_logits
 from vlm_par_hf.labels.schema import UNKNOWN_LABEL, AttributeSchema
 from vlm_par_hf.metrics.attributes import ParMetrics
@@ -375,8 +376,15 @@ def _parameter_groups(model, settings: TrainSettings) -> list[dict[str, Any]]:
 
 
 def _training_data(data, model, processor, schema, settings: TrainSettings, cache: Path | None, *, progress: bool):
+    by_tracklet = model.supports_tracklets and has_tracklets(data["train"])
     if not settings.precompute_features:
         augmentation = ParAugmentation(schema, flip=settings.flip, pad=settings.pad, erasing=settings.erasing)
+        if by_tracklet:
+            T = model.config.num_frames
+            return (
+                TrackletDataset(data["train"], T, augmentation, random=True, seed=settings.seed),
+                TrackletDataset(data["validation"], T),
+            )
         return (
             AugmentedDataset(data["train"], augmentation, seed=settings.seed),
             AugmentedDataset(data["validation"]),
@@ -399,6 +407,9 @@ def _training_data(data, model, processor, schema, settings: TrainSettings, cach
         model, data["validation"], processor, directory=None if cache is None else cache / "validation",
         memory_gib=left, **common,
     )  # fmt: skip
+    if by_tracklet:
+        train_data = TrackletFeatures(train_data, data["train"], model.config.num_frames, random=True)
+        validation_data = TrackletFeatures(validation_data, data["validation"], model.config.num_frames)
     return train_data, validation_data
 
 
