@@ -87,18 +87,20 @@ def _columns(scores: np.ndarray, labels: np.ndarray, is_binary: bool) -> tuple[n
 
 def _vtf(scores: np.ndarray, labels: np.ndarray, is_binary: bool) -> dict[str, float]:
     """Of one column: precision, recall and F1 of yes, and as accuracy the mean recall of yes and no. Of several: the
-    means over the tracklets of those of each, and F1 of the two means."""
+    means over the tracklets of the precision, recall, F1 and Jaccard index (as accuracy) of each."""
     answers, truth = _columns(scores, labels, is_binary)
-    right = answers & truth
     if is_binary:
-        recall, precision = _ratio(right.sum(), truth.sum()), _ratio(right.sum(), answers.sum())
+        right = (answers & truth).sum()
+        precision, recall = _ratio(right, answers.sum()), _ratio(right, truth.sum())
         negatives = _ratio((~answers & ~truth).sum(), (~truth).sum())
-        accuracy = (recall + negatives) / 2
+        rows = [((recall + negatives) / 2, precision, recall, _harmonic(precision, recall))]
     else:
-        precision = np.mean([_ratio(*one) for one in zip(right.sum(1), answers.sum(1))])
-        recall = np.mean([_ratio(*one) for one in zip(right.sum(1), truth.sum(1))])
-        accuracy = np.mean([_ratio(*one) for one in zip(right.sum(1), (answers | truth).sum(1))])
-    return {"accuracy": accuracy, "precision": precision, "recall": recall, "f1": _harmonic(precision, recall)}
+        rows = []
+        for answer, true in zip(answers, truth):
+            right = (answer & true).sum()
+            precision, recall = _ratio(right, answer.sum()), _ratio(right, true.sum())
+            rows.append((_ratio(right, (answer | true).sum()), precision, recall, _harmonic(precision, recall)))
+    return dict(zip(("accuracy", "precision", "recall", "f1"), np.mean(rows, axis=0)))
 
 
 def _vtfpar(scores: np.ndarray, labels: np.ndarray, is_binary: bool) -> dict[str, float]:
