@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from vlm_par_hf.errors import ParValueError
-from vlm_par_hf.hub.records import consistency_note, label_space_note, left_out_of_ranking, slice_lines
+from vlm_par_hf.hub.records import consistency_note, label_space_note, left_out_of_ranking, slice_lines, source_table
 
 from .options import add_data_options, data_arguments, quiet_transformers, say
 
@@ -101,6 +101,11 @@ def run(args) -> None:
         low, high = record["intervals"].get(name) or (None, None)
         interval = "" if low is None else f"   {100 * low:.2f} to {100 * high:.2f}"
         say(f"  {name:<28} " + ("undefined" if value is None else f"{100 * value:6.2f}{interval}"))
+    if table := source_table(record):
+        for row in (table[0], *table[1]):
+            say(
+                "  " + "  ".join(f"{cell:<24}" if not position else f"{cell:>10}" for position, cell in enumerate(row))
+            )
     for sentence in (left_out_of_ranking(record), label_space_note(record), consistency_note(record)):
         if sentence:
             say(sentence)

@@ -17,7 +17,15 @@ import torch
 from vlm_par_hf.data.readers.ids import read_id
 from vlm_par_hf.errors import ParValueError, argument_in_errors
 from vlm_par_hf.escaping import markdown_text
-from vlm_par_hf.hub.records import SYNTHETIC, consistency_note, label_space_note, left_out_of_ranking, slice_table
+from vlm_par_hf.hub.records import (
+    SYNTHETIC,
+    consistency_note,
+    has_synthetic,
+    label_space_note,
+    left_out_of_ranking,
+    slice_table,
+    source_table,
+)
 from vlm_par_hf.images.opening import open_image
 from vlm_par_hf.inference.predicting import predict_logits
 from vlm_par_hf.labels.consistency import has_rules
@@ -153,10 +161,21 @@ def evaluate(
         metrics = ParMetrics(space, preset, threshold, inputs="probabilities", decisions=decisions)
         given = (probabilities, labels)
     groups = persons if by_person else None
-    options = {"bootstrap": bootstrap, "seed": seed, "min_positives": min_positives, "groups": groups}
-    report = metrics.report(given, **options)
-    if decisions is not None:
-        _add_fitted(report, probabilities, labels, space, decisions, preset=preset, **options)
+    options = {"bootstrap": bootstrap, "seed": seed, "min_positives": min_positives}
+
+    def measure(rows: np.ndarray) -> dict[str, Any]:
+        own = {**options, "groups": None if groups is None else [groups[row] for row in rows]}
+        found = metrics.report(tuple(one[rows] for one in given), **own)
+        if decisions is not None:
+            _add_fitted(found, probabilities[rows], labels[rows], space, decisions, preset=preset, **own)
+        return found
+
+    report = measure(np.arange(len(labels)))
+    if facts.sources is not None:
+        report["sources"] = [
+            _source_report(name, np.flatnonzero(facts.sources == name), labels, measure)
+            for name in dict.fromkeys(facts.sources.tolist())
+        ]
     if selective:
         report["selective"] = _measure_selective(probabilities, labels, space, decisions)
     if slicings:
@@ -172,7 +191,7 @@ def evaluate(
             # With images missing this is another test set, and not comparable with published numbers.
             "skipped_images": skipped,
             "unknown_labels": int((labels < 0).sum()),
-            "synthetic": facts.name in SYNTHETIC,
+            "synthetic": has_synthetic(facts.name),
             "options": facts.options,
         },
         "model": {
@@ -216,6 +235,16 @@ def read_slices(names: Sequence[str], split, facts: DataFacts) -> list[Slicing]:
     if any(name.casefold() == "size" for name in names):
         heights = np.array([open_image(row["image"]).height for row in split.select_columns("image")])
     return read_slicings(names, facts.labels, facts.schema, heights)
+
+
+def _source_report(name: str, rows: np.ndarray, labels: np.ndarray, measure) -> dict[str, Any]:
+    """One of several data sets that are measured together: its metrics over the attributes that it has labels of."""
+    known = int((labels[rows] >= 0).any(axis=0).sum())
+    found = measure(rows)
+    return {
+        "name": name, "images": len(rows), "attributes": known, "metrics": found["metrics"],
+        "intervals": found["intervals"],
+    }  # fmt: skip
 
 
 def _fitted_decisions(model) -> Decisions | None:
@@ -295,6 +324,8 @@ def _note(name: str, split: str, skipped: int) -> str:
     parts = [notes.get(split, "")]
     if name in SYNTHETIC:
         parts.append(f"SYNTHETIC {SYNTHETIC[name]} of pedestrians: not comparable with any result on photographs.")
+    elif has_synthetic(name):
+        parts.append("Numbers over all data sets mix photographs with SYNTHETIC ones: read those of each data set.")
     if skipped:
         parts.append(f"{skipped} images of this split were missing and left out: not the official {split} split.")
     return " ".join(part for part in parts if part)
@@ -356,6 +387,11 @@ def _more_sections(record: dict[str, Any]) -> list[str]:
     """What is in a record where it applies: another label space, slices, contradictions."""
     sentences = [label_space_note(record), consistency_note(record)]
     lines = [line for sentence in sentences if sentence for line in (markdown_text(sentence), "")]
+    table = source_table(record)
+    if table is not None:
+        head, rows = table
+        lines += [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+        lines += [f"| {' | '.join(map(markdown_text, row))} |" for row in rows] + [""]
     for slicing in (record.get("slices") or {}).get("by", ()):
         lines += [*slice_table(record, slicing), ""]
     return lines
