@@ -101,7 +101,7 @@ class ParCollator:
     def _process_tracklets(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         if not getattr(self.processor, "reads_tracklets", False):
             raise ParValueError(
-                f"the rows hold the frames of tracklets, and {type(self.processor).__name__} prepares single pictures; "
+                f"the rows hold frames of tracklets, and {type(self.processor).__name__} prepares single pictures; "
                 "expected the processor of a model that takes several frames, such as VtfParModel"
             )
         missing = next((index for index, example in enumerate(examples) if not example.get("frames")), None)

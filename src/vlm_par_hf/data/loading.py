@@ -1,6 +1,7 @@
 """`load_par_dataset`: every data set by name, as a `datasets.DatasetDict` that carries its schema."""
 
 import difflib
+import inspect
 import json
 import logging
 import os
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     import datasets
 
 
-__all__ = ["list_par_datasets", "load_par_dataset"]
+__all__ = ["list_par_datasets", "load_par_dataset", "own_options"]
 
 logger = logging.getLogger(__name__)
 
@@ -129,10 +130,16 @@ def load_par_dataset(
     return _select_attributes(require("datasets", "train").DatasetDict(result), schema, own_schema)
 
 
-def _load_made(name, root, schema, partition, seed, options):
-    if root is not None:
-        raise ParValueError(f"root is {str(root)!r}; {name!r} is {_MADE[name]}, not read, and takes no root")
-    _check_partition(partition, 1, name)
+def own_options(name: str) -> set[str]:
+    """The options of `load_par_dataset` that are for the data set of this name only."""
+    if name == "hub":
+        return {"revision", "negative", "unknown"}
+    if name in _MADE:
+        return set(inspect.signature(_builder(name)).parameters) - {"seed"}
+    return set(READERS[name].options) if name in READERS else set()
+
+
+def _builder(name: str):
     if name == "rendered":
         from .synthetic.rendered import build_rendered_dataset as build
     elif name == "rendered_tracklets":
@@ -141,8 +148,14 @@ def _load_made(name, root, schema, partition, seed, options):
         from .synthetic.tracklets import build_synthetic_tracklets as build
     else:
         from .synthetic import build_synthetic_dataset as build
+    return build
 
-    made = build(seed=seed, **options)
+
+def _load_made(name, root, schema, partition, seed, options):
+    if root is not None:
+        raise ParValueError(f"root is {str(root)!r}; {name!r} is {_MADE[name]}, not read, and takes no root")
+    _check_partition(partition, 1, name)
+    made = _builder(name)(seed=seed, **options)
     return _select_attributes(made, schema, dataset_schema(made))
 
 
@@ -150,7 +163,7 @@ def _load_hub(root, schema, partition, follow_links, options):
     _check_partition(partition, 1, "hub")
     if root is None:
         raise ParValueError("root is None; 'hub' needs root='org/name' on the Hub, or a folder of parquet files")
-    unknown = sorted(set(options) - {"revision", "negative", "unknown"})
+    unknown = sorted(set(options) - own_options("hub"))
     if unknown:
         raise ParTypeError(f"load_par_dataset('hub') got an unexpected keyword argument {unknown[0]!r}")
     with links_may_leave(follow_links):

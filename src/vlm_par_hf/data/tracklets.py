@@ -1,8 +1,8 @@
 """Tracklets: the frames of one person in a row.
 
-A data set of tracklets is a data set of images with two more columns, `tracklet_id` and `frame`. All rows of a tracklet
-have the labels of the tracklet. So models of single pictures train and are measured on its frames as on any images, and
-its features are cached as theirs; `TrackletDataset` gives the tracklets.
+A data set of tracklets is a data set of images with two more columns, `tracklet_id` and `frame`. All rows of a
+tracklet have the labels of the tracklet. So models of single pictures train and are measured on its frames as on any
+images, and its features are cached as theirs; `TrackletDataset` gives the tracklets.
 """
 
 from collections.abc import Sequence
@@ -122,7 +122,13 @@ class TrackletDataset(AugmentedDataset):
     """
 
     def __init__(
-        self, dataset: Any, num_frames: int | None = None, transform: Any = None, *, random: bool = False, seed: int = 0
+        self,
+        dataset: Any,
+        num_frames: int | None = None,
+        transform: Any = None,
+        *,
+        random: bool = False,
+        seed: int = 0,
     ) -> None:
         super().__init__(dataset, transform, seed)
         if num_frames is not None and num_frames < 1:

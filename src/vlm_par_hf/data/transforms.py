@@ -188,16 +188,17 @@ class AugmentedDataset:
         return row
 
 
-def epoch_callback() -> Any:
-    """A `transformers.TrainerCallback` that tells the training data set the epoch (see `AugmentedDataset`)."""
+def epoch_callback(sampler: Any = None) -> Any:
+    """A `transformers.TrainerCallback` that tells the training data set the epoch (see `AugmentedDataset`), and a
+    sampler, if one is given."""
     from transformers import TrainerCallback
 
     class EpochCallback(TrainerCallback):
         def on_epoch_begin(self, args, state, control, train_dataloader=None, **kwargs):
-            dataset = getattr(train_dataloader, "dataset", None)
-            if hasattr(dataset, "set_epoch"):
-                # `state.epoch` is a float: after a resume in the middle of epoch 1 it is 1.5.
-                dataset.set_epoch(int((state.epoch or 0.0) + 1e-6))
+            for one in (getattr(train_dataloader, "dataset", None), sampler):
+                if hasattr(one, "set_epoch"):
+                    # `state.epoch` is a float: after a resume in the middle of epoch 1 it is 1.5.
+                    one.set_epoch(int((state.epoch or 0.0) + 1e-6))
 
     return EpochCallback()
 

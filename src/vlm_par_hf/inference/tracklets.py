@@ -108,8 +108,8 @@ def aggregate_logits(
     logits = np.asarray(logits, np.float64)
     if logits.ndim != 3 or logits.shape[1:] != (len(schema), schema.max_labels) or not len(logits):
         raise ParValueError(
-            f"logits has shape {logits.shape}, expected (frames, {len(schema)}, {schema.max_labels}) with at least one "
-            "frame"
+            f"logits has shape {logits.shape}, expected (frames, {len(schema)}, {schema.max_labels}) with at least "
+            "one frame"
         )
     if aggregate == "mean_logits":
         return logits.mean(0).astype(np.float32)

@@ -34,8 +34,8 @@ def get_schema(name: str) -> AttributeSchema:
             - `"market1501"`: age with 4 labels, then 26 binary attributes. `market_attribute.mat` has no order of its
               own (its two halves differ), so this is the order of the common 30-column form. Class index = value - 1.
             - `"market1501_30"`: the same with age as four binary attributes.
-            - `"mars"`: MARS-Attribute per tracklet: nine binary attributes, then pose, motion, two colors and age, in the
-              order of VTF. Names are those of the table with 24 columns, and class indices its numbers.
+            - `"mars"`: MARS-Attribute per tracklet: nine binary attributes, then pose, motion, two colors and age, in
+              the order of VTF. Names are those of the table with 24 columns, and class indices its numbers.
             - `"duke_video"`: DukeMTMC-VID-Attribute per tracklet: eight binary attributes, then pose, motion and two
               colors, in the order of VTF.
             - `"mivia5"`: the five attributes of the MIVIA PAR contests (CAIP 2023 and 2025): upper and lower color
@@ -288,7 +288,7 @@ _PETA26 = (
 _PETA_COLOR_CHOICES = (
     _color_choice("upperBodyColor", "upper", "upper clothing", _PETA_COLORS, "in {} upper clothing"),
     _color_choice("lowerBodyColor", "lower", "lower clothing", _PETA_COLORS, "in {} lower clothing"),
-    _color_choice("hairColor", "head", "hair", _PETA_COLORS, "with {} hair"),
+    _color_choice("hairColor", "head", "hair", _PETA_COLORS, "with {} hair", requires=("hairBald", "no")),
     _color_choice("footwearColor", "foot", "footwear", _PETA_COLORS, "with {} footwear"),
 )
 
@@ -794,14 +794,14 @@ def _as_drawing(attribute: Attribute) -> Attribute:
     return replace(attribute, prompts=prompts)
 
 
-# MARS and DukeMTMC-VID with the attributes of Chen et al. What 0 and 1 mean is written down for the colors, ages, poses
-# and motions; of the binary attributes it follows from those of Market-1501, which were taken over, minus 1, and from how
-# often each occurs. VTF calls `bottom type` a skirt and `bottom length` a skirt too: 1 is trousers, and short.
+# MARS and DukeMTMC-VID with the attributes of Chen et al. What 0 and 1 mean is written down for the colors, ages,
+# poses and motions; of the binary attributes it follows from those of Market-1501, which were taken over, minus 1, and
+# from how often each occurs. VTF calls `bottom type` a skirt and `bottom length` a skirt too: 1 is trousers, and short.
 _POSES = _choice(
     "pose", "whole", "from which side is the person seen?",
     {
-        "frontal": "seen from the front", "lateral-frontal": "seen half from the front", "lateral": "seen from the side",
-        "lateral-back": "seen half from the back", "back": "seen from the back", "varies": "who turns round",
+        "frontal": "seen from the front", "lateral-frontal": "seen half from the front",
+        "lateral": "seen from the side", "lateral-back": "seen half from the back", "back": "seen from the back", "varies": "who turns round",
     },
 )  # fmt: skip
 _MOTIONS = _choice(

@@ -1,4 +1,4 @@
-"""Metrics of attributes of tracklets, as three groups of publications count them, and consistency over time. NumPy only.
+"""Metrics of attributes of tracklets, as three groups of publications count them, and consistency over time.
 
 Scores of the three conventions are tabulated beside each other in papers, and are not comparable:
 
@@ -11,7 +11,7 @@ Scores of the three conventions are tabulated beside each other in papers, and a
 A group is an attribute: one column if it is binary, one per label otherwise. `"vtf"` and `"vtfpar++"` compare every
 column with a threshold of 0.45, so a group of several columns may have none or two positive answers. The published
 `"vtfpar++"` accuracy counts right negatives: on ten colors an answer of "none" is right in 90 % of the cells. Unknown
-labels (-100) are left out everywhere; in MARS and DukeMTMC-VID there are none.
+labels (-100) are left out everywhere; in MARS and DukeMTMC-VID there are none. NumPy only.
 """
 
 from collections.abc import Hashable, Sequence

@@ -1,8 +1,8 @@
 """DukeMTMC-VideoReID with its attribute annotation: tracklets of persons.
 
-Exploit the Unknown Gradually: One-Shot Video-Based Person Re-Identification by Stepwise Learning, Wu et al., CVPR 2018;
-A Temporal Attentive Approach for Video-Based Pedestrian Attribute Recognition, Chen et al., PRCV 2019. The images come
-from DukeMTMC, which its authors withdrew: nothing here says where to get them. Who has the right to use them reads
+Exploit the Unknown Gradually: One-Shot Video-Based Person Re-Identification by Stepwise Learning, Wu et al., CVPR
+2018; A Temporal Attentive Approach for Video-Based Pedestrian Attribute Recognition, Chen et al., PRCV 2019. The
+images come from DukeMTMC, which its authors withdrew: nothing here says where to get them. Who has them reads
 
     train/0001/0001/0001_C1_F0001_...jpg, query/..., gallery/...        person, tracklet, frames
     duke_attributes.csv
@@ -117,7 +117,7 @@ def _read_folder(home, folder, by_number, path, seen: set[int], num_frames) -> l
             camera = _CAMERA.search(names[0])
             if camera is not None and int(camera[1]) != key.camera:
                 raise ParValueError(
-                    f"{path} says camera {key.camera} of tracklet {key.tracklet}, and its frames are {shorten(names[0])}"
+                    f"{path} says camera {key.camera} of tracklet {key.tracklet}, whose frames are {shorten(names[0])}"
                 )
             records += frame_records(
                 place, names, f"{folder}/{person}/{tracklet}/", labels, tracklet,

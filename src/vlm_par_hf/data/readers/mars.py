@@ -7,8 +7,8 @@ with the annotation beside them:
     bbox_train/0001/0001C1T0001F001.jpg, bbox_test/...      person, camera, tracklet, frame
     mars_attributes.csv
 
-The table exists in two editions: of 24 columns with motion, pose and seven columns about the quality of a tracklet, and
-an older one of 15, without these, whose columns have other names. Both are read; what a file lacks is unknown.
+The table exists in two editions: of 24 columns with motion, pose and seven columns about the quality of a tracklet,
+and an older one of 15, without these, whose columns have other names. Both are read; what a file lacks is unknown.
 """
 
 import os
