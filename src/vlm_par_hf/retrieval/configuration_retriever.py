@@ -5,7 +5,7 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
-from vlm_par_hf.base.configuration import LARGEST_OWN, LabelSpaceConfig, check_dtype, check_own_number
+from vlm_par_hf.base.configuration import LabelSpaceConfig, check_dtype, check_own_number
 from vlm_par_hf.errors import ParValueError
 
 from .templates import TEMPLATES

@@ -6,7 +6,6 @@ which of them there are, and what fills them, differs between data sets, and the
 those below are ours. NumPy only.
 """
 
-import re
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -45,14 +44,16 @@ class Template:
 
     Attributes:
         name: one of `TEMPLATES`.
-        sentence: with a field `{}` per slot.
+        start: of the sentence.
+        frames: per slot what stands around its words, with a field `{}`; left out where the slot is open.
         slots: the names of the slots.
         words: all words of all slots.
         columns: per slot the columns of `(Q, L)` that say whether the slot is asked about.
     """
 
     name: str
-    sentence: str
+    start: str
+    frames: tuple[str, ...]
     slots: tuple[str, ...]
     words: tuple[Word, ...]
     columns: tuple[tuple[int, ...], ...]
@@ -92,12 +93,11 @@ class Template:
         slots, _ = self._places
         found = []
         for row in self.weights(labels):
-            filled = [
-                " and ".join(self._said(self.words[w]) for w in np.flatnonzero((slots == slot) & (row > 0)))
-                for slot in range(len(self.slots))
-            ]
-            parts = self.sentence.format(*filled).split(",")
-            found.append(", ".join(" ".join(part.split()) for part in parts if part.strip()))
+            parts = [self.start]
+            for slot, frame in enumerate(self.frames):
+                said = [self._said(self.words[w]) for w in np.flatnonzero((slots == slot) & (row > 0))]
+                parts += [frame.format(" and ".join(said))] if said else []
+            found.append(" ".join(parts).removesuffix(","))
         return found
 
 
@@ -133,13 +133,8 @@ def _generic(schema: AttributeSchema) -> Template:
     for slot, attribute in enumerate(schema):
         columns.append(tuple(range(first[slot], first[slot + 1])))
         words += [Word(slot, prompt, columns[-1][k]) for k, prompt in enumerate(attribute.prompts)]
-    return Template(
-        "prompts",
-        f"{schema.usual_subject()}, " + ", ".join(["{}"] * len(schema)),
-        schema.names,
-        tuple(words),
-        tuple(columns),
-    )
+    frames = ("{},",) * len(schema)
+    return Template("prompts", f"{schema.usual_subject()},", frames, schema.names, tuple(words), tuple(columns))
 
 
 def _paper(schema: AttributeSchema, table: dict[str, str]) -> Template:
@@ -160,23 +155,22 @@ def _paper(schema: AttributeSchema, table: dict[str, str]) -> Template:
         names.append(name)
         parts.append(frame)
         columns.append(tuple(c for place, _ in own for c in range(first[place], first[place + 1])))
-    sentence = re.sub(r"\s+", " ", f"this is a photo of {' '.join(parts)}").strip()
-    return Template("paper", sentence, tuple(names), tuple(words), tuple(columns))
+    return Template("paper", "this is a photo of", tuple(parts), tuple(names), tuple(words), tuple(columns))
 
 
 # Slot -> its name, the words around it, what stands in it where none of its attributes is positive.
 _SLOTS = {
-    "age": ("AGE", "a {}", "person of any age"),
+    "age": ("AGE", "a {}", "unknown"),
     "gender": ("GENDER", "{}", "person"),
     "view": ("CAMERA ANGLE", "taken from {},", "an unknown side"),
     "hair": ("HAIR LENGTH", "with {} hair,", "some"),
-    "lower_color": ("LOWER COLOR", "is dressed in {}", "other"),
+    "lower_color": ("LOWER COLOR", "is dressed in a {}", "other"),
     "lower": ("LOWER BODY CLOTHING", "{}", "lower clothing"),
     "lower_length": ("LOWER LENGTH", "that is {}", "of some length"),
-    "lower_motif": ("LOWER BODY MOTIF", "with {},", "no motif"),
-    "upper_color": ("UPPER COLOR", "and {}", "other"),
+    "lower_motif": ("LOWER BODY MOTIF", "with {} motif,", "no"),
+    "upper_color": ("UPPER COLOR", "and a {}", "other"),
     "upper": ("UPPER BODY CLOTHING", "{}", "upper clothing"),
-    "sleeves": ("SLEEVES LENGTH", "with {} sleeves", "long"),
+    "sleeves": ("SLEEVES LENGTH", "with {} sleeves,", "long"),
     "upper_motif": ("UPPER BODY MOTIF", "with {} motif,", "no"),
     "accessory": ("ACCESSORY", "is wearing {},", "no accessory"),
     "shoes": ("FOOTWEAR", "{},", "shoes"),
@@ -200,8 +194,8 @@ _PA100K = {
     "Glasses": "accessory:glasses", "HandBag": "bag:handbag", "ShoulderBag": "bag:shoulder bag",
     "Backpack": "backpack:backpack", "HoldObjectsInFront": "bag:object in front", "ShortSleeve": "sleeves:short",
     "LongSleeve": "sleeves:long", "UpperStride": "upper_motif:striped", "UpperLogo": "upper_motif:logo",
-    "UpperPlaid": "upper_motif:spliced", "UpperSplice": "upper_motif:plaid", "LowerStripe": "lower_motif:stripes",
-    "LowerPattern": "lower_motif:pattern", "LongCoat": "upper:long coat", "Trousers": "lower:trousers",
+    "UpperPlaid": "upper_motif:spliced", "UpperSplice": "upper_motif:plaid", "LowerStripe": "lower_motif:striped",
+    "LowerPattern": "lower_motif:patterned", "LongCoat": "upper:long coat", "Trousers": "lower:trousers",
     "Shorts": "lower:shorts", "Skirt&Dress": "lower:skirt or dress", "boots": "shoes:boots",
 }  # fmt: skip
 _PETA = {
