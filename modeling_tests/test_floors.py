@@ -43,6 +43,7 @@ FLOORS: dict[str, tuple[int, int]] = {
     "calibration": (6, 0),
     "export": (6, 0),
     "retrieval": (6, 1),
+    "tracking": (6, 1),
     "auto": (7, 0),
     "training": (8, 0),
     "cli": (9, 0),

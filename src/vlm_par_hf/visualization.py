@@ -20,7 +20,15 @@ from vlm_par_hf.labels.decisions import answer_text, is_answered, is_positive_an
 from vlm_par_hf.labels.schema import AttributeSchema
 
 
-__all__ = ["draw_boxes", "explanation_grid", "is_positive_answer", "overlay_relevance", "people_grid", "search_sheet"]
+__all__ = [
+    "draw_boxes",
+    "explanation_grid",
+    "is_positive_answer",
+    "overlay_relevance",
+    "people_grid",
+    "search_sheet",
+    "tag_lines",
+]
 
 # Dark violet to light yellow, with increasing lightness, so that it can be read in grey too.
 _HEAT_ANCHORS = np.array(
@@ -89,6 +97,7 @@ def draw_boxes(
     labels: Sequence[str | Sequence[str]] | None = None,
     *,
     font_size: int | None = None,
+    numbers: Sequence[int] | None = None,
 ) -> Image.Image:
     """Draw boxes, each with a tag, on a copy of a picture.
 
@@ -102,6 +111,8 @@ def draw_boxes(
         labels (sequence, *optional*): one per box, a string or a list of lines; an empty one draws no tag. By default
             the tags of results are their positive answers, those of detections label and score.
         font_size (`int`, *optional*): in pixels; chosen from the size of the picture by default.
+        numbers (sequence, *optional*): one per box; boxes of the same number have the same colour, so that a person
+            keeps theirs from frame to frame. By default the positions.
 
     Returns:
         `PIL.Image.Image`: RGB, the size of the upright picture.
@@ -114,15 +125,16 @@ def draw_boxes(
     if isinstance(boxes, Mapping):
         raise ParTypeError("boxes is one result, expected a list of boxes or of results: pass [result]")
     if any(isinstance(one, Mapping) for one in boxes):
-        labels = [_tag(one) for one in boxes] if labels is None else labels
+        labels = [tag_lines(one) for one in boxes] if labels is None else labels
         boxes = [_box_of(one, index) for index, one in enumerate(boxes)]
     if labels is not None and len(labels) != len(boxes):
         raise ParValueError(f"labels has {len(labels)} entries, expected one per box ({len(boxes)})")
     font_size = font_size or max(11, round(min(image.size) / 32))
     stroke = max(2, font_size // 6)
     draw = ImageDraw.Draw(image)
-    for index, (x0, y0, x1, y1) in enumerate(boxes):
-        draw.rectangle((x0, y0, max(x0, x1 - 1), max(y0, y1 - 1)), outline=_colour_of(index), width=stroke)
+    colours = [_colour_of(number) for number in (range(len(boxes)) if numbers is None else numbers)]
+    for (x0, y0, x1, y1), colour in zip(boxes, colours):
+        draw.rectangle((x0, y0, max(x0, x1 - 1), max(y0, y1 - 1)), outline=colour, width=stroke)
     # Tags are drawn after all boxes, so that no outline crosses the words of a tag.
     for index, (x0, y0, _, _) in enumerate(boxes):
         lines = labels[index] if labels is not None else ()
@@ -137,7 +149,7 @@ def draw_boxes(
         # Above the box if there is room, else inside its upper edge; never outside the picture.
         x = max(0, min(x0, image.width - width))
         y = y0 - height if y0 >= height else max(0, min(y0, image.height - height))
-        colour = _colour_of(index)
+        colour = colours[index]
         draw.rectangle((x, y, x + width, y + height), fill=colour)
         luminance = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2]
         ink = (0, 0, 0) if luminance > 140 else (255, 255, 255)
@@ -154,8 +166,8 @@ def _box_of(result: Any, index: int) -> Sequence[float]:
     return [box[side] for side in ("xmin", "ymin", "xmax", "ymax")] if isinstance(box, Mapping) else box
 
 
-def _tag(result: Any) -> list[str]:
-    """The lines that stand beside the box of a person, or of a detection."""
+def tag_lines(result: Any) -> list[str]:
+    """The lines that stand beside the box of a person: the positive answers; or of a detection: label and score."""
     if not isinstance(result, Mapping):
         return []
     if "attributes" not in result:

@@ -38,18 +38,20 @@ __all__ = [
     "TableColumns",
     "assemble",
     "check_earlier_work",
+    "finish",
     "has_part",
     "lock_parts",
     "make_line",
     "part_name",
     "write_part",
+    "write_report",
 ]
 
 logger = logging.getLogger(__name__)
 
 _RUN_FILE = "run.json"
 _INPUTS_FILE = "inputs.jsonl"
-_WRITTEN_NAME = re.compile(r"run\.json|inputs\.jsonl|part-\d{6}\.jsonl|assembled\.(jsonl|parquet|csv)")
+_WRITTEN_NAME = re.compile(r"run\.json|inputs\.jsonl|part-\d{6}\.jsonl|assembled\.(jsonl|parquet|csv|txt)")
 _TEMPORARY_NAME = re.compile(r"\.(run\.json|inputs\.jsonl|part-\d{6}\.jsonl)\.[0-9a-f]{32}\.tmp")
 _RUN_KEYS = {"images", "images_digest", "model_digest", "images_per_part"}
 _EDGES = ("x0", "y0", "x1", "y1")
@@ -303,12 +305,22 @@ def assemble(
         "output_sha256": {**_digests(read_json_object(_report_path(out))), out.suffix: sha256_of_file(temporary)},
         "run": run,
     }
-    report["checksum"] = _checksum_of(report)
-    atomic_write_json(_report_path(out), report)
+    finish(out, partial, run, temporary, report)
+    return report
+
+
+def finish(out: Path, partial: Path, run: dict, temporary: Path, report: dict[str, Any]) -> None:
+    """Puts an assembled output in its place, writes the report, and removes the parts."""
+    write_report(out, report)
     os.replace(temporary, out)
     atomic_write_json(partial / _RUN_FILE, {**run, "finished": True})
     _remove_parts(partial)
-    return report
+
+
+def write_report(out: Path, report: dict[str, Any]) -> None:
+    """Writes the report of an output, with its checksum."""
+    report["checksum"] = _checksum_of(report)
+    atomic_write_json(_report_path(out), report)
 
 
 def _report_path(out: Path) -> Path:

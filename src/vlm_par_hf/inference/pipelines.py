@@ -660,6 +660,16 @@ class PedestrianAttributesPipeline(PushToHub, Pipeline):
         outputs = self._forward(inputs, names=names, **self._forward_params)
         return self.postprocess(outputs, crops=crops, heights=heights, **self._postprocess_params)
 
+    def score_batch(
+        self, inputs: Mapping[str, torch.Tensor], *, names: Sequence[str | int] | None = None
+    ) -> torch.Tensor:
+        """Logits `(B, A, C)` for `answer_scores`, which may be averaged before; arguments as for `answer_batch`."""
+        return self._forward(inputs, names=names, chosen=self._forward_params.get("chosen"))["logits"]
+
+    def answer_scores(self, logits: torch.Tensor, *, heights: Sequence[int] | None = None) -> list[dict[str, Any]]:
+        """Answers for logits of `score_batch`, with the options that the pipeline was made with."""
+        return self.postprocess({"logits": logits}, heights=heights, **self._postprocess_params)
+
     def _answer(
         self, people: Iterator[Person], batch_size: int, forward_params: dict, postprocess_params: dict
     ) -> Iterator[PersonResult | PictureResult]:
