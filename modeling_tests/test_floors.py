@@ -46,6 +46,7 @@ FLOORS: dict[str, tuple[int, int]] = {
     "tracking": (6, 1),
     "auto": (7, 0),
     "training": (8, 0),
+    "serving": (8, 1),
     "cli": (9, 0),
     "embedded": (9, 0),  # data, and the scripts that made it
     "__main__": (9, 1),
@@ -78,13 +79,20 @@ NEEDS_TORCH = ("data/collator.py", "images/preprocessing.py")
 # Never at module level: they belong to extras. The files that must subclass a type of such a package are themselves
 # imported inside functions only, or by the package.
 OPTIONAL = {
-    "accelerate", "av", "datasets", "evaluate", "fastapi", "lancedb", "matplotlib", "nncf", "onnx", "onnxruntime",
-    "onnxscript", "openvino", "peft", "prometheus_client", "pyarrow", "ray", "scipy", "starlette", "uvicorn",
+    "accelerate", "av", "datasets", "evaluate", "fastapi", "h11", "lancedb", "matplotlib", "nncf", "onnx",
+    "onnxruntime", "onnxscript", "openvino", "peft", "prometheus_client", "pyarrow", "pydantic", "python_multipart",
+    "ray", "scipy", "starlette", "uvicorn",
 }  # fmt: skip
 DEFINES_OPTIONAL = {
     "data/image_column.py": {"datasets"},
     "par_metrics/par_evaluator.py": {"evaluate"},
     "par_metrics/par_metrics.py": {"datasets", "evaluate"},
+    "serving/app.py": {"fastapi", "pydantic", "starlette"},
+    "serving/bodies.py": {"python_multipart", "starlette"},
+    "serving/measures.py": {"prometheus_client"},
+    "serving/open_inference.py": {"fastapi", "starlette"},
+    "serving/running.py": {"h11", "uvicorn"},
+    "serving/schemas.py": {"pydantic"},
 }
 # torchvision must match the torch build exactly; the others run code that a file brings along.
 FORBIDDEN = {"cloudpickle", "dill", "pickle", "torchvision"}
@@ -141,7 +149,11 @@ def violations(file: str, source: str) -> list[str]:
         target = rest[0] if rest and rest[0] in FLOORS else "__init__"
         if len(rest) > 1 and target == "__init__":
             found.append(f"{where}: {name!r} has no floor")
-        elif at_module_level and "/".join(rest[:2]) + ".py" in DEFINES_OPTIONAL:
+        elif (
+            at_module_level
+            and "/".join(rest[:2]) + ".py" in DEFINES_OPTIONAL
+            and not (target == unit and file in DEFINES_OPTIONAL)
+        ):
             found.append(f"{where}: {name!r} needs an optional package: import it inside a function")
         elif target == unit == "models":
             if family is not None and rest[1:2] != [family]:

@@ -1,5 +1,5 @@
-"""The command `vlm-par`: demo, predict, track, init, schema, train, evaluate, calibrate, train-retrieval, evaluate-
-retrieval, card, prepare, export, index, search.
+"""The command `vlm-par`: demo, predict, track, init, schema, train, evaluate, calibrate, train-retrieval,
+evaluate-retrieval, card, prepare, export, index, search, serve.
 
 Slow imports wait until a command runs: its help imports no torch. What the package refuses (`ParError`), and what the
 machine refuses (no space, no permission), ends in one line on standard error and exit status 2; `--debug` shows the
@@ -31,6 +31,7 @@ from . import (
     prepare,
     schema,
     search,
+    serve,
     track,
     train,
     train_retrieval,
@@ -43,7 +44,7 @@ __all__ = ["build_parser", "main"]
 
 COMMANDS = (  # in the order of the help
     demo, predict, track, init, schema, train, evaluate, calibrate, train_retrieval, evaluate_retrieval, card,
-    prepare, export, index, search,
+    prepare, export, index, search, serve,
 )  # fmt: skip
 # What the operating system says when nothing is wrong with us.
 _OF_THE_MACHINE = {
