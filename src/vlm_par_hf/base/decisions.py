@@ -67,7 +67,7 @@ def label_probabilities(logits: torch.Tensor, schema: AttributeSchema) -> torch.
     return logits.float().masked_fill(~mask, -torch.inf).softmax(-1)
 
 
-def check_scores(logits: torch.Tensor, schema: AttributeSchema, names: Sequence[str] | None = None) -> None:
+def check_scores(logits: torch.Tensor, schema: AttributeSchema, names: Sequence[str | int] | None = None) -> None:
     """Refuses scores that are not finite: a comparison with NaN is False, so they would all be answered with "no".
 
     Args:
