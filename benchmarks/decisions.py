@@ -14,7 +14,10 @@ chose epoch and learning rate.
 - `aurc`: mean over attributes of the risk at all coverages, by the probability of the answer;
 - `coverage`: how often sets for 0.9 hold the right answer; `coverage_exact`: the same before empty sets are filled
   with the most probable label, which is what conformal prediction promises; `unsure`: the share of sets with several
-  answers.
+  answers;
+- `contradictions`: the share of pictures whose answers for instance F1 break a rule of the label space (two ages, the
+  hat color of a bare head), and after they were made consistent; `alone` and `consistent`: instance precision, recall
+  and F1 of both.
 
 Intervals are 95 %, over persons, and paired. With `--wide N`, N test pictures of rendered people also serve to fit, so
 that frequent labels have 1,000 examples; coverage by label is then measured on the other test pictures.
@@ -37,7 +40,9 @@ from resampling import LEVEL, OBJECTIVES, Judge, answers_of_parts, interval
 
 from vlm_par_hf import ParMetrics
 from vlm_par_hf.calibration import fit
+from vlm_par_hf.labels.consistency import NO_ANSWER, count_violations
 from vlm_par_hf.labels.decisions import decide
+from vlm_par_hf.labels.schema import UNKNOWN_LABEL
 from vlm_par_hf.metrics.reliability import (
     area_under_risk_coverage,
     brier_score,
@@ -85,6 +90,16 @@ def measure(found: dict[str, np.ndarray], shifted: np.ndarray, labels: np.ndarra
         rows = set_coverage(found[kind], labels, schema)
         known = np.array([row["known"] for row in rows])
         numbers[name] = float(np.average([row["coverage"] for row in rows], weights=known))
+    contradicted = {name: count_violations(found[name], schema)["people"] for name in ("instance_f1", "consistent")}
+    numbers["contradictions"] = {name: people / len(labels) for name, people in contradicted.items()}
+    given = found["consistent"] != NO_ANSWER
+    consistent = certain[np.where(given, found["consistent"], 0)]
+    for name, answers, known in (
+        ("alone", certain[found["instance_f1"]], labels),
+        ("consistent", consistent, np.where(given, labels, UNKNOWN_LABEL)),
+    ):
+        values = metrics((answers, known))
+        numbers[name] = {key: values[f"instance_{key}"] for key in ("precision", "recall", "f1_harmonic")}
     numbers["unsure"] = float((found["sets"].sum(-1) > 1)[labels >= 0].mean())
     numbers["recalls"] = recalls
     return numbers

@@ -36,8 +36,9 @@ from typing import Any
 import numpy as np
 import torch
 from feature_sets import SETS, Features, load_feature_set
+from heads import LinearProbe
 from pages import RESULTS, command_of, write_page
-from quality import SELECT, Recipe, fit, predict, probe, settings_key
+from quality import SELECT, Recipe, fit, predict, settings_key
 from resampling import Judge, answers_of_parts, interval
 from torch import nn
 
@@ -111,6 +112,21 @@ class BalancedFeatures(Features):
         return batch
 
 
+class BalancedProbe(LinearProbe):
+    """The probe, which in training answers each block of rows of `BalancedFeatures` for its own attribute only; the
+    logits of the others, whose labels are unknown there, are 0."""
+
+    def forward(self, **batch):
+        if not self.training:
+            return super().forward(**batch)
+        A, C = self.bias.shape
+        vector = (self._vector(batch) - self.mean) / self.std
+        own = torch.einsum("abd,adc->abc", vector.unflatten(0, (A, -1)), self.weight) + self.bias[:, None]
+        logits = own.new_zeros(A, own.shape[1], A, C)
+        logits[torch.arange(A), :, torch.arange(A)] = own
+        return logits.flatten(0, 1).masked_fill(~self.label_mask, -1e4)
+
+
 def pooled(features: Features, kind: type[Features] = Features) -> Features:
     """The same with one patch, the mean of all: what the probe looks at."""
     views = []
@@ -170,7 +186,8 @@ def train_part(name: str, feature_set, part: dict[str, Features], recipe: Recipe
     for rate in recipe.rates:
         loss, shares = losses(schema, priors)[name]
         torch.manual_seed(0)
-        model = probe("both", feature_set, train)
+        kind = BalancedProbe if name == "resampled" else LinearProbe
+        model = kind(schema, "both", train.batches())
         model.init_bias_from_priors(shares)
         notes = fit(model, loss, train, validation, schema, recipe, rate=rate, seed=0) | {"rate": rate}
         if not best or notes[SELECT] > best["notes"][SELECT]:

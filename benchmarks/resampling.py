@@ -3,6 +3,7 @@
 import numpy as np
 
 from vlm_par_hf.calibration import fit
+from vlm_par_hf.labels.consistency import consistent
 from vlm_par_hf.labels.decisions import decide, label_softmax
 from vlm_par_hf.metrics.ranking import ResampledRanking
 
@@ -81,10 +82,11 @@ def answers_of_parts(validations, tests, truths, schema) -> dict[str, np.ndarray
         validations, tests: logits of each part; truths: labels of each validation.
 
     Returns:
-        `before` and `after`, probabilities; answers `start`, at 0.5 without calibration, and by objective; `sets`, and
-        `exact_sets`, which may be empty.
+        `before` and `after`, probabilities; answers `start`, at 0.5 without calibration, by objective, and
+        `consistent`, those for instance F1; `sets`, and `exact_sets`, which may be empty.
     """
-    pieces: dict[str, list] = {name: [] for name in ("before", "after", "start", "sets", "exact_sets", *OBJECTIVES)}
+    names = ("before", "after", "start", "consistent", "sets", "exact_sets", *OBJECTIVES)
+    pieces: dict[str, list] = {name: [] for name in names}
     halves = np.full(len(schema), 0.5)
     for validation, test, truth in zip(validations, tests, truths, strict=True):
         decisions = fit(validation, truth, schema, objectives=OBJECTIVES)
@@ -97,6 +99,8 @@ def answers_of_parts(validations, tests, truths, schema) -> dict[str, np.ndarray
         for name in OBJECTIVES:
             settled, biases = decisions.settle(schema, name), decisions.bias_table(schema, name)
             pieces[name].append(decide(p, settled, None, biases))
+            if name == "instance_f1":
+                pieces["consistent"].append(consistent(p, settled, None, biases))
     return {name: np.concatenate(values) for name, values in pieces.items()}
 
 

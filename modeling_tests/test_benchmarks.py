@@ -2,6 +2,7 @@
 
 import ast
 import importlib.util
+from dataclasses import replace
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -386,3 +387,12 @@ def test_balanced_batches_hold_the_labels_of_each_attribute_equally_often():
     assert (found[90:, 1].bincount() / 90).tolist() == pytest.approx([1 / 3] * 3, abs=0.15)
     assert torch.equal(found[90:, 1], labels[batch["image_embeds"][90:, 0].long(), 1])
     assert torch.equal(train.batch(rows[:5])["labels"], labels[:5])
+    schema = AttributeSchema(
+        [tiny_schema()["Hat"], replace(get_schema("rendered")["Age"], labels=("a", "b", "c"), prompts=("a", "b", "c"))]
+    )
+    model = script.BalancedProbe(schema, "both", [train.batch(rows)])
+    torch.nn.init.normal_(model.weight)
+    batch.pop("labels")
+    whole, blocks = model.eval()(**batch), model.train()(**batch)
+    torch.testing.assert_close(blocks[:90, 0], whole[:90, 0])
+    torch.testing.assert_close(blocks[90:, 1], whole[90:, 1])
