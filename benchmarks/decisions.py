@@ -10,11 +10,14 @@ chose epoch and learning rate.
 
 - `ece`, `brier`: over all attributes, 15 bins of equally many answers; "before" is the softmax of the logits;
 - `mA`: over the scored attributes; `f1`: instance F1 (harmonic) over all; at 0.5 without calibration, and fitted;
-  `mA_shift` is what quality.py calls fitted, one number for all attributes;
+  `mA_shift` is that of quality.py, one number for all attributes;
 - `aurc`: mean over attributes of the risk at all coverages, by the probability of the answer;
 - `coverage`: how often sets for 0.9 hold the right answer; `coverage_exact`: the same before empty sets are filled
   with the most probable label, which is what conformal prediction promises; `unsure`: the share of sets with several
-  answers.
+  answers;
+- `contradictions`: the share of pictures whose answers for instance F1 break a rule of the label space (two ages, the
+  hat color of a bare head), and after they were made consistent; `alone` and `consistent`: instance precision, recall
+  and F1 of both.
 
 Intervals are 95 %, over persons, and paired. With `--wide N`, N test pictures of rendered people also serve to fit, so
 that frequent labels have 1,000 examples; coverage by label is then measured on the other test pictures.
@@ -33,11 +36,13 @@ import torch
 from feature_sets import SETS, load_feature_set
 from pages import RESULTS, command_of, write_page
 from quality import METHODS, PROBES, SELECT, Recipe, results_of, settings_key
-from resampling import Judge
+from resampling import LEVEL, OBJECTIVES, Judge, answers_of_parts, interval
 
 from vlm_par_hf import ParMetrics
 from vlm_par_hf.calibration import fit
-from vlm_par_hf.labels.decisions import decide, label_softmax
+from vlm_par_hf.labels.consistency import NO_ANSWER, count_violations
+from vlm_par_hf.labels.decisions import decide
+from vlm_par_hf.labels.schema import UNKNOWN_LABEL
 from vlm_par_hf.metrics.reliability import (
     area_under_risk_coverage,
     brier_score,
@@ -52,38 +57,12 @@ logger = logging.getLogger("decisions")
 
 COMPARED = ("probe_pooled", "probe_both", "text_to_image_pooled")
 WEIGHTINGS = ("none", "sqrt", "balanced")
-LEVEL = 0.9
-OBJECTIVES = ("instance_f1", "mA")
 MANY = 1000  # calibration examples of a label, for its coverage with --wide
-
-
-def apply_to_parts(validations, tests, truths, schema) -> dict[str, Any]:
-    """Fits on the validation of each part and answers its test; everything is joined over the parts.
-
-    Args:
-        validations, tests: logits of each part; truths: labels of each validation.
-
-    Returns:
-        `before` and `after`, probabilities; answers by objective; `sets`, and `exact_sets`, which may be empty.
-    """
-    pieces: dict[str, list] = {name: [] for name in ("before", "after", "sets", "exact_sets", *OBJECTIVES)}
-    for validation, test, truth in zip(validations, tests, truths, strict=True):
-        decisions = fit(validation, truth, schema, objectives=OBJECTIVES)
-        p = decisions.calibrate(test, schema)
-        pieces["before"].append(label_softmax(test, schema))
-        pieces["after"].append(p)
-        pieces["sets"].append(decisions.answer_sets(p, schema, LEVEL)[0])
-        pieces["exact_sets"].append(decisions.answer_sets(p, schema, LEVEL, allow_empty=True)[0])
-        for name in OBJECTIVES:
-            settled, biases = decisions.settle(schema, name), decisions.bias_table(schema, name)
-            pieces[name].append(decide(p, settled, None, biases))
-    return {name: np.concatenate(values) for name, values in pieces.items()}
 
 
 def measure(found: dict[str, np.ndarray], shifted: np.ndarray, labels: np.ndarray, schema, judge: Judge) -> dict:
     """The numbers of one method; see the module."""
-    thresholds = np.full(len(schema), 0.5)
-    start = decide(found["before"], schema, thresholds)
+    start = found["start"]
     certain = np.eye(schema.max_labels)
     numbers: dict[str, Any] = {}
     for name in ("before", "after"):
@@ -100,7 +79,7 @@ def measure(found: dict[str, np.ndarray], shifted: np.ndarray, labels: np.ndarra
     metrics = ParMetrics(schema, inputs="probabilities")
     for name, answers in (("f1", start), ("f1_fitted", found["instance_f1"])):
         numbers[name] = metrics((certain[answers], labels))["instance_f1_harmonic"]
-    answers = decide(found["after"], schema, thresholds)
+    answers = decide(found["after"], schema, np.full(len(schema), 0.5))
     risks = []
     for a in range(len(schema)):
         known = labels[:, a] >= 0
@@ -111,14 +90,19 @@ def measure(found: dict[str, np.ndarray], shifted: np.ndarray, labels: np.ndarra
         rows = set_coverage(found[kind], labels, schema)
         known = np.array([row["known"] for row in rows])
         numbers[name] = float(np.average([row["coverage"] for row in rows], weights=known))
+    contradicted = {name: count_violations(found[name], schema)["people"] for name in ("instance_f1", "consistent")}
+    numbers["contradictions"] = {name: people / len(labels) for name, people in contradicted.items()}
+    given = found["consistent"] != NO_ANSWER
+    consistent = certain[np.where(given, found["consistent"], 0)]
+    for name, answers, known in (
+        ("alone", certain[found["instance_f1"]], labels),
+        ("consistent", consistent, np.where(given, labels, UNKNOWN_LABEL)),
+    ):
+        values = metrics((answers, known))
+        numbers[name] = {key: values[f"instance_{key}"] for key in ("precision", "recall", "f1_harmonic")}
     numbers["unsure"] = float((found["sets"].sum(-1) > 1)[labels >= 0].mean())
     numbers["recalls"] = recalls
     return numbers
-
-
-def interval(values: np.ndarray) -> dict[str, float]:
-    low, high = np.nanquantile(values[1:], [0.025, 0.975]) if len(values) > 1 else (np.nan, np.nan)
-    return {"value": float(values[0]), "low": float(low), "high": float(high)}
 
 
 def first_persons(persons: np.ndarray | None, total: int, number: int) -> np.ndarray:
@@ -171,7 +155,7 @@ def measure_set(name: str, args) -> dict[str, Any]:
         rows, recalls = {}, {}
         for method, result in results.items():
             logits = [result["logits"][folds == number] for number in range(len(parts))]
-            found = apply_to_parts(result["validation"], logits, truths, schema)
+            found = answers_of_parts(result["validation"], logits, truths, schema)
             row = measure(found, result["fitted"], labels, schema, judge)
             recalls[method] = row.pop("recalls")["mA_fitted"]
             row["label"] = METHODS[method].label

@@ -12,7 +12,7 @@ chosen by validation AUC; the test fold is predicted once. The rates of the towe
 `vlm-par train`, which are for backbones several times as wide.
 
 - `auc`: area under the ROC curve, mean over attributes;
-- `mA`: mean recall over labels and attributes, at 0.5; `mA_fitted`: after one number for all attributes was fitted on
+- `mA`: mean recall over labels and attributes, at 0.5; `mA_shift`: after one number for all attributes was fitted on
   validation, by how much of the log prior the logits are shifted (`resampling.py`).
 
 Intervals are 95 %, over persons; a difference is that to the heads alone, on the same resamples. Finished trainings
@@ -48,7 +48,7 @@ from vlm_par_hf.utils import atomic_write_json
 logger = logging.getLogger("fine_tuning")
 
 SELECT = "auc_macro"
-NUMBERS = ("auc", "mA", "mA_fitted")
+NUMBERS = ("auc", "mA", "mA_shift")
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,8 @@
 
     python benchmarks/pages.py      # writes all from benchmarks/results/, measures nothing
 
-`speed.py`, `quality.py`, `decisions.py`, `fine_tuning.py` and `cross_domain.py` do the same for their own page after
-writing results to `benchmarks/results/`. The text depends on the results alone and stands between
+`speed.py`, `quality.py`, `decisions.py`, `loss_weighting.py`, `fine_tuning.py` and `cross_domain.py` do the same for
+their own page after writing results to `benchmarks/results/`. The text depends on the results alone and stands between
 `<!-- NAME:begin -->` and `<!-- NAME:end -->`. The rest of a page is written by hand, also what the numbers mean: read
 it again when they change.
 """
@@ -162,8 +162,10 @@ def quality_text(result: dict) -> str:
             text += _quality_part(part, f"{part['title']}: {variant}")
     text.append(
         paragraph(
-            "Brackets are 95 % intervals over persons. *M* is the number of trained parameters in millions. All "
-            "numbers: [quality.json](../benchmarks/results/quality.json)."
+            "Brackets are 95 % intervals over persons. *One shift* is mA after one number for all attributes was "
+            "fitted on validation, *fitted* is by the decisions of [decisions.md](decisions.md), fitted there for mA "
+            "and for instance F1. *M* is the number of trained parameters in millions. All numbers: "
+            "[quality.json](../benchmarks/results/quality.json)."
         )
     )
     if "attention_gain" in result:
@@ -195,7 +197,19 @@ def _quality_part(part: dict, title: str) -> list[str]:
             f"with the best validation AUC. Measured with `{part['command']}` on {part['machine']}."
         ),
         markdown_table(
-            ["method", "AUC", "difference", "AP", "mA at 0.5", "mA, fitted", "F1", "train - validation AUC", "M"],
+            [
+                "method",
+                "AUC",
+                "difference",
+                "AP",
+                "mA at 0.5",
+                "one shift",
+                "mA, fitted",
+                "F1 at 0.5",
+                "F1, fitted",
+                "train - validation AUC",
+                "M",
+            ],
             [_quality_row(row) for row in part["methods"].values()],
         ),
     ]
@@ -217,7 +231,7 @@ def _quality_row(row: dict) -> list[str]:
         "" if difference is None else "{:+.1f} [{:+.1f}, {:+.1f}]".format(
             *(100 * (difference[name] if difference[name] is not None else 0) for name in ("value", "low", "high"))
         ),
-        *(percent(row[name]["value"]) for name in ("ap", "mA", "mA_fitted", "f1")),
+        *(percent(row[name]["value"]) for name in ("ap", "mA", "mA_shift", "mA_fitted", "f1", "f1_fitted")),
         percent(gap),
         f"{row['parameters'] / 1e6:.2f}" if "parameters" in row else "",
     ]  # fmt: skip
@@ -243,7 +257,7 @@ def decisions_text(result: dict) -> str:
             markdown_table(
                 [
                     "class weights", "method", "ECE", "Brier", "mA at 0.5", "one shift", "mA, fitted", "difference",
-                    "F1 at 0.5", "F1, fitted", "AURC", "coverage", "exact", "unsure",
+                    "F1 at 0.5", "F1, fitted", "AURC", "coverage", "exact", "unsure", "contradictory",
                 ],
                 [
                     _decisions_row(weighting, row)
@@ -266,6 +280,20 @@ def decisions_text(result: dict) -> str:
                     + "."
                 )
             )
+        changes = [
+            f"{recipe['methods'][method]['label']} with `{weighting}` "
+            + ", ".join(
+                f"{name} {100 * row['alone'][key]:.1f} to {100 * row['consistent'][key]:.1f}"
+                for name, key in (("precision", "precision"), ("recall", "recall"), ("F1", "f1_harmonic"))
+            )
+            for weighting, recipe in part["recipes"].items()
+            for method, row in recipe["methods"].items()
+            if "to_probe" in row["mA_fitted"]
+        ]
+        if changes:
+            text.append(
+                paragraph("What making answers consistent changes (instance metrics): " + "; ".join(changes) + ".")
+            )
         wide = [
             row["wide"] for recipe in part["recipes"].values() for row in recipe["methods"].values() if "wide" in row
         ]
@@ -283,10 +311,12 @@ def decisions_text(result: dict) -> str:
             )
     text.append(
         paragraph(
-            "ECE and Brier: before -> after. *One shift* is what [quality.md](quality.md) calls fitted. *Difference* "
-            "is that of the fitted mA to that at 0.5; brackets are 95 % intervals over persons. F1 is instance F1. "
-            "*Coverage* is how often the set of answers for 90 % holds the right one, *exact* the same before empty "
-            "sets are filled with the most probable label, *unsure* the share of sets with more than one answer. "
+            "ECE and Brier: before -> after. *One shift* is mA after one number for all attributes was fitted. "
+            "*Difference* is that of the fitted mA to that at 0.5; brackets are 95 % intervals over persons. F1 is "
+            "instance F1. *Coverage* is how often the set of answers for 90 % holds the right one, *exact* the same "
+            "before empty sets are filled with the most probable label, *unsure* the share of sets with more than one "
+            "answer, *contradictory* that of pictures whose answers for F1 break a rule of the label space (none does "
+            "after they are made consistent). "
             "All numbers: [decisions.json](../benchmarks/results/decisions.json)."
         )
     )
@@ -307,7 +337,57 @@ def _decisions_row(weighting: str, row: dict) -> list[str]:
         f"{100 * row['coverage']:.1f}",
         f"{100 * row['coverage_exact']:.1f}",
         f"{100 * row['unsure']:.0f}",
+        f"{100 * row['contradictions']['instance_f1']:.0f}",
     ]
+
+
+LOSSES = {
+    "ce": "cross-entropy",
+    "ce_focal": "the paper's (`ce_focal`)",
+    "ce_focal_sqrt": "`ce_focal`, weights `sqrt` (default)",
+    "ce_focal_balanced": "`ce_focal`, weights `balanced`",
+    "weighted_bce": "weighted cross-entropy (`weighted_bce`)",
+    "focal": "focal, gamma 2",
+    "focal_by_attribute": "focal, gamma per attribute",
+    "asl": "asymmetric (ASL)",
+    "resampled": "label-balanced re-sampling per attribute",
+}
+
+
+def loss_weighting_text(result: dict) -> str:
+    """The text from the content of loss_weighting.json: `sets` by name."""
+    text = []
+    for part in result["sets"].values():
+        split = f"{part['folds']} folds without a common person" if part["folds"] > 1 else "one split"
+        first = next(iter(part["losses"]))
+        text += [
+            f"### {part['title']}: losses",
+            paragraph(
+                f"Linear probe on pooled output and mean patch, {split}, fitted on {min(part['fitted_on']):,} "
+                f"validation pictures each time, {part['tested']:,} tested, {part['scored']} attributes. "
+                f"Measured with `{part['command']}` on {part['machine']}."
+            ),
+            markdown_table(
+                [
+                    "loss", "AUC", f"beside {LOSSES[first]}", "mA at 0.5", "mA, fitted",
+                    f"beside {LOSSES[first]}", "F1 at 0.5", "F1, fitted",
+                ],
+                [
+                    [
+                        LOSSES[name],
+                        f"{100 * row['auc']['value']:.1f}",
+                        _with_interval(row["auc"]["difference"], "+") if "difference" in row["auc"] else "",
+                        f"{100 * row['mA']['value']:.1f}",
+                        f"{100 * row['mA_fitted']['value']:.1f}",
+                        _with_interval(row["mA_fitted"]["difference"], "+") if "difference" in row["auc"] else "",
+                        f"{100 * row['f1']:.1f}",
+                        f"{100 * row['f1_fitted']:.1f}",
+                    ]
+                    for name, row in part["losses"].items()
+                ],
+            ),
+        ]  # fmt: skip
+    return "\n\n".join([*text, "All numbers: [loss_weighting.json](../benchmarks/results/loss_weighting.json)."])
 
 
 # Across domains
@@ -351,7 +431,7 @@ def fine_tuning_text(result: dict) -> str:
     rows = []
     for method in result["methods"].values():
         notes = method["notes"]
-        cells = [_with_interval(method[number]) for number in ("auc", "mA_fitted")]
+        cells = [_with_interval(method[number]) for number in ("auc", "mA_shift")]
         gain = method["auc"].get("difference")
         seconds = sum(one["seconds_per_epoch"] for one in notes) / len(notes)
         rate = ", ".join(dict.fromkeys(f"{one['rate']:g}" for one in notes))
@@ -397,10 +477,15 @@ TEXTS = {
     "speed": speed_text,
     "quality": quality_text,
     "decisions": decisions_text,
+    "loss_weighting": loss_weighting_text,
     "fine_tuning": fine_tuning_text,
     "cross_domain": cross_domain_text,
 }
-PAGES = {name: name for name in TEXTS} | {"fine_tuning": "training", "cross_domain": "evaluation"}  # of docs/
+PAGES = {name: name for name in TEXTS} | {  # of docs/
+    "loss_weighting": "decisions",
+    "fine_tuning": "training",
+    "cross_domain": "evaluation",
+}
 
 
 def measured_part(page: str, name: str) -> tuple[int, int]:

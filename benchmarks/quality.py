@@ -12,9 +12,10 @@ is done in five folds without a common person (`folds.py`), and every picture is
 
 - `auc`, `ap`: area under the ROC curve and average precision, mean over attributes; pictures of different folds, whose
   scores are of different models, are not compared with each other;
-- `mA`: mean recall over labels and attributes, at 0.5; `mA_fitted`: the same after one number for all attributes was
-  fitted on validation, by how much of the log prior the logits are shifted;
-- `f1`: instance F1 (harmonic), at 0.5, over all attributes.
+- `mA`: mean recall over labels and attributes, at 0.5; `mA_shift`: the same after one number for all attributes was
+  fitted on validation, by how much of the log prior the logits are shifted; `mA_fitted`: by the decisions that
+  `vlm_par_hf.calibration.fit` fits on validation for mA, as in decisions.py;
+- `f1`: instance F1 (harmonic) over all attributes, at 0.5; `f1_fitted`: by the decisions for instance F1.
 
 Intervals are 95 %, over persons; a difference is that to the linear probe with the best validation AUC, on the same
 resamples. Numbers on drawings and rendered people are SYNTHETIC; none can be compared with a number of a paper.
@@ -42,7 +43,7 @@ from feature_sets import SETS, Features, FeatureSet, load_feature_set
 from heads import AttentionPooling, LinearProbe, make_cheap
 from pages import RESULTS, command_of, write_page
 from quality_pictures import draw_attention_gain, draw_methods
-from resampling import NUMBERS, Judge, fit_shift, shifted
+from resampling import NUMBERS, Judge, answers_of_parts, fit_shift, shifted
 from torch import nn
 
 from vlm_par_hf import ParLoss, ParMetrics
@@ -52,8 +53,10 @@ from vlm_par_hf.utils import atomic_write_json
 
 
 logger = logging.getLogger("quality")
+logging.getLogger("vlm_par_hf.calibration").setLevel(logging.ERROR)  # rare attributes, for each fold anew
 
 SELECT = "auc_macro"
+MEASURED = (*NUMBERS, "mA_fitted")  # with intervals
 
 
 @dataclass(frozen=True)
@@ -226,11 +229,12 @@ def results_of(feature_set: FeatureSet, seed: int, names: list[str], recipe: Rec
     """Trains what `work` does not hold.
 
     Returns:
-        method -> {"logits", "fitted" (both `(N, A, C)` over all parts), "validation" (logits of each part), "notes"}.
+        method -> {"logits", "fitted" (both `(N, A, C)` over all parts), "validation" (logits of each part), "tests"
+        (how many test pictures each part has), "notes"}.
     """
     found = {}
     for name in names:
-        pieces = {"logits": [], "fitted": [], "validation": [], "notes": []}
+        pieces = {"logits": [], "fitted": [], "validation": [], "tests": [], "notes": []}
         for number, part in enumerate(feature_set.parts):
             file = work / feature_set.name / f"seed{seed}" / f"part{number}" / f"{name}.npz"
             if not file.is_file():
@@ -253,6 +257,7 @@ def results_of(feature_set: FeatureSet, seed: int, names: list[str], recipe: Rec
             pieces["logits"].append(test)
             pieces["fitted"].append(shifted(test, priors, shift))
             pieces["validation"].append(validation)
+            pieces["tests"].append(len(test))
             pieces["notes"].append(notes | {"shift": shift})
         found[name] = {**pieces, **{key: np.concatenate(pieces[key]) for key in ("logits", "fitted")}}
     return found
@@ -274,11 +279,15 @@ def measure_set(name: str, args, recipe: Recipe) -> dict[str, Any]:
         persons = None if test[0].persons is None else np.concatenate([one.persons for one in test])
         folds = np.repeat(np.arange(len(test)), [len(one) for one in test])
         judge = Judge(feature_set.schema, feature_set.scored, labels, persons, args.bootstrap, folds)
+        truths = [part["validation"].labels[0].numpy() for part in feature_set.parts]
         for method, result in found.items():
-            own = numbers.setdefault(method, {key: [] for key in (*NUMBERS, "f1")})
+            own = numbers.setdefault(method, {key: [] for key in (*MEASURED, "f1", "f1_fitted")})
             for key, values in judge.measure(result["logits"], result["fitted"]).items():
                 own[key].append(values)
             own["f1"].append(ParMetrics(feature_set.schema)((result["logits"], labels))["instance_f1_harmonic"])
+            recall, f1 = by_decisions(result, truths, labels, judge, feature_set.schema)
+            own["mA_fitted"].append(recall)
+            own["f1_fitted"].append(f1)
             notes.setdefault(method, []).extend(result["notes"])
             logger.info("%s seed %d %s: AUC %.2f", name, seed, method, 100 * own["auc"][-1][0])
     return {
@@ -295,6 +304,17 @@ def measure_set(name: str, args, recipe: Recipe) -> dict[str, Any]:
     }
 
 
+def by_decisions(result: dict[str, Any], truths: list, labels: np.ndarray, judge: Judge, schema):
+    """`mA_fitted` for the resamples of `judge`, and `f1_fitted`, from an entry of `results_of`; `truths` are the
+    labels of each validation part, `labels` those of the test parts."""
+    ends = np.cumsum([0, *result["tests"]])
+    tests = [result["logits"][start:end] for start, end in zip(ends, ends[1:])]
+    found = answers_of_parts(result["validation"], tests, truths, schema)
+    certain = np.eye(schema.max_labels)
+    f1 = ParMetrics(schema, inputs="probabilities")((certain[found["instance_f1"]], labels))["instance_f1_harmonic"]
+    return judge.recall(certain[found["mA"]]), f1
+
+
 def summarise(numbers: dict[str, dict[str, list]], notes: dict[str, list]) -> dict[str, Any]:
     """Means over seeds with intervals, and the paired differences to the best probe."""
     chosen = {
@@ -306,12 +326,13 @@ def summarise(numbers: dict[str, dict[str, list]], notes: dict[str, list]) -> di
     methods = {}
     for method, own in numbers.items():
         row: dict[str, Any] = {"label": METHODS[method].label if method in METHODS else "zero-shot (prompts)"}
-        for key in NUMBERS:
+        for key in MEASURED:
             values = np.mean(own[key], axis=0)  # over seeds, resample by resample
             row[key] = _interval(values) | {"seeds": [float(one[0]) for one in own[key]]}
             if best_probe is not None and method != best_probe:
                 row[key]["difference"] = _interval(values - np.mean(numbers[best_probe][key], axis=0))
-        row["f1"] = {"value": float(np.mean(own["f1"])), "seeds": [float(one) for one in own["f1"]]}
+        for key in ("f1", "f1_fitted"):
+            row[key] = {"value": float(np.mean(own[key])), "seeds": [float(one) for one in own[key]]}
         row["validation_auc"] = chosen.get(method)
         if method in chosen:
             row["train_auc"] = float(np.mean([one["train_auc"] for one in notes[method]]))

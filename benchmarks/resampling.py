@@ -2,13 +2,18 @@
 
 import numpy as np
 
+from vlm_par_hf.calibration import fit
+from vlm_par_hf.labels.consistency import consistent
+from vlm_par_hf.labels.decisions import decide, label_softmax
 from vlm_par_hf.metrics.ranking import ResampledRanking
 
 
-__all__ = ["NUMBERS", "Judge", "fit_shift", "mean_recall", "ranking_within", "shifted"]
+__all__ = ["NUMBERS", "Judge", "answers_of_parts", "fit_shift", "interval", "mean_recall", "ranking_within", "shifted"]
 
-NUMBERS = ("auc", "ap", "mA", "mA_fitted")
+NUMBERS = ("auc", "ap", "mA", "mA_shift")
 SHIFTS = np.linspace(-1.0, 2.0, 61)
+OBJECTIVES = ("instance_f1", "mA")
+LEVEL = 0.9  # of sets of answers
 
 
 class Judge:
@@ -65,9 +70,38 @@ class Judge:
         """mA `(1 + bootstrap,)` where the largest logit decides."""
         return mean_recall(logits, self.labels, self.schema, self.scored, self.units, self.counts)
 
-    def measure(self, logits: np.ndarray, fitted: np.ndarray) -> dict[str, np.ndarray]:
-        """All of `NUMBERS`; `fitted` are the logits shifted by a fitted amount of the priors."""
-        return self.ranking(logits) | {"mA": self.recall(logits), "mA_fitted": self.recall(fitted)}
+    def measure(self, logits: np.ndarray, shifted: np.ndarray) -> dict[str, np.ndarray]:
+        """All of `NUMBERS`; `shifted` are the logits less a fitted amount of the log priors."""
+        return self.ranking(logits) | {"mA": self.recall(logits), "mA_shift": self.recall(shifted)}
+
+
+def answers_of_parts(validations, tests, truths, schema) -> dict[str, np.ndarray]:
+    """Fits decisions on the validation of each part and answers its test; everything is joined over the parts.
+
+    Args:
+        validations, tests: logits of each part; truths: labels of each validation.
+
+    Returns:
+        `before` and `after`, probabilities; answers `start`, at 0.5 without calibration, by objective, and
+        `consistent`, those for instance F1; `sets`, and `exact_sets`, which may be empty.
+    """
+    names = ("before", "after", "start", "consistent", "sets", "exact_sets", *OBJECTIVES)
+    pieces: dict[str, list] = {name: [] for name in names}
+    halves = np.full(len(schema), 0.5)
+    for validation, test, truth in zip(validations, tests, truths, strict=True):
+        decisions = fit(validation, truth, schema, objectives=OBJECTIVES)
+        p = decisions.calibrate(test, schema)
+        pieces["before"].append(label_softmax(test, schema))
+        pieces["after"].append(p)
+        pieces["start"].append(decide(pieces["before"][-1], schema, halves))
+        pieces["sets"].append(decisions.answer_sets(p, schema, LEVEL)[0])
+        pieces["exact_sets"].append(decisions.answer_sets(p, schema, LEVEL, allow_empty=True)[0])
+        for name in OBJECTIVES:
+            settled, biases = decisions.settle(schema, name), decisions.bias_table(schema, name)
+            pieces[name].append(decide(p, settled, None, biases))
+            if name == "instance_f1":
+                pieces["consistent"].append(consistent(p, settled, None, biases))
+    return {name: np.concatenate(values) for name, values in pieces.items()}
 
 
 def ranking_within(
@@ -97,6 +131,12 @@ def ranking_within(
             weights[row] += weight
     area, precision = np.where(weights > 0, sums / np.maximum(weights, 1), np.nan)
     return area, precision
+
+
+def interval(values: np.ndarray) -> dict[str, float]:
+    """The first of `(1 + bootstrap,)` values, and the 95 % interval of the others."""
+    low, high = np.nanquantile(values[1:], [0.025, 0.975]) if len(values) > 1 else (np.nan, np.nan)
+    return {"value": float(values[0]), "low": float(low), "high": float(high)}
 
 
 def mean_recall(logits, labels, schema, scored, units=None, counts=None) -> np.ndarray:

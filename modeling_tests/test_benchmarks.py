@@ -2,6 +2,7 @@
 
 import ast
 import importlib.util
+from dataclasses import replace
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from modeling_tests.models.vlm_par.test_modeling_vlm_par import features, some_l
 from modeling_tests.test_calibration import SCHEMA as KWAY
 from modeling_tests.test_calibration import draw
 from modeling_tests.tiny import tiny_model, tiny_schema
-from vlm_par_hf import AttributeSchema, ClearParConfig, ParMetrics, get_schema
+from vlm_par_hf import AttributeSchema, ClearParConfig, ParLoss, ParMetrics, get_schema
 from vlm_par_hf.calibration import fit
 from vlm_par_hf.embedded import views
 from vlm_par_hf.labels.matching import match_label_spaces
@@ -281,7 +282,7 @@ def test_decisions_are_fitted_on_the_validation_of_their_part():
     parts = [draw(150, seed=seed) for seed in range(4)]  # validation, test, validation, test
     validations, tests = [parts[0][0], parts[2][0]], [parts[1][0], parts[3][0]]
     labels = np.concatenate([parts[1][1], parts[3][1]])
-    found = script.apply_to_parts(validations, tests, [parts[0][1], parts[2][1]], KWAY)
+    found = resampling.answers_of_parts(validations, tests, [parts[0][1], parts[2][1]], KWAY)
     for number in range(2):
         decisions = fit(*parts[2 * number], KWAY, objectives=("mA",))
         wanted = decisions.apply(tests[number], decisions.settle(KWAY))
@@ -345,3 +346,53 @@ def test_low_people():
     assert 0 < found["wrong_alone"] < found["wrong"] < 0.5 and 0 < found["open"] < 1
     swapped = low.measure(probabilities[..., ::-1], labels[200:], schema, decisions)
     assert swapped["coverage"] < 0.6
+
+
+def test_losses_that_are_compared_are_what_they_are_called():
+    script = load("loss_weighting")
+    schema = KWAY
+    rng = np.random.default_rng(0)
+    logits = torch.tensor(rng.normal(0, 2, (12, len(schema), schema.max_labels)))
+    labels = torch.tensor([[rng.integers(-1, one.num_labels) for one in schema] for _ in range(12)])
+    labels[labels < 0] = -100
+    focal = script.FocalByAttribute(schema, torch.full((len(schema),), 2.0))
+    assert float(focal(logits, labels)) == pytest.approx(float(ParLoss(schema, "focal")(logits, labels)), rel=1e-6)
+    total, known = 0.0, 0
+    for row, truth in zip(logits, labels):
+        for a, one in enumerate(schema):
+            if truth[a] < 0:
+                continue
+            known += 1
+            p = row[a, : one.num_labels].softmax(-1).tolist()
+            for k in [1] if one.num_labels == 2 else range(one.num_labels):
+                shifted = max(p[k] - 0.05, 0.0)
+                total -= np.log(p[k]) if k == truth[a] else shifted**4 * np.log(1 - shifted)
+    assert float(script.AsymmetricLoss(schema)(logits, labels)) == pytest.approx(total / known, rel=1e-6)
+
+
+def test_balanced_batches_hold_the_labels_of_each_attribute_equally_often():
+    script = load("loss_weighting")
+    rows = torch.arange(200)
+    labels = torch.stack([(rows < 4).long(), torch.where(rows < 100, -100, rows % 3)], 1)
+    view = {
+        "patch_embeds": rows[:, None, None].half(), "image_embeds": rows[:, None].float(),
+        "patch_mask": torch.ones(200, 1, dtype=torch.bool),
+    }  # fmt: skip
+    train = script.BalancedFeatures([view, view], labels.repeat(2, 1, 1))
+    torch.manual_seed(0)
+    batch = train.batch(torch.arange(90), torch.zeros(90, dtype=torch.bool))
+    found = batch["labels"]
+    assert (found[:90, 1] == -100).all() and (found[90:, 0] == -100).all()
+    assert found[:90, 0].float().mean() == pytest.approx(0.5, abs=0.15)
+    assert (found[90:, 1].bincount() / 90).tolist() == pytest.approx([1 / 3] * 3, abs=0.15)
+    assert torch.equal(found[90:, 1], labels[batch["image_embeds"][90:, 0].long(), 1])
+    assert torch.equal(train.batch(rows[:5])["labels"], labels[:5])
+    schema = AttributeSchema(
+        [tiny_schema()["Hat"], replace(get_schema("rendered")["Age"], labels=("a", "b", "c"), prompts=("a", "b", "c"))]
+    )
+    model = script.BalancedProbe(schema, "both", [train.batch(rows)])
+    torch.nn.init.normal_(model.weight)
+    batch.pop("labels")
+    whole, blocks = model.eval()(**batch), model.train()(**batch)
+    torch.testing.assert_close(blocks[:90, 0], whole[:90, 0])
+    torch.testing.assert_close(blocks[90:, 1], whole[90:, 1])

@@ -7,10 +7,20 @@ import numpy as np
 import pytest
 import torch
 
+from modeling_tests.labels.test_consistency import SCHEMA as RULES
+from modeling_tests.labels.test_consistency import random_probabilities
 from modeling_tests.labels.test_decisions import SCHEMA as KWAY
 from modeling_tests.labels.test_decisions import random_logits, some_decisions
 from modeling_tests.tiny import tiny_schema
-from vlm_par_hf.base.decisions import Calibration, decide, fit_decisions, label_probabilities, transfer_decisions
+from vlm_par_hf.base.decisions import (
+    Calibration,
+    decide,
+    fit_decisions,
+    label_probabilities,
+    make_consistent,
+    transfer_decisions,
+)
+from vlm_par_hf.labels import consistency
 from vlm_par_hf.labels import decisions as numpy_decisions
 from vlm_par_hf.labels.schema import AttributeSchema
 
@@ -49,6 +59,16 @@ def test_torch_decides_as_numpy_does_exactly_at_the_threshold(dtype):
         answers = decide(torch.from_numpy(probabilities), schema)
         assert np.array_equal(answers.numpy(), numpy_decisions.decide(probabilities, schema)), threshold
         assert answers[:, 0].tolist() == [0, int(float(at) > threshold), 1], threshold
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_torch_makes_answers_consistent_as_numpy_does(dtype):
+    schema, rows = RULES, torch.from_numpy(random_probabilities(400)).to(dtype)
+    rows[:20, :, 1] = 1.0  # a logarithm would be infinite
+    answers = make_consistent(decide(rows, schema), rows, schema)
+    expected = consistency.consistent(rows.numpy(), schema)
+    assert answers.dtype == torch.int64 and np.array_equal(answers.numpy(), expected)
+    assert (expected == consistency.NO_ANSWER).any() and not np.array_equal(expected, decide(rows, schema).numpy())
 
 
 def test_of_equally_probable_labels_both_answer_with_the_first():

@@ -1,12 +1,14 @@
 """`vlm-par train`."""
 
 import json
+import shlex
 import shutil
 
 import pytest
 
 from modeling_tests.tiny import tiny_schema
 from vlm_par_hf.cli import train
+from vlm_par_hf.cli.config import expand_config
 from vlm_par_hf.cli.main import build_parser, main
 from vlm_par_hf.cli.options import data_arguments
 
@@ -48,6 +50,42 @@ def test_training_prints_the_command_that_measures_it(files, tmp_path, capsys):
     # Without its options the data set would be divided in another way.
     assert main([*command[:3], "--data-seed", "3"]) == 2
     assert "could be in the split that is measured" in capsys.readouterr().err
+
+
+def test_training_on_two_data_sets(files, tmp_path, capsys):
+    """The whole way: train, the command that is printed, the record as a configuration, refusals."""
+    out = tmp_path / "both"
+    arguments = [
+        "train",
+        "folder+synthetic",
+        "--roots",
+        files["data"],
+        "-",
+        "--num-train",
+        "8",
+        "--num-validation",
+        "8",
+    ]
+    arguments += ["--num-test", "8", "--backbone", files["backbone"], "--max-steps", "2", "--no-progress"]
+    assert main([*arguments, "--out", str(out)]) == 0
+    command = shlex.split(capsys.readouterr().out.strip().splitlines()[-1].removeprefix("measure it: vlm-par "))
+    record = json.loads((out / "run.json").read_text())
+    assert {name: one["train_images"] for name, one in record["data"]["sources"].items()} == {
+        "folder": 24,
+        "synthetic": 8,
+    }
+    assert main([*command, "--bootstrap", "0"]) == 0
+    shown = capsys.readouterr().out
+    assert "synthetic (SYNTHETIC)" in shown and "read those of each data set" in shown
+    again = ["train", "--config", str(out / "run.json"), "--out", str(tmp_path / "again")]
+    assert build_parser().parse_args(expand_config(again, build_parser)).roots == [files["data"], "-"]
+    for more, message in (
+        (["--root", files["data"]], "--root and --roots were both given"),
+        (["--roots", "-"], "3 folders for the 2 data sets 'folder+synthetic'"),
+        (["--schema", f"{files['data']}/schema.json"], "schema was given for the 2 data sets"),
+    ):
+        assert main([*arguments, *more, "--out", str(tmp_path / "no")]) == 2
+        assert message in capsys.readouterr().err
 
 
 def test_a_second_run_in_the_same_folder_is_refused(checkpoint, files, capsys):

@@ -1,11 +1,14 @@
 """Each tiny model is traced and exported once for all tests here."""
 
+from dataclasses import replace
+
 import pytest
 
 from modeling_tests.exports import noise_images
 from modeling_tests.tiny import randomize, tiny_model, tiny_processor
 from vlm_par_hf.export import exporting
 from vlm_par_hf.export.exporting import export_model
+from vlm_par_hf.labels.schema import AttributeSchema
 
 
 TRACED = {}
@@ -18,7 +21,7 @@ def _each_model_is_traced_once():
 
     def write_once(graph, probe, output_names, path):
         weights = tuple(float(one.double().sum()) for one in graph.state_dict().values())
-        thresholds = tuple(one.threshold for one in graph.schema)
+        thresholds = tuple((one.threshold, one.group, one.requires) for one in graph.schema)
         key = (graph.has_fixed_grid, tuple(probe), str(graph.decisions), thresholds, *weights)
         if key not in TRACED:
             names = write(graph, probe, output_names, path)
@@ -43,7 +46,15 @@ def exported(tmp_path_factory):
         key = (to, kind, precision, patch_grid, str(decisions), *sorted(config.items()))
         if key not in done:
             model = randomize(tiny_model(kind, **config))
-            if decisions is not None:
+            if decisions is not None:  # and rules: a side needs a backpack, and nobody has hat and backpack
+                rules = {
+                    "BagSide": {"requires": ("Backpack", "yes")},
+                    "Hat": {"group": "g"},
+                    "Backpack": {"group": "g"},
+                }
+                model.config.set_schema(
+                    AttributeSchema(replace(one, **rules.get(one.name, {})) for one in model.config.schema)
+                )
                 model.config.set_decisions(decisions)
             folder = tmp_path_factory.mktemp("exported") / "model"
             record = export_model(

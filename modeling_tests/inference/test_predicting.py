@@ -23,7 +23,6 @@ from modeling_tests.tiny import (
 from vlm_par_hf.inference.predicting import (
     collate_inputs,
     predict_batch,
-    predict_batches,
     predict_logits,
     read_ahead,
 )
@@ -103,14 +102,6 @@ def test_attributes_of_a_call():
     assert found["logits"].shape[:2] == found["relevance"].shape[:2] == (3, 2)
     with torch.no_grad():
         torch.testing.assert_close(found["logits"], model(**tiny_inputs("naflex"), attributes=asked).logits)
-
-
-def test_batches_carry_what_came_with_them(model):
-    inputs = tiny_inputs("naflex")
-    found = list(predict_batches(model, [("first", inputs), ("nobody", None), ("last", inputs)], explain=True))
-    assert [carried for carried, _ in found] == ["first", "nobody", "last"]
-    assert found[1][1] is None and "relevance" in found[2][1]
-    torch.testing.assert_close(found[0][1], found[2][1])
 
 
 def test_logits_and_labels_in_the_order_of_the_split(model, processor, data):
@@ -213,6 +204,22 @@ def test_an_error_comes_after_the_results_before_it(threads, place):
         for result in results:
             found.append(result)
     assert found == [0, 1, 2]
+
+
+def test_the_image_is_named_by_its_place_in_the_split(model, processor, data, monkeypatch):
+    real = type(model).forward
+    seen = []
+
+    def forward(self, **inputs):
+        output = real(self, **inputs)
+        seen.append(len(output.logits))
+        if len(seen) == 2:
+            output.logits[1, 0] = torch.nan
+        return output
+
+    monkeypatch.setattr(type(model), "forward", forward)
+    with pytest.raises(ValueError, match="'Hat', label 'no', is nan for image 8,"):
+        predict_logits(model, processor, data["test"], batch_size=7, progress=False)
 
 
 def test_a_score_that_is_not_finite_is_refused_and_named(model, processor):

@@ -136,6 +136,8 @@ def test_wrong_thresholds_are_refused(given, error, message):
         ("left", None, True),
         (" None ", None, False),
         ("No", None, False),
+        (None, None, False),
+        (None, "Hat", False),
     ],
 )
 def test_what_a_positive_answer_is(label, attribute, expected):

@@ -138,8 +138,16 @@ DATA = AttributeSchema(
     ("mapping", "error", "message"),
     [
         ({"Bag": "Hat", "Cap": "Hat"}, ValueError, r"maps both 'Bag' and 'Cap' to 'Hat' \('yes'\), expected one"),
-        ({"Bog": "Hat"}, KeyError, "no attribute 'Bog' in this schema; did you mean 'Bag'"),
-        ({"Bag": "Hut"}, KeyError, "no attribute 'Hut' in this schema; did you mean 'Hat'"),
+        (
+            {"Bog": "Hat"},
+            KeyError,
+            "mapping names an attribute that the data set lacks: no attribute 'Bog' .*did you mean 'Bag'",
+        ),
+        (
+            {"Bag": "Hut"},
+            KeyError,
+            "mapping of 'Bag' names an attribute that the checkpoint lacks: no attribute 'Hut' .*did you mean 'Hat'",
+        ),
         ({"Bag": 3}, ValueError, "mapping of 'Bag' is 3, expected null, the name of an attribute"),
         ({"Bag": {"name": "Hat"}}, ValueError, "mapping of 'Bag' is .* expected null, the name"),
         ({"Bag": {"attribute": ["Hat"]}}, ValueError, r"attribute is \['Hat'\], expected a name"),

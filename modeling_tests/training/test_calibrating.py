@@ -92,6 +92,10 @@ def test_splits_of_the_record_are_refused(checkpoint, data, tmp_path):
         calibrate(checkpoint, data, tmp_path / "x", split="more", progress=False)
     with pytest.raises(ValueError, match="objective='best', expected one of"):
         calibrate(checkpoint, data, tmp_path / "x", objective="best", progress=False)
+    with pytest.raises(ValueError, match="costs=\\(1, -5\\), expected two numbers above 0"):
+        calibrate("nowhere", data, tmp_path / "x", objective="cost", costs=(1, -5), progress=False)
+    with pytest.raises(ValueError, match=f"split='test' of 'other\\+{name}': run.json of .*measures the checkpoint"):
+        calibrate(checkpoint, data, tmp_path / "x", split="test", dataset_name=f"other+{name}", progress=False)
     with pytest.raises(ValueError, match="delete_listed=True: expected overwrite"):
         calibrate(checkpoint, data, tmp_path / "x", delete_listed=True, progress=False)
     # Under another name it is somebody else's data.

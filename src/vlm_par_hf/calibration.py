@@ -49,6 +49,7 @@ __all__ = [
     "MIN_EXAMPLES",
     "OBJECTIVES",
     "STANDARD_OBJECTIVES",
+    "check_costs",
     "check_objective",
     "fit",
     "own_weight",
@@ -85,6 +86,12 @@ def check_objective(objective: Any) -> str:
         f"objective={shorten(objective)}, expected one of {', '.join(OBJECTIVES)}, precision>=0.9 or recall>=0.9 (any "
         "share)"
     )
+
+
+def check_costs(costs: Sequence[float]) -> None:
+    """Refuses costs that are not two numbers above 0."""
+    if len(costs) != 2 or not all(math.isfinite(one) and one > 0 for one in costs):
+        raise ParValueError(f"costs={costs!r}, expected two numbers above 0: of a wrong yes and of a missed one")
 
 
 def own_weight(examples: Sequence[int]) -> float:
@@ -127,8 +134,7 @@ def fit(
     objectives = list(dict.fromkeys(check_objective(one) for one in objectives))
     if not objectives:
         raise ParValueError("objectives is empty, expected at least one")
-    if len(costs) != 2 or not all(math.isfinite(one) and one > 0 for one in costs):
-        raise ParValueError(f"costs={costs!r}, expected two numbers above 0: of a wrong yes and of a missed one")
+    check_costs(costs)
     counts = [_count_labels(labels[:, a], one.num_labels) for a, one in enumerate(schema)]
     priors = [(count + 1) / (count.sum() + len(count)) for count in counts]  # a label that never occurs is possible
     entries = _fit_calibration(logits, labels, schema, counts, priors)

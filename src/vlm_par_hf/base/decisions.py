@@ -12,13 +12,22 @@ import torch
 from torch.nn import functional as F
 
 from vlm_par_hf.errors import ParValueError
+from vlm_par_hf.labels.consistency import NO_ANSWER, SMALLEST_ODDS, conditions
 from vlm_par_hf.labels.decisions import SMALLEST_PROBABILITY, Decisions
 from vlm_par_hf.labels.schema import UNKNOWN_LABEL, AttributeSchema
 
 from .priors import compute_class_weights, compute_priors
 
 
-__all__ = ["Calibration", "check_scores", "decide", "fit_decisions", "label_probabilities", "transfer_decisions"]
+__all__ = [
+    "Calibration",
+    "check_scores",
+    "decide",
+    "fit_decisions",
+    "label_probabilities",
+    "make_consistent",
+    "transfer_decisions",
+]
 
 
 class Calibration:
@@ -67,7 +76,7 @@ def label_probabilities(logits: torch.Tensor, schema: AttributeSchema) -> torch.
     return logits.float().masked_fill(~mask, -torch.inf).softmax(-1)
 
 
-def check_scores(logits: torch.Tensor, schema: AttributeSchema, names: Sequence[str] | None = None) -> None:
+def check_scores(logits: torch.Tensor, schema: AttributeSchema, names: Sequence[str | int] | None = None) -> None:
     """Refuses scores that are not finite: a comparison with NaN is False, so they would all be answered with "no".
 
     Args:
@@ -109,6 +118,31 @@ def decide(probabilities: torch.Tensor, schema: AttributeSchema, decisions: Deci
         biased = (probabilities.double().log() + biases).argmax(-1)
         answers = torch.where((biases != 0).any(-1), biased, answers)
     return torch.where(binary, positive, answers)
+
+
+def make_consistent(answers: torch.Tensor, probabilities: torch.Tensor, schema: AttributeSchema) -> torch.Tensor:
+    """Answers that fit together, int64 `(B, A)`, `NO_ANSWER` where a question makes no sense: see
+    `vlm_par_hf.labels.consistency.consistent`.
+
+    Args:
+        answers: int64 `(B, A)`, from `decide`.
+        probabilities: `(B, A, C)`.
+        schema: the label space, with its thresholds.
+    """
+    device = answers.device
+    p = probabilities[..., 1].double().clamp(SMALLEST_ODDS, 1 - SMALLEST_ODDS)
+    thresholds = torch.tensor([one.threshold for one in schema], dtype=torch.float64, device=device)
+    margins = (p / (1 - p)).log() - (thresholds / (1 - thresholds)).log()
+    columns = list(answers.unbind(1))
+    for members in schema.groups.values():
+        positive = torch.stack([columns[a] for a in members], 1) == 1
+        best = margins[:, members].masked_fill(~positive, -torch.inf).argmax(1)
+        for number, a in enumerate(members):
+            columns[a] = (positive[:, number] & (best == number)).long()
+    for a, required, allowed in conditions(schema):
+        met = torch.stack([columns[required] == label for label in allowed]).any(0)
+        columns[a] = torch.where(met, columns[a], NO_ANSWER)
+    return torch.stack(columns, 1)
 
 
 def fit_decisions(

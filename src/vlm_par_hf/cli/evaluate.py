@@ -107,10 +107,11 @@ def run(args) -> None:
         interval = "" if low is None else f"   {100 * low:.2f} to {100 * high:.2f}"
         say(f"  {name:<28} " + ("undefined" if value is None else f"{100 * value:6.2f}{interval}"))
     if table := source_table(record):
-        for row in (table[0], *table[1]):
-            say(
-                "  " + "  ".join(f"{cell:<24}" if not position else f"{cell:>10}" for position, cell in enumerate(row))
-            )
+        lines = [table[0], *table[1]]
+        widths = [max(len(line[column]) for line in lines) for column in range(len(table[0]))]
+        for first, *others in lines:
+            cells = [first.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(others, widths[1:]))]
+            say("  " + "  ".join(cells))
     for sentence in (left_out_of_ranking(record), label_space_note(record), consistency_note(record)):
         if sentence:
             say(sentence)

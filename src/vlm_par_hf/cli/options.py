@@ -58,6 +58,7 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--root", metavar="DIR", help="where the data set lies")
     group.add_argument(
         "--roots",
+        action="extend",
         nargs="+",
         metavar="DIR",
         help="where several lie, in their order; - for one that lies nowhere (rendered)",

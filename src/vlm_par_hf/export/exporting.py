@@ -66,8 +66,9 @@ def export_model(
 
     A file has the outputs `logits` float32 `(B, A, C)`, as the heads give them; `decided` int64 `(B, A)` and
     `probabilities` float32 `(B, A, C)`, the answers and calibrated probabilities under the decisions and thresholds
-    of the moment; and `image_embeds`, if the model has them. A program without this package reads `decided`. This
-    package reads `logits` and does the rest by `config.json`, so decisions can be fitted anew without an export.
+    of the moment, made consistent as by the pipeline (-100: the question makes no sense for this person); and
+    `image_embeds`, if the model has them. A program without this package reads `decided`. This package reads `logits`
+    and does the rest by `config.json`, so decisions can be fitted anew without an export.
 
     Args:
         model: a checkpoint of VLM-PAR (folder, repository), or a `VlmParModel` or `FoldedVlmParModel`.

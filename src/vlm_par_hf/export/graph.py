@@ -8,7 +8,8 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from vlm_par_hf.base.decisions import Calibration, decide, label_probabilities
+from vlm_par_hf.base.decisions import Calibration, decide, label_probabilities, make_consistent
+from vlm_par_hf.labels.consistency import is_consistent_unasked
 from vlm_par_hf.labels.decisions import Decisions
 from vlm_par_hf.upstream import NaflexEmbeddings, naflex_embeddings
 
@@ -63,7 +64,8 @@ class ExportGraph(nn.Module):
     """The computation that is exported: from pixels to the outputs `OUTPUT_NAMES`.
 
     `logits` are those of the heads. `decided` and `probabilities` are the answers and the calibrated probabilities
-    under the decisions and thresholds that the model has now, for programs that know nothing of them.
+    under the decisions and thresholds that the model has now, for programs that know nothing of them; -100 where the
+    pipeline gives no answer (`consistent`).
 
     Args:
         model: a folded model; it is copied.
@@ -100,6 +102,8 @@ class ExportGraph(nn.Module):
         logits = outputs.logits if self.calibration is None else self.calibration(outputs.logits)
         probabilities = label_probabilities(logits, self.schema)
         decided = decide(probabilities, self.schema, self.decisions)
+        if is_consistent_unasked(self.schema, self.decisions):
+            decided = make_consistent(decided, probabilities, self.schema)
         found = (outputs.logits, decided, probabilities, outputs.image_embeds)
         return tuple(output for output in found if output is not None)
 

@@ -4,9 +4,9 @@ Its callers differ in how they open pictures, in which threads, and in what they
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,9 +18,7 @@ from vlm_par_hf.base.modeling import ParPreTrainedModel, evaluation_mode
 from vlm_par_hf.errors import ParValueError
 
 
-__all__ = ["collate_inputs", "predict_batch", "predict_batches", "predict_logits", "read_ahead"]
-
-Carried = TypeVar("Carried")
+__all__ = ["collate_inputs", "predict_batch", "predict_logits", "read_ahead"]
 
 
 @torch.no_grad()
@@ -31,7 +29,7 @@ def predict_batch(
     attributes: Any = None,
     explain: bool = False,
     embed: bool = False,
-    names: Sequence[str] | None = None,
+    names: Sequence[str | int] | None = None,
 ) -> dict[str, torch.Tensor]:
     """The outputs of a model for one batch.
 
@@ -77,25 +75,6 @@ def predict_batch(
     return {name: value.cpu() for name, value in outputs.items()}
 
 
-def predict_batches(
-    model: ParPreTrainedModel,
-    batches: Iterable[tuple[Carried, Mapping[str, torch.Tensor] | None]],
-    **options: Any,
-) -> Iterator[tuple[Carried, dict[str, torch.Tensor] | None]]:
-    """`predict_batch` for one batch after another.
-
-    Args:
-        model: as for `predict_batch`.
-        batches: pairs of any object and the inputs of a batch; inputs of None have no outputs.
-        options: keywords of `predict_batch`.
-
-    Yields:
-        The object that came with the batch, and its outputs (None for inputs of None), in order.
-    """
-    for carried, inputs in batches:
-        yield carried, None if inputs is None else predict_batch(model, inputs, **options)
-
-
 def predict_logits(
     model: ParPreTrainedModel,
     processor: Any,
@@ -134,10 +113,12 @@ def predict_logits(
     collator = ParCollator(processor, model.config.schema)
     loader = DataLoader(dataset, batch_size=batch_size, num_workers=workers, collate_fn=collator)
     batches = ((batch.pop("labels").numpy(), batch) for batch in loader)
-    logits, labels = [], []
+    logits, labels, start = [], [], 0
     bar = tqdm(total=len(dataset), desc="predict", unit="image", disable=not progress, leave=False)
     with bar, evaluation_mode(model):
-        for batch_labels, outputs in predict_batches(model, batches):
+        for batch_labels, batch in batches:
+            outputs = predict_batch(model, batch, names=range(start, start + len(batch_labels)))
+            start += len(batch_labels)
             logits.append(outputs["logits"].numpy())
             labels.append(batch_labels)
             bar.update(len(batch_labels))

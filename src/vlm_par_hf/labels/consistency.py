@@ -15,6 +15,8 @@ from .schema import UNKNOWN_LABEL, AttributeSchema
 
 __all__ = [
     "NO_ANSWER",
+    "SMALLEST_ODDS",
+    "conditions",
     "consistent",
     "count_violations",
     "has_rules",
@@ -24,7 +26,7 @@ __all__ = [
 ]
 
 NO_ANSWER = UNKNOWN_LABEL  # in place of a class index: the question makes no sense for this person
-_SMALLEST = 1e-12  # distance of probabilities from 0 and 1, whose logarithm is taken
+SMALLEST_ODDS = 1e-12  # least distance of probabilities from 0 and 1, whose logarithm is taken
 
 
 def has_rules(schema: AttributeSchema) -> bool:
@@ -123,9 +125,9 @@ def count_violations(answers: np.ndarray, schema: AttributeSchema) -> dict[str, 
     return found
 
 
-def _conditions(answers: np.ndarray, schema: AttributeSchema):
-    """Yields the position of each attribute with a condition, and bool `(...)`: whether the answers meet it. An
-    attribute comes after the one that it requires, whose answer may be changed in between."""
+def conditions(schema: AttributeSchema) -> list[tuple[int, int, list[int]]]:
+    """Per attribute with a condition its position, that of the attribute that it requires, and the class indices of
+    which that one must have one; an attribute comes after the one that it requires."""
     depths = {}
     for position, attribute in enumerate(schema):
         one, depth = attribute, 0
@@ -133,12 +135,20 @@ def _conditions(answers: np.ndarray, schema: AttributeSchema):
             one, depth = schema[one.requires[0]], depth + 1
         if depth:
             depths[position] = depth
+    found = []
     for position in sorted(depths, key=depths.get):
         name, *labels = schema[position].requires
-        allowed = [schema[name].labels.index(label) for label in labels]
-        yield position, np.isin(answers[..., schema.index(name)], allowed)
+        found.append((position, schema.index(name), [schema[name].labels.index(label) for label in labels]))
+    return found
+
+
+def _conditions(answers: np.ndarray, schema: AttributeSchema):
+    """Yields the position of each attribute with a condition, and bool `(...)`: whether the answers, which may be
+    changed in between, meet it."""
+    for position, required, allowed in conditions(schema):
+        yield position, np.isin(answers[..., required], allowed)
 
 
 def _log_odds(probabilities: np.ndarray) -> np.ndarray:
-    clipped = np.clip(probabilities.astype(np.float64), _SMALLEST, 1 - _SMALLEST)
+    clipped = np.clip(probabilities.astype(np.float64), SMALLEST_ODDS, 1 - SMALLEST_ODDS)
     return np.log(clipped) - np.log1p(-clipped)

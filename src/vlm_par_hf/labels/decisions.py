@@ -114,14 +114,16 @@ def read_thresholds(
     return values
 
 
-def is_positive_answer(label: str, attribute: Attribute | None = None) -> bool:
+def is_positive_answer(label: str | None, attribute: Attribute | None = None) -> bool:
     """Whether an answer says that something is there, as opposed to "no".
 
     Args:
-        label: the predicted label.
+        label: the predicted label; None, where a question makes no sense, is not positive.
         attribute: if it is given and binary, its second label is the positive answer. Otherwise every label but "no"
             and "none" is positive.
     """
+    if label is None:
+        return False
     if attribute is not None and attribute.is_binary:
         return label == attribute.labels[1]
     return label.strip().lower() not in ("no", "none")

@@ -5,14 +5,15 @@ Data sets name the same thing differently ("Hat", "accessoryHat", "hs-Hat"), tur
 settle is matched by the question and by the name; nothing is matched by likeness.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from vlm_par_hf.errors import ParFileNotFoundError, ParTypeError, ParValueError
+from vlm_par_hf.errors import ParFileNotFoundError, ParKeyError, ParTypeError, ParValueError
 from vlm_par_hf.utils import read_json, shorten
 
 from .schema import UNKNOWN_LABEL, Attribute, AttributeSchema
@@ -129,9 +130,11 @@ def match_label_spaces(
         raise ParTypeError(f"mapping must be a dict of attribute names, got {shorten(mapping)}")
     found: dict[str, _Answer] = {}
     for name, target in mapping.items():
-        data.index(name)  # a KeyError suggests names
+        with _named("mapping names an attribute that the data set lacks"):
+            data.index(name)
         if target is not None:
-            found[name] = _read_target(data[name], target, model)
+            with _named(f"mapping of {shorten(name)} names an attribute that the checkpoint lacks"):
+                found[name] = _read_target(data[name], target, model)
     _check_claims(found, model)
     taken = {attribute for answer in found.values() for attribute in answer.attributes}
     by_name = []
@@ -237,6 +240,15 @@ class _Answer:
             positive = ", ".join(other.labels[k] for _, k in self.sources[1])
             return other.name if other.is_binary else f"{other.name}: {positive}"
         return other.name if same and len(labels) == other.num_labels else f"{other.name}, {len(labels)} labels"
+
+
+@contextmanager
+def _named(what: str) -> Iterator[None]:
+    """Says what a name was for that a label space does not know."""
+    try:
+        yield
+    except ParKeyError as error:
+        raise ParKeyError(f"{what}: {error.args[0]}") from None
 
 
 def _read_target(one: Attribute, target: Any, model: AttributeSchema) -> _Answer:

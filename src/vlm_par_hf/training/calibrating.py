@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from vlm_par_hf.calibration import STANDARD_OBJECTIVES, check_objective, fit, own_weight, shift_priors
+from vlm_par_hf.calibration import STANDARD_OBJECTIVES, check_costs, check_objective, fit, own_weight, shift_priors
 from vlm_par_hf.data.readers.ids import read_id
 from vlm_par_hf.errors import ParFileExistsError, ParValueError
 from vlm_par_hf.escaping import markdown_text
@@ -97,6 +97,7 @@ def calibrate(
         FileExistsError: `output_dir` holds something, and `overwrite` is not set.
     """
     check_objective(objective)
+    check_costs(costs)
     if delete_listed and not overwrite:
         raise ParValueError("delete_listed=True: expected overwrite=True too")
     is_path = isinstance(model, (str, Path))
@@ -198,7 +199,9 @@ def calibrate(
 def _refuse_known_split(source: Path, name: str, split: str) -> None:
     record = read_json_object(source / "run.json") or {}
     trained = record.get("data")
-    if not isinstance(trained, dict) or trained.get("name") != name or split == "validation":
+    if not isinstance(trained, dict) or split == "validation":
+        return
+    if not set(str(trained.get("name")).split("+")) & set(name.split("+")):  # "a+b" is several data sets
         return
     reason = {
         "train": "it was trained on that split, where its scores are surer than on anybody else",
