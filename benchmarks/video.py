@@ -18,7 +18,8 @@ import numpy as np
 import torch
 
 from vlm_par_hf.data.carried import dataset_schema
-from vlm_par_hf.data.synthetic.tracklets import build_rendered_tracklets
+from vlm_par_hf.data.synthetic.rendered import build_rendered_dataset
+from vlm_par_hf.data.synthetic.tracklets import disturb_split
 from vlm_par_hf.data.tracklets import group_tracklets, one_row_per_tracklet, sample_frames
 from vlm_par_hf.features import TrackletFeatures, compute_features
 from vlm_par_hf.inference.predicting import predict_logits
@@ -48,12 +49,14 @@ METHODS = {
 }
 
 
-def build(rate):
-    return build_rendered_tracklets(**SIZES, length=LENGTH, occluded=rate, seed=SEED)
-
-
-def first_tracklets(split, count):
-    return split.select(np.sort(np.concatenate(group_tracklets(split)[:count])))
+def clean_tracklets():
+    """Rendered once, and then kept."""
+    return build_rendered_dataset(
+        **{name: size * LENGTH for name, size in SIZES.items()},
+        pictures_per_person=1,
+        tracklet_length=LENGTH,
+        seed=SEED,
+    )
 
 
 def fit(name, data, work, epochs, seed, **options):
@@ -109,8 +112,13 @@ def measure(args):
     def say(text):
         print(f"{text}: {time.time() - started:.0f} s", flush=True)
 
-    data = build(TRAIN_RATE)
-    tests = {rate: first_tracklets(build(rate)["test"], args.test) for rate in RATES}
+    clean = clean_tracklets()
+    data = {
+        split: disturb_split(clean[split], (SEED, number), name="rendered_tracklets", occluded=TRAIN_RATE)
+        for number, split in enumerate(("train", "validation"))
+    }
+    measured = clean["test"].select(range(args.test * LENGTH))
+    tests = {rate: disturb_split(measured, (SEED, 2), occluded=rate) for rate in RATES}
     say(f"{len(data['train']):,} training frames")
     models = {}
     for seed in range(args.seeds):

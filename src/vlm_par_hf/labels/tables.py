@@ -801,7 +801,8 @@ _POSES = _choice(
     "pose", "whole", "from which side is the person seen?",
     {
         "frontal": "seen from the front", "lateral-frontal": "seen half from the front",
-        "lateral": "seen from the side", "lateral-back": "seen half from the back", "back": "seen from the back", "varies": "who turns round",
+        "lateral": "seen from the side", "lateral-back": "seen half from the back", "back": "seen from the back",
+        "varies": "who turns round",
     },
 )  # fmt: skip
 _MOTIONS = _choice(
