@@ -56,13 +56,13 @@ def test_features_give_what_pictures_give(tracklets):
     model, processor = tiny_vtf_model("naflex", attributes=dataset_schema(data), num_frames=3), tiny_vtf_processor()
     features = compute_features(model, data, processor, views=("identity", "flip"), dtype="float32", progress=False)
     assert len(features) == 24
+    features.flip = 0.0
     by_tracklet = TrackletFeatures(features, data, 3)
     assert len(by_tracklet) == 6
     item = by_tracklet[1]
     assert item["patch_embeds"].shape == (3, 12, 32) and item["frame_mask"].all()
     assert item["labels"].tolist() == data[4]["labels"]
     expected, labels = predict_logits(model, processor, data, progress=False)
-    by_tracklet.flip = 0.0
     found, same = predict_logits(model, None, by_tracklet, progress=False)
     np.testing.assert_allclose(found, expected, atol=1e-4)
     assert np.array_equal(same, labels)
@@ -73,8 +73,9 @@ def test_features_give_what_pictures_give(tracklets):
         draws.append(drawn[0]["patch_embeds"].sum().item())
         assert drawn[0]["patch_embeds"].sum().item() == draws[-1]
     assert len(set(draws)) > 3
-    mixed = TrackletFeatures(features, data.select(range(23)))[[0, 5][1]]
-    assert mixed["frame_mask"].tolist() == [True] * 3
+    drawn.flip = 1.0
+    mirrored = dataset_schema(data).mirror_labels(np.asarray(data["labels"][:1]))[0]
+    assert drawn[0]["labels"].tolist() == mirrored.tolist()
     batch = TrackletFeatures(features, data.select(range(23))).__getitems__([0, 5]).tensors
     assert batch["frame_mask"].tolist() == [[True] * 4, [True, True, True, False]]
 
