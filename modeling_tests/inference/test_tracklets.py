@@ -78,14 +78,19 @@ def test_the_majority_decides_whatever_the_thresholds_are(pipe):
     assert all(one["label"] == "yes" for one in held["attributes"].values() if "yes" in one["probabilities"])
 
 
-def test_quality_prefers_frames_that_agree_and_are_sure():
+def test_quality_prefers_frames_that_agree():
     schema = tiny_schema()
     p = np.empty((4, 3, 2))
     p[..., 1] = [[0.9, 0.1, 0.9], [0.9, 0.1, 0.9], [0.5, 0.5, 0.5], [0.1, 0.9, 0.1]]
     p[..., 0] = 1 - p[..., 1]
     quality = frame_quality(p, schema)
-    assert quality[0] == quality[1] > quality[2] > 0 and quality[0] > quality[3]
-    assert frame_quality(p[:1], schema) > 0
+    assert quality[0] == quality[1] == 1 > quality[2] > quality[3] > 0
+    assert frame_quality(p[:1], schema).tolist() == [1] and frame_quality(p[:2], schema).tolist() == [1, 1]
+    logits = np.log(p)
+    logits = np.where(np.arange(2) == 0, 0.0, logits[..., 1:] - logits[..., :1])
+    together = label_softmax(aggregate_logits(logits, schema, "quality"), schema)
+    mean = label_softmax(aggregate_logits(logits, schema), schema)
+    assert together[0, 1] == pytest.approx(0.9, abs=0.01) and mean[0, 1] < 0.8
 
 
 def test_what_is_one_person_and_what_are_several(pipe, vtf, tmp_path):

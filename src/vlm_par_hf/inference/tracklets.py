@@ -34,6 +34,8 @@ __all__ = [
 
 AGGREGATES = ("mean_logits", "quality", "vote")
 _FEWEST_VOTES = 1e-3  # a label that no frame votes for
+# A frame whose answers agree with the others' by 0.01 less counts half as much: chosen on validation tracklets.
+_AGREEMENT_COUNTS = 60.0
 
 
 class Tracklet(Sequence):
@@ -130,11 +132,25 @@ def check_aggregate(aggregate: Any) -> None:
 
 
 def frame_quality(probabilities: np.ndarray, schema: AttributeSchema) -> np.ndarray:
-    """How much each frame of a tracklet is worth, float64 `(T,)`, above 0."""
+    """How much each frame of a tracklet is worth, by how well its answers agree with those of the others.
+
+    A frame in which the person is hidden, or somebody else is seen, is answered otherwise than the rest. The agreement
+    of a frame is the probability that its answer for an attribute is that of another frame, as both are given, over
+    all attributes and other frames. Of one or two frames none is better than the other.
+
+    Args:
+        probabilities: `(T, A, C)`, 0 past an attribute's own labels.
+        schema: their label space.
+
+    Returns:
+        float64 `(T,)`, the largest is 1.
+    """
     p = np.asarray(probabilities, np.float64)
-    certain = np.where(schema.label_mask(), p, 0).max(-1).mean(-1)
-    agree = (p * p.mean(0)).sum(-1).mean(-1)
-    return np.exp(10 * (certain + agree))
+    if len(p) < 3:
+        return np.ones(len(p))
+    others = (p.sum(0) - p) / (len(p) - 1)
+    agreement = (p * others).sum(-1).mean(-1)
+    return np.exp(_AGREEMENT_COUNTS * (agreement - agreement.max()))
 
 
 def predict_tracklets(
