@@ -273,20 +273,29 @@ def answer_tracklets(
         raise ParValueError("explain shows the patches of one picture, and tracklets were given: leave it out")
     if num_frames is not None and (isinstance(num_frames, bool) or num_frames < 1):
         raise ParValueError(f"num_frames is {num_frames!r}, expected at least 1, or None for all frames")
-    remaining, first = iter(tracklets), 0
-    while chunk := list(itertools.islice(remaining, batch_size)):
-        opened = [_open_frames(one, first + number, num_frames) for number, one in enumerate(chunk)]
-        names = [f"tracklet {first + number}" for number in range(len(chunk))]
-        first += len(chunk)
-        logits = _logits_of(pipe, opened, names, aggregate, batch_size, forward_params, postprocess_params)
-        options = {**postprocess_params, "majority": aggregate == "vote"}
-        heights = [max(frame.height for frame in frames) for frames in opened]
-        for one, frames, result in zip(
-            chunk, opened, pipe.postprocess({"logits": logits}, heights=heights, **options)
-        ):
-            found = PersonResult({**result, "num_frames": len(frames)})
-            found.remember(one[len(one) // 2], {})
-            yield found
+    remaining, first, failure = iter(tracklets), 0, None
+    while failure is None:
+        chunk, opened = [], []
+        try:
+            for one in itertools.islice(remaining, batch_size):
+                opened.append(_open_frames(one, first + len(chunk), num_frames))
+                chunk.append(one)
+        except Exception as error:  # raised when what came before it is answered
+            failure = error
+        if chunk:
+            names = [f"tracklet {first + number}" for number in range(len(chunk))]
+            first += len(chunk)
+            logits = _logits_of(pipe, opened, names, aggregate, batch_size, forward_params, postprocess_params)
+            options = {**postprocess_params, "majority": aggregate == "vote"}
+            heights = [max(frame.height for frame in frames) for frames in opened]
+            results = pipe.postprocess({"logits": logits}, heights=heights, **options)
+            for one, frames, result in zip(chunk, opened, results):
+                found = PersonResult({**result, "num_frames": len(frames)})
+                found.remember(one[len(one) // 2], {})
+                yield found
+        elif failure is None:
+            return
+    raise failure
 
 
 def _open_frames(tracklet: Tracklet, number: int, num_frames: int | None) -> list[Any]:
