@@ -77,15 +77,17 @@ def load_par_dataset(
         options: for `"folder"` `negative` and `unknown`, the cells that say "no" and "not annotated" where a table
             uses -1, `box_format`, and `ignore`, columns that are not read (see `read_folder`); for `"hub"` `revision`,
             `negative` and `unknown`; for `"synthetic"` and `"rendered"` keywords of `build_synthetic_dataset` and
-            `build_rendered_dataset` (such as `num_train`), and likewise of their tracklets; for the published data sets `ignore`, a list of names: of a
-            complete one, an attribute without a positive and a label in the files that no attribute takes are errors
+            `build_rendered_dataset` (such as `num_train`), likewise for the tracklets of both; for `"mars"`,
+            `"duke_video"` and `"tracklets"` `num_frames`, the most frames of a tracklet; for the published data sets
+            `ignore`, a list of names: of a complete one, an attribute without a positive and a label in the files that
+            no attribute takes are errors
             unless they are named there. Of other data they are a warning and an entry of the `info.description`.
 
     Returns:
         A `datasets.DatasetDict` with the splits train, validation and test (a folder: those that it has; Market-1501
         also has `query`). Columns: `image` (decoded when accessed: a PIL RGB image, or an error that names the file),
         `image_id` (str), `labels` (A int64: class index, -100 if unknown), and `person_id`, `camera_id` (int64 or str)
-        if known. `dataset_schema(result)` gives the schema.
+        if known; of tracklets also `tracklet_id` (str) and `frame` (int64). `dataset_schema(result)` gives the schema.
 
     Raises:
         FileNotFoundError: `root`, a table or (with `missing="error"`) an image does not exist.

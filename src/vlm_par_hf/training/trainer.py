@@ -425,7 +425,8 @@ def _fit_start(model, split, train_data, processor, settings: TrainSettings, *, 
     if not (fits_statistics or fits_zero_shot):
         return
     # Evenly spread over the split, because files are often ordered by person or by camera.
-    rows = np.unique(np.linspace(0, len(split) - 1, min(len(split), _STATISTICS_IMAGES)).astype(int))
+    count = len(train_data) if isinstance(train_data, FeatureDataset) else len(split)
+    rows = np.unique(np.linspace(0, count - 1, min(count, _STATISTICS_IMAGES)).astype(int))
     if isinstance(train_data, FeatureDataset):
         batches = train_data.batches(settings.eval_batch_size, rows)
     else:

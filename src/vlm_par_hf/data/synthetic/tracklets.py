@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from vlm_par_hf.data.carried import attach_schema, disable_decoding
+from vlm_par_hf.data.carried import attach_schema, dataset_schema, disable_decoding
 from vlm_par_hf.data.tracklets import combine_labels
 from vlm_par_hf.errors import ParValueError
 from vlm_par_hf.labels.schema import AttributeSchema
@@ -28,7 +28,13 @@ if TYPE_CHECKING:
     import datasets
 
 
-__all__ = ["DISTURBANCES", "build_rendered_tracklets", "build_synthetic_tracklets", "disturb_tracklet"]
+__all__ = [
+    "DISTURBANCES",
+    "build_rendered_tracklets",
+    "build_synthetic_tracklets",
+    "disturb_split",
+    "disturb_tracklet",
+]
 
 DISTURBANCES = ("none", "jitter", "blur", "occluder", "other_person", "switch")
 _QUALITY = 92
@@ -135,11 +141,10 @@ def build_rendered_tracklets(
         "occluded": occluded, "blurred": blurred, "jittered": jittered, "wrong": wrong, "switched": switched,
     }  # fmt: skip
     options = {"seed": seed, "length": length, "cameras": list(cameras), **sizes, **shares}
-    schema, result = get_schema("rendered"), {}
-    for number, (split, dataset) in enumerate(clean.items()):
-        rows = disable_decoding(dataset).to_list()
-        tracklets = [rows[start : start + length] for start in range(0, len(rows), length)]
-        result[split] = _disturb_split(tracklets, schema, "rendered_tracklets", options, shares, (seed, number))
+    result = {
+        split: disturb_split(dataset, (seed, number), name="rendered_tracklets", options=options, **shares)
+        for number, (split, dataset) in enumerate(clean.items())
+    }
     return require("datasets", "train").DatasetDict(result)
 
 
@@ -166,41 +171,74 @@ def build_synthetic_tracklets(
         "occluded": occluded, "blurred": blurred, "jittered": jittered, "wrong": wrong, "switched": switched,
     }  # fmt: skip
     options = {"seed": seed, "length": length, "cameras": list(cameras), **sizes, **shares}
-    schema, result, start = get_schema("synthetic"), {}, 0
+    result, start = {}, 0
     for number, (name, size) in enumerate(sizes.items()):
-        tracklets = []
-        for person_id in range(start, start + size):
-            person, camera = SyntheticPerson.sample(seed, person_id), cameras[person_id % len(cameras)]
-            tracklet = f"{person_id:06d}_c{camera}_0"
-            tracklets.append(
-                [
-                    {
-                        "image": {"bytes": _encode(picture), "path": f"{tracklet}_{place:03d}.jpg"},
-                        "image_id": f"{tracklet}_{place:03d}.jpg",
-                        "labels": person_labels(person, frame).tolist(),
-                        "person_id": person_id,
-                        "camera_id": camera,
-                        "tracklet_id": tracklet,
-                        "frame": place,
-                    }
-                    for place, (picture, frame) in enumerate(render_tracklet(person, length, camera))
-                ]
-            )
-        start += size
+        people = range(start, start + size)
+        start = people.stop
+        rows = [row for person_id in people for row in _draw_rows(seed, person_id, cameras, length)]
+        clean = _as_dataset(rows, get_schema("synthetic"))
         split = name.removeprefix("num_")
-        result[split] = _disturb_split(tracklets, schema, "synthetic_tracklets", options, shares, (seed, number))
+        result[split] = disturb_split(clean, (seed, number), name="synthetic_tracklets", options=options, **shares)
     return require("datasets", "train").DatasetDict(result)
 
 
-def _disturb_split(
-    tracklets: list[list[dict[str, Any]]],
-    schema: AttributeSchema,
-    name: str,
-    options: dict[str, Any],
-    shares: dict[str, float],
-    seed: tuple[int, int],
+def _draw_rows(seed: int, person_id: int, cameras: Sequence[int], length: int) -> list[dict[str, Any]]:
+    """The rows of a drawn tracklet, undisturbed."""
+    person, camera = SyntheticPerson.sample(seed, person_id), cameras[person_id % len(cameras)]
+    tracklet = f"{person_id:06d}_c{camera}_0"
+    return [
+        {
+            "image": {"bytes": _encode(picture), "path": f"{tracklet}_{place:03d}.jpg"},
+            "image_id": f"{tracklet}_{place:03d}.jpg",
+            "labels": person_labels(person, frame).tolist(),
+            "person_id": person_id,
+            "camera_id": camera,
+            "tracklet_id": tracklet,
+            "frame": place,
+            "disturbance": "none",
+        }
+        for place, (picture, frame) in enumerate(render_tracklet(person, length, camera))
+    ]
+
+
+def disturb_split(
+    dataset: "datasets.Dataset",
+    seed: Sequence[int] = (0,),
+    *,
+    name: str = "in memory",
+    options: dict[str, Any] | None = None,
+    **shares: float,
 ) -> "datasets.Dataset":
-    """A split from the rows of its clean tracklets; somebody else is the person of the next tracklet."""
+    """A split of clean tracklets, disturbed; somebody else is the person of the next tracklet.
+
+    Args:
+        dataset: rows with `image` (as bytes), `image_id`, `labels`, `person_id`, `camera_id`, `tracklet_id` and
+            `frame`, the frames of a tracklet behind each other, carrying a schema.
+        seed: with the number of a tracklet it decides what disturbs it.
+        name, options: of the result.
+        shares: of `disturb_tracklet`.
+
+    Returns:
+        The same rows with the disturbed pictures, the labels of the tracklet in each, and `disturbance`.
+    """
+    schema = dataset_schema(dataset)
+    by_tracklet: dict[str, list[dict[str, Any]]] = {}
+    for row in disable_decoding(dataset).to_list():
+        by_tracklet.setdefault(row["tracklet_id"], []).append(row)
+    tracklets = list(by_tracklet.values())
+    opened = [[_decode(row) for row in rows] for rows in tracklets]
+    found = []
+    for number, rows in enumerate(tracklets):
+        rng = np.random.default_rng((*seed, number))
+        pictures, kinds = disturb_tracklet(opened[number], opened[(number + 1) % len(opened)], rng, **shares)
+        labels = combine_labels(np.asarray([row["labels"] for row in rows]), schema).tolist()
+        for row, clean, picture, kind in zip(rows, opened[number], pictures, kinds, strict=True):
+            image = row["image"] if picture is clean else {**row["image"], "bytes": _encode(picture)}
+            found.append({**row, "image": image, "labels": labels, "disturbance": kind})
+    return attach_schema(_as_dataset(found, schema), schema, name=name, options=options or {})
+
+
+def _as_dataset(rows: list[dict[str, Any]], schema: AttributeSchema) -> "datasets.Dataset":
     datasets = require("datasets", "train")
     from vlm_par_hf.data.image_column import PedestrianImage
 
@@ -216,18 +254,8 @@ def _disturb_split(
             "disturbance": datasets.Value("string"),
         }
     )
-    opened = [[_decode(row) for row in rows] for rows in tracklets]
-    columns: dict[str, list[Any]] = {column: [] for column in features}
-    for number, rows in enumerate(tracklets):
-        rng = np.random.default_rng((*seed, number))
-        pictures, kinds = disturb_tracklet(opened[number], opened[(number + 1) % len(opened)], rng, **shares)
-        labels = combine_labels(np.asarray([row["labels"] for row in rows]), schema).tolist()
-        for row, clean, picture, kind in zip(rows, opened[number], pictures, kinds, strict=True):
-            image = row["image"] if picture is clean else {**row["image"], "bytes": _encode(picture)}
-            for column in columns:
-                known = {"image": image, "labels": labels, "disturbance": kind}
-                columns[column].append(known.get(column, row.get(column)))
-    return attach_schema(datasets.Dataset.from_dict(columns, features=features), schema, name=name, options=options)
+    columns = {column: [row[column] for row in rows] for column in features}
+    return attach_schema(datasets.Dataset.from_dict(columns, features=features), schema)
 
 
 def _encode(picture: Image.Image) -> bytes:
