@@ -68,9 +68,7 @@ def loss_by_loop(people, queries, target, scale, margin, ignored=None):
 class TestLoss:
     def test_margin_loss_is_the_loop(self):
         random = torch.Generator().manual_seed(1)
-        people, queries = (
-            torch.nn.functional.normalize(torch.randn(n, 4, generator=random), dim=-1) for n in (5, 3)
-        )
+        people, queries = (torch.nn.functional.normalize(torch.randn(n, 4, generator=random), dim=-1) for n in (5, 3))
         target, ignored = torch.tensor([0, 1, 2, 2, 0]), torch.rand(5, 3, generator=random) < 0.4
         for skipped in (None, ignored):
             found = margin_loss(people, queries, target, scale=12.0, margin=0.2, ignored=skipped)

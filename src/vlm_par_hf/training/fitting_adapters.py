@@ -2,7 +2,6 @@
 
 import json
 import logging
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -56,7 +55,7 @@ class RetrievalSettings:
         ValueError: names the field, its value and what was expected.
     """
 
-    epochs: int = 40
+    epochs: int = 20
     batch_size: int = 128
     learning_rate: float = 1e-3
     weight_decay: float = 0.05
@@ -118,7 +117,6 @@ def fit_adapters(
     settings: RetrievalSettings,
     *,
     state_folder: Path | None = None,
-    saved: Callable[[], None] | None = None,
     progress: bool = True,
 ) -> FitResult:
     """Trains a fresh head whose words are encoded, and leaves the best weights in it.
@@ -129,7 +127,6 @@ def fit_adapters(
         settings: how.
         state_folder: where the state after each epoch is kept: a call with the same arguments continues from it, and
             gives what an undisturbed one gives.
-        saved: called after each state was written.
         progress: show a progress bar.
     """
     device = retriever.device
@@ -169,8 +166,6 @@ def fit_adapters(
             bar.update()
             if state_folder is not None:
                 _write_state(state_folder / STATE, retriever, optimizer, best, result)
-                if saved is not None:
-                    saved()
     retriever.load_state_dict(best)
     retriever.eval()
     return result

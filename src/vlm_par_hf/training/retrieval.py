@@ -37,7 +37,7 @@ from vlm_par_hf.retrieval.vectors import model_hash, people_vectors
 from vlm_par_hf.utils import atomic_write_json, atomic_write_text, format_percent, read_json_object, redact_command
 
 from .evaluation import _load_checkpoint
-from .fitting_adapters import STATE, FitResult, People, RetrievalSettings, fit_adapters
+from .fitting_adapters import FitResult, People, RetrievalSettings, fit_adapters
 from .provenance import DataFacts, check_same_division, check_schema, load_data, versions
 
 
@@ -148,6 +148,9 @@ def train_retrieval(
             "versions": versions(),
         }  # fmt: skip
         _prepare_folder(folder, record, resume=resume, overwrite=overwrite, delete_listed=delete_listed)
+        folder.begin([VECTORS, STATES], repair=True)
+        for part in folder.path.glob("*/*.part"):  # of a process that was killed
+            part.unlink()
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         model.to(device)
         people = {}
@@ -166,12 +169,11 @@ def train_retrieval(
             "%d people in %d categories, %d in validation",
             len(people["train"].labels), retriever.config.num_categories, len(people["validation"].labels),
         )  # fmt: skip
-        folder.begin([STATES])
         fit = fit_adapters(
             retriever, people["train"], people["validation"], settings, state_folder=folder.path / STATES,
-            saved=lambda: None, progress=progress,
+            progress=progress,
         )  # fmt: skip
-        folder.record([f"{STATES}/{STATE}"])
+        folder.record([VECTORS, STATES])
         with folder.staging() as staging:
             retriever.save_pretrained(staging)
             atomic_write_json(
@@ -300,9 +302,7 @@ def _vectors_of(
             if kept is None:
                 kept = people_vectors(model, _batches(dataset, processor, rows, batch_size, workers, features))
                 if folder is not None:
-                    folder.begin([name], repair=True)
                     _write_vectors(folder.path / name, kept, key)
-                    folder.record([name])
             found.append(kept)
             bar.update(len(rows))
     return np.concatenate([one[0] for one in found]), np.concatenate([one[1] for one in found])
