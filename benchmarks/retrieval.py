@@ -1,7 +1,7 @@
 """Finding people by attributes: what the trained head of CLEAR is worth beside scores that need no training.
 
-    python benchmarks/retrieval.py --data rendered                   # RENDERED people that backbone and heads never saw
-    PAR_DATA=... python benchmarks/retrieval.py --data pa100k_mini   # REAL crops, five folds by persons
+    python benchmarks/retrieval.py --data rendered                  # RENDERED people that backbone and heads never saw
+    PAR_DATA=... python benchmarks/retrieval.py --data pa100k_mini  # REAL crops, five folds by persons
     python benchmarks/retrieval.py --data rendered --num-train 200 --num-test 100 --epochs 2 --head-epochs 2 --seeds 1
 
 In each round (seed or fold) a recogniser is trained on the train split: VLM-PAR over the embedded backbone, without a

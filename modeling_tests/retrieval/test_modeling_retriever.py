@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModel
 import vlm_par_hf  # noqa: F401  (registers the head)
 from modeling_tests.tiny import tiny_clear_model, tiny_clear_processor, tiny_model, tiny_processor, tiny_schema
 from vlm_par_hf.errors import ParError
+from vlm_par_hf.hub import pushing
 from vlm_par_hf.retrieval.configuration_retriever import RetrieverConfig
 from vlm_par_hf.retrieval.modeling_retriever import AttributeRetriever, margin_loss
 from vlm_par_hf.retrieval.queries import Query
@@ -225,6 +226,20 @@ class TestSaving:
             AttributeRetriever.from_pretrained(tmp_path)
         with pytest.raises(FileNotFoundError, match="there is no folder"):
             AttributeRetriever.from_pretrained(tmp_path / "none")
+
+    def test_a_push_has_its_own_card(self, encoder, tmp_path, monkeypatch):
+        pushed = {}
+
+        def push(folder, repo_id, *, write_card, **options):
+            write_card()
+            pushed.update({path.name: path.read_text() for path in folder.glob("*.md")}, repo=repo_id)
+
+        monkeypatch.setattr(pushing, "push_folder", push)
+        tiny_retriever(encoder).push_to_hub("me/head")
+        card = pushed["README.md"]
+        assert pushed["repo"] == "me/head" and card.startswith("---") and "- person-retrieval" in card
+        for words in ("Nothing was measured", "allow_sensitive=True", "tracking or profiling", "`Female`"):
+            assert words in card
 
     def test_missing_tensors_are_named(self, encoder, tmp_path):
         tiny_retriever(encoder, hard_weight=0.0).save_pretrained(tmp_path)

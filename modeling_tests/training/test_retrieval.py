@@ -106,7 +106,7 @@ def test_damaged_states_and_vectors(data, trained, tmp_path):
 def test_every_family_and_cached_features(data, tmp_path, family):
     if family == "clear":
         options = {
-            "model": tiny_clear_model(),
+            "model": tiny_clear_model(False),
             "processor": tiny_clear_processor(),
             "head": {**HEAD, "soft_weight": 0},
         }
@@ -137,7 +137,7 @@ def test_chosen_attributes(data, tmp_path):
         ({"attributes": []}, "expected a list of names"),
         ({"resume": True, "overwrite": True}, "expected one of them"),
         ({"delete_listed": True}, "expected overwrite=True too"),
-        ({"model": tiny_clear_model(), "processor": tiny_clear_processor()}, "has no text tower"),
+        ({"model": tiny_clear_model(False), "processor": tiny_clear_processor()}, "has no text tower"),
         ({"model": tiny_model("kway")}, "schema differs"),
     ],
 )
@@ -186,13 +186,13 @@ class TestEvaluation:
 
     def test_what_cannot_be_measured_is_said(self, data):
         options = {"processor": tiny_clear_processor(), "progress": False}
-        record = evaluate_retrieval(tiny_clear_model(), data, **options)
+        record = evaluate_retrieval(tiny_clear_model(False), data, **options)
         assert set(record["scorings"]) == {"log_likelihood", "l1"}
         assert "retriever is None" in record["left_out"]["adapters"] and "no text tower" in record["left_out"]["text"]
         with pytest.raises(ValueError, match="retriever is None"):
-            evaluate_retrieval(tiny_clear_model(), data, scorings=["adapters"], **options)
+            evaluate_retrieval(tiny_clear_model(False), data, scorings=["adapters"], **options)
         with pytest.raises(ValueError, match="scoring 'best'"):
-            evaluate_retrieval(tiny_clear_model(), data, scorings=["best"], **options)
+            evaluate_retrieval(tiny_clear_model(False), data, scorings=["best"], **options)
 
     def test_the_head_of_another_recogniser(self, trained):
         with pytest.raises(ValueError, match="has other weights"):

@@ -31,7 +31,9 @@ from vlm_par_hf.hub.pushing import PushToHub
 from vlm_par_hf.hub.remote_code import write_remote_code
 from vlm_par_hf.labels.schema import UNKNOWN_LABEL
 from vlm_par_hf.upstream import TransformersModel, init
+from vlm_par_hf.utils import atomic_write_text, read_json_object
 
+from .card import retriever_card
 from .configuration_retriever import RetrieverConfig
 from .queries import Query
 from .scoring import label_weights, weights_of_labels
@@ -363,6 +365,11 @@ class AttributeRetriever(PushToHub, TransformersModel):
         classes = {"AutoConfig": "RetrieverConfig", "AutoModel": "AttributeRetriever"}
         self.config.auto_map = write_remote_code(save_directory, self.config.model_type, **classes)
         super()._save_files(save_directory, **kwargs)
+
+    def _new_card(self, checkpoint: Path, out: Path, repo_id: str, tags: list[str], metrics: Any) -> None:
+        records = [] if metrics is None else [metrics] if isinstance(metrics, dict) else list(metrics)
+        run = read_json_object(checkpoint / "run.json")
+        atomic_write_text(out, retriever_card(self.config, name=repo_id, tags=tags, run=run, records=records))
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, *model_args: Any, **kwargs: Any) -> Self:

@@ -28,6 +28,7 @@ from vlm_par_hf.hub.records import SYNTHETIC
 from vlm_par_hf.labels.schema import UNKNOWN_LABEL, AttributeSchema
 from vlm_par_hf.metrics.retrieval import attribute_retrieval
 from vlm_par_hf.output_folders import LOCK, OutputFolder, open_output, refuse_overlap
+from vlm_par_hf.retrieval.card import retriever_card
 from vlm_par_hf.retrieval.configuration_retriever import RetrieverConfig
 from vlm_par_hf.retrieval.modeling_retriever import AttributeRetriever
 from vlm_par_hf.retrieval.ranking import rank_people
@@ -183,6 +184,9 @@ def train_retrieval(
                     "history": fit.history,
                 },
             )  # fmt: skip
+            atomic_write_text(
+                staging / "README.md", retriever_card(retriever.config, name=folder.path.name, run=record)
+            )
             folder.publish(staging, last="config.json")
     return RetrievalResult(Path(output_dir), retriever, fit)
 
