@@ -95,7 +95,7 @@ class TestLoss:
             weight * loss_by_loop(half, queries, [1, 0, 2, 3], 12, 0.2)
             for weight, half, queries in ((0.3, halves[0], hard), (0.7, halves[1], soft))
         )
-        assert float(found) == pytest.approx(expected, rel=1e-4)
+        assert float(found.detach()) == pytest.approx(float(expected), rel=1e-4)
 
     def test_open_attributes_merge_categories(self, encoder):
         retriever, labels = tiny_retriever(encoder), torch.from_numpy(CATEGORIES)[[1, 2]]

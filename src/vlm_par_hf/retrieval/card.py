@@ -52,8 +52,8 @@ def retriever_card(
         "\n".join(head),
         f"# {markdown_text(name or 'Retrieval head')}",
         "Finds people by what they wear: the adapters of CLEAR (Bui et al., 2024) over the frozen vectors of a "
-        f"recogniser, {markdown_code(str(recognizer))} (`{config.recognizer_type}`). It is of no use with another one, "
-        "and loading it beside one with other weights is refused."
+        f"recogniser, {markdown_code(str(recognizer))} (`{config.recognizer_type}`). It is of no use with another "
+        "one, and loading it beside one with other weights is refused."
         + (f" Trained on {markdown_text(str(data['name']))}, {data['train_images']:,} pictures." if data else ""),
         f"""## Use
 
