@@ -34,7 +34,7 @@ from vlm_par_hf.retrieval.modeling_retriever import AttributeRetriever
 from vlm_par_hf.retrieval.ranking import rank_people
 from vlm_par_hf.retrieval.scoring import SCORINGS
 from vlm_par_hf.retrieval.texts import text_encoder
-from vlm_par_hf.retrieval.vectors import model_hash, people_vectors
+from vlm_par_hf.retrieval.vectors import model_hash, people_vectors, recognizer_files
 from vlm_par_hf.utils import atomic_write_json, atomic_write_text, format_percent, read_json_object, redact_command
 
 from .evaluation import _load_checkpoint
@@ -91,8 +91,8 @@ def train_retrieval(
     """Trains the adapters of a retrieval head on the train split; the epoch is chosen on validation, never on test.
 
     Args:
-        model: the recogniser, which stays as it is: a checkpoint folder or repository, or a model in memory (with
-            `processor`).
+        model: the recogniser, which stays as it is: a checkpoint folder or repository, `"embedded"` (the model in the
+            package) or `"embedded-rendered"`, or a model in memory (with `processor`).
         dataset: name for `load_par_dataset` (with `root`, `schema`, `dataset_options`) or a `DatasetDict`.
         output_dir: gets the head (`config.json`, `model.safetensors`), `run.json`, `training.json`, and below
             `vectors/` and `states/` what an interrupted run continues from.
@@ -120,7 +120,7 @@ def train_retrieval(
         raise ParValueError("resume=True and overwrite=True: expected one of them")
     if delete_listed and not overwrite:
         raise ParValueError("delete_listed=True: expected overwrite=True too")
-    places = {"root": root, "model": model if isinstance(model, (str, Path)) else None}
+    places = {"root": root, "model": recognizer_files(model) if isinstance(model, (str, Path)) else None}
     refuse_overlap(output_dir, places, replaced=overwrite)
     with open_output(output_dir, KIND) as folder:
         data = load_data(dataset, root=root, schema=schema, options=dataset_options)
@@ -128,7 +128,7 @@ def train_retrieval(
             if split not in data or len(data[split]) == 0:
                 raise ParValueError(f"the data set has no {split} split: training needs train and validation")
         facts = DataFacts.read(dataset, data["train"], name=dataset_name, options=dataset_options)
-        model, processor, checkpoint = _load_checkpoint(model, processor)
+        model, processor, checkpoint = _load_recognizer(model, processor)
         check_schema(facts.schema, model.config.schema)
         space = model.config.schema
         masked = {split: _only(read_labels(data[split]), space, attributes) for split in ("train", "validation")}
@@ -189,6 +189,13 @@ def train_retrieval(
             )
             folder.publish(staging, last="config.json")
     return RetrievalResult(Path(output_dir), retriever, fit)
+
+
+def _load_recognizer(model: Any, processor: Any) -> tuple[Any, Any, str]:
+    """Model, processor and the name that is recorded."""
+    if not isinstance(model, (str, Path)):
+        return _load_checkpoint(model, processor)
+    return *_load_checkpoint(recognizer_files(model), processor)[:2], str(model)
 
 
 def _only(labels: np.ndarray, schema: AttributeSchema, attributes: Sequence[str] | None) -> np.ndarray:
@@ -425,7 +432,7 @@ def evaluate_retrieval(
         if name not in data:
             raise ParValueError(f"split={name!r} is not in this data set: it has {', '.join(sorted(data))}")
     facts = DataFacts.read(dataset, data[split], name=dataset_name, options=dataset_options)
-    model, processor, checkpoint = _load_checkpoint(model, processor)
+    model, processor, checkpoint = _load_recognizer(model, processor)
     if isinstance(dataset, str):
         check_same_division(checkpoint, facts.name, facts.options)
     check_schema(facts.schema, model.config.schema)
