@@ -434,7 +434,9 @@ def evaluate_retrieval(
     facts = DataFacts.read(dataset, data[split], name=dataset_name, options=dataset_options)
     model, processor, checkpoint = _load_recognizer(model, processor)
     if isinstance(dataset, str):
-        check_same_division(checkpoint, facts.name, facts.options)
+        for trained in (recognizer_files(checkpoint), retriever):
+            if isinstance(trained, (str, Path)):
+                check_same_division(str(trained), facts.name, facts.options)
     check_schema(facts.schema, model.config.schema)
     space = model.config.schema
     if isinstance(retriever, (str, Path)):
