@@ -235,7 +235,7 @@ one's own footage where the law allows it, and in work on data sets.
 ## Not for
 
 - Identifying a person, or following one person without a legal basis.
-- Tracking or profiling individuals by searching for them. People who dress alike are found alike, so what a search finds
+- Tracking or profiling individuals by searching for them. People who dress alike are found alike: what a search finds
   are candidates for a human to look at.
 - Decisions about people (police work, access, employment, credit, insurance, care), alone or as the main ground.
 - Covert or indiscriminate observation of public places.
