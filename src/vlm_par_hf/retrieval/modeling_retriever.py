@@ -277,16 +277,17 @@ class AttributeRetriever(PushToHub, TransformersModel):
         return torch.stack([self._states[one] for one in sentences]).to(labels)
 
     @torch.no_grad()
-    def embed_queries(self, queries: Sequence[Query] | np.ndarray, *, part: str = "both") -> torch.Tensor:
+    def embed_queries(self, queries: Sequence[Query] | np.ndarray, *, part: str | None = None) -> torch.Tensor:
         """Queries in the space of people: float32 `(Q, o)`, of unit length.
 
         Args:
             queries: of this label space; or whole attribute vectors, integers `(Q, A)`, -100 = open.
-            part: `"hard"` or `"soft"`: this half alone, the other one is 0; `"both"`.
+            part: `"hard"` or `"soft"`: this half alone, the other one is 0; `"both"`; None: all that there is.
 
         Raises:
             ValueError: the head was not trained for that part, or a query is of another label space.
         """
+        part = self.parts[0] if part is None else part
         if part not in self.parts:
             raise ParValueError(f"part={part!r}, but this head was trained for {', '.join(self.parts)}")
         if isinstance(queries, np.ndarray):
