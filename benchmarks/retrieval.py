@@ -38,7 +38,7 @@ from vlm_par_hf.labels.schema import UNKNOWN_LABEL
 from vlm_par_hf.metrics.retrieval import attribute_categories, attribute_retrieval, unseen_categories
 from vlm_par_hf.retrieval.modeling_retriever import AttributeRetriever
 from vlm_par_hf.retrieval.ranking import rank_people
-from vlm_par_hf.retrieval.texts import BackboneTexts
+from vlm_par_hf.retrieval.texts import text_encoder
 from vlm_par_hf.retrieval.vectors import people_vectors
 from vlm_par_hf.training import RetrievalSettings, TrainSettings, compute_features, train
 from vlm_par_hf.training.fitting_adapters import People, fit_adapters
@@ -62,6 +62,15 @@ HEADS = {
     "adapters, size 128": {"embedding_size": 128},
 }
 CONDITIONS = 300  # queries of a round
+
+
+def chosen_heads(args) -> dict[str, dict]:
+    heads = {name: fields for name, fields in HEADS.items() if not args.only or name in args.only}
+    if args.text_model:
+        named = {"text_model": args.text_model}
+        heads["adapters, language model"] = named
+        heads["adapters, language model, flattened"] = {**named, "text_form": "flatten", "text_length": 64}
+    return heads
 
 
 def rounds_of(args) -> list[tuple[int, dict]]:
@@ -106,7 +115,7 @@ def recognise(splits: dict, seed: int, args, cache: Path) -> dict[str, People]:
 
 def fit_head(fields: dict, people: dict[str, People], model, processor, seed: int, args) -> AttributeRetriever:
     """A head of the given fields, trained on the train split."""
-    encoder = BackboneTexts(model, processor)
+    encoder = text_encoder(fields.get("text_model"), model, processor)
     width = encoder.embed_words(["a"]) if fields.get("text_form") in ("words", "flatten") else encoder.encode(["a"])
     categories = np.unique(people["train"].labels, axis=0)
     options = {"uses_probabilities": True, "embedding_size": 256, **fields}
@@ -206,9 +215,7 @@ def run_round(number: int, splits: dict, args) -> dict[str, dict[str, list[dict]
     for scoring in ("log_likelihood", "l1", "text"):
         add(scoring, scoring)
     learned = {name: one._replace(labels=only[name]) for name, one in people.items()}
-    for name, fields in HEADS.items():
-        if args.only and name not in args.only:
-            continue
+    for name, fields in chosen_heads(args).items():
         try:
             retriever = fit_head(fields, learned, model, processor, number, args)
         except ValueError as error:  # a sentence longer than the text tower reads
@@ -259,6 +266,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=20, help="of the adapters")
     parser.add_argument("--head-epochs", type=int, default=20, help="of the recogniser")
     parser.add_argument("--only", nargs="*", choices=HEADS, help="these heads")
+    parser.add_argument("--text-model", help="a language model for two more heads")
     parser.add_argument("--work", type=Path, default=Path("work/retrieval"), help="keeps features")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "retrieval.json")
     args = parser.parse_args()

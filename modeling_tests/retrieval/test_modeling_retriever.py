@@ -6,10 +6,17 @@ import re
 import numpy as np
 import pytest
 import torch
-from transformers import AutoConfig, AutoModel
+from transformers import AutoConfig, AutoModel, BertConfig, BertModel, BertTokenizer
 
 import vlm_par_hf  # noqa: F401  (registers the head)
-from modeling_tests.tiny import tiny_clear_model, tiny_clear_processor, tiny_model, tiny_processor, tiny_schema
+from modeling_tests.tiny import (
+    save_backbone,
+    tiny_clear_model,
+    tiny_clear_processor,
+    tiny_model,
+    tiny_processor,
+    tiny_schema,
+)
 from vlm_par_hf.errors import ParError
 from vlm_par_hf.hub import pushing
 from vlm_par_hf.retrieval.configuration_retriever import RetrieverConfig
@@ -17,7 +24,7 @@ from vlm_par_hf.retrieval.modeling_retriever import AttributeRetriever, margin_l
 from vlm_par_hf.retrieval.queries import Query
 from vlm_par_hf.retrieval.scoring import label_weights, weights_of_labels
 from vlm_par_hf.retrieval.templates import find_template
-from vlm_par_hf.retrieval.texts import BackboneTexts, encode_free_text
+from vlm_par_hf.retrieval.texts import BackboneTexts, HubTexts, encode_free_text
 
 
 SCHEMA = tiny_schema(kway=True)
@@ -181,6 +188,26 @@ class TestTextForms:
         retriever = tiny_retriever(encoder, text_form="flatten", text_width=24, text_length=4)
         with pytest.raises(ValueError, match="text_length=4"):
             retriever.embed_queries(CATEGORIES[:1])
+
+    def test_models_of_the_hub(self, tmp_path):
+        """A language model, and a vision-language one, of which the text tower is taken."""
+        words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "hat", "red", "no"]
+        (tmp_path / "bert").mkdir()
+        (tmp_path / "bert" / "vocab.txt").write_text("\n".join(words))
+        sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+        BertModel(BertConfig(vocab_size=len(words), **sizes)).save_pretrained(tmp_path / "bert")
+        BertTokenizer(str(tmp_path / "bert" / "vocab.txt")).save_pretrained(tmp_path / "bert")
+        save_backbone(tmp_path / "siglip", tiny_model(), tiny_processor())
+        for name, width in (("bert", 8), ("siglip", 24)):
+            texts = HubTexts(str(tmp_path / name))
+            alone, beside = texts.encode(["a hat"]), texts.encode(["a hat", "a red hat a red hat"])
+            assert alone.shape == (1, width)
+            torch.testing.assert_close(alone[0], beside[0], atol=1e-5, rtol=1e-4)
+            assert texts.embed_words(["a hat"]).shape == (1, width)
+            states = texts.states(["a hat", "no"], 12)
+            assert states.shape == (2, 12, width) and (states[0, -1] == 0).all()
+        with pytest.raises(OSError, match="text_model"):
+            HubTexts(str(tmp_path / "none"))
 
     def test_another_width_is_refused(self, encoder):
         with pytest.raises(ValueError, match="text_width=16, and the encoder gives 32"):

@@ -256,9 +256,10 @@ class AttributeRetriever(PushToHub, TransformersModel):
         so it is applied to the words, of which there are far fewer than queries times slots; the result is the same.
         """
         first = self.soft_adapter.first
-        weight = first.weight.unflatten(1, (len(self.template.slots), -1))  # (4 o, slots, d)
-        slots = torch.tensor([word.slot for word in self.template.words], device=weight.device)
-        table = torch.einsum("owd,wd->wo", weight[:, slots], self.word_embeds)
+        weights = first.weight.unflatten(1, (len(self.template.slots), -1)).unbind(1)  # per slot (4 o, d)
+        counts = np.bincount([word.slot for word in self.template.words])  # words are in the order of their slots
+        words = self.word_embeds.split(counts.tolist())
+        table = torch.cat([own @ weight.T for own, weight in zip(words, weights)])
         shares = torch.from_numpy(self.template.weights(labels.cpu().numpy())).to(table)
         return self.soft_adapter.finish(shares @ table + first.bias)
 

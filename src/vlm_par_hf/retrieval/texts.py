@@ -117,7 +117,7 @@ class HubTexts(TextEncoder):
         self.model = getattr(self.model, "text_model", self.model)  # of a CLIP or SigLIP, its text tower alone
 
     def _tokens(self, texts: Sequence[str], **options: Any) -> Any:
-        return self.tokenizer(list(texts), padding=True, return_tensors="pt", **options)
+        return self.tokenizer(list(texts), padding=True, return_tensors="pt", return_attention_mask=True, **options)
 
     @torch.no_grad()
     def encode(self, texts: Sequence[str]) -> torch.Tensor:
