@@ -26,7 +26,7 @@ def test_train_and_evaluate(checkpoint, files, tmp_path, capsys):
     for more, message in (
         (["--scoring", "best"], "scoring 'best', expected log_likelihood"),
         (["--attributes", " , "], "names none"),
-        (["--attributes", "Ht"], "did you mean 'Hat'"),
+        (["--attributes", "Ht", "--overwrite"], "did you mean 'Hat'"),
         ([], "replace it"),
     ):
         assert main([*measure, *more]) == 2
