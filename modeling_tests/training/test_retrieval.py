@@ -162,10 +162,14 @@ def test_refused_settings(settings, words):
 
 
 def test_files_of_somebody_else(data, tmp_path):
-    (tmp_path / "head").mkdir()
-    (tmp_path / "head" / "mine.txt").write_text("mine")
-    with pytest.raises(FileExistsError, match=re.escape("mine.txt")):
+    (tmp_path / "head" / "vectors").mkdir(parents=True)
+    (tmp_path / "head" / "notes.txt").write_text("mine")
+    (tmp_path / "head" / "vectors" / "mine.npy").write_text("mine")
+    with pytest.raises(FileExistsError, match=re.escape("vectors/mine.npy")):
         run(data, tmp_path / "head")
+    (tmp_path / "head" / "vectors" / "mine.npy").unlink()
+    run(data, tmp_path / "head")
+    assert (tmp_path / "head" / "notes.txt").read_text() == "mine"
 
 
 class TestEvaluation:

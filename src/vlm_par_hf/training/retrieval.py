@@ -24,10 +24,11 @@ from vlm_par_hf.data.carried import read_labels
 from vlm_par_hf.errors import ParFileExistsError, ParValueError, argument_in_errors
 from vlm_par_hf.escaping import markdown_text
 from vlm_par_hf.features import compute_features
+from vlm_par_hf.hub.model_card import CARD
 from vlm_par_hf.hub.records import SYNTHETIC
 from vlm_par_hf.labels.schema import UNKNOWN_LABEL, AttributeSchema
 from vlm_par_hf.metrics.retrieval import attribute_retrieval
-from vlm_par_hf.output_folders import LOCK, OutputFolder, open_output, refuse_overlap
+from vlm_par_hf.output_folders import STAGING, OutputFolder, is_model_file, open_output, refuse_overlap
 from vlm_par_hf.retrieval.card import retriever_card
 from vlm_par_hf.retrieval.configuration_retriever import RetrieverConfig
 from vlm_par_hf.retrieval.modeling_retriever import AttributeRetriever
@@ -184,9 +185,7 @@ def train_retrieval(
                     "history": fit.history,
                 },
             )  # fmt: skip
-            atomic_write_text(
-                staging / "README.md", retriever_card(retriever.config, name=folder.path.name, run=record)
-            )
+            atomic_write_text(staging / CARD, retriever_card(retriever.config, name=folder.path.name, run=record))
             folder.publish(staging, last="config.json")
     return RetrievalResult(Path(output_dir), retriever, fit)
 
@@ -222,12 +221,13 @@ def _prepare_folder(folder: OutputFolder, record: dict[str, Any], *, resume, ove
             f"output_dir={str(folder.path)!r} holds an earlier run: continue it (resume=True, --resume), replace it "
             "(overwrite=True, --overwrite) or name another folder"
         )
-    strangers = [name for name in folder.strangers() if name != LOCK]
-    if strangers:
-        raise ParFileExistsError(
-            f"{str(folder.path / strangers[0])!r} was not written by a run of this package: move it, or name another "
-            "folder"
-        )
+    written = (RUN_RECORD, SUMMARY, CARD, STATES, VECTORS, STAGING)
+    for name in folder.strangers():
+        if name.partition("/")[0] in written or is_model_file(name):
+            raise ParFileExistsError(
+                f"{str(folder.path / name)!r} was not written by a run of this package and lies where this run "
+                "writes: move it, or name another folder"
+            )
     if resume and path.exists():
         earlier = read_json_object(path)
         if earlier is None:
