@@ -1,5 +1,5 @@
-"""The command `vlm-par`: demo, predict, init, schema, train, evaluate, calibrate, card, prepare, export,
-index, search.
+"""The command `vlm-par`: demo, predict, init, schema, train, evaluate, calibrate, train-retrieval,
+evaluate-retrieval, card, prepare, export, index, search.
 
 Slow imports wait until a command runs: its help imports no torch. What the package refuses (`ParError`), and what the
 machine refuses (no space, no permission), ends in one line on standard error and exit status 2; `--debug` shows the
@@ -18,7 +18,22 @@ from vlm_par_hf.errors import ParError, ParValueError
 from vlm_par_hf.escaping import printable
 from vlm_par_hf.utils import installed_version, redact_command
 
-from . import calibrate, card, demo, evaluate, export, index, init, predict, prepare, schema, search, train
+from . import (
+    calibrate,
+    card,
+    demo,
+    evaluate,
+    evaluate_retrieval,
+    export,
+    index,
+    init,
+    predict,
+    prepare,
+    schema,
+    search,
+    train,
+    train_retrieval,
+)
 from .config import add_config_option, expand_config
 from .options import process_index
 
@@ -26,7 +41,8 @@ from .options import process_index
 __all__ = ["build_parser", "main"]
 
 COMMANDS = (  # in the order of the help
-    demo, predict, init, schema, train, evaluate, calibrate, card, prepare, export, index, search,
+    demo, predict, init, schema, train, evaluate, calibrate, train_retrieval, evaluate_retrieval, card, prepare,
+    export, index, search,
 )  # fmt: skip
 # What the operating system says when nothing is wrong with us.
 _OF_THE_MACHINE = {

@@ -19,7 +19,10 @@ from vlm_par_hf.inference.predicting import predict_batch
 from vlm_par_hf.utils import read_json_object
 
 from .gallery import GalleryInfo
+from .modeling_retriever import AttributeRetriever
 from .queries import Query
+from .texts import encode_free_text
+from .vectors import model_hash
 
 
 __all__ = ["PersonEncoder"]
@@ -70,14 +73,17 @@ class PersonEncoder(Annotator):
         """
         if self.retriever_name is None:
             return None
-        from .modeling_retriever import AttributeRetriever
-
         with argument_in_errors("model", self.retriever_name):
             head = AttributeRetriever.from_pretrained(self.retriever_name).eval()
         if [(one.name, one.labels) for one in head.schema] != [(one.name, one.labels) for one in self.schema]:
             raise ParValueError(
                 f"{self.retriever_name} was trained for another label space than {self.model} has: "
                 f"{'; '.join(head.schema.diff(self.schema)[:3])}"
+            )
+        if head.config.recognizer_hash not in (None, model_hash(self.pipe.model)):
+            raise ParValueError(
+                f"{self.retriever_name} was trained over {head.config.recognizer!r}, and the weights of {self.model!r} "
+                "are not those: pass the recogniser that it was trained over (recognizer=, --recognizer)"
             )
         return head.to(self.pipe.model.device)
 
@@ -144,26 +150,24 @@ class PersonEncoder(Annotator):
                 "free text is compared with the vectors of a backbone, and these are of a retrieval head: ask for "
                 "attributes, or index with the recogniser itself as --model"
             )
-        from .texts import encode_free_text
-
         return encode_free_text([text], self.pipe.model, self.pipe.processor)[0].float().cpu().numpy()
 
-    def embed_query(self, query: Query, part: str = "both") -> np.ndarray:
+    def embed_query(self, query: Query, scoring: str = "adapters") -> np.ndarray:
         """The vector of a query by the adapters of the retrieval head, float32 `(D,)`.
 
         Args:
             query: of this label space.
-            part: `"hard"`, `"soft"` or `"both"`.
+            scoring: `"adapters"`, `"adapters_hard"` or `"adapters_soft"`.
 
         Raises:
             ValueError: there is no retrieval head, or it was not trained for that part.
         """
         if self.retriever is None:
             raise ParValueError(
-                f"score={part!r} needs a retrieval head, and {self.model or 'the embedded model'} is a recogniser: "
+                f"score={scoring!r} needs a retrieval head, and {self.model or 'the embedded model'} is a recogniser: "
                 "train one (vlm-par train-retrieval) and index with it"
             )
-        return self.retriever.embed_queries([query], part=part)[0].float().cpu().numpy()
+        return self.retriever.embed_queries([query], part=scoring.partition("_")[2] or "both")[0].float().cpu().numpy()
 
 
 def _digest_of(model: torch.nn.Module) -> str:

@@ -4,6 +4,8 @@ Everything here takes the probabilities as `(N, A, C)`, as the models give them 
 as `(N, L)`, one column per label of the schema, attribute after attribute.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from vlm_par_hf.errors import ParValueError
@@ -14,16 +16,23 @@ from .queries import Condition, Query
 
 
 __all__ = [
+    "DEFAULT_SCORING",
+    "SCORINGS",
     "SMALLEST_PROBABILITY",
     "condition_probabilities",
     "excluding_conditions",
     "flat_probabilities",
     "l1",
     "label_names",
+    "label_weights",
     "log_likelihood",
     "matches",
+    "weights_of_labels",
 ]
 
+# The names of all ways to score people, the default first.
+SCORINGS = ("log_likelihood", "l1", "adapters", "adapters_hard", "adapters_soft", "text")
+DEFAULT_SCORING = SCORINGS[0]  # what benchmarks/retrieval.py says is best
 SMALLEST_PROBABILITY = 1e-6  # so that one sure error does not decide alone, and logarithms stay finite
 
 
@@ -132,3 +141,26 @@ def _label_indices(schema: AttributeSchema, name: str, labels: tuple[str, ...]) 
         if label not in own:
             raise ParValueError(f"the query has the label {label!r} for {name!r}, which has {list(own)}")
     return [own.index(label) for label in labels]
+
+
+def label_weights(queries: Sequence[Query], schema: AttributeSchema) -> np.ndarray:
+    """How much of each query each label is, float32 `(Q, L)`: 1 for the only label that is accepted of an attribute,
+    equal shares of 1 for several, 0 for attributes that are open."""
+    first = np.concatenate([[0], np.cumsum(schema.num_labels)])
+    found = np.zeros((len(queries), first[-1]), np.float32)
+    for row, query in enumerate(queries):
+        for name, labels, is_wanted in query.conditions:
+            place = schema.index(name)
+            named = set(_label_indices(schema, name, labels))
+            accepted = [k for k in range(schema.num_labels[place]) if (k in named) == is_wanted]
+            found[row, [first[place] + k for k in accepted]] = 1 / len(accepted)
+    return found
+
+
+def weights_of_labels(labels: np.ndarray, schema: AttributeSchema) -> np.ndarray:
+    """`label_weights` of the queries for exactly these labels, int `(Q, A)`, -100 = open."""
+    first = np.concatenate([[0], np.cumsum(schema.num_labels)])
+    rows, places = np.nonzero(np.asarray(labels) != UNKNOWN_LABEL)
+    found = np.zeros((len(labels), first[-1]), np.float32)
+    found[rows, first[places] + np.asarray(labels)[rows, places]] = 1
+    return found

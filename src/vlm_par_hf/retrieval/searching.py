@@ -12,12 +12,11 @@ from vlm_par_hf.utils import shorten
 
 from .columns import SCORES, Columns
 from .queries import Condition, Query
-from .scoring import excluding_conditions
+from .scoring import DEFAULT_SCORING, excluding_conditions
 
 
-__all__ = ["DEFAULT_SCORE", "SearchResult", "search_gallery"]
+__all__ = ["SearchResult", "search_gallery"]
 
-DEFAULT_SCORE = "log_likelihood"
 # With an index: up to so many people who pass the filter are compared one by one, which is exact and as fast.
 _EXACT = 20_000
 _PROBES = 64  # groups of the index that a search reads
@@ -74,7 +73,7 @@ def search_gallery(
         raise ParValueError("the search has neither a query nor a vector: expected one of them")
     if vector is not None and score is not None:
         raise ParValueError(f"score={score!r} is for queries, and a vector was given: expected no score with it")
-    if vector is None and (score or DEFAULT_SCORE) not in SCORES:
+    if vector is None and (score or DEFAULT_SCORING) not in SCORES:
         raise ParValueError(f"score={shorten(score)}: expected one of {', '.join(SCORES)}")
     vector = None if vector is None else _unit(vector, columns)
     count = len(columns.row_ids)
@@ -98,7 +97,7 @@ def search_gallery(
     if not passed:
         found, scores = np.zeros(0, np.int64), np.zeros(0, np.float32)
     elif vector is None:
-        name = score or DEFAULT_SCORE
+        name = score or DEFAULT_SCORING
         parts = [columns.score(name, one) for one in conditions]
         found, scores = _best(sum(parts if rows is None else [part[rows] for part in parts]), rows, top)
     else:
@@ -108,7 +107,7 @@ def search_gallery(
         people,
         None if query is None else query.describe(),
         None if filter is None else filter.describe(),
-        "similarity" if vector is not None else score or DEFAULT_SCORE,
+        "similarity" if vector is not None else score or DEFAULT_SCORING,
         counts,
         exact,
         message,

@@ -17,7 +17,7 @@ from vlm_par_hf.labels.schema import Attribute, AttributeSchema
 from vlm_par_hf.utils import shorten
 
 
-__all__ = ["Part", "QueryWords", "suggest"]
+__all__ = ["Part", "QueryWords", "shown_phrase", "suggest"]
 
 _LONGEST_QUERY = 2000  # characters
 # Words that say that there is a person who has something, not what it is.
@@ -92,7 +92,7 @@ class QueryWords:
                 words = _words(prompt)
                 self._add(0, words, attribute, label)
                 self._add(0, words - {"pattern"}, attribute, label)
-                self._shown.setdefault(_shown_phrase(prompt), _shown_phrase(prompt))
+                self._shown.setdefault(shown_phrase(prompt), shown_phrase(prompt))
             elif attribute.sensitive:  # "a man": the denial of "a woman" is no denial
                 self._add(0, _words(prompt), attribute, label)
         name = _words(_spread(attribute.name))
@@ -276,7 +276,7 @@ def _normal(word: str) -> str:
     return _SAME.get(word, word)
 
 
-def _shown_phrase(prompt: str) -> str:
+def shown_phrase(prompt: str) -> str:
     """A prompt without its beginning, as somebody would write it."""
     phrase = re.sub(r"^an? (?:photo|drawing|picture) of (?:an? person )?", "", prompt)
     return re.sub(r"^(?:who is|wearing|carrying|holding|with|in) (?:an? |the )?", "", phrase)
