@@ -23,7 +23,7 @@ from .queries import Condition, Query
 from .scoring import l1, log_likelihood, matches
 
 
-__all__ = ["DETAILS", "PEOPLE", "SCORES", "Columns", "column_names", "storage_errors"]
+__all__ = ["DETAILS", "PEOPLE", "SCORES", "Columns", "column_names", "matrix_of", "storage_errors"]
 
 PEOPLE = "people"  # the name of the table
 DETAILS = ("id", "path", "row", "person", "box", "video", "frame", "time", "track", "height", "quality")
@@ -141,7 +141,7 @@ class Columns:
         if "vectors" not in self._kept:
             if rows is not None and len(rows) <= _FEW:
                 found, values = self._take(rows, ["embedding"])
-                return _matrix(values["embedding"])[np.argsort(found)].astype(np.float32) @ vector
+                return matrix_of(values["embedding"])[np.argsort(found)].astype(np.float32) @ vector
             if count * len(vector) * 2 > self.memory:
                 found = np.concatenate([chunk.astype(np.float32) @ vector for chunk in self._vectors()])
                 return found if rows is None else found[rows]
@@ -155,7 +155,7 @@ class Columns:
         return found
 
     def details(self, rows: np.ndarray) -> tuple[list[dict[str, Any]], dict[str, np.ndarray], dict[str, np.ndarray]]:
-        """Of some rows, in their order: `DETAILS`, the probabilities `(n, K)` of each attribute, and the answers to it,
+        """Of some rows, in their order: `DETAILS`; for each attribute the probabilities `(n, K)`; and the answers, as
         class indices `(n,)`."""
         if not len(rows):
             empty = {one.name: np.zeros((0, one.num_labels), np.float32) for one in self.schema}
@@ -247,7 +247,7 @@ class Columns:
         for start in _starts(len(self.row_ids)):
             query = self.table.search().select(["embedding"]).with_row_id(True).offset(start).limit(_CHUNK)
             table = query.to_arrow()
-            yield _matrix(table.column("embedding"))
+            yield matrix_of(table.column("embedding"))
 
     def _fill(self, count: int, size: int) -> np.ndarray:
         vectors = np.empty((count, size), np.float16)
@@ -267,7 +267,7 @@ def _starts(count: int) -> range:
     return range(0, count, _CHUNK)
 
 
-def _matrix(column) -> np.ndarray:
+def matrix_of(column) -> np.ndarray:
     """A column of vectors as float16 `(N, D)`."""
     values = column.combine_chunks()
     return values.flatten().to_numpy(zero_copy_only=False).reshape(len(values), values.type.list_size)

@@ -21,7 +21,7 @@ from vlm_par_hf.utils import read_json_object
 from .gallery import GalleryInfo
 from .modeling_retriever import AttributeRetriever
 from .queries import Query
-from .texts import encode_free_text
+from .texts import encode_free_text, text_encoder
 from .vectors import model_hash
 
 
@@ -82,9 +82,12 @@ class PersonEncoder(Annotator):
             )
         if head.config.recognizer_hash not in (None, model_hash(self.pipe.model)):
             raise ParValueError(
-                f"{self.retriever_name} was trained over {head.config.recognizer!r}, and the weights of {self.model!r} "
-                "are not those: pass the recogniser that it was trained over (recognizer=, --recognizer)"
+                f"{self.retriever_name} was trained over {head.config.recognizer!r}, and {self.model!r} has other "
+                "weights: pass the recogniser that it was trained over (recognizer=, --recognizer)"
             )
+        if head.config.soft_weight and head.config.text_form == "flatten":  # it reads whole sentences
+            encoder = text_encoder(head.config.text_model, self.pipe.model, self.pipe.processor)
+            head.set_text_encoder(encoder, encode=False)
         return head.to(self.pipe.model.device)
 
     @property

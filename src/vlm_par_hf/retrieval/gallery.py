@@ -42,7 +42,7 @@ from vlm_par_hf.labels.schema import AttributeSchema
 from vlm_par_hf.output_folders import LOCK, lock_file, refuse_link
 from vlm_par_hf.utils import iterate, require, shorten
 
-from .columns import DETAILS, PEOPLE, Columns, column_names, storage_errors
+from .columns import DETAILS, PEOPLE, Columns, column_names, matrix_of, storage_errors
 from .queries import Query
 from .scoring import SMALLEST_PROBABILITY
 from .searching import SearchResult, search_gallery
@@ -319,6 +319,26 @@ class Gallery:
             )
             for name in names
         }
+
+    def embeddings(self, images: Sequence[tuple[str, int | None]]) -> np.ndarray:
+        """The vectors of people, float32 `(N, D)`, of images that are named by path and row (None: an image file), in
+        that order; of an image with several people that of the first one.
+
+        Raises:
+            ValueError: one of them is not in the gallery.
+        """
+        ids = [person_id(path, row, 0) for path, row in images]
+        found: dict[str, np.ndarray] = {}
+        self.refresh()
+        for start in range(0, len(ids), 500):
+            names = ", ".join(map(_quoted, ids[start : start + 500]))
+            with storage_errors(self.place):
+                table = self._table.search().where(f"id IN ({names})").select(["id", "embedding"]).to_arrow()
+            found.update(zip(table.column("id").to_pylist(), matrix_of(table.column("embedding"))))
+        missing = next((image for one, image in zip(ids, images) if one not in found), None)
+        if missing is not None:
+            raise ParValueError(f"{missing[0]!r}, row {missing[1]}, is not in the gallery {self.place!r}")
+        return np.stack([found[one] for one in ids]).astype(np.float32)
 
     def stats(self) -> dict[str, Any]:
         """Numbers of the newest version: people, files, bytes on disk, fragments, the index and what it lacks."""
