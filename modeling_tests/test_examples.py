@@ -23,8 +23,8 @@ SMALL = {
     "predict.py": ["IMAGE", "--model", "MODEL", "--explain", "Hat", "--output", "out/predict.png"],
     "round_trip.py": ["--repo", "org/round-trip", "--endpoint", "HUB", "--images", "40", "--epochs", "1",
                       "--backbone", "BACKBONE", "--out", "out"],
-    "search_by_attributes.py": ["--num-train", "32", "--num-test", "24", "--people", "48", "--epochs", "1", "--top", "4",
-                                "--out", "out"],
+    "search_by_attributes.py": ["--num-train", "32", "--num-test", "24", "--people", "48", "--epochs", "1", "--top",
+                                "4", "--out", "out"],
     "train_vlm_par.py": ["--backbone", "BACKBONE", "--num-train", "32", "--batch-size", "8", "--epochs", "2",
                          "--out", "out"],
 }  # fmt: skip

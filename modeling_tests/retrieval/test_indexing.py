@@ -249,6 +249,9 @@ class TestRetrievalHead:
 def test_words_are_compared_with_pictures(encoder, crops):
     vector = encoder.embed_text("a person with a red scarf")
     assert vector.shape == (encoder.info().embedding["size"],) and np.linalg.norm(vector) == pytest.approx(1, abs=1e-5)
+    with pytest.raises(ParError, match="the text says 'woman'"):
+        encoder.embed_text("A woman in red")
+    assert encoder.embed_text("A woman in red", allow_sensitive=True).shape == vector.shape
     with pytest.raises(ParError, match="needs a retrieval head"):
         encoder.embed_query(Query({"Hat": ("yes",)}))
     with pytest.raises(ParError, match="picture 0 cannot be read"):

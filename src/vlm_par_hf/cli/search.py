@@ -107,7 +107,7 @@ def _vector(args, gallery):
     if args.image:
         return encoder.embed([args.image])[0]
     if args.text:
-        return encoder.embed_text(args.text)
+        return encoder.embed_text(args.text, allow_sensitive=args.allow_sensitive)
     if is_adapter:
         from vlm_par_hf.retrieval.queries import Query
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -26,6 +27,12 @@ from .vectors import model_hash
 
 
 __all__ = ["PersonEncoder"]
+
+_SENSITIVE_WORDS = re.compile(
+    r"\b((wo)?m[ae]n|(fe)?males?|boys?|girls?|lad(y|ies)|gentlem[ae]n|guys?|child(ren)?|kids?|bab(y|ies)|toddlers?|"
+    r"infants?|teen(ager)?s?|elderly|seniors?|grandmothers?|grandfathers?)\b",
+    re.IGNORECASE,
+)
 
 
 class PersonEncoder(Annotator):
@@ -141,17 +148,28 @@ class PersonEncoder(Annotator):
             found.append(people[0]["embedding"])
         return np.stack(found)
 
-    def embed_text(self, text: str) -> np.ndarray:
+    def embed_text(self, text: str, *, allow_sensitive: bool = False) -> np.ndarray:
         """The vector of words by the text tower of the model, float32 `(D,)`: comparable with `image_embeds` of a
         backbone that learned from pictures and texts.
 
+        Args:
+            text: words, such as "a person with a red scarf".
+            allow_sensitive: admit words for gender and age, as far as a list of words knows them.
+
         Raises:
-            ValueError: the gallery's vectors are those of a retrieval head, or the model has no text tower.
+            ValueError: a word for gender or age; the gallery's vectors are those of a retrieval head, or the model has
+                no text tower.
         """
         if self.retriever is not None:
             raise ParValueError(
                 "free text is compared with the vectors of a backbone, and these are of a retrieval head: ask for "
                 "attributes, or index with the recogniser itself as --model"
+            )
+        word = _SENSITIVE_WORDS.search(text)
+        if word is not None and not allow_sensitive:
+            raise ParValueError(
+                f"the text says {word[0]!r}: searching people by perceived gender or age is a decision to take on "
+                "purpose (allow_sensitive=True, --allow-sensitive)"
             )
         return encode_free_text([text], self.pipe.model, self.pipe.processor)[0].float().cpu().numpy()
 
