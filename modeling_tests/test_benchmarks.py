@@ -50,6 +50,18 @@ def load(name):
     return module
 
 
+def test_a_gallery_is_measured_beside_a_scan(tmp_path):
+    script = load("gallery")
+    report = {"fill": script.fill(tmp_path, 2000)}
+    queries = script.make_queries(tmp_path, 3)
+    report |= {stage: getattr(script, stage)(tmp_path, queries) for stage in ("search", "scan", "engine")}
+    for kind in script.KINDS:
+        for ours, scanned in zip(report["search"]["found"][kind], report["scan"]["found"][kind]):
+            # The same people; rounding of vectors may exchange the tenth.
+            assert len(set(ours) & set(scanned)) >= len(scanned) - ("vector" in kind), kind
+    assert script.table(report).count("\n") == 9
+
+
 def test_the_ablation_of_clear_pairs_seeds():
     script = load("clear_ablation")
     numbers = {"ViT": (0.5, 0.6), "Swin": (0.6, 0.8)}

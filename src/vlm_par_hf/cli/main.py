@@ -1,5 +1,5 @@
 """The command `vlm-par`: demo, predict, init, schema, train, evaluate, calibrate, train-retrieval,
-evaluate-retrieval, card, prepare, export.
+evaluate-retrieval, card, prepare, export, index, search.
 
 Slow imports wait until a command runs: its help imports no torch. What the package refuses (`ParError`), and what the
 machine refuses (no space, no permission), ends in one line on standard error and exit status 2; `--debug` shows the
@@ -25,10 +25,12 @@ from . import (
     evaluate,
     evaluate_retrieval,
     export,
+    index,
     init,
     predict,
     prepare,
     schema,
+    search,
     train,
     train_retrieval,
 )
@@ -40,14 +42,14 @@ __all__ = ["build_parser", "main"]
 
 COMMANDS = (  # in the order of the help
     demo, predict, init, schema, train, evaluate, calibrate, train_retrieval, evaluate_retrieval, card, prepare,
-    export,
+    export, index, search,
 )  # fmt: skip
 # What the operating system says when nothing is wrong with us.
 _OF_THE_MACHINE = {
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENAMETOOLONG,
     errno.ENOTDIR, errno.EISDIR, errno.ENOENT, errno.EIO, errno.ESTALE,
 }  # fmt: skip
-_WITHOUT_MODELS = (init.run, schema.run)  # and so without torch
+_WITHOUT_MODELS = (init.run, schema.run, search.run)  # and so without torch
 STATUS_OF_A_FAULT = 70  # EX_SOFTWARE of sysexits.h
 
 
