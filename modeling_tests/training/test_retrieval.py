@@ -21,8 +21,10 @@ from vlm_par_hf.errors import ParError
 from vlm_par_hf.metrics.retrieval import attribute_retrieval
 from vlm_par_hf.retrieval.ranking import rank_people
 from vlm_par_hf.retrieval.scoring import SCORINGS
+from vlm_par_hf.retrieval.vectors import recognizer_files, recognizer_name
 from vlm_par_hf.training import RetrievalSettings, evaluate_retrieval, fitting_adapters, train_retrieval
 from vlm_par_hf.training.retrieval import load_retriever
+from vlm_par_hf.utils import embedded_path
 
 
 QUICK = RetrievalSettings(epochs=3, batch_size=8)
@@ -128,6 +130,11 @@ def test_chosen_attributes(data, tmp_path):
     open_ones = [i for i in range(categories.shape[1]) if i not in (hat, backpack)]
     assert (categories[:, open_ones] == -100).all() and (categories[:, [hat, backpack]] >= 0).any(1).all()
     assert len(categories) <= 8
+
+
+def test_the_recogniser_in_the_package_has_a_name():
+    assert recognizer_name(embedded_path("heads_rendered")) == "embedded-rendered" and recognizer_name("a/b") == "a/b"
+    assert recognizer_files("embedded") == str(embedded_path("heads")) and recognizer_files("a/b") == "a/b"
 
 
 @pytest.mark.parametrize(

@@ -116,7 +116,7 @@ class PushToHub:
             folder = Path(temporary)
             files = {} if variant is None else {"variant": variant}
             self.save_pretrained(folder, max_shard_size=max_shard_size, **files)
-            _remove_local_backbone(folder / "config.json")
+            _remove_local_paths(folder / "config.json")
             all_tags = [
                 *(getattr(model, "model_tags", None) or ()),
                 *([tags] if isinstance(tags, str) else tags or ()),
@@ -276,14 +276,16 @@ def _explain_hub_errors(doing: str, repo_id: str) -> Iterator[None]:
         ) from error
 
 
-def _remove_local_backbone(path: Path) -> None:
-    """Removes this machine's path of the backbone from a `config.json` before it is pushed.
+def _remove_local_paths(path: Path) -> None:
+    """Removes this machine's path of the backbone, or of a retrieval head's recogniser, from a `config.json` before it
+    is pushed.
 
     A full checkpoint does not need the path, because it holds the backbone's weights.
     """
     config = read_json(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    if Path(config.get("backbone_name") or "").is_absolute():
-        atomic_write_json(path, {**config, "backbone_name": None})
+    local = [name for name in ("backbone_name", "recognizer") if Path(config.get(name) or "").is_absolute()]
+    if local:
+        atomic_write_json(path, {**config, **dict.fromkeys(local)})
 
 
 def _same_weights(first: Path, second: Path) -> bool:

@@ -17,7 +17,7 @@ from vlm_par_hf.utils import embedded_path
 from .scoring import flat_probabilities
 
 
-__all__ = ["PeopleVectors", "model_hash", "people_vectors", "recognizer_files"]
+__all__ = ["PeopleVectors", "model_hash", "people_vectors", "recognizer_files", "recognizer_name"]
 
 _EMBEDDED = {"embedded": "heads", "embedded-rendered": "heads_rendered"}
 
@@ -38,6 +38,12 @@ class PeopleVectors(NamedTuple):
 
     image_embeds: np.ndarray
     probabilities: np.ndarray
+
+
+def recognizer_name(name: str | Path) -> str:
+    """The name that a head remembers its recogniser by: of a folder in the package not the path on this machine."""
+    known = {embedded_path(kind).resolve(): short for short, kind in _EMBEDDED.items()}
+    return known.get(Path(name).resolve(), str(name))
 
 
 @torch.no_grad()

@@ -35,7 +35,7 @@ from vlm_par_hf.retrieval.modeling_retriever import AttributeRetriever
 from vlm_par_hf.retrieval.ranking import rank_people
 from vlm_par_hf.retrieval.scoring import SCORINGS
 from vlm_par_hf.retrieval.texts import text_encoder
-from vlm_par_hf.retrieval.vectors import model_hash, people_vectors, recognizer_files
+from vlm_par_hf.retrieval.vectors import model_hash, people_vectors, recognizer_files, recognizer_name
 from vlm_par_hf.utils import atomic_write_json, atomic_write_text, format_percent, read_json_object, redact_command
 
 from .evaluation import _load_checkpoint
@@ -194,7 +194,7 @@ def _load_recognizer(model: Any, processor: Any) -> tuple[Any, Any, str]:
     """Model, processor and the name that is recorded."""
     if not isinstance(model, (str, Path)):
         return _load_checkpoint(model, processor)
-    return *_load_checkpoint(recognizer_files(model), processor)[:2], str(model)
+    return *_load_checkpoint(recognizer_files(model), processor)[:2], recognizer_name(model)
 
 
 def _only(labels: np.ndarray, schema: AttributeSchema, attributes: Sequence[str] | None) -> np.ndarray:
