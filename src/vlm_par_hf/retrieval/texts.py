@@ -88,7 +88,7 @@ class BackboneTexts(TextEncoder):
     @torch.no_grad()
     def states(self, texts: Sequence[str], length: int) -> torch.Tensor:
         ids = self._tokens(texts)
-        full = self.processor.tokenizer(list(texts), truncation=False)["input_ids"]
+        full = self.processor.tokenizer(list(texts), truncation=False, verbose=False)["input_ids"]
         room = min(length, ids.shape[1])
         _check_length(texts, [len(one) for one in full], room)
         with evaluation_mode(self.model):
