@@ -31,7 +31,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from folds import NUM_FOLDS, person_folds, real_crops, split_of_fold
-from pages import command_of
+from pages import command_of, markdown_table
 
 from vlm_par_hf import RetrieverConfig, VlmParModel, VlmParProcessor, dataset_schema, load_par_dataset
 from vlm_par_hf.labels.schema import UNKNOWN_LABEL
@@ -235,24 +235,24 @@ def _only(labels: np.ndarray, asked: list[int]) -> np.ndarray:
 
 
 def table(result: dict, protocol: str) -> str:
+    """As Markdown; attribute vectors are also measured apart where the train split does not have them."""
     names = ("mAP_standard", "rank_1", "rank_5", "rank_10", "mINP", "mADM")
-    lines = [f"| method | {' | '.join(names)} | mAP, unseen | times chance |", f"|---|{'---|' * (len(names) + 2)}"]
+    head = ["method", *names, *(["mAP, unseen", "times chance"] if protocol == "vectors" else [])]
 
     def cell(value) -> str:
         return "-" if value is None else f"{100 * value[0]:.1f} [{100 * value[1]:.1f}, {100 * value[2]:.1f}]"
 
+    rows = []
     for method, found in result.items():
         row = found[protocol]
-        unseen, chance = row["unseen"]["mAP_standard"], row["unseen"]["chance_mAP_standard"]
-        ratio = "-" if unseen is None else f"{unseen[0] / chance[0]:.1f}"
-        lines.append(
-            f"| {method} | {' | '.join(cell(row['all'][name]) for name in names)} | {cell(unseen)} | {ratio} |"
-        )
-    chance = row["all"]["chance_mAP_standard"]
-    lines.append(
-        f"| random | {cell(chance)} |{' |' * (len(names) - 1)} {cell(row['unseen']['chance_mAP_standard'])} | 1.0 |"
-    )
-    return "\n".join(lines)
+        cells = [method, *(cell(row["all"][name]) for name in names)]
+        if protocol == "vectors":
+            unseen, chance = row["unseen"]["mAP_standard"], row["unseen"]["chance_mAP_standard"]
+            cells += [cell(unseen), "-" if unseen is None else f"{unseen[0] / chance[0]:.1f}"]
+        rows.append(cells)
+    last = ["random", cell(row["all"]["chance_mAP_standard"]), *[""] * (len(names) - 1)]
+    rows.append([*last, cell(row["unseen"]["chance_mAP_standard"]), "1.0"] if protocol == "vectors" else last)
+    return markdown_table(head, rows)
 
 
 def main() -> None:
