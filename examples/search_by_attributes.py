@@ -18,12 +18,9 @@ from pathlib import Path
 
 import numpy as np
 
-from vlm_par_hf import load_par_dataset
+from vlm_par_hf import Gallery, PersonEncoder, index_people, load_par_dataset
 from vlm_par_hf.data.synthetic.rendered import write_rendered_dataset
 from vlm_par_hf.metrics.retrieval import attribute_categories
-from vlm_par_hf.retrieval.encoding import PersonEncoder
-from vlm_par_hf.retrieval.gallery import Gallery
-from vlm_par_hf.retrieval.indexing import index_people
 from vlm_par_hf.retrieval.queries import Query
 from vlm_par_hf.retrieval.scoring import matches
 from vlm_par_hf.retrieval.sheets import draw_search, map_of_people

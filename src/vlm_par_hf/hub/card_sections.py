@@ -231,6 +231,9 @@ def intended_use_section(schema: AttributeSchema) -> str:
 Describing what a person in a crop visibly wears and carries: research on attribute recognition, sorting and searching
 footage that may lawfully be processed, pre-annotation that a human checks.
 
+Searching people by attributes is a decision to take on purpose: for lost persons, for your own footage where the law
+lets you search it, for work on data sets. Not for tracking or profiling individuals.
+
 ## Not for
 
 - Identifying a person, or following one person without a legal basis.

@@ -33,6 +33,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -153,6 +154,7 @@ class Gallery:
         self._database, self._table = database, table
         self.columns = Columns(table, info.schema, info.decisions, memory=memory)
         self._known: tuple[int, set[str]] | None = None  # the version, and the ids in it
+        self._lock = Lock()  # threads search one after another: columns in memory are of one version
 
     # Making and opening
 
@@ -292,8 +294,8 @@ class Gallery:
         read = _QueryReader(self.schema, allow_sensitive)
         if where is not None and not allow_sensitive:
             self._refuse_sensitive(where)
-        self.refresh()
-        with storage_errors(self.place):
+        with self._lock, storage_errors(self.place):
+            self.refresh()
             return search_gallery(
                 self.columns,
                 read(query, "query"),
