@@ -139,7 +139,7 @@ def draw_map(gallery: Gallery, encoder: PersonEncoder, truth: dict[str, np.ndarr
         query = Query.from_dict(wanted, schema)
         queries.append(encoder.embed_query(query))
         vectors.append(gallery.embeddings([rows[one] for one in mine]))
-        names.append(", ".join(wanted.values()))
+        names.append("{UpperColor} top, {LowerColor} {LowerType}".format(**wanted))
     map_of_people(np.stack(queries), vectors, path, names=names)
 
 
