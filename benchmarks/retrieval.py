@@ -1,7 +1,7 @@
 """Finding people by attributes: what the trained head of CLEAR is worth beside scores that need no training.
 
-    python benchmarks/retrieval.py --data rendered                   # RENDERED people that backbone and heads never saw
-    PAR_DATA=... python benchmarks/retrieval.py --data pa100k_mini   # REAL crops, five folds by persons
+    python benchmarks/retrieval.py --data rendered                  # RENDERED people that backbone and heads never saw
+    PAR_DATA=... python benchmarks/retrieval.py --data pa100k_mini  # REAL crops, five folds by persons
     python benchmarks/retrieval.py --data rendered --num-train 200 --num-test 100 --epochs 2 --head-epochs 2 --seeds 1
 
 In each round (seed or fold) a recogniser is trained on the train split: VLM-PAR over the embedded backbone, without a
@@ -31,14 +31,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from folds import NUM_FOLDS, person_folds, real_crops, split_of_fold
-from pages import command_of
+from pages import command_of, markdown_table
 
 from vlm_par_hf import RetrieverConfig, VlmParModel, VlmParProcessor, dataset_schema, load_par_dataset
 from vlm_par_hf.labels.schema import UNKNOWN_LABEL
 from vlm_par_hf.metrics.retrieval import attribute_categories, attribute_retrieval, unseen_categories
 from vlm_par_hf.retrieval.modeling_retriever import AttributeRetriever
 from vlm_par_hf.retrieval.ranking import rank_people
-from vlm_par_hf.retrieval.texts import BackboneTexts
+from vlm_par_hf.retrieval.texts import text_encoder
 from vlm_par_hf.retrieval.vectors import people_vectors
 from vlm_par_hf.training import RetrievalSettings, TrainSettings, compute_features, train
 from vlm_par_hf.training.fitting_adapters import People, fit_adapters
@@ -62,6 +62,15 @@ HEADS = {
     "adapters, size 128": {"embedding_size": 128},
 }
 CONDITIONS = 300  # queries of a round
+
+
+def chosen_heads(args) -> dict[str, dict]:
+    heads = {name: fields for name, fields in HEADS.items() if not args.only or name in args.only}
+    if args.text_model:
+        named = {"text_model": args.text_model}
+        heads["adapters, language model"] = named
+        heads["adapters, language model, flattened"] = {**named, "text_form": "flatten", "text_length": 64}
+    return heads
 
 
 def rounds_of(args) -> list[tuple[int, dict]]:
@@ -106,7 +115,7 @@ def recognise(splits: dict, seed: int, args, cache: Path) -> dict[str, People]:
 
 def fit_head(fields: dict, people: dict[str, People], model, processor, seed: int, args) -> AttributeRetriever:
     """A head of the given fields, trained on the train split."""
-    encoder = BackboneTexts(model, processor)
+    encoder = text_encoder(fields.get("text_model"), model, processor)
     width = encoder.embed_words(["a"]) if fields.get("text_form") in ("words", "flatten") else encoder.encode(["a"])
     categories = np.unique(people["train"].labels, axis=0)
     options = {"uses_probabilities": True, "embedding_size": 256, **fields}
@@ -206,9 +215,7 @@ def run_round(number: int, splits: dict, args) -> dict[str, dict[str, list[dict]
     for scoring in ("log_likelihood", "l1", "text"):
         add(scoring, scoring)
     learned = {name: one._replace(labels=only[name]) for name, one in people.items()}
-    for name, fields in HEADS.items():
-        if args.only and name not in args.only:
-            continue
+    for name, fields in chosen_heads(args).items():
         try:
             retriever = fit_head(fields, learned, model, processor, number, args)
         except ValueError as error:  # a sentence longer than the text tower reads
@@ -228,24 +235,24 @@ def _only(labels: np.ndarray, asked: list[int]) -> np.ndarray:
 
 
 def table(result: dict, protocol: str) -> str:
+    """As Markdown; attribute vectors are also measured apart where the train split does not have them."""
     names = ("mAP_standard", "rank_1", "rank_5", "rank_10", "mINP", "mADM")
-    lines = [f"| method | {' | '.join(names)} | mAP, unseen | times chance |", f"|---|{'---|' * (len(names) + 2)}"]
+    head = ["method", *names, *(["mAP, unseen", "times chance"] if protocol == "vectors" else [])]
 
     def cell(value) -> str:
         return "-" if value is None else f"{100 * value[0]:.1f} [{100 * value[1]:.1f}, {100 * value[2]:.1f}]"
 
+    rows = []
     for method, found in result.items():
         row = found[protocol]
-        unseen, chance = row["unseen"]["mAP_standard"], row["unseen"]["chance_mAP_standard"]
-        ratio = "-" if unseen is None else f"{unseen[0] / chance[0]:.1f}"
-        lines.append(
-            f"| {method} | {' | '.join(cell(row['all'][name]) for name in names)} | {cell(unseen)} | {ratio} |"
-        )
-    chance = row["all"]["chance_mAP_standard"]
-    lines.append(
-        f"| random | {cell(chance)} |{' |' * (len(names) - 1)} {cell(row['unseen']['chance_mAP_standard'])} | 1.0 |"
-    )
-    return "\n".join(lines)
+        cells = [method, *(cell(row["all"][name]) for name in names)]
+        if protocol == "vectors":
+            unseen, chance = row["unseen"]["mAP_standard"], row["unseen"]["chance_mAP_standard"]
+            cells += [cell(unseen), "-" if unseen is None else f"{unseen[0] / chance[0]:.1f}"]
+        rows.append(cells)
+    last = ["random", cell(row["all"]["chance_mAP_standard"]), *[""] * (len(names) - 1)]
+    rows.append([*last, cell(row["unseen"]["chance_mAP_standard"]), "1.0"] if protocol == "vectors" else last)
+    return markdown_table(head, rows)
 
 
 def main() -> None:
@@ -259,6 +266,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=20, help="of the adapters")
     parser.add_argument("--head-epochs", type=int, default=20, help="of the recogniser")
     parser.add_argument("--only", nargs="*", choices=HEADS, help="these heads")
+    parser.add_argument("--text-model", help="a language model for two more heads")
     parser.add_argument("--work", type=Path, default=Path("work/retrieval"), help="keeps features")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "retrieval.json")
     args = parser.parse_args()

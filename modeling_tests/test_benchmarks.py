@@ -357,3 +357,29 @@ def test_low_people():
     assert 0 < found["wrong_alone"] < found["wrong"] < 0.5 and 0 < found["open"] < 1
     swapped = low.measure(probabilities[..., ::-1], labels[200:], schema, decisions)
     assert swapped["coverage"] < 0.6
+
+
+def test_the_benchmark_of_retrieval_draws_and_measures_queries():
+    script = load("retrieval")
+    schema = get_schema("pa100k")
+    labels = np.random.default_rng(0).integers(0, 2, (30, len(schema)))
+    queries = script.draw_conditions(labels, schema, 0)
+    asked = queries != -100
+    assert len(np.unique(queries, axis=0)) == len(queries) and set(asked.sum(1)) == {1, 2, 3}
+    assert (queries[asked] == 1).all() and not asked[:, [one.sensitive for one in schema]].any()
+    vectors = np.unique(labels, axis=0)
+    truth = (labels[None] == vectors[:, None]).sum(-1)  # who agrees in all is ranked first
+    rows = script.measure(truth, vectors, labels, labels[:10])
+    assert all(row["mAP_standard"] == 1 for row in rows) and sum(row["unseen"] for row in rows) == len(vectors) - 10
+    mean, low, high = script.summarise([rows[:3], rows[3:]], "rank_1")
+    assert mean == low == high == 1 and script.summarise([rows], "mINP", "seen")[0] == 1
+    protocol = {
+        which: {
+            name: script.summarise([rows], name, None if which == "all" else which)
+            for name in rows[0]
+            if name != "unseen"
+        }
+        for which in ("all", "unseen")
+    }
+    text = script.table({"truth": {"vectors": protocol}}, "vectors")
+    assert "| truth | 100.0 [100.0, 100.0] |" in text and text.splitlines()[-1].startswith("| random | ")

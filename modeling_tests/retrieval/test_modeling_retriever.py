@@ -6,17 +6,25 @@ import re
 import numpy as np
 import pytest
 import torch
-from transformers import AutoConfig, AutoModel
+from transformers import AutoConfig, AutoModel, BertConfig, BertModel, BertTokenizer
 
 import vlm_par_hf  # noqa: F401  (registers the head)
-from modeling_tests.tiny import tiny_clear_model, tiny_clear_processor, tiny_model, tiny_processor, tiny_schema
+from modeling_tests.tiny import (
+    save_backbone,
+    tiny_clear_model,
+    tiny_clear_processor,
+    tiny_model,
+    tiny_processor,
+    tiny_schema,
+)
 from vlm_par_hf.errors import ParError
+from vlm_par_hf.hub import pushing
 from vlm_par_hf.retrieval.configuration_retriever import RetrieverConfig
 from vlm_par_hf.retrieval.modeling_retriever import AttributeRetriever, margin_loss
 from vlm_par_hf.retrieval.queries import Query
 from vlm_par_hf.retrieval.scoring import label_weights, weights_of_labels
 from vlm_par_hf.retrieval.templates import find_template
-from vlm_par_hf.retrieval.texts import BackboneTexts, encode_free_text
+from vlm_par_hf.retrieval.texts import BackboneTexts, HubTexts, encode_free_text
 
 
 SCHEMA = tiny_schema(kway=True)
@@ -94,7 +102,7 @@ class TestLoss:
             weight * loss_by_loop(half, queries, [1, 0, 2, 3], 12, 0.2)
             for weight, half, queries in ((0.3, halves[0], hard), (0.7, halves[1], soft))
         )
-        assert float(found) == pytest.approx(expected, rel=1e-4)
+        assert float(found.detach()) == pytest.approx(float(expected), rel=1e-4)
 
     def test_open_attributes_merge_categories(self, encoder):
         retriever, labels = tiny_retriever(encoder), torch.from_numpy(CATEGORIES)[[1, 2]]
@@ -181,6 +189,26 @@ class TestTextForms:
         with pytest.raises(ValueError, match="text_length=4"):
             retriever.embed_queries(CATEGORIES[:1])
 
+    def test_models_of_the_hub(self, tmp_path):
+        """A language model, and a vision-language one, of which the text tower is taken."""
+        words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "hat", "red", "no"]
+        (tmp_path / "bert").mkdir()
+        (tmp_path / "bert" / "vocab.txt").write_text("\n".join(words))
+        sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+        BertModel(BertConfig(vocab_size=len(words), **sizes)).save_pretrained(tmp_path / "bert")
+        BertTokenizer(str(tmp_path / "bert" / "vocab.txt")).save_pretrained(tmp_path / "bert")
+        save_backbone(tmp_path / "siglip", tiny_model(), tiny_processor())
+        for name, width in (("bert", 8), ("siglip", 24)):
+            texts = HubTexts(str(tmp_path / name))
+            alone, beside = texts.encode(["a hat"]), texts.encode(["a hat", "a red hat a red hat"])
+            assert alone.shape == (1, width)
+            torch.testing.assert_close(alone[0], beside[0], atol=1e-5, rtol=1e-4)
+            assert texts.embed_words(["a hat"]).shape == (1, width)
+            states = texts.states(["a hat", "no"], 12)
+            assert states.shape == (2, 12, width) and (states[0, -1] == 0).all()
+        with pytest.raises(OSError, match="text_model"):
+            HubTexts(str(tmp_path / "none"))
+
     def test_another_width_is_refused(self, encoder):
         with pytest.raises(ValueError, match="text_width=16, and the encoder gives 32"):
             tiny_retriever(encoder, text_width=16)
@@ -225,6 +253,20 @@ class TestSaving:
             AttributeRetriever.from_pretrained(tmp_path)
         with pytest.raises(FileNotFoundError, match="there is no folder"):
             AttributeRetriever.from_pretrained(tmp_path / "none")
+
+    def test_a_push_has_its_own_card(self, encoder, tmp_path, monkeypatch):
+        pushed = {}
+
+        def push(folder, repo_id, *, write_card, **options):
+            write_card()
+            pushed.update({path.name: path.read_text() for path in folder.glob("*.md")}, repo=repo_id)
+
+        monkeypatch.setattr(pushing, "push_folder", push)
+        tiny_retriever(encoder).push_to_hub("me/head")
+        card = pushed["README.md"]
+        assert pushed["repo"] == "me/head" and card.startswith("---") and "- person-retrieval" in card
+        for words in ("Nothing was measured", "allow_sensitive=True", "tracking or profiling", "`Female`"):
+            assert words in card
 
     def test_missing_tensors_are_named(self, encoder, tmp_path):
         tiny_retriever(encoder, hard_weight=0.0).save_pretrained(tmp_path)

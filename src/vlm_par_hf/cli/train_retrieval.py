@@ -17,7 +17,7 @@ def add_parser(commands) -> argparse.ArgumentParser:
         description="Train the adapters of CLEAR over the frozen vectors of a checkpoint: people and queries in one "
         "space. The checkpoint itself stays as it is.",
     )
-    parser.add_argument("checkpoint", help="checkpoint folder or repository")
+    parser.add_argument("checkpoint", help="checkpoint folder or repository, or embedded")
     add_data_options(parser)
     parser.add_argument("--out", required=True, metavar="DIR", help="folder to write")
     parser.add_argument(

@@ -23,7 +23,7 @@ from .gallery import GalleryInfo
 from .modeling_retriever import AttributeRetriever
 from .queries import Query
 from .texts import encode_free_text, text_encoder
-from .vectors import model_hash
+from .vectors import model_hash, recognizer_files
 
 
 __all__ = ["PersonEncoder"]
@@ -57,7 +57,7 @@ class PersonEncoder(Annotator):
                 raise ParValueError(f"{self.retriever_name} names no recogniser: pass it (recognizer=, --recognizer)")
         elif recognizer is not None:
             raise ParValueError(f"recognizer={os.fspath(recognizer)!r} is for a retrieval head, and {model!r} is none")
-        super().__init__(model, **options)
+        super().__init__(None if model is None else recognizer_files(model), **options)
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in super().__getstate__().items() if name != "retriever"}

@@ -96,7 +96,7 @@ class FitResult:
 
 
 def rank_by_adapters(
-    retriever: AttributeRetriever, people: People, queries: np.ndarray, *, part: str = "both"
+    retriever: AttributeRetriever, people: People, queries: np.ndarray, *, part: str | None = None
 ) -> np.ndarray:
     """Similarities of whole attribute vectors, integers `(Q, A)`, and people, float32 `(Q, N)`."""
     gallery = retriever.embed_images(people.image_embeds, people.probabilities)
