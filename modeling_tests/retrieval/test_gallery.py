@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -367,3 +368,18 @@ def test_killed_in_the_middle_of_an_add_nothing_acknowledged_is_lost(tmp_path, d
     query = Query.from_dict({"Top": "red"}, SCHEMA)
     best = np.argsort(-log_likelihood(query, probabilities(people[:3000]), SCHEMA), kind="stable")[:5]
     assert [one["path"] for one in found] == [f"/pictures/{i}.jpg" for i in best]
+
+
+def test_threads_share_a_gallery(gallery):
+    people = make_people(400)
+
+    def search(number: int) -> int:
+        if number % 4 == 0:
+            gallery.add(people[300 + number : 300 + number + 4])
+        found = gallery.search("hat, red top", top=1000)
+        assert len(found.people) == found.counts["people"]
+        return found.counts["people"]
+
+    with ThreadPoolExecutor(4) as pool:
+        counts = list(pool.map(search, range(16)))
+    assert max(counts) <= 316 and len(gallery) == 316

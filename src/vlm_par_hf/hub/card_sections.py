@@ -232,6 +232,9 @@ Describing what a person in a crop visibly wears and carries: research on attrib
 may lawfully be processed, pre-annotation that a human checks. Searching people by what they wear: for lost persons, in
 one's own footage where the law allows it, and in work on data sets.
 
+Searching people by attributes is a decision to take on purpose: for lost persons, for your own footage where the law
+lets you search it, for work on data sets. Not for tracking or profiling individuals.
+
 ## Not for
 
 - Identifying a person, or following one person without a legal basis.

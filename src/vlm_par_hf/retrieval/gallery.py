@@ -33,6 +33,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from threading import RLock
 from typing import Any
 
 import numpy as np
@@ -153,6 +154,7 @@ class Gallery:
         self._database, self._table = database, table
         self.columns = Columns(table, info.schema, info.decisions, memory=memory)
         self._known: tuple[int, set[str]] | None = None  # the version, and the ids in it
+        self._lock = RLock()  # of threads: a search needs one version from its beginning to its end
 
     # Making and opening
 
@@ -240,6 +242,12 @@ class Gallery:
             info.check_same(expected, place)
         return cls(place, info, database, table, memory=memory)
 
+    @contextmanager
+    def _engine(self, where: str | None = None) -> Iterator[None]:
+        """The engine for one thread at a time, its errors as `storage_errors` has them."""
+        with self._lock, storage_errors(self.place, where):
+            yield
+
     # Reading
 
     def __len__(self) -> int:
@@ -254,7 +262,7 @@ class Gallery:
 
     def refresh(self) -> int:
         """Goes to the newest version, in which other processes may have added people; returns its number."""
-        with storage_errors(self.place):
+        with self._engine():
             self._table.checkout_latest()
             return self._table.version
 
@@ -292,8 +300,8 @@ class Gallery:
         read = _QueryReader(self.schema, allow_sensitive)
         if where is not None and not allow_sensitive:
             self._refuse_sensitive(where)
-        self.refresh()
-        with storage_errors(self.place):
+        with self._engine():
+            self.refresh()
             return search_gallery(
                 self.columns,
                 read(query, "query"),
@@ -309,7 +317,7 @@ class Gallery:
         """What was read: arrays `path`, `row` (-1: an image file), `size`, `mtime_ns`, `digest` and `id`, an entry per
         person."""
         self.refresh()
-        with storage_errors(self.place):
+        with self._engine():
             names = ["path", "row", "size", "mtime_ns", "digest", "id"]
             found = self._table.search().select(names).to_arrow()
         return {
@@ -332,7 +340,7 @@ class Gallery:
         self.refresh()
         for start in range(0, len(ids), 500):
             names = ", ".join(map(_quoted, ids[start : start + 500]))
-            with storage_errors(self.place):
+            with self._engine():
                 table = self._table.search().where(f"id IN ({names})").select(["id", "embedding"]).to_arrow()
             found.update(zip(table.column("id").to_pylist(), matrix_of(table.column("embedding"))))
         missing = next((image for one, image in zip(ids, images) if one not in found), None)
@@ -343,7 +351,7 @@ class Gallery:
     def stats(self) -> dict[str, Any]:
         """Numbers of the newest version: people, files, bytes on disk, fragments, the index and what it lacks."""
         version = self.refresh()
-        with storage_errors(self.place):
+        with self._engine():
             found = self._table.stats()
             paths = self._table.search().select(["path"]).to_arrow().column("path")
             index = self._table.index_stats(INDEX_NAME) if self.columns.has_index() else None
@@ -402,7 +410,7 @@ class Gallery:
             if one not in known:
                 fresh.setdefault(one, position)
         if fresh:
-            with storage_errors(self.place):
+            with self._engine():
                 self._table.add(rows if len(fresh) == len(rows) else rows.take(list(fresh.values())))
                 known.update(fresh)
                 self._known = self._table.version, known
@@ -414,7 +422,7 @@ class Gallery:
             f"(path = {_quoted(path)} AND {'row IS NULL' if row is None else f'row = {int(row)}'})"
             for path, row in images
         )
-        with storage_errors(self.place):
+        with self._engine():
             self._table.checkout_latest()
             merge = self._table.merge_insert("id").when_matched_update_all().when_not_matched_insert_all()
             merge.when_not_matched_by_source_delete(old).execute(rows)
@@ -477,7 +485,7 @@ class Gallery:
 
     def delete_where(self, where: str) -> int:
         """`delete` by a process that holds the lock."""
-        with storage_errors(self.place, where):
+        with self._engine(where):
             self._table.checkout_latest()
             deleted = self._table.delete(where).num_deleted_rows
         self._known = None
@@ -506,7 +514,7 @@ class Gallery:
                                 "them are compared, which is exact")  # fmt: skip
         partitions = partitions or max(1, min(512, round(people**0.5)))
         config = kinds[kind](distance_type="cosine", num_partitions=partitions, max_iterations=10, sample_rate=64)
-        with self.writing(), storage_errors(self.place):
+        with self.writing(), self._engine():
             self._table.checkout_latest()
             self._table.create_index("embedding", config=config, replace=True, name=INDEX_NAME)
 
@@ -517,7 +525,7 @@ class Gallery:
         Returns:
             `stats()` afterwards.
         """
-        with self.writing(), storage_errors(self.place):
+        with self.writing(), self._engine():
             self._table.checkout_latest()
             self._table.optimize(cleanup_older_than=keep)
         return self.stats()
@@ -535,7 +543,7 @@ class Gallery:
         """The ids of the newest version."""
         version = self.refresh()
         if self._known is None or self._known[0] != version:
-            with storage_errors(self.place):
+            with self._engine():
                 found = self._table.search().select(["id"]).to_arrow().column("id").to_pylist()
             self._known = version, set(found)
         return self._known[1]
