@@ -141,7 +141,11 @@ def _rounded_up(value: float) -> str:
 def command_of(words: list[str]) -> str:
     """A command as the reader would type it, from `sys.argv`: without folders of this machine."""
     script, *words = words
-    folders = {position + 1 for position, word in enumerate(words) if word in ("--work", "--out", "--backbone")}
+    folders = {
+        position + 1
+        for position, word in enumerate(words)
+        if word in ("--work", "--out", "--backbone", "--text-model")
+    }
     shown = ["DIR" if position in folders and "/" in word else word for position, word in enumerate(words)]
     return f"python benchmarks/{Path(script).name} {shlex.join(shown)}".rstrip()
 

@@ -51,6 +51,18 @@ def load(name):
     return module
 
 
+def test_a_gallery_is_measured_beside_a_scan(tmp_path):
+    script = load("gallery")
+    report = {"fill": script.fill(tmp_path, 2000)}
+    queries = script.make_queries(tmp_path, 3)
+    report |= {stage: getattr(script, stage)(tmp_path, queries) for stage in ("search", "scan", "engine")}
+    for kind in script.KINDS:
+        for ours, scanned in zip(report["search"]["found"][kind], report["scan"]["found"][kind]):
+            # The same people; rounding of vectors may exchange the tenth.
+            assert len(set(ours) & set(scanned)) >= len(scanned) - ("vector" in kind), kind
+    assert script.table(report).count("| 1/") == 12
+
+
 def test_the_ablation_of_clear_pairs_seeds():
     script = load("clear_ablation")
     numbers = {"ViT": (0.5, 0.6), "Swin": (0.6, 0.8)}
@@ -426,3 +438,29 @@ def test_so_many_frames_in_a_row_are_occluded():
     features = {"free": Features(free), "occluded": Features(occluded)}
     mixed = video.Mixed(features, video.rows_at(0.5, groups[:2], 1), np.zeros((2, 4), np.int64), 12)
     assert mixed[1]["patch_embeds"].mean() == 1.5 and mixed[0]["frame_mask"].all()
+
+
+def test_the_benchmark_of_retrieval_draws_and_measures_queries():
+    script = load("retrieval")
+    schema = get_schema("pa100k")
+    labels = np.random.default_rng(0).integers(0, 2, (30, len(schema)))
+    queries = script.draw_conditions(labels, schema, 0)
+    asked = queries != -100
+    assert len(np.unique(queries, axis=0)) == len(queries) and set(asked.sum(1)) == {1, 2, 3}
+    assert (queries[asked] == 1).all() and not asked[:, [one.sensitive for one in schema]].any()
+    vectors = np.unique(labels, axis=0)
+    truth = (labels[None] == vectors[:, None]).sum(-1)  # who agrees in all is ranked first
+    rows = script.measure(truth, vectors, labels, labels[:10])
+    assert all(row["mAP_standard"] == 1 for row in rows) and sum(row["unseen"] for row in rows) == len(vectors) - 10
+    mean, low, high = script.summarise([rows[:3], rows[3:]], "rank_1")
+    assert mean == low == high == 1 and script.summarise([rows], "mINP", "seen")[0] == 1
+    protocol = {
+        which: {
+            name: script.summarise([rows], name, None if which == "all" else which)
+            for name in rows[0]
+            if name != "unseen"
+        }
+        for which in ("all", "unseen")
+    }
+    text = script.table({"truth": {"vectors": protocol}}, "vectors")
+    assert "| truth | 100.0 [100.0, 100.0] |" in text and text.splitlines()[-1].startswith("| random | ")

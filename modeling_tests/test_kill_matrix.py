@@ -209,6 +209,28 @@ def test_features(forks, files, tmp_path):
     kill_and_finish(forks, "features", arguments, arguments, numbered(tmp_path), 4, compare)
 
 
+@pytest.mark.slow
+def test_train_retrieval(forks, files, tmp_path):
+    recognizer = tmp_path / "recognizer"
+    tiny_model("naflex").save_pretrained(recognizer)
+    tiny_processor("naflex").save_pretrained(recognizer)
+
+    def arguments(out):
+        return [
+            "train-retrieval", recognizer, "folder", "--root", files / "data", "--out", out / "head",
+            "--epochs", 4, "--embedding-size", 8,
+        ]  # fmt: skip
+
+    def again(out):
+        return [*arguments(out), "--resume"]
+
+    def compare(whole, out):
+        assert_same_files(whole, out, without=(f"head/{LIST}", "head/run.json"))
+        assert json.loads((out / "head" / LIST).read_text())["being_written"] == []
+
+    kill_and_finish(forks, "command", arguments, again, numbered(tmp_path), 5, compare)
+
+
 # In the forked process
 
 

@@ -34,6 +34,9 @@ _MODULES = {
     "labels.schema": ("Attribute", "AttributeSchema"),
     "labels.tables": ("get_schema", "list_schemas"),
     "retrieval.configuration_retriever": ("RetrieverConfig",),
+    "retrieval.encoding": ("PersonEncoder",),
+    "retrieval.gallery": ("Gallery",),
+    "retrieval.indexing": ("index_people",),
     "retrieval.modeling_retriever": ("AttributeRetriever",),
     "retrieval.queries": ("Query",),
     "visualization": ("draw_boxes",),
@@ -70,6 +73,9 @@ if TYPE_CHECKING:
     )
     from vlm_par_hf.models.vtf_par import VtfParConfig, VtfParModel, VtfParProcessor
     from vlm_par_hf.retrieval.configuration_retriever import RetrieverConfig
+    from vlm_par_hf.retrieval.encoding import PersonEncoder
+    from vlm_par_hf.retrieval.gallery import Gallery
+    from vlm_par_hf.retrieval.indexing import index_people
     from vlm_par_hf.retrieval.modeling_retriever import AttributeRetriever
     from vlm_par_hf.retrieval.queries import Query
     from vlm_par_hf.visualization import draw_boxes

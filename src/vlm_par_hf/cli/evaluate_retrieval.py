@@ -22,7 +22,7 @@ def add_parser(commands) -> argparse.ArgumentParser:
         description="Every attribute vector of the split is a query; right is who has exactly it. Writes "
         "retrieval.json and retrieval.md.",
     )
-    parser.add_argument("checkpoint", help="checkpoint folder or repository of the recogniser")
+    parser.add_argument("checkpoint", help="the recogniser: folder or repository, or embedded")
     add_data_options(parser)
     parser.add_argument("--head", metavar="DIR", help="what vlm-par train-retrieval wrote; without: no adapters")
     parser.add_argument("--scoring", metavar="NAMES", help=f"some of {','.join(SCORINGS)} (default: all that can be)")

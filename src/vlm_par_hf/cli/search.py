@@ -16,8 +16,7 @@ from .options import quiet_transformers, say
 
 __all__ = ["add_parser", "run"]
 
-PROBABILITY_SCORES = ("log_likelihood", "l1")
-ADAPTER_SCORES = ("both", "hard", "soft")
+_SCORES = ("log_likelihood", "l1", "adapters", "adapters_hard", "adapters_soft")
 _MARKS = {True: "+", False: "-"}
 
 
@@ -34,9 +33,9 @@ def add_parser(commands) -> argparse.ArgumentParser:
     parser.add_argument("--text", metavar="WORDS", help="free words, compared by the text tower of the model")
     parser.add_argument("--top", type=int, default=20, metavar="N", help="default: %(default)s")
     parser.add_argument(
-        "--score", choices=(*PROBABILITY_SCORES, *ADAPTER_SCORES), metavar="NAME",
-        help="how a query ranks: log_likelihood of its conditions (default), l1, or by the adapters of a retrieval "
-        "head: both, hard, soft",
+        "--score", choices=_SCORES, metavar="NAME",
+        help="how a query ranks: log_likelihood of its conditions (default), l1, or by a retrieval head: adapters, "
+        "adapters_hard, adapters_soft",
     )  # fmt: skip
     parser.add_argument("--filter", metavar="QUERY", help="only people whose answers meet all of this")
     parser.add_argument("--where", metavar="SQL", help='only rows that meet this: "time < 60 AND quality > 0.8"')
@@ -91,7 +90,7 @@ def run(args) -> int:
 
 def _vector(args, gallery):
     """What the gallery's vectors are compared with; None for a query that is scored by probabilities."""
-    is_adapter = args.score in ADAPTER_SCORES
+    is_adapter = (args.score or "").startswith("adapters")
     if not (args.image or args.text or is_adapter or args.model):
         return None
     from vlm_par_hf.auto import register
@@ -108,7 +107,7 @@ def _vector(args, gallery):
     if args.image:
         return encoder.embed([args.image])[0]
     if args.text:
-        return encoder.embed_text(args.text)
+        return encoder.embed_text(args.text, allow_sensitive=args.allow_sensitive)
     if is_adapter:
         from vlm_par_hf.retrieval.queries import Query
 

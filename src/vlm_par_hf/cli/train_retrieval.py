@@ -17,13 +17,13 @@ def add_parser(commands) -> argparse.ArgumentParser:
         description="Train the adapters of CLEAR over the frozen vectors of a checkpoint: people and queries in one "
         "space. The checkpoint itself stays as it is.",
     )
-    parser.add_argument("checkpoint", help="checkpoint folder or repository")
+    parser.add_argument("checkpoint", help="checkpoint folder or repository, or embedded")
     add_data_options(parser)
     parser.add_argument("--out", required=True, metavar="DIR", help="folder to write")
     parser.add_argument(
         "--attributes", metavar="NAMES", help="what queries ask for, such as Hat,Backpack (default: all)"
     )
-    parser.add_argument("--epochs", type=int, metavar="N", help="default: 40; the best on validation is kept")
+    parser.add_argument("--epochs", type=int, metavar="N", help="default: 20; the best on validation is kept")
     parser.add_argument("--learning-rate", type=float, metavar="RATE", help="of AdamW")
     parser.add_argument("--seed", type=int, metavar="N", help="of weights and order (default: 0)")
     group = parser.add_argument_group("head")
@@ -33,7 +33,9 @@ def add_parser(commands) -> argparse.ArgumentParser:
     group.add_argument("--template", choices=("prompts", "paper"), help="sentence of soft queries")
     group.add_argument("--hard-weight", type=float, metavar="W", help="of hard queries (default: 0.3; 0: without)")
     group.add_argument("--soft-weight", type=float, metavar="W", help="of soft queries (default: 0.7; 0: without)")
-    group.add_argument("--open-share", type=float, metavar="P", help="of steps with partly open queries")
+    group.add_argument(
+        "--open-share", type=float, metavar="P", help="of training steps with partly open queries (default: 0)"
+    )
     parser.add_argument("--cache-features", metavar="DIR", help="features that vlm-par train keeps there")
     parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="pictures per pass (default: 64)")
     parser.add_argument("--workers", type=int, default=0, metavar="N", help="data loader processes")

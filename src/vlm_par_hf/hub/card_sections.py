@@ -228,12 +228,17 @@ def intended_use_section(schema: AttributeSchema) -> str:
     names = [markdown_code(one.name) for one in schema if one.sensitive]
     text = """## Intended use
 
-Describing what a person in a crop visibly wears and carries: research on attribute recognition, sorting and searching
-footage that may lawfully be processed, pre-annotation that a human checks.
+Describing what a person in a crop visibly wears and carries: research on attribute recognition, sorting footage that
+may lawfully be processed, pre-annotation that a human checks.
+
+Searching people by attributes is a decision to take on purpose: for lost persons, for your own footage where the law
+lets you search it, for work on data sets. Not for tracking or profiling individuals.
 
 ## Not for
 
 - Identifying a person, or following one person without a legal basis.
+- Tracking or profiling individuals by searching for them. People who dress alike are found alike: what a search finds
+  are candidates for a human to look at.
 - Decisions about people (police work, access, employment, credit, insurance, care), alone or as the main ground.
 - Covert or indiscriminate observation of public places.
 - Anything that is not visible: ethnicity, origin, belief, health, mood, intent, character.

@@ -116,7 +116,7 @@ class PushToHub:
             folder = Path(temporary)
             files = {} if variant is None else {"variant": variant}
             self.save_pretrained(folder, max_shard_size=max_shard_size, **files)
-            _remove_local_backbone(folder / "config.json")
+            _remove_local_paths(folder / "config.json")
             all_tags = [
                 *(getattr(model, "model_tags", None) or ()),
                 *([tags] if isinstance(tags, str) else tags or ()),
@@ -124,7 +124,7 @@ class PushToHub:
 
             def write_card() -> None:
                 if model is not None:
-                    _write_card(folder, getattr(model, "name_or_path", ""), repo_id, all_tags, metrics)
+                    self._write_card(folder, getattr(model, "name_or_path", ""), repo_id, all_tags, metrics)
 
             return push_folder(
                 folder,
@@ -142,6 +142,23 @@ class PushToHub:
     def _model_of_card(self) -> Any:
         """The model that the card describes; None: no card is written."""
         return self
+
+    def _write_card(self, folder: Path, source_name: str, repo_id: str, tags: list[str], metrics: Any) -> None:
+        """Writes the card of `folder`. Reuses card and records of the source folder only if its weights equal those
+        pushed."""
+        source = Path(source_name) if source_name else None
+        is_source = source is not None and source.is_dir() and _same_weights(source, folder)
+        if is_source and metrics is None and (source / CARD).is_file():
+            for name in (CARD, EVAL_RESULTS):
+                if (source / name).is_file():
+                    (folder / name).parent.mkdir(exist_ok=True)
+                    shutil.copyfile(source / name, folder / name)
+            return
+        self._new_card(source if is_source else folder, folder / CARD, repo_id, tags, metrics)
+
+    def _new_card(self, checkpoint: Path, out: Path, repo_id: str, tags: list[str], metrics: Any) -> None:
+        """Writes a new card from a checkpoint's files; subclasses with a card of their own override it."""
+        write_model_card(checkpoint, metrics, out=out, name=repo_id, tags=tags, overwrite=True)
 
 
 def _stamps(folder: str | Path) -> dict[Path, tuple[int, int]]:
@@ -259,29 +276,16 @@ def _explain_hub_errors(doing: str, repo_id: str) -> Iterator[None]:
         ) from error
 
 
-def _remove_local_backbone(path: Path) -> None:
-    """Removes this machine's path of the backbone from a `config.json` before it is pushed.
+def _remove_local_paths(path: Path) -> None:
+    """Removes this machine's path of the backbone, or of a retrieval head's recogniser, from a `config.json` before it
+    is pushed.
 
     A full checkpoint does not need the path, because it holds the backbone's weights.
     """
     config = read_json(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    if Path(config.get("backbone_name") or "").is_absolute():
-        atomic_write_json(path, {**config, "backbone_name": None})
-
-
-def _write_card(folder: Path, source_name: str, repo_id: str, tags: list[str], metrics: Any) -> None:
-    """Writes the card of `folder`. Reuses card and records of the source folder only if its weights equal those
-    pushed."""
-    source = Path(source_name) if source_name else None
-    is_source = source is not None and source.is_dir() and _same_weights(source, folder)
-    if is_source and metrics is None and (source / CARD).is_file():
-        for name in (CARD, EVAL_RESULTS):
-            if (source / name).is_file():
-                (folder / name).parent.mkdir(exist_ok=True)
-                shutil.copyfile(source / name, folder / name)
-        return
-    checkpoint = source if is_source else folder
-    write_model_card(checkpoint, metrics, out=folder / CARD, name=repo_id, tags=tags, overwrite=True)
+    local = [name for name in ("backbone_name", "recognizer") if Path(config.get(name) or "").is_absolute()]
+    if local:
+        atomic_write_json(path, {**config, **dict.fromkeys(local)})
 
 
 def _same_weights(first: Path, second: Path) -> bool:

@@ -23,7 +23,7 @@ from .queries import Condition, Query
 from .scoring import l1, log_likelihood, matches
 
 
-__all__ = ["DETAILS", "PEOPLE", "SCORES", "Columns", "column_names", "storage_errors"]
+__all__ = ["DETAILS", "PEOPLE", "SCORES", "Columns", "column_names", "matrix_of", "storage_errors"]
 
 PEOPLE = "people"  # the name of the table
 DETAILS = ("id", "path", "row", "person", "box", "video", "frame", "time", "track", "height", "quality")
@@ -85,8 +85,10 @@ class Columns:
         self, table: Any, schema: AttributeSchema, decisions: Mapping[str, Any] | None = None, *, memory: int = 1 << 30
     ):
         self.table, self.schema, self.memory = table, schema, memory
+        self.label_mask = schema.label_mask()
         self._names = column_names(schema)
         self._biases = None if decisions is None else Decisions.from_dict(decisions).bias_table(schema)
+        self._schemas: dict[str, AttributeSchema] = {}
         self._version: int | None = None
         self._kept: OrderedDict[Any, np.ndarray] = OrderedDict()
 
@@ -108,11 +110,6 @@ class Columns:
     def answers(self, name: str) -> np.ndarray:
         """The answers to an attribute, class indices `(N,)` as the pipeline gives them."""
         return self._keep(("answer", name), lambda: self._decide(name, self.attribute(name)))
-
-    def answer(self, name: str, probabilities: np.ndarray) -> dict[str, Any]:
-        """The answer for one person with these probabilities `(K,)`: `{"label", "score"}`."""
-        chosen = int(self._decide(name, probabilities[None])[0])
-        return {"label": self.schema[name].labels[chosen], "score": float(probabilities[chosen])}
 
     def meets(self, condition: Condition) -> np.ndarray:
         """Whose answer meets a condition, bool `(N,)`."""
@@ -144,7 +141,7 @@ class Columns:
         if "vectors" not in self._kept:
             if rows is not None and len(rows) <= _FEW:
                 found, values = self._take(rows, ["embedding"])
-                return _matrix(values["embedding"])[np.argsort(found)].astype(np.float32) @ vector
+                return matrix_of(values["embedding"])[np.argsort(found)].astype(np.float32) @ vector
             if count * len(vector) * 2 > self.memory:
                 found = np.concatenate([chunk.astype(np.float32) @ vector for chunk in self._vectors()])
                 return found if rows is None else found[rows]
@@ -157,26 +154,24 @@ class Columns:
             found[part] = vectors[part if rows is None else rows[part]].astype(np.float32) @ vector
         return found
 
-    def details(self, rows: np.ndarray) -> list[dict[str, Any]]:
-        """`DETAILS` and the probabilities (`"probabilities"`: {attribute: (K,)}) of some rows, in their order."""
+    def details(self, rows: np.ndarray) -> tuple[list[dict[str, Any]], dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """Of some rows, in their order: `DETAILS`; for each attribute the probabilities `(n, K)`; and the answers, as
+        class indices `(n,)`."""
         if not len(rows):
-            return []
+            empty = {one.name: np.zeros((0, one.num_labels), np.float32) for one in self.schema}
+            return [], empty, {name: np.zeros(0, np.int16) for name in empty}
         names = list(self._names.values())
         ids, values = self._take(rows, [*DETAILS, *names])
-        table = {name: values[name].to_pylist() for name in (*DETAILS, *names)}
-        place = {int(row_id): position for position, row_id in enumerate(ids)}
-        found = []
-        for row in rows:
-            position = place[int(self.row_ids[row])]
-            one = {name: table[name][position] for name in DETAILS}
-            one["probabilities"] = {
-                attribute.name: self._fill_labels(
-                    [table[self._names[a, k]][position] for k in range(attribute.num_labels) if (a, k) in self._names]
-                )
-                for a, attribute in enumerate(self.schema)
-            }
-            found.append(one)
-        return found
+        order = np.argsort(np.argsort(self.row_ids[rows]))  # the engine may return them in another order
+        order = np.argsort(ids)[order]
+        columns = [values[name].take(order).to_pylist() for name in DETAILS]
+        details = [dict(zip(DETAILS, one)) for one in zip(*columns)]
+        probabilities = {}
+        for a, attribute in enumerate(self.schema):
+            own = [self._names[a, k] for k in range(attribute.num_labels) if (a, k) in self._names]
+            found = np.stack([values[name].to_numpy()[order] for name in own], axis=1)
+            probabilities[attribute.name] = self._fill_labels(found)
+        return details, probabilities, {name: self._decide(name, found) for name, found in probabilities.items()}
 
     def where(self, condition: str) -> np.ndarray:
         """The positions of the rows that meet a condition in SQL, ascending."""
@@ -238,7 +233,9 @@ class Columns:
 
     def _alone(self, name: str) -> AttributeSchema:
         """A label space of one attribute."""
-        return AttributeSchema([replace(self.schema[name], mirror=None, requires=None, group=None)])
+        if name not in self._schemas:
+            self._schemas[name] = AttributeSchema([replace(self.schema[name], mirror=None, requires=None, group=None)])
+        return self._schemas[name]
 
     def _take(self, rows: np.ndarray, names: list[str]):
         """The row ids and columns of some rows, in the order of the engine."""
@@ -250,7 +247,7 @@ class Columns:
         for start in _starts(len(self.row_ids)):
             query = self.table.search().select(["embedding"]).with_row_id(True).offset(start).limit(_CHUNK)
             table = query.to_arrow()
-            yield _matrix(table.column("embedding"))
+            yield matrix_of(table.column("embedding"))
 
     def _fill(self, count: int, size: int) -> np.ndarray:
         vectors = np.empty((count, size), np.float16)
@@ -270,7 +267,7 @@ def _starts(count: int) -> range:
     return range(0, count, _CHUNK)
 
 
-def _matrix(column) -> np.ndarray:
+def matrix_of(column) -> np.ndarray:
     """A column of vectors as float16 `(N, D)`."""
     values = column.combine_chunks()
     return values.flatten().to_numpy(zero_copy_only=False).reshape(len(values), values.type.list_size)

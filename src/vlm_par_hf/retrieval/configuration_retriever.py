@@ -66,7 +66,7 @@ class RetrieverConfig(LabelSpaceConfig, PreTrainedConfig):
     margin: float | int = 0.2
     hard_weight: float | int = 0.3
     soft_weight: float | int = 0.7
-    open_share: float | int = 0.5
+    open_share: float | int = 0.0
     num_categories: int = 0
     recognizer: str | None = None
     recognizer_type: str | None = None

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -19,10 +20,19 @@ from vlm_par_hf.inference.predicting import predict_batch
 from vlm_par_hf.utils import read_json_object
 
 from .gallery import GalleryInfo
+from .modeling_retriever import AttributeRetriever
 from .queries import Query
+from .texts import encode_free_text, text_encoder
+from .vectors import model_hash, recognizer_files
 
 
 __all__ = ["PersonEncoder"]
+
+_SENSITIVE_WORDS = re.compile(
+    r"\b((wo)?m[ae]n|(fe)?males?|boys?|girls?|lad(y|ies)|gentlem[ae]n|guys?|child(ren)?|kids?|bab(y|ies)|toddlers?|"
+    r"infants?|teen(ager)?s?|elderly|seniors?|grandmothers?|grandfathers?)\b",
+    re.IGNORECASE,
+)
 
 
 class PersonEncoder(Annotator):
@@ -47,7 +57,7 @@ class PersonEncoder(Annotator):
                 raise ParValueError(f"{self.retriever_name} names no recogniser: pass it (recognizer=, --recognizer)")
         elif recognizer is not None:
             raise ParValueError(f"recognizer={os.fspath(recognizer)!r} is for a retrieval head, and {model!r} is none")
-        super().__init__(model, **options)
+        super().__init__(None if model is None else recognizer_files(model), **options)
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in super().__getstate__().items() if name != "retriever"}
@@ -70,8 +80,6 @@ class PersonEncoder(Annotator):
         """
         if self.retriever_name is None:
             return None
-        from .modeling_retriever import AttributeRetriever
-
         with argument_in_errors("model", self.retriever_name):
             head = AttributeRetriever.from_pretrained(self.retriever_name).eval()
         if [(one.name, one.labels) for one in head.schema] != [(one.name, one.labels) for one in self.schema]:
@@ -79,6 +87,14 @@ class PersonEncoder(Annotator):
                 f"{self.retriever_name} was trained for another label space than {self.model} has: "
                 f"{'; '.join(head.schema.diff(self.schema)[:3])}"
             )
+        if head.config.recognizer_hash not in (None, model_hash(self.pipe.model)):
+            raise ParValueError(
+                f"{self.retriever_name} was trained over {head.config.recognizer!r}, and {self.model!r} has other "
+                "weights: pass the recogniser that it was trained over (recognizer=, --recognizer)"
+            )
+        if head.config.soft_weight and head.config.text_form == "flatten":  # it reads whole sentences
+            encoder = text_encoder(head.config.text_model, self.pipe.model, self.pipe.processor)
+            head.set_text_encoder(encoder, encode=False)
         return head.to(self.pipe.model.device)
 
     @property
@@ -132,38 +148,47 @@ class PersonEncoder(Annotator):
             found.append(people[0]["embedding"])
         return np.stack(found)
 
-    def embed_text(self, text: str) -> np.ndarray:
+    def embed_text(self, text: str, *, allow_sensitive: bool = False) -> np.ndarray:
         """The vector of words by the text tower of the model, float32 `(D,)`: comparable with `image_embeds` of a
         backbone that learned from pictures and texts.
 
+        Args:
+            text: words, such as "a person with a red scarf".
+            allow_sensitive: admit words for gender and age, as far as a list of words knows them.
+
         Raises:
-            ValueError: the gallery's vectors are those of a retrieval head, or the model has no text tower.
+            ValueError: a word for gender or age; the gallery's vectors are those of a retrieval head, or the model has
+                no text tower.
         """
         if self.retriever is not None:
             raise ParValueError(
                 "free text is compared with the vectors of a backbone, and these are of a retrieval head: ask for "
                 "attributes, or index with the recogniser itself as --model"
             )
-        from .texts import encode_free_text
-
+        word = _SENSITIVE_WORDS.search(text)
+        if word is not None and not allow_sensitive:
+            raise ParValueError(
+                f"the text says {word[0]!r}: searching people by perceived gender or age is a decision to take on "
+                "purpose (allow_sensitive=True, --allow-sensitive)"
+            )
         return encode_free_text([text], self.pipe.model, self.pipe.processor)[0].float().cpu().numpy()
 
-    def embed_query(self, query: Query, part: str = "both") -> np.ndarray:
+    def embed_query(self, query: Query, scoring: str = "adapters") -> np.ndarray:
         """The vector of a query by the adapters of the retrieval head, float32 `(D,)`.
 
         Args:
             query: of this label space.
-            part: `"hard"`, `"soft"` or `"both"`.
+            scoring: `"adapters"`, `"adapters_hard"` or `"adapters_soft"`.
 
         Raises:
             ValueError: there is no retrieval head, or it was not trained for that part.
         """
         if self.retriever is None:
             raise ParValueError(
-                f"score={part!r} needs a retrieval head, and {self.model or 'the embedded model'} is a recogniser: "
+                f"score={scoring!r} needs a retrieval head, and {self.model or 'the embedded model'} is a recogniser: "
                 "train one (vlm-par train-retrieval) and index with it"
             )
-        return self.retriever.embed_queries([query], part=part)[0].float().cpu().numpy()
+        return self.retriever.embed_queries([query], part=scoring.partition("_")[2] or "both")[0].float().cpu().numpy()
 
 
 def _digest_of(model: torch.nn.Module) -> str:

@@ -33,6 +33,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from threading import RLock
 from typing import Any
 
 import numpy as np
@@ -42,9 +43,9 @@ from vlm_par_hf.labels.schema import AttributeSchema
 from vlm_par_hf.output_folders import LOCK, lock_file, refuse_link
 from vlm_par_hf.utils import iterate, require, shorten
 
-from .columns import DETAILS, PEOPLE, Columns, column_names, storage_errors
+from .columns import DETAILS, PEOPLE, Columns, column_names, matrix_of, storage_errors
 from .queries import Query
-from .scoring import SMALLEST_PROBABILITY, flat_probabilities
+from .scoring import SMALLEST_PROBABILITY
 from .searching import SearchResult, search_gallery
 
 
@@ -153,6 +154,7 @@ class Gallery:
         self._database, self._table = database, table
         self.columns = Columns(table, info.schema, info.decisions, memory=memory)
         self._known: tuple[int, set[str]] | None = None  # the version, and the ids in it
+        self._lock = RLock()  # of threads: a search needs one version from its beginning to its end
 
     # Making and opening
 
@@ -240,6 +242,12 @@ class Gallery:
             info.check_same(expected, place)
         return cls(place, info, database, table, memory=memory)
 
+    @contextmanager
+    def _engine(self, where: str | None = None) -> Iterator[None]:
+        """The engine for one thread at a time, its errors as `storage_errors` has them."""
+        with self._lock, storage_errors(self.place, where):
+            yield
+
     # Reading
 
     def __len__(self) -> int:
@@ -254,7 +262,7 @@ class Gallery:
 
     def refresh(self) -> int:
         """Goes to the newest version, in which other processes may have added people; returns its number."""
-        with storage_errors(self.place):
+        with self._engine():
             self._table.checkout_latest()
             return self._table.version
 
@@ -292,8 +300,8 @@ class Gallery:
         read = _QueryReader(self.schema, allow_sensitive)
         if where is not None and not allow_sensitive:
             self._refuse_sensitive(where)
-        self.refresh()
-        with storage_errors(self.place):
+        with self._engine():
+            self.refresh()
             return search_gallery(
                 self.columns,
                 read(query, "query"),
@@ -309,7 +317,7 @@ class Gallery:
         """What was read: arrays `path`, `row` (-1: an image file), `size`, `mtime_ns`, `digest` and `id`, an entry per
         person."""
         self.refresh()
-        with storage_errors(self.place):
+        with self._engine():
             names = ["path", "row", "size", "mtime_ns", "digest", "id"]
             found = self._table.search().select(names).to_arrow()
         return {
@@ -320,10 +328,30 @@ class Gallery:
             for name in names
         }
 
+    def embeddings(self, images: Sequence[tuple[str, int | None]]) -> np.ndarray:
+        """The vectors of people, float32 `(N, D)`, of images that are named by path and row (None: an image file), in
+        that order; of an image with several people that of the first one.
+
+        Raises:
+            ValueError: one of them is not in the gallery.
+        """
+        ids = [person_id(path, row, 0) for path, row in images]
+        found: dict[str, np.ndarray] = {}
+        self.refresh()
+        for start in range(0, len(ids), 500):
+            names = ", ".join(map(_quoted, ids[start : start + 500]))
+            with self._engine():
+                table = self._table.search().where(f"id IN ({names})").select(["id", "embedding"]).to_arrow()
+            found.update(zip(table.column("id").to_pylist(), matrix_of(table.column("embedding"))))
+        missing = next((image for one, image in zip(ids, images) if one not in found), None)
+        if missing is not None:
+            raise ParValueError(f"{missing[0]!r}, row {missing[1]}, is not in the gallery {self.place!r}")
+        return np.stack([found[one] for one in ids]).astype(np.float32)
+
     def stats(self) -> dict[str, Any]:
         """Numbers of the newest version: people, files, bytes on disk, fragments, the index and what it lacks."""
         version = self.refresh()
-        with storage_errors(self.place):
+        with self._engine():
             found = self._table.stats()
             paths = self._table.search().select(["path"]).to_arrow().column("path")
             index = self._table.index_stats(INDEX_NAME) if self.columns.has_index() else None
@@ -370,42 +398,71 @@ class Gallery:
             ValueError: a field is missing, unknown or of another shape, a number is not finite, or `model` is another
                 checkpoint; nothing is added. Another process is writing.
         """
-        rows = [self._row(one, position) for position, one in enumerate(iterate(people, "people"))]
+        rows = self.prepare(iterate(people, "people"))
         with self.writing():
             return self.add_rows(rows)
 
-    def add_rows(self, rows: Sequence[dict[str, Any]]) -> dict[str, int]:
+    def add_rows(self, rows: Any) -> dict[str, int]:
         """`add` for rows that are prepared (`prepare`), by a process that holds the lock."""
-        import pyarrow
-
         known = self._ids()
-        fresh = list({row["id"]: row for row in rows if row["id"] not in known}.values())
+        fresh: dict[str, int] = {}  # id -> position
+        for position, one in enumerate(rows.column("id").to_pylist()):
+            if one not in known:
+                fresh.setdefault(one, position)
         if fresh:
-            schema = self._table.schema.remove_metadata()
-            with storage_errors(self.place):
-                self._table.add(pyarrow.Table.from_pylist(fresh, schema=schema))
-                known.update(row["id"] for row in fresh)
+            with self._engine():
+                self._table.add(rows if len(fresh) == len(rows) else rows.take(list(fresh.values())))
+                known.update(fresh)
                 self._known = self._table.version, known
         return {"added": len(fresh), "already_there": len(rows) - len(fresh)}
 
-    def replace_rows(self, rows: Sequence[dict[str, Any]], images: Iterable[tuple[str, int | None]]) -> None:
+    def replace_rows(self, rows: Any, images: Iterable[tuple[str, int | None]]) -> None:
         """Puts the rows of some images, `(path, row)`, in the place of those that are there, in one commit."""
-        import pyarrow
-
-        table = pyarrow.Table.from_pylist(list(rows), schema=self._table.schema.remove_metadata())
         old = " OR ".join(
             f"(path = {_quoted(path)} AND {'row IS NULL' if row is None else f'row = {int(row)}'})"
             for path, row in images
         )
-        with storage_errors(self.place):
+        with self._engine():
             self._table.checkout_latest()
             merge = self._table.merge_insert("id").when_matched_update_all().when_not_matched_insert_all()
-            merge.when_not_matched_by_source_delete(old).execute(table)
+            merge.when_not_matched_by_source_delete(old).execute(rows)
         self._known = None
 
-    def prepare(self, people: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        """The rows of people, checked, for `add_rows`."""
-        return [self._row(one, position) for position, one in enumerate(people)]
+    def prepare(self, people: Iterable[Mapping[str, Any]]) -> Any:
+        """People as an Arrow table with the columns of the gallery, checked, for `add_rows`."""
+        import pyarrow
+
+        people = [self._checked(one, f"people[{position}]") for position, one in enumerate(people)]
+        count, size = len(people), self.info.embedding["size"]
+        L = sum(self.schema.num_labels)
+        flat = np.array([one["probabilities"] for one in people], dtype=np.float32).reshape(count, L)
+        vectors = np.array([one["embedding"] for one in people], dtype=np.float32).reshape(count, size)
+        wrong = ~((flat >= 0) & (flat <= 1 + 1e-5)).all(1)
+        if wrong.any():
+            row = int(wrong.argmax())
+            raise ParValueError(
+                f"people[{row}]: probabilities range from {flat[row].min():g} to {flat[row].max():g}, expected 0 to 1"
+            )
+        if not np.isfinite(vectors).all():
+            row = int((~np.isfinite(vectors)).any(1).argmax())
+            raise ParValueError(f"people[{row}]: embedding has numbers that are not finite")
+        vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+        logarithms = np.log(np.clip(np.concatenate([flat, 1 - flat], axis=1), SMALLEST_PROBABILITY, 1))
+        first = np.concatenate([[0], np.cumsum(self.schema.num_labels)])
+        known: dict[str, Any] = {
+            "id": [person_id(one["path"], one.get("row"), one["person"]) for one in people],
+            "embedding": _vectors(vectors),
+            "log_likelihood": _vectors(logarithms),
+            **{name: flat[:, first[a] + k] for (a, k), name in column_names(self.schema).items()},
+        }
+        schema = self._table.schema.remove_metadata()
+        arrays = [
+            known[field.name]
+            if isinstance(known.get(field.name), pyarrow.Array)
+            else pyarrow.array(known.get(field.name, [one.get(field.name) for one in people]), field.type)
+            for field in schema
+        ]
+        return pyarrow.Table.from_arrays(arrays, schema=schema)
 
     def delete(self, where: str | None = None, *, ids: Iterable[str] = (), paths: Iterable[str] = ()) -> int:
         """Deletes people; returns how many.
@@ -428,7 +485,7 @@ class Gallery:
 
     def delete_where(self, where: str) -> int:
         """`delete` by a process that holds the lock."""
-        with storage_errors(self.place, where):
+        with self._engine(where):
             self._table.checkout_latest()
             deleted = self._table.delete(where).num_deleted_rows
         self._known = None
@@ -457,7 +514,7 @@ class Gallery:
                                 "them are compared, which is exact")  # fmt: skip
         partitions = partitions or max(1, min(512, round(people**0.5)))
         config = kinds[kind](distance_type="cosine", num_partitions=partitions, max_iterations=10, sample_rate=64)
-        with self.writing(), storage_errors(self.place):
+        with self.writing(), self._engine():
             self._table.checkout_latest()
             self._table.create_index("embedding", config=config, replace=True, name=INDEX_NAME)
 
@@ -468,7 +525,7 @@ class Gallery:
         Returns:
             `stats()` afterwards.
         """
-        with self.writing(), storage_errors(self.place):
+        with self.writing(), self._engine():
             self._table.checkout_latest()
             self._table.optimize(cleanup_older_than=keep)
         return self.stats()
@@ -486,49 +543,40 @@ class Gallery:
         """The ids of the newest version."""
         version = self.refresh()
         if self._known is None or self._known[0] != version:
-            with storage_errors(self.place):
+            with self._engine():
                 found = self._table.search().select(["id"]).to_arrow().column("id").to_pylist()
             self._known = version, set(found)
         return self._known[1]
 
-    def _row(self, person: Mapping[str, Any], position: int) -> dict[str, Any]:
-        where = f"people[{position}]"
+    def _checked(self, person: Mapping[str, Any], where: str) -> dict[str, Any]:
+        """A person with flat probabilities and no field that is unknown."""
         if not isinstance(person, Mapping):
             raise ParTypeError(f"{where} is {shorten(person)}, expected a dict")
-        unknown = set(person) - _FIELDS
-        missing = {"path", "probabilities", "embedding"} - set(person)
+        unknown, missing = person.keys() - _FIELDS, _NEEDED - person.keys()
         if unknown or missing:
             what = f"the unknown field {min(unknown)!r}" if unknown else f"no {min(missing)!r}"
             raise ParValueError(f"{where} has {what}, expected {', '.join(sorted(_FIELDS))}")
-        probabilities = np.asarray(person["probabilities"], dtype=np.float64)[None]
-        flat = flat_probabilities(probabilities, self.schema)[0]
-        if (flat < 0).any() or (flat > 1 + 1e-6).any():
-            raise ParValueError(f"{where}: probabilities range from {flat.min():g} to {flat.max():g}, expected 0 to 1")
-        embedding = np.asarray(person["embedding"], dtype=np.float32)
-        size = self.info.embedding["size"]
-        if embedding.shape != (size,) or not np.isfinite(embedding).all():
-            raise ParValueError(f"{where}: embedding has shape {embedding.shape}, expected ({size},) finite numbers")
+        probabilities, embedding = np.asarray(person["probabilities"]), np.asarray(person["embedding"])
+        mask, size = self.columns.label_mask, self.info.embedding["size"]
+        if probabilities.shape == mask.shape:
+            probabilities = probabilities[mask]
+        elif probabilities.shape != (mask.sum(),):
+            raise ParValueError(
+                f"{where}: probabilities have shape {probabilities.shape}, expected {mask.shape}, or ({mask.sum()},), "
+                "one per label"
+            )
+        if embedding.shape != (size,):
+            raise ParValueError(f"{where}: embedding has shape {embedding.shape}, expected ({size},)")
         model = person.get("model") or self.info.model_fingerprint
         if model != self.info.model_fingerprint:
             raise ParValueError(
                 f"{where} was made by a checkpoint with the fingerprint {shorten(model)}, and the gallery "
                 f"{self.place!r} by {self.info.model!r} ({self.info.model_fingerprint[:12]})"
             )
-        logarithms = np.log(np.clip(np.concatenate([flat, 1 - flat]), SMALLEST_PROBABILITY, 1))
-        path, number, row = str(person["path"]), int(person.get("person") or 0), person.get("row")
-        first = np.concatenate([[0], np.cumsum(self.schema.num_labels)])
-        names = column_names(self.schema)
         return {
-            **{name: person.get(name) for name in (*DETAILS, "size", "mtime_ns", "digest")},
-            "id": person_id(path, row, number),
-            "path": path,
-            "person": number,
-            "quality": person.get("quality"),
-            "model": model,
-            **{name: np.float32(flat[first[a] + k]) for (a, k), name in names.items()},
-            "embedding": (embedding / max(float(np.linalg.norm(embedding)), 1e-12)).astype(np.float16),
-            "log_likelihood": logarithms.astype(np.float16),
-        }
+            **person, "path": str(person["path"]), "person": int(person.get("person") or 0), "model": model,
+            "probabilities": probabilities, "embedding": embedding,
+        }  # fmt: skip
 
 
 class _QueryReader:
@@ -549,7 +597,8 @@ class _QueryReader:
         raise ParTypeError(f"{argument} is {shorten(given)}, expected a Query, a dict or text")
 
 
-_FIELDS = {"probabilities", "embedding", "size", "mtime_ns", "digest", "model", *DETAILS} - {"id"}
+_NEEDED = {"path", "probabilities", "embedding"}
+_FIELDS = {*_NEEDED, "size", "mtime_ns", "digest", "model", *DETAILS} - {"id"}
 
 
 def _arrow_schema(info: GalleryInfo):
@@ -580,6 +629,14 @@ def _connect(place: str, storage_options: Mapping[str, str] | None):
     options = None if storage_options is None else dict(storage_options)
     with storage_errors(place):
         return lancedb.connect(place, storage_options=options, session=session)
+
+
+def _vectors(values: np.ndarray):
+    """Vectors `(N, D)` as an Arrow array of float16."""
+    import pyarrow
+
+    flat = pyarrow.array(values.astype(np.float16).reshape(-1), pyarrow.float16())
+    return pyarrow.FixedSizeListArray.from_arrays(flat, values.shape[1])
 
 
 def _quoted(value: Any) -> str:

@@ -31,7 +31,9 @@ from vlm_par_hf.hub.pushing import PushToHub
 from vlm_par_hf.hub.remote_code import write_remote_code
 from vlm_par_hf.labels.schema import UNKNOWN_LABEL
 from vlm_par_hf.upstream import TransformersModel, init
+from vlm_par_hf.utils import atomic_write_text, read_json_object
 
+from .card import retriever_card
 from .configuration_retriever import RetrieverConfig
 from .queries import Query
 from .scoring import label_weights, weights_of_labels
@@ -254,9 +256,10 @@ class AttributeRetriever(PushToHub, TransformersModel):
         so it is applied to the words, of which there are far fewer than queries times slots; the result is the same.
         """
         first = self.soft_adapter.first
-        weight = first.weight.unflatten(1, (len(self.template.slots), -1))  # (4 o, slots, d)
-        slots = torch.tensor([word.slot for word in self.template.words], device=weight.device)
-        table = torch.einsum("owd,wd->wo", weight[:, slots], self.word_embeds)
+        weights = first.weight.unflatten(1, (len(self.template.slots), -1)).unbind(1)  # per slot (4 o, d)
+        counts = np.bincount([word.slot for word in self.template.words])  # words are in the order of their slots
+        words = self.word_embeds.split(counts.tolist())
+        table = torch.cat([own @ weight.T for own, weight in zip(words, weights)])
         shares = torch.from_numpy(self.template.weights(labels.cpu().numpy())).to(table)
         return self.soft_adapter.finish(shares @ table + first.bias)
 
@@ -275,16 +278,17 @@ class AttributeRetriever(PushToHub, TransformersModel):
         return torch.stack([self._states[one] for one in sentences]).to(labels)
 
     @torch.no_grad()
-    def embed_queries(self, queries: Sequence[Query] | np.ndarray, *, part: str = "both") -> torch.Tensor:
+    def embed_queries(self, queries: Sequence[Query] | np.ndarray, *, part: str | None = None) -> torch.Tensor:
         """Queries in the space of people: float32 `(Q, o)`, of unit length.
 
         Args:
             queries: of this label space; or whole attribute vectors, integers `(Q, A)`, -100 = open.
-            part: `"hard"` or `"soft"`: this half alone, the other one is 0; `"both"`.
+            part: `"hard"` or `"soft"`: this half alone, the other one is 0; `"both"`; None: all that there is.
 
         Raises:
             ValueError: the head was not trained for that part, or a query is of another label space.
         """
+        part = self.parts[0] if part is None else part
         if part not in self.parts:
             raise ParValueError(f"part={part!r}, but this head was trained for {', '.join(self.parts)}")
         if isinstance(queries, np.ndarray):
@@ -363,6 +367,11 @@ class AttributeRetriever(PushToHub, TransformersModel):
         classes = {"AutoConfig": "RetrieverConfig", "AutoModel": "AttributeRetriever"}
         self.config.auto_map = write_remote_code(save_directory, self.config.model_type, **classes)
         super()._save_files(save_directory, **kwargs)
+
+    def _new_card(self, checkpoint: Path, out: Path, repo_id: str, tags: list[str], metrics: Any) -> None:
+        records = [] if metrics is None else [metrics] if isinstance(metrics, dict) else list(metrics)
+        run = read_json_object(checkpoint / "run.json")
+        atomic_write_text(out, retriever_card(self.config, name=repo_id, tags=tags, run=run, records=records))
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, *model_args: Any, **kwargs: Any) -> Self:

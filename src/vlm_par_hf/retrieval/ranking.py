@@ -75,7 +75,7 @@ def rank_people(
     if embeddings is None:
         _need(scoring, image_embeds=image_embeds)
         embeddings = retriever.embed_images(image_embeds, probabilities)
-    part = {"adapters": retriever.parts[0], "adapters_hard": "hard", "adapters_soft": "soft"}[scoring]
+    part = {"adapters": None, "adapters_hard": "hard", "adapters_soft": "soft"}[scoring]
     asked = retriever.embed_queries(queries, part=part)
     return (asked @ torch.as_tensor(embeddings).to(asked).T).cpu().numpy()
 

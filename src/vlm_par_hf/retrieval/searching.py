@@ -12,12 +12,11 @@ from vlm_par_hf.utils import shorten
 
 from .columns import SCORES, Columns
 from .queries import Condition, Query
-from .scoring import excluding_conditions
+from .scoring import DEFAULT_SCORING, excluding_conditions
 
 
-__all__ = ["DEFAULT_SCORE", "SearchResult", "search_gallery"]
+__all__ = ["SearchResult", "search_gallery"]
 
-DEFAULT_SCORE = "log_likelihood"
 # With an index: up to so many people who pass the filter are compared one by one, which is exact and as fast.
 _EXACT = 20_000
 _PROBES = 64  # groups of the index that a search reads
@@ -74,7 +73,7 @@ def search_gallery(
         raise ParValueError("the search has neither a query nor a vector: expected one of them")
     if vector is not None and score is not None:
         raise ParValueError(f"score={score!r} is for queries, and a vector was given: expected no score with it")
-    if vector is None and (score or DEFAULT_SCORE) not in SCORES:
+    if vector is None and (score or DEFAULT_SCORING) not in SCORES:
         raise ParValueError(f"score={shorten(score)}: expected one of {', '.join(SCORES)}")
     vector = None if vector is None else _unit(vector, columns)
     count = len(columns.row_ids)
@@ -98,19 +97,17 @@ def search_gallery(
     if not passed:
         found, scores = np.zeros(0, np.int64), np.zeros(0, np.float32)
     elif vector is None:
-        name = score or DEFAULT_SCORE
+        name = score or DEFAULT_SCORING
         parts = [columns.score(name, one) for one in conditions]
         found, scores = _best(sum(parts if rows is None else [part[rows] for part in parts]), rows, top)
     else:
         found, scores, exact = _nearest(columns, vector, rows, passed, top)
-    people = []
-    for rank, (one, value) in enumerate(zip(columns.details(found), scores), start=1):
-        people.append(_person(columns, one, int(found[rank - 1]), rank, float(value), conditions, met, show_sensitive))
+    people = _describe(columns, found, scores, conditions, met, show_sensitive)
     return SearchResult(
         people,
         None if query is None else query.describe(),
         None if filter is None else filter.describe(),
-        "similarity" if vector is not None else score or DEFAULT_SCORE,
+        "similarity" if vector is not None else score or DEFAULT_SCORING,
         counts,
         exact,
         message,
@@ -191,32 +188,42 @@ def _nearest(
     return order, scores, True
 
 
-def _person(
+def _describe(
     columns: Columns,
-    one: dict[str, Any],
-    row: int,
-    rank: int,
-    score: float,
+    rows: np.ndarray,
+    scores: np.ndarray,
     conditions: Sequence[Condition],
     met: dict[Condition, np.ndarray],
     show_sensitive: bool,
-) -> dict[str, Any]:
-    probabilities = one.pop("probabilities")
-    answers = {}
-    for attribute in columns.schema:
-        if attribute.sensitive and not show_sensitive:
-            continue
-        answers[attribute.name] = columns.answer(attribute.name, probabilities[attribute.name])
-    why = []
+) -> list[dict[str, Any]]:
+    """What is said of the people who were found, best first."""
+    details, probabilities, answers = columns.details(rows)
+    shown = [one for one in columns.schema if show_sensitive or not one.sensitive]
+    named = {}
     for condition in conditions:
         own = columns.schema[condition.attribute]
-        named = sum(float(probabilities[own.name][own.labels.index(label)]) for label in condition.labels)
-        why.append(
+        places = [own.labels.index(label) for label in condition.labels]
+        total = probabilities[own.name][:, places].sum(1)
+        named[condition] = total if condition.wanted else 1 - total
+    people = []
+    for position, (row, one) in enumerate(zip(rows.tolist(), details)):
+        label = {name: found[position] for name, found in answers.items()}
+        attributes = {
+            each.name: {
+                "label": each.labels[label[each.name]],
+                "score": float(probabilities[each.name][position, label[each.name]]),
+            }
+            for each in shown
+        }
+        why = [
             {
                 "condition": str(condition),
                 "met": bool(met[condition][row]),
-                "answer": columns.answer(own.name, probabilities[own.name])["label"],
-                "probability": named if condition.wanted else 1 - named,
+                "answer": columns.schema[condition.attribute].labels[label[condition.attribute]],
+                "probability": float(named[condition][position]),
             }
-        )
-    return {"rank": rank, "score": score, **one, "attributes": answers, "why": why}
+            for condition in conditions
+        ]
+        start = {"rank": position + 1, "score": float(scores[position])}
+        people.append({**start, **one, "attributes": attributes, "why": why})
+    return people

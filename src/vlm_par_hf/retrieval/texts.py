@@ -88,7 +88,7 @@ class BackboneTexts(TextEncoder):
     @torch.no_grad()
     def states(self, texts: Sequence[str], length: int) -> torch.Tensor:
         ids = self._tokens(texts)
-        full = self.processor.tokenizer(list(texts), truncation=False)["input_ids"]
+        full = self.processor.tokenizer(list(texts), truncation=False, verbose=False)["input_ids"]
         room = min(length, ids.shape[1])
         _check_length(texts, [len(one) for one in full], room)
         with evaluation_mode(self.model):
@@ -117,7 +117,7 @@ class HubTexts(TextEncoder):
         self.model = getattr(self.model, "text_model", self.model)  # of a CLIP or SigLIP, its text tower alone
 
     def _tokens(self, texts: Sequence[str], **options: Any) -> Any:
-        return self.tokenizer(list(texts), padding=True, return_tensors="pt", **options)
+        return self.tokenizer(list(texts), padding=True, return_tensors="pt", return_attention_mask=True, **options)
 
     @torch.no_grad()
     def encode(self, texts: Sequence[str]) -> torch.Tensor:

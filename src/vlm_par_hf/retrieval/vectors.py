@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,11 +12,20 @@ import torch
 from vlm_par_hf.base.modeling import evaluation_mode
 from vlm_par_hf.errors import ParValueError
 from vlm_par_hf.labels.decisions import label_softmax
+from vlm_par_hf.utils import embedded_path
 
 from .scoring import flat_probabilities
 
 
-__all__ = ["PeopleVectors", "model_hash", "people_vectors"]
+__all__ = ["PeopleVectors", "model_hash", "people_vectors", "recognizer_files", "recognizer_name"]
+
+_EMBEDDED = {"embedded": "heads", "embedded-rendered": "heads_rendered"}
+
+
+def recognizer_files(name: str | Path) -> str:
+    """The folder or repository of a recogniser: `"embedded"`, the model that ships in the package, and
+    `"embedded-rendered"`, the one for the label space of rendered people, are names of folders in it."""
+    return str(embedded_path(_EMBEDDED[name])) if name in _EMBEDDED else str(name)
 
 
 class PeopleVectors(NamedTuple):
@@ -28,6 +38,12 @@ class PeopleVectors(NamedTuple):
 
     image_embeds: np.ndarray
     probabilities: np.ndarray
+
+
+def recognizer_name(name: str | Path) -> str:
+    """The name that a head remembers its recogniser by: of a folder in the package not the path on this machine."""
+    known = {embedded_path(kind).resolve(): short for short, kind in _EMBEDDED.items()}
+    return known.get(Path(name).resolve(), str(name))
 
 
 @torch.no_grad()

@@ -2,7 +2,6 @@
 
 import json
 import logging
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,6 +23,7 @@ __all__ = ["FitResult", "People", "RetrievalSettings", "fit_adapters", "rank_by_
 logger = logging.getLogger(__name__)
 
 STATE = "adapters.safetensors"  # in the folder for states
+BASE_WIDTH = 128
 
 
 class People(NamedTuple):
@@ -49,18 +49,16 @@ class RetrievalSettings:
         batch_size: people per step.
         learning_rate: of AdamW; it falls to 0 as a half cosine.
         weight_decay: of AdamW.
-        text_rate: how many times that rate the soft adapter learns with.
         seed: of the order, of open attributes and of the initial weights.
 
     Raises:
         ValueError: names the field, its value and what was expected.
     """
 
-    epochs: int = 40
+    epochs: int = 20
     batch_size: int = 128
     learning_rate: float = 1e-3
     weight_decay: float = 0.05
-    text_rate: float = 1.0
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -68,9 +66,8 @@ class RetrievalSettings:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < low:
                 raise ParValueError(f"{name}={value!r}, expected a whole number of {low} or more")
-        for name in ("learning_rate", "text_rate"):
-            if not getattr(self, name) > 0:
-                raise ParValueError(f"{name}={getattr(self, name)!r}, expected a number above 0")
+        if not self.learning_rate > 0:
+            raise ParValueError(f"learning_rate={self.learning_rate!r}, expected a number above 0")
         if not self.weight_decay >= 0:
             raise ParValueError(f"weight_decay={self.weight_decay!r}, expected 0 or more")
 
@@ -99,7 +96,7 @@ class FitResult:
 
 
 def rank_by_adapters(
-    retriever: AttributeRetriever, people: People, queries: np.ndarray, *, part: str = "both"
+    retriever: AttributeRetriever, people: People, queries: np.ndarray, *, part: str | None = None
 ) -> np.ndarray:
     """Similarities of whole attribute vectors, integers `(Q, A)`, and people, float32 `(Q, N)`."""
     gallery = retriever.embed_images(people.image_embeds, people.probabilities)
@@ -120,7 +117,6 @@ def fit_adapters(
     settings: RetrievalSettings,
     *,
     state_folder: Path | None = None,
-    saved: Callable[[], None] | None = None,
     progress: bool = True,
 ) -> FitResult:
     """Trains a fresh head whose words are encoded, and leaves the best weights in it.
@@ -131,20 +127,13 @@ def fit_adapters(
         settings: how.
         state_folder: where the state after each epoch is kept: a call with the same arguments continues from it, and
             gives what an undisturbed one gives.
-        saved: called after each state was written.
         progress: show a progress bar.
     """
     device = retriever.device
     vectors = [torch.as_tensor(one) for one in (train.image_embeds, train.probabilities, train.labels)]
     with torch.no_grad():
         retriever.fit_inputs(retriever.image_vectors(*vectors[:2]))
-    soft = [one for name, one in retriever.named_parameters() if name.startswith("soft_")]
-    other = [one for name, one in retriever.named_parameters() if not name.startswith("soft_")]
-    rates = {settings.learning_rate: other, settings.learning_rate * settings.text_rate: soft}
-    if settings.text_rate == 1:
-        rates = {settings.learning_rate: other + soft}
-    groups = [{"params": own, "lr": rate, "full_rate": rate} for rate, own in rates.items() if own]
-    optimizer = torch.optim.AdamW(groups, weight_decay=settings.weight_decay)
+    optimizer = torch.optim.AdamW(_parameter_groups(retriever, settings), lr=settings.learning_rate)
     steps = -(-len(train.labels) // settings.batch_size)
     best = {name: value.clone() for name, value in retriever.state_dict().items()}
     result = FitResult(0, -1.0, [])
@@ -177,11 +166,21 @@ def fit_adapters(
             bar.update()
             if state_folder is not None:
                 _write_state(state_folder / STATE, retriever, optimizer, best, result)
-                if saved is not None:
-                    saved()
     retriever.load_state_dict(best)
     retriever.eval()
     return result
+
+
+def _parameter_groups(retriever: AttributeRetriever, settings: RetrievalSettings) -> list[dict[str, Any]]:
+    """Adam moves every weight by about its rate, so that a sum over n inputs moves by n times as much: a layer with
+    more inputs than `BASE_WIDTH` learns with a rate that is as much smaller."""
+    groups = []
+    for parameter in retriever.parameters():
+        rate, decay = settings.learning_rate, 0.0
+        if parameter.ndim == 2:
+            rate, decay = rate * min(1.0, BASE_WIDTH / parameter.shape[1]), settings.weight_decay
+        groups.append({"params": [parameter], "full_rate": rate, "weight_decay": decay})
+    return groups
 
 
 def _draw_open(random: np.random.Generator, share: float, count: int) -> torch.Tensor | None:

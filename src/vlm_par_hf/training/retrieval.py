@@ -24,20 +24,22 @@ from vlm_par_hf.data.carried import read_labels
 from vlm_par_hf.errors import ParFileExistsError, ParValueError, argument_in_errors
 from vlm_par_hf.escaping import markdown_text
 from vlm_par_hf.features import compute_features
+from vlm_par_hf.hub.model_card import CARD
 from vlm_par_hf.hub.records import SYNTHETIC
 from vlm_par_hf.labels.schema import UNKNOWN_LABEL, AttributeSchema
 from vlm_par_hf.metrics.retrieval import attribute_retrieval
-from vlm_par_hf.output_folders import LOCK, OutputFolder, open_output, refuse_overlap
+from vlm_par_hf.output_folders import STAGING, OutputFolder, is_model_file, open_output, refuse_overlap
+from vlm_par_hf.retrieval.card import retriever_card
 from vlm_par_hf.retrieval.configuration_retriever import RetrieverConfig
 from vlm_par_hf.retrieval.modeling_retriever import AttributeRetriever
 from vlm_par_hf.retrieval.ranking import rank_people
 from vlm_par_hf.retrieval.scoring import SCORINGS
 from vlm_par_hf.retrieval.texts import text_encoder
-from vlm_par_hf.retrieval.vectors import model_hash, people_vectors
+from vlm_par_hf.retrieval.vectors import model_hash, people_vectors, recognizer_files, recognizer_name
 from vlm_par_hf.utils import atomic_write_json, atomic_write_text, format_percent, read_json_object, redact_command
 
 from .evaluation import _load_checkpoint
-from .fitting_adapters import STATE, FitResult, People, RetrievalSettings, fit_adapters
+from .fitting_adapters import FitResult, People, RetrievalSettings, fit_adapters
 from .provenance import DataFacts, check_same_division, check_schema, load_data, versions
 
 
@@ -90,8 +92,8 @@ def train_retrieval(
     """Trains the adapters of a retrieval head on the train split; the epoch is chosen on validation, never on test.
 
     Args:
-        model: the recogniser, which stays as it is: a checkpoint folder or repository, or a model in memory (with
-            `processor`).
+        model: the recogniser, which stays as it is: a checkpoint folder or repository, `"embedded"` (the model in the
+            package) or `"embedded-rendered"`, or a model in memory (with `processor`).
         dataset: name for `load_par_dataset` (with `root`, `schema`, `dataset_options`) or a `DatasetDict`.
         output_dir: gets the head (`config.json`, `model.safetensors`), `run.json`, `training.json`, and below
             `vectors/` and `states/` what an interrupted run continues from.
@@ -119,7 +121,7 @@ def train_retrieval(
         raise ParValueError("resume=True and overwrite=True: expected one of them")
     if delete_listed and not overwrite:
         raise ParValueError("delete_listed=True: expected overwrite=True too")
-    places = {"root": root, "model": model if isinstance(model, (str, Path)) else None}
+    places = {"root": root, "model": recognizer_files(model) if isinstance(model, (str, Path)) else None}
     refuse_overlap(output_dir, places, replaced=overwrite)
     with open_output(output_dir, KIND) as folder:
         data = load_data(dataset, root=root, schema=schema, options=dataset_options)
@@ -127,7 +129,7 @@ def train_retrieval(
             if split not in data or len(data[split]) == 0:
                 raise ParValueError(f"the data set has no {split} split: training needs train and validation")
         facts = DataFacts.read(dataset, data["train"], name=dataset_name, options=dataset_options)
-        model, processor, checkpoint = _load_checkpoint(model, processor)
+        model, processor, checkpoint = _load_recognizer(model, processor)
         check_schema(facts.schema, model.config.schema)
         space = model.config.schema
         masked = {split: _only(read_labels(data[split]), space, attributes) for split in ("train", "validation")}
@@ -148,6 +150,9 @@ def train_retrieval(
             "versions": versions(),
         }  # fmt: skip
         _prepare_folder(folder, record, resume=resume, overwrite=overwrite, delete_listed=delete_listed)
+        folder.begin([VECTORS, STATES], repair=True)
+        for part in folder.path.glob("*/*.part"):  # of a process that was killed
+            part.unlink()
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         model.to(device)
         people = {}
@@ -166,12 +171,11 @@ def train_retrieval(
             "%d people in %d categories, %d in validation",
             len(people["train"].labels), retriever.config.num_categories, len(people["validation"].labels),
         )  # fmt: skip
-        folder.begin([STATES])
         fit = fit_adapters(
             retriever, people["train"], people["validation"], settings, state_folder=folder.path / STATES,
-            saved=lambda: None, progress=progress,
+            progress=progress,
         )  # fmt: skip
-        folder.record([f"{STATES}/{STATE}"])
+        folder.record([VECTORS, STATES])
         with folder.staging() as staging:
             retriever.save_pretrained(staging)
             atomic_write_json(
@@ -181,8 +185,16 @@ def train_retrieval(
                     "history": fit.history,
                 },
             )  # fmt: skip
+            atomic_write_text(staging / CARD, retriever_card(retriever.config, name=folder.path.name, run=record))
             folder.publish(staging, last="config.json")
     return RetrievalResult(Path(output_dir), retriever, fit)
+
+
+def _load_recognizer(model: Any, processor: Any) -> tuple[Any, Any, str]:
+    """Model, processor and the name that is recorded."""
+    if not isinstance(model, (str, Path)):
+        return _load_checkpoint(model, processor)
+    return *_load_checkpoint(recognizer_files(model), processor)[:2], recognizer_name(model)
 
 
 def _only(labels: np.ndarray, schema: AttributeSchema, attributes: Sequence[str] | None) -> np.ndarray:
@@ -209,12 +221,13 @@ def _prepare_folder(folder: OutputFolder, record: dict[str, Any], *, resume, ove
             f"output_dir={str(folder.path)!r} holds an earlier run: continue it (resume=True, --resume), replace it "
             "(overwrite=True, --overwrite) or name another folder"
         )
-    strangers = [name for name in folder.strangers() if name != LOCK]
-    if strangers:
-        raise ParFileExistsError(
-            f"{str(folder.path / strangers[0])!r} was not written by a run of this package: move it, or name another "
-            "folder"
-        )
+    written = (RUN_RECORD, SUMMARY, CARD, STATES, VECTORS, STAGING)
+    for name in folder.strangers():
+        if name.partition("/")[0] in written or is_model_file(name):
+            raise ParFileExistsError(
+                f"{str(folder.path / name)!r} was not written by a run of this package and lies where this run "
+                "writes: move it, or name another folder"
+            )
     if resume and path.exists():
         earlier = read_json_object(path)
         if earlier is None:
@@ -300,9 +313,7 @@ def _vectors_of(
             if kept is None:
                 kept = people_vectors(model, _batches(dataset, processor, rows, batch_size, workers, features))
                 if folder is not None:
-                    folder.begin([name], repair=True)
                     _write_vectors(folder.path / name, kept, key)
-                    folder.record([name])
             found.append(kept)
             bar.update(len(rows))
     return np.concatenate([one[0] for one in found]), np.concatenate([one[1] for one in found])
@@ -421,9 +432,11 @@ def evaluate_retrieval(
         if name not in data:
             raise ParValueError(f"split={name!r} is not in this data set: it has {', '.join(sorted(data))}")
     facts = DataFacts.read(dataset, data[split], name=dataset_name, options=dataset_options)
-    model, processor, checkpoint = _load_checkpoint(model, processor)
+    model, processor, checkpoint = _load_recognizer(model, processor)
     if isinstance(dataset, str):
-        check_same_division(checkpoint, facts.name, facts.options)
+        for trained in (recognizer_files(checkpoint), retriever):
+            if isinstance(trained, (str, Path)):
+                check_same_division(str(trained), facts.name, facts.options)
     check_schema(facts.schema, model.config.schema)
     space = model.config.schema
     if isinstance(retriever, (str, Path)):
