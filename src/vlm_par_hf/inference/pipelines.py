@@ -10,6 +10,7 @@ and a picture with any number of boxes need memory for two batches only.
     pipe = pipeline("pedestrian-attributes", model=folder)
     pipe("crop.jpg")["attributes"]["Hat"]        # {"label": "yes", "score": 0.93, "probabilities": {...}}
     pipe("street.jpg", boxes=[[10, 20, 60, 160]])
+    pipe("street.mp4", tracks="street.mot.txt")
     for result in pipe(KeyDataset(dataset, "image"), batch_size=16): ...
 """
 
@@ -46,12 +47,14 @@ from vlm_par_hf.upstream import (
 from vlm_par_hf.utils import default_threads, embedded_path, shorten
 from vlm_par_hf.visualization import overlay_relevance
 
+from .answering import FOLLOWING_OPTIONS, PeopleAnswerer, answer_tracks
 from .boxes import check_box_options
 from .pictures import TASK, Person, Picture, Pictures, Results, fill_batches
 from .predicting import predict_batch
 from .results import PersonResult, PictureResult
 from .tracklets import answer_tracklets, find_tracklets
 from .trust import trust_note
+from .videos import is_video_file
 
 
 __all__ = ["TASK", "PedestrianAttributesPipeline", "register_pipeline"]
@@ -422,6 +425,7 @@ class PedestrianAttributesPipeline(PushToHub, Pipeline):
         *,
         images: Any = None,
         boxes: Iterable[Any] | None = None,
+        tracks: str | os.PathLike[str] | None = None,
         batch_size: int | None = None,
         num_workers: int | None = None,
         **kwargs: Any,
@@ -433,13 +437,14 @@ class PedestrianAttributesPipeline(PushToHub, Pipeline):
         *,
         images: Any = None,
         boxes: Any = None,
+        tracks: str | os.PathLike[str] | None = None,
         aggregate: str | None = None,
         num_frames: int | None = None,
         batch_size: int | None = None,
         num_workers: int | None = None,
         **kwargs: Any,
     ) -> Any:
-        """Answer for one picture, a list, or a stream of pictures.
+        """Answer for one picture, a list, or a stream of pictures; or for the people of a video.
 
         A picture is a path, an `http(s)` URL, bytes, base64 text (`data:image/...;base64,` or bare), an open binary
         file (read from its beginning), a `PIL.Image.Image`, a NumPy array or tensor `(height, width, 3)`, or a dict
@@ -457,8 +462,12 @@ class PedestrianAttributesPipeline(PushToHub, Pipeline):
                 (or an `(n, 4)` array, or the `"box"` dicts of a detector); for several pictures one such list for
                 each. A box that is partly outside is clipped. Boxes rule out `detector` in the same call and override
                 the detector of the pipeline.
-            aggregate (`str`): how the answers for the frames of a tracklet are put together, `"mean_logits"` (the
-                default), `"quality"` or `"vote"` (`aggregate_logits`). Not for `VtfParModel`, which takes all frames.
+            tracks: of a video file, which is then `inputs`: a track file as the MOT Challenge has it, which says who
+                is where (`vlm-par track` makes one). The answers are a list with a dict for each person, as
+                `answer_tracks` says; its options `first_frame`, `every` and `budget` may be given too.
+            aggregate (`str`): how the answers for the frames of a tracklet or track are put together, `"mean_logits"`
+                (the default), `"quality"` or `"vote"` (`aggregate_logits`). Not for `VtfParModel`, which takes all
+                frames.
             num_frames (`int`): at most so many frames of a tracklet, spread evenly; by default all.
             batch_size (`int`): people per forward.
             num_workers (`int`): threads that open pictures ahead of the model; by default one per core
@@ -489,6 +498,14 @@ class PedestrianAttributesPipeline(PushToHub, Pipeline):
         inputs = images if inputs is None else inputs
         if boxes is not None and kwargs.get("detector") is not None:
             raise ParValueError("both boxes and detector were given, expected one of them")
+        if tracks is None and is_video_file(inputs):
+            raise ParValueError(
+                f"{shorten(os.fspath(inputs))} is a video, expected tracks=, a track file (MOT) that says who is "
+                "where: `vlm-par track` makes one"
+            )
+        following = {name: kwargs.pop(name) for name in FOLLOWING_OPTIONS if tracks is not None and name in kwargs}
+        if tracks is not None and (boxes is not None or kwargs.get("detector") is not None):
+            raise ParValueError("tracks were given with boxes or a detector, expected one of them")
         groups = zip(
             (self._preprocess_params, self._forward_params, self._postprocess_params),
             self._sanitize_parameters(**kwargs),
@@ -501,6 +518,14 @@ class PedestrianAttributesPipeline(PushToHub, Pipeline):
             raise ParValueError(f"batch_size is {batch_size}, expected at least 1")
         if num_workers < 0:
             raise ParValueError(f"num_workers is {num_workers}, expected 0 or more")
+        if tracks is not None:
+            if num_frames is not None:
+                raise ParValueError("num_frames is for tracklets; of a video budget= says how many pictures are used")
+            people = PeopleAnswerer(
+                self, batch_size=batch_size, aggregate=aggregate, forward=forward_params,
+                postprocess=postprocess_params,
+            )  # fmt: skip
+            return answer_tracks(people, inputs, tracks, **following)
         tracklets, single, inputs = find_tracklets(inputs)
         if tracklets is not None:
             if boxes is not None or preprocess_params.get("detector") is not None:
@@ -659,16 +684,6 @@ class PedestrianAttributesPipeline(PushToHub, Pipeline):
         """
         outputs = self._forward(inputs, names=names, **self._forward_params)
         return self.postprocess(outputs, crops=crops, heights=heights, **self._postprocess_params)
-
-    def score_batch(
-        self, inputs: Mapping[str, torch.Tensor], *, names: Sequence[str | int] | None = None
-    ) -> torch.Tensor:
-        """Logits `(B, A, C)` for `answer_scores`, which may be averaged before; arguments as for `answer_batch`."""
-        return self._forward(inputs, names=names, chosen=self._forward_params.get("chosen"))["logits"]
-
-    def answer_scores(self, logits: torch.Tensor, *, heights: Sequence[int] | None = None) -> list[dict[str, Any]]:
-        """Answers for logits of `score_batch`, with the options that the pipeline was made with."""
-        return self.postprocess({"logits": logits}, heights=heights, **self._postprocess_params)
 
     def _answer(
         self, people: Iterator[Person], batch_size: int, forward_params: dict, postprocess_params: dict

@@ -27,6 +27,7 @@ __all__ = [
     "Tracklet",
     "aggregate_logits",
     "answer_tracklets",
+    "chosen_aggregate",
     "find_tracklets",
     "frame_quality",
     "predict_tracklets",
@@ -192,6 +193,20 @@ def predict_tracklets(
     return found, np.asarray(one_row_per_tracklet(dataset)["labels"][:], np.int64)
 
 
+def chosen_aggregate(model: Any, aggregate: str | None) -> str | None:
+    """How a model's answers for frames are put together; None for a model that takes several frames.
+
+    Raises:
+        ValueError: `aggregate` is unknown, or the model takes several frames.
+    """
+    if model.supports_tracklets:
+        _refuse_aggregate(model, aggregate)
+        return None
+    aggregate = aggregate or "mean_logits"
+    check_aggregate(aggregate)
+    return aggregate
+
+
 def _refuse_aggregate(model: Any, aggregate: str | None) -> None:
     if aggregate is not None:
         raise ParValueError(
@@ -263,12 +278,7 @@ def answer_tracklets(
         ValueError, TypeError, OSError: an option that needs single pictures, or a frame that cannot be read; the
             message names tracklet and frame.
     """
-    model = pipe.model
-    if model.supports_tracklets:
-        _refuse_aggregate(model, aggregate)
-    else:
-        aggregate = aggregate or "mean_logits"
-        check_aggregate(aggregate)
+    aggregate = chosen_aggregate(pipe.model, aggregate)
     if forward_params.get("explain"):
         raise ParValueError("explain shows the patches of one picture, and tracklets were given: leave it out")
     if num_frames is not None and (isinstance(num_frames, bool) or num_frames < 1):

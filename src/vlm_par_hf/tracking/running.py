@@ -26,7 +26,7 @@ from vlm_par_hf.annotation.results import (
     write_report,
 )
 from vlm_par_hf.errors import ParFileExistsError, ParRuntimeError, ParTypeError, ParValueError
-from vlm_par_hf.inference.answering import PeopleAnswerer
+from vlm_par_hf.inference.answering import NO_PICTURE, PeopleAnswerer
 from vlm_par_hf.inference.following import Follower, Person, check_following
 from vlm_par_hf.inference.track_files import TrackFile, read_track_file
 from vlm_par_hf.inference.videos import Damage, Video
@@ -65,7 +65,7 @@ def track(
     tracker: Tracker | None = None,
     every: float = 1.0,
     budget: int = 12,
-    aggregate: str = "mean_logits",
+    aggregate: str | None = None,
     least_seen: int | None = None,
     batch_size: int = 16,
     first_frame: int = 1,
@@ -154,14 +154,19 @@ def track(
             annotator.find_people, label=annotator.detector_options["detector_label"], threshold=low
         )
     least_seen = least_seen or (3 if finder.tracks is None else 1)
-    people = PeopleAnswerer(annotator.pipe, batch_size=batch_size, aggregate=aggregate)
+    people = PeopleAnswerer(annotator.pipe, batch_size=batch_size, aggregate=aggregate, keep_pictures=True)
+    if people.reads_tracklets and not budget:
+        raise ParValueError(
+            "budget is 0, but the model reads the pictures of a person together, which would all be kept in memory: "
+            "expected a number of pictures"
+        )
     schema = annotator.pipe.label_space
     run = {
         "images": movie.num_frames,
         "images_digest": _digest(sha256_of_file(movie.path), finder.digest),
         "images_per_part": frames_per_part,
         "video": redact(str(movie.path)),
-        "detector": redact(os.fspath(detector)) if isinstance(detector, (str, os.PathLike)) else shorten(detector),
+        "detector": _name(detector),
         "detector_label": detector_label,
         "detector_threshold": detector_threshold,
         "first_frame": first_frame,
@@ -189,7 +194,7 @@ def track(
         _check_outputs(out, [_boxes_path(out), draw, cvat], replace=overwrite and delete_listed)
         report = check_earlier_work(out, partial, run, listing, overwrite, delete_listed)
         if report is None:
-            job = _Run(movie, finder, tracker, people, run)
+            job = TrackRun(movie, finder, tracker, people, run)
             with tqdm(total=movie.num_frames, desc="track", unit="frame", disable=not progress) as bar:
                 job.follow(partial, bar)
             report = _assemble(out, partial, job, run)
@@ -240,11 +245,18 @@ def _check_outputs(out: Path, paths: list[Any], *, replace: bool) -> None:
         write_report(out, report)
 
 
+def _name(detector: Any) -> str:
+    """A detector for the record of a run, the same in every process."""
+    if isinstance(detector, (str, os.PathLike)):
+        return redact(os.fspath(detector))
+    return shorten(getattr(detector, "__qualname__", type(detector).__name__))
+
+
 def _digest(*parts: str) -> str:
     return hashlib.blake2b("\0".join(parts).encode(), digest_size=16).hexdigest()
 
 
-class _Run:
+class TrackRun:
     """The state of a run; its parts hold all that another process needs to go on."""
 
     def __init__(self, video: Video, finder: Detector, tracker: Tracker | None, people: PeopleAnswerer, run: dict):
@@ -255,7 +267,7 @@ class _Run:
             tracker = ByteTracker(high=high, low=min(_LOW, high), max_gap=gap)
         self.tracker = tracker
         if finder.tracks is not None:
-            self._ends = _last_frames(finder.tracks)
+            self._ends = finder.tracks.ends()
             max_gap = None
         else:
             self._ends = {}
@@ -349,8 +361,7 @@ class _Run:
         if person.seen < self.run["least_seen"]:
             return {"short": person.id}
         if not person.sightings:
-            frames = f"in frames {person.first[0]} to {person.last[0]}"
-            return {"error": f"no box of this person holds a pixel of the video, {frames}", "id": person.id}
+            return {"error": NO_PICTURE, "id": person.id}
         row = self.people.answer(person)
         check_finite([row], f"person {person.id}")
         return {"person": row, "crop": _encode(person.best.image, "JPEG", quality=92)}
@@ -395,14 +406,6 @@ class _Run:
                         needed[person, index].image = Image.open(io.BytesIO(base64.b64decode(data))).convert("RGB")
 
 
-def _last_frames(tracks: TrackFile) -> dict[int, list[int]]:
-    """The people whose last box is in a frame."""
-    ends: dict[int, list[int]] = {}
-    for number, frame in dict(zip(tracks.ids.tolist(), tracks.frames.tolist())).items():
-        ends.setdefault(frame, []).append(number)
-    return ends
-
-
 def _encode(image: Image.Image, kind: str, **options: Any) -> str:
     data = io.BytesIO()
     image.save(data, kind, **options)
@@ -416,7 +419,7 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
             yield json.loads(line)
 
 
-def _assemble(out: Path, partial: Path, job: _Run, run: dict) -> dict[str, Any]:
+def _assemble(out: Path, partial: Path, job: TrackRun, run: dict) -> dict[str, Any]:
     """Joins the parts to the output, the file of boxes and the folder of pictures, and returns the report."""
     people: dict[int, dict[str, Any]] = {}
     unanswered: list[dict[str, Any]] = []
