@@ -216,7 +216,8 @@ def table(report: dict) -> str:
     """The report as Markdown."""
     ours, scanned = report["search"], report["scan"]
     names = (
-        "search", "p50 ms", "p95 ms", "first round ms", "computing ms", "scan: p50 ms", "computing ms", "clock", "computing",
+        "search", "p50 ms", "p95 ms", "first round ms", "computing ms", "scan: p50 ms", "computing ms", "clock",
+        "computing",
     )  # fmt: skip
     lines = [f"| {' | '.join(names)} | recall@10 |", "|---" * (len(names) + 1) + "|"]
     for kind in KINDS:
