@@ -48,7 +48,7 @@ def started(checkpoint, *options):
     reader = threading.Thread(target=read)
     reader.start()
     try:
-        ready.wait(120)
+        ready.wait(300)
         yield process, next(one["url"] for one in events if one["event"] == "ready"), events
     finally:
         process.kill()
@@ -132,6 +132,20 @@ def test_workers_share_the_port_and_one_that_dies_is_replaced(checkpoint):
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0
     assert load.lost == [] and set(load.answered) == {200}
+
+
+@pytest.mark.slow
+def test_workers_end_with_their_parent(checkpoint):
+    with started(checkpoint, "--workers", "2", "--drain", "0.1") as (process, url, events):
+        process.kill()
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                httpx.get(f"{url}/v2/health/live")
+            except httpx.ConnectError:
+                break
+            assert time.monotonic() < deadline, "the workers live on"
+            time.sleep(0.1)
 
 
 def refused(capsys, *arguments):

@@ -10,6 +10,7 @@ import signal
 import socket
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
@@ -322,6 +323,7 @@ def _work(settings: ServiceSettings, sock: socket.socket, messages: Connection, 
 
     from vlm_par_hf.auto import register
 
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
     logging.getLogger("vlm_par_hf").setLevel(logging.INFO)
     register()
@@ -331,3 +333,9 @@ def _work(settings: ServiceSettings, sock: socket.socket, messages: Connection, 
         with contextlib.suppress(OSError):
             messages.send(str(error))
         sys.exit(2)
+
+
+def _end_with_parent() -> None:
+    """Stops this worker when its parent is gone without having said so: nobody else would."""
+    multiprocessing.parent_process().join()
+    os.kill(os.getpid(), signal.SIGTERM)
