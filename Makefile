@@ -10,7 +10,7 @@ BIN := .venv/bin
 LOCK := lock-py311.txt
 CHECKED := $(wildcard src modeling_tests examples benchmarks)
 
-.PHONY: help demo test test-slow fuzz test-hf test-latest test-oldest lock style quality examples bench bench-quality
+.PHONY: help demo test test-slow test-services fuzz test-hf test-latest test-oldest lock style quality examples bench bench-quality
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-14s %s\n", $$1, $$2}'
@@ -22,13 +22,17 @@ demo: .venv/.stamp-demo ## train, evaluate and predict on drawn people (with PAR
 WORKERS := -n 2 --dist loadfile --max-worker-restart 0
 
 # One thread per process: two test workers of one thread each are faster on two cores than two of two.
-test test-slow fuzz test-hf test-latest test-oldest examples quality: export OMP_NUM_THREADS ?= 1
+test test-slow test-services fuzz test-hf test-latest test-oldest examples quality: export OMP_NUM_THREADS ?= 1
 
 test: .venv/.stamp-dev ## run the tests (PAR_DATA=folder adds real images; ARGS="-k name" goes to pytest)
 	$(BIN)/python -m pytest $(WORKERS) $(ARGS)
 
 test-slow: .venv/.stamp-dev ## run the long proofs
 	$(BIN)/python -m pytest -m slow $(ARGS)
+
+# moto needs other versions of packages than ours: its server runs from an environment of its own.
+test-services: .venv/.stamp-dev .venv-services/bin/moto_server ## run the tests of galleries on an S3 server and of Ray
+	$(BIN)/python -m pytest -m services $(ARGS)
 
 fuzz: .venv/.stamp-dev ## run damaged and strange inputs against oracles, the same ones each time (FUZZ_SEED=1 for others)
 	$(BIN)/python -m pytest -m fuzz $(WORKERS) $(ARGS) modeling_tests/fuzz
@@ -92,6 +96,10 @@ endef
 .venv/.stamp-dev: pyproject.toml constraints.txt $(LOCK) | .venv/bin/pip
 	$(call install,.[dev])
 	@touch .venv/.stamp-demo $@
+
+.venv-services/bin/moto_server:
+	$(PYTHON) -m venv .venv-services
+	.venv-services/bin/python -m pip install -q "moto[server]>=5.1"
 
 .venv-oldest/.stamp-dev: pyproject.toml constraints-oldest.txt | .venv-oldest/bin/pip
 	.venv-oldest/bin/python -m pip install -q -c constraints-oldest.txt -e ".[dev]"

@@ -23,6 +23,8 @@ SMALL = {
     "predict.py": ["IMAGE", "--model", "MODEL", "--explain", "Hat", "--output", "out/predict.png"],
     "round_trip.py": ["--repo", "org/round-trip", "--endpoint", "HUB", "--images", "40", "--epochs", "1",
                       "--backbone", "BACKBONE", "--out", "out"],
+    "search_by_attributes.py": ["--num-train", "32", "--num-test", "24", "--people", "48", "--epochs", "1", "--top",
+                                "4", "--out", "out"],
     "train_vlm_par.py": ["--backbone", "BACKBONE", "--num-train", "32", "--batch-size", "8", "--epochs", "2",
                          "--out", "out"],
 }  # fmt: skip
@@ -42,12 +44,25 @@ EMBEDDED = {
         "--out",
         "out",
     ],
+    "search_by_attributes.py": [
+        "--num-train",
+        "200",
+        "--num-test",
+        "100",
+        "--people",
+        "400",
+        "--epochs",
+        "2",
+        "--out",
+        "out",
+    ],
     "train_vlm_par.py": ["--num-train", "64", "--epochs", "1", "--out", "out"],
 }
 WRITES = {
     "focus_open_attributes.py": ["found.png", "model/config.json"],
     "predict.py": ["predict.png"],
     "round_trip.py": ["round_trip.json", "checkpoint/metrics.json", "prepared/report.json"],
+    "search_by_attributes.py": ["queries.md", "map.png", "query_1_adapters.png", "tables/retrieval.md"],
     "train_vlm_par.py": ["config.json", "metrics.json", "attributes.png"],
 }
 

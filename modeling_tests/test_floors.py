@@ -42,6 +42,7 @@ FLOORS: dict[str, tuple[int, int]] = {
     "annotation": (6, 0),
     "calibration": (6, 0),
     "export": (6, 0),
+    "retrieval": (6, 1),
     "auto": (7, 0),
     "training": (8, 0),
     "serving": (8, 1),
@@ -68,6 +69,13 @@ TORCH_FREE = (
     "data/",
     "hub/",
     "visualization.py",
+    "retrieval/__init__.py",
+    "retrieval/columns.py",
+    "retrieval/gallery.py",
+    "retrieval/searching.py",
+    "retrieval/queries.py",
+    "retrieval/scoring.py",
+    "retrieval/wording.py",
 )
 NEEDS_TORCH = ("data/collator.py", "images/preprocessing.py")
 # Never at module level: they belong to extras. The files that must subclass a type of such a package are themselves

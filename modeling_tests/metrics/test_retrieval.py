@@ -109,7 +109,7 @@ def test_unseen_categories_are_measured_apart():
     [
         ({"scores": np.zeros((1, 2))}, r"scores \(1, 2\), queries \(1, 1\) and labels \(3, 1\) do not fit"),
         ({"scores": np.array([[np.nan, 0, 0]])}, "scores has entries that are not finite"),
-        ({"queries": np.array([[-100]])}, "queries has unknown labels"),
+        ({"queries": np.array([[-100]])}, "asks for nothing"),
         ({"queries": np.array([[0.5]])}, r"queries must be integers \(rows, attributes\), got float64"),
         ({"ranks": (0,)}, r"ranks=\(0,\), expected ranks of 1 or more"),
         ({"seen": np.zeros((2, 2), int)}, "other numbers of attributes"),

@@ -31,6 +31,9 @@ _MODULES = {
     "inference.pipelines": ("PedestrianAttributesPipeline",),
     "labels.schema": ("Attribute", "AttributeSchema"),
     "labels.tables": ("get_schema", "list_schemas"),
+    "retrieval.configuration_retriever": ("RetrieverConfig",),
+    "retrieval.modeling_retriever": ("AttributeRetriever",),
+    "retrieval.queries": ("Query",),
     "visualization": ("draw_boxes",),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
@@ -61,6 +64,9 @@ if TYPE_CHECKING:
         VlmParModel,
         VlmParProcessor,
     )
+    from vlm_par_hf.retrieval.configuration_retriever import RetrieverConfig
+    from vlm_par_hf.retrieval.modeling_retriever import AttributeRetriever
+    from vlm_par_hf.retrieval.queries import Query
     from vlm_par_hf.visualization import draw_boxes
 
 

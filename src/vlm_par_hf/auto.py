@@ -11,6 +11,8 @@ from transformers import (
 from vlm_par_hf.errors import ParError, ParValueError
 from vlm_par_hf.families import FAMILIES, find_family, trainable_families
 from vlm_par_hf.inference.pipelines import register_pipeline
+from vlm_par_hf.retrieval.configuration_retriever import RetrieverConfig
+from vlm_par_hf.retrieval.modeling_retriever import AttributeRetriever
 from vlm_par_hf.upstream import refuse_auto_class
 
 
@@ -46,7 +48,9 @@ def register() -> None:
 
 def register_families() -> None:
     """Registers every family with `AutoConfig`, `AutoModel` and `AutoProcessor`, and has Auto classes that do not fit
-    name those that do. A second call changes nothing."""
+    name those that do; and the retrieval head. A second call changes nothing."""
+    AutoConfig.register(RetrieverConfig.model_type, RetrieverConfig, exist_ok=True)
+    AutoModel.register(RetrieverConfig, AttributeRetriever, exist_ok=True)
     for family in FAMILIES:
         config_class, model_class, processor_class = family.load()
         AutoConfig.register(family.model_type, config_class, exist_ok=True)

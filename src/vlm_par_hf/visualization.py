@@ -20,7 +20,7 @@ from vlm_par_hf.labels.decisions import answer_text, is_positive_answer, is_unkn
 from vlm_par_hf.labels.schema import AttributeSchema
 
 
-__all__ = ["draw_boxes", "explanation_grid", "is_positive_answer", "overlay_relevance", "people_grid"]
+__all__ = ["draw_boxes", "explanation_grid", "is_positive_answer", "overlay_relevance", "people_grid", "search_sheet"]
 
 # Dark violet to light yellow, with increasing lightness, so that it can be read in grey too.
 _HEAT_ANCHORS = np.array(
@@ -361,6 +361,75 @@ def explanation_grid(
             font.draw(draw, (left, top + picture_height + gap // 3), name, fill=_INK)
             small.draw(draw, (left, top + picture_height + gap // 3 + line_height), answer, fill=_FAINT)
         top += cell_height
+    return page
+
+
+def search_sheet(
+    images: Sequence[Image.Image | None],
+    reasons: Sequence[Sequence[tuple[bool, str, str]]],
+    *,
+    names: Sequence[str],
+    title: str | None = None,
+    note: str | None = None,
+    columns: int | None = None,
+    picture_height: int = 200,
+    font_size: int = 15,
+) -> Image.Image:
+    """The people that a search found, best first, each with the conditions that they meet and those that they do not.
+
+    Args:
+        images (sequence of `PIL.Image.Image` or None): one person each; None where the picture is not there any more.
+        reasons (sequence): for each person lines `(met, condition, answer)`: a tick or a cross, and two texts.
+        names (sequence of `str`): a heading per person.
+        title, note (`str`, *optional*): a heading and a text under it.
+        columns (`int`, *optional*): people per row; by default so that the sheet is wider than high.
+        picture_height (`int`): in pixels.
+        font_size (`int`): in pixels.
+
+    Returns:
+        `PIL.Image.Image`: RGB; with no people, the heading alone.
+
+    Raises:
+        ValueError: if the numbers of images, reasons and names differ.
+    """
+    if not len(images) == len(reasons) == len(names):
+        raise ParValueError(f"there are {len(images)} images, {len(reasons)} reasons and {len(names)} names")
+    font, small = Lettering(font_size), Lettering(font_size - 2)
+    line_height, gap, mark = round(font_size * 1.4), font_size, round(font_size * 0.9)
+    pictures = [
+        Image.new("RGB", (picture_height // 2, picture_height), _LINE) if one is None
+        else _scale_to_fit(one, picture_height, picture_height)
+        for one in images
+    ]  # fmt: skip
+    widths = [small.length(f"{text}  {answer}") + 1.5 * mark for lines in reasons for _, text, answer in lines]
+    widths += [font.length(name) for name in names] + [one.width for one in pictures] + [6 * font_size]
+    card_width = round(max(widths)) + 2 * gap
+    card_height = picture_height + round(1.2 * line_height) + line_height * max(map(len, reasons), default=0) + 3 * gap
+    if columns is None:
+        columns = max(1, round((1.8 * len(images) * card_height / card_width) ** 0.5))
+    columns = max(1, min(columns, len(images)))
+    rows = -(-len(images) // columns)
+    size = (gap + columns * (card_width + gap), rows * (card_height + gap))
+    page, draw, _ = _new_page(size, title, note, 0, font_size)
+    header = page.height - size[1]
+    for index, (picture, lines, name) in enumerate(zip(pictures, reasons, names)):
+        left = gap + (index % columns) * (card_width + gap)
+        top = header + (index // columns) * (card_height + gap)
+        draw.rounded_rectangle(
+            (left, top, left + card_width, top + card_height), radius=font_size // 2, fill=_CARD, outline=_LINE
+        )
+        place = (left + (card_width - picture.width) // 2, top + gap + picture_height - picture.height)
+        page.paste(picture, place)
+        if images[index] is None:
+            small.draw(draw, (place[0] + gap // 2, place[1] + gap // 2), "no picture", fill=_FAINT)
+        y = top + picture_height + round(1.6 * gap)
+        font.draw(draw, (left + gap, y), name, fill=_INK, stroke_width=0.4, stroke_fill=_INK)
+        y += round(1.2 * line_height)
+        for met, text, answer in lines:
+            page.paste(*_mark_at("right" if met else "wrong", mark, (left + gap, y + 1)))
+            small.draw(draw, (left + gap + round(1.5 * mark), y), text, fill=_INK)
+            small.draw(draw, (left + card_width - gap, y), answer, fill=_FAINT, anchor="ra")
+            y += line_height
     return page
 
 

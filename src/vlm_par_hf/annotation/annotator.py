@@ -28,7 +28,7 @@ from vlm_par_hf.utils import default_threads, iterate, shorten, thread_map
 from .inputs import Boxed, ImageList, OpenedRow, Row, RowOptions, open_row
 
 
-__all__ = ["Annotator", "check_finite", "to_json"]
+__all__ = ["Annotator", "Chunk", "add_model", "check_finite", "to_json"]
 
 # Errors that a damaged or unusual picture raises. Any other error (no memory, a bug) ends the run.
 _PICTURE_ERRORS = (OSError, TypeError, ValueError, ArithmeticError)
@@ -42,7 +42,7 @@ class _Person(NamedTuple):
     height: int  # in pixels of the full size, without a margin
 
 
-class _Chunk(NamedTuple):
+class Chunk(NamedTuple):
     """The people of one forward."""
 
     names: list[str | int]  # of the images that they are of
@@ -265,13 +265,7 @@ class Annotator:
                 if detector is not None:  # in this thread, because it may be a model on a GPU
                     images = [self._detect(one) if isinstance(one, OpenedRow) else one for one in images]
                     images, chunks = self._make_inputs(images, names)
-                answers = iter(
-                    [
-                        answer
-                        for one in chunks
-                        for answer in pipe.answer_batch(one.inputs, names=one.names, heights=one.heights)
-                    ]
-                )
+                answers = iter([answer for one in chunks for answer in self.answer(one)])
                 for one in images:
                     if isinstance(one, Exception):
                         yield None, str(one)
@@ -279,6 +273,10 @@ class Annotator:
                         yield [{**person.notes, **notes, **_to_plain(next(answers))} for person in one], None
         finally:
             pool.shutdown(cancel_futures=True)
+
+    def answer(self, chunk: Chunk) -> list[dict[str, Any]]:
+        """What is said of each person of a forward, a dict; another kind of annotator says something else."""
+        return self.pipe.answer_batch(chunk.inputs, names=chunk.names, heights=chunk.heights)
 
     def rows(
         self, images: ImageList, ranges: Iterable[range] | None = None
@@ -340,7 +338,7 @@ class Annotator:
 
     def _make_inputs(
         self, images: Sequence[list[_Person] | Exception], names: Sequence[str | int]
-    ) -> tuple[list[list[_Person] | Exception], list[_Chunk]]:
+    ) -> tuple[list[list[_Person] | Exception], list[Chunk]]:
         """The images, those that the processor refuses replaced by the reason; and their people, a chunk for each
         forward."""
         try:
@@ -350,13 +348,13 @@ class Annotator:
             images = [one if isinstance(one, Exception) else self._check_processable(one) for one in images]
             return images, self._process_people(images, names)
 
-    def _process_people(self, images, names) -> list[_Chunk]:
+    def _process_people(self, images, names) -> list[Chunk]:
         people = [
             (name, person) for name, one in zip(names, images) if not isinstance(one, Exception) for person in one
         ]
         chunks = [people[start : start + self.batch_size] for start in range(0, len(people), self.batch_size)]
         return [
-            _Chunk(
+            Chunk(
                 [name for name, _ in chunk],
                 [person.height for _, person in chunk],
                 self._process([person.image for _, person in chunk]),
@@ -413,9 +411,9 @@ class Annotator:
     def fingerprint(self) -> str:
         """A digest of weights, configurations and processors, which decide the answers; paths do not count."""
         digest = hashlib.blake2b(digest_size=16)
-        _add_model(digest, self.pipe.model, self.pipe.processor.image_processor)
+        add_model(digest, self.pipe.model, self.pipe.processor.image_processor)
         if isinstance(self.find_people, Pipeline):
-            _add_model(digest, self.find_people.model, self.find_people.image_processor)
+            add_model(digest, self.find_people.model, self.find_people.image_processor)
         return digest.hexdigest()
 
 
@@ -461,8 +459,10 @@ def _is_file(image: Any) -> bool:
     return is_image_file(image.image if isinstance(image, Boxed) else image)
 
 
-def _add_model(digest, model: torch.nn.Module, image_processor: Any) -> None:
-    for part in (model.config, image_processor):
+def add_model(digest: Any, model: torch.nn.Module, *parts: Any) -> None:
+    """Adds to a digest the configurations of a model and of other parts, without where they came from, and the
+    weights."""
+    for part in (model.config, *parts):
         digest.update(json.dumps(_without_origin(part.to_dict()), sort_keys=True, default=str).encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())

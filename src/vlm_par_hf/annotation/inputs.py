@@ -209,6 +209,11 @@ class ImageList:
                 start += 1
             position += 1
 
+    def file_rows(self, index: int) -> int:
+        """How many images the file has that the image `index` is of: 1, or the rows of a table."""
+        position = int(np.searchsorted(self._ends, index, side="right"))
+        return int(self._ends[position]) - (int(self._ends[position - 1]) if position else 0)
+
     def listing(self) -> str:
         """A line `[path, size in bytes, time of change in ns]` per file, with its boxes: equal if no file was
         changed."""

@@ -13,7 +13,7 @@ from .inputs import Boxed, Columns, Segment, read_segments
 from .results import make_line
 
 
-__all__ = ["AnswerForRay", "ReadForRay", "run_on_ray"]
+__all__ = ["AnswerForRay", "ReadForRay", "ray_session", "run_on_ray"]
 
 
 def run_on_ray(inputs, annotator, ranges, missing, resources, bar) -> Iterator[tuple[int, list[str]]]:
@@ -34,7 +34,7 @@ def run_on_ray(inputs, annotator, ranges, missing, resources, bar) -> Iterator[t
         {"segments": json.dumps(list(inputs.segments(part.start, part.stop)))}
         for part in map(ranges.__getitem__, missing)
     ]
-    with _ray_session(workers * cpus):
+    with ray_session(workers * cpus):
         data = (
             ray.data.from_items(items, override_num_blocks=len(items))
             .map_batches(ReadForRay(inputs.columns, inputs.folder), batch_size=1)
@@ -63,7 +63,7 @@ def run_on_ray(inputs, annotator, ranges, missing, resources, bar) -> Iterator[t
 
 
 @contextmanager
-def _ray_session(cpus: int) -> Iterator[None]:
+def ray_session(cpus: int) -> Iterator[None]:
     """Uses the Ray that runs, or starts one and shuts it down at the end."""
     import ray.data
 

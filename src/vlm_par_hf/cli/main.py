@@ -1,4 +1,5 @@
-"""The command `vlm-par`, with a file for each of its commands.
+"""The command `vlm-par`: demo, predict, init, schema, train, evaluate, calibrate, train-retrieval,
+evaluate-retrieval, card, prepare, export, index, search, serve, doctor.
 
 Slow imports wait until a command runs: its help imports no torch. What the package refuses (`ParError`), and what the
 machine refuses (no space, no permission), ends in one line on standard error and exit status 2; `--debug` shows the
@@ -17,21 +18,40 @@ from vlm_par_hf.errors import ParError, ParValueError
 from vlm_par_hf.escaping import printable
 from vlm_par_hf.utils import installed_version, redact_command
 
-from . import calibrate, card, demo, doctor, evaluate, export, init, predict, prepare, schema, serve, train
+from . import (
+    calibrate,
+    card,
+    demo,
+    doctor,
+    evaluate,
+    evaluate_retrieval,
+    export,
+    index,
+    init,
+    predict,
+    prepare,
+    schema,
+    search,
+    serve,
+    train,
+    train_retrieval,
+)
 from .config import add_config_option, expand_config
 from .options import process_index
 
 
 __all__ = ["build_parser", "main"]
 
-# In the order of the help.
-COMMANDS = (demo, predict, init, schema, train, evaluate, calibrate, card, prepare, export, serve, doctor)
+COMMANDS = (  # in the order of the help
+    demo, predict, init, schema, train, evaluate, calibrate, train_retrieval, evaluate_retrieval, card, prepare,
+    export, index, search, serve, doctor,
+)  # fmt: skip
 # What the operating system says when nothing is wrong with us.
 _OF_THE_MACHINE = {
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENAMETOOLONG,
     errno.ENOTDIR, errno.EISDIR, errno.ENOENT, errno.EIO, errno.ESTALE,
 }  # fmt: skip
-_WITHOUT_MODELS = (init.run, schema.run)  # and so without torch
+_WITHOUT_MODELS = (init.run, schema.run, search.run)  # and so without torch
 STATUS_OF_A_FAULT = 70  # EX_SOFTWARE of sysexits.h
 
 

@@ -30,6 +30,7 @@ def predict_batch(
     *,
     attributes: Any = None,
     explain: bool = False,
+    embed: bool = False,
     names: Sequence[str] | None = None,
 ) -> dict[str, torch.Tensor]:
     """The outputs of a model for one batch.
@@ -40,14 +41,15 @@ def predict_batch(
         inputs: keywords of its `forward`, on any device; floating ones are cast to the model's dtype.
         attributes: what `encode_attributes` returned, for a model with `supports_attributes`.
         explain: whether to compute the relevance of each patch too.
+        embed: whether to return the vectors of the images too.
         names: of the images, for messages; None: their positions.
 
     Returns:
         On the CPU: `logits` float32 `(B, A, C)`; with `explain` also `relevance` float32 `(B, A, N)` and, for NaFlex,
-        `spatial_shapes` int64 `(B, 2)`.
+        `spatial_shapes` int64 `(B, 2)`; with `embed` also `image_embeds` float32 `(B, D)`.
 
     Raises:
-        ValueError: a score is not finite.
+        ValueError: a score is not finite, or `embed` is asked of a model that has no vector of an image.
     """
     inputs = {
         name: value.to(model.device, model.dtype if value.is_floating_point() else value.dtype)
@@ -58,8 +60,16 @@ def predict_batch(
     if explain and model.supports_features:
         # The vision tower, which is nearly all of the work, runs once for logits and relevance.
         model_inputs = model.get_image_features(**inputs).as_inputs()
-    outputs = {"logits": model(**model_inputs, **named).logits.float()}
+    found = model(**model_inputs, **named)
+    outputs = {"logits": found.logits.float()}
     check_scores(outputs["logits"], model.config.schema if attributes is None else attributes.schema, names)
+    if embed:
+        if found.image_embeds is None:
+            raise ParValueError(
+                f"{type(model).__name__} gives no vector of an image (image_embeds): use the checkpoint that it was "
+                "made of"
+            )
+        outputs["image_embeds"] = found.image_embeds.float()
     if explain:
         outputs["relevance"] = model.explain(**model_inputs, **named)
         if "spatial_shapes" in inputs:

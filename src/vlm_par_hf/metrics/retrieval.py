@@ -70,9 +70,10 @@ def attribute_retrieval(
 ) -> dict:
     """Measures rankings of people by attribute queries (ASMR, CLEAR, UPAR).
 
-    Right for a query are the people with exactly its attribute vector. People with equal scores keep the order of the
-    gallery. Where a person's label is unknown and all known ones agree with the query, nobody can say whether it is
-    right: this person is left out for this query.
+    Right for a query are the people with exactly its attribute vector, as far as it asks: an attribute that it leaves
+    open (-100) is not compared. People with equal scores keep the order of the gallery. Where a person's label is
+    unknown and all known ones agree with the query, nobody can say whether it is right: this person is left out for
+    this query.
 
     The mean average precision has two published conventions:
 
@@ -82,7 +83,7 @@ def attribute_retrieval(
 
     Args:
         scores: `(Q, N)`, higher is more similar; every row ranks the gallery for one query.
-        queries: integer `(Q, A)`, class indices, all known.
+        queries: integer `(Q, A)`, class indices, -100 = open. Published numbers leave nothing open.
         labels: integer `(N, A)`, those of the people in the gallery, -100 = unknown.
         seen: integer `(S, A)`, labels of the training split: then the queries whose vector is not among them are also
             measured apart, and so are the others.
@@ -102,7 +103,7 @@ def attribute_retrieval(
         - with `seen`: `seen` and `unseen`, each a dict of these numbers. All means are None where no query counts.
 
     Raises:
-        ValueError: wrong shapes, scores that are not finite, an unknown label in a query, or a rank below 1.
+        ValueError: wrong shapes, scores that are not finite, a query that asks for nothing, or a rank below 1.
     """
     queries, labels = _label_table("queries", queries), _label_table("labels", labels)
     scores = np.asarray(scores)
@@ -113,8 +114,8 @@ def attribute_retrieval(
         )
     if not np.isfinite(scores).all():
         raise ParValueError("scores has entries that are not finite, which cannot be ranked")
-    if (queries == UNKNOWN_LABEL).any():
-        raise ParValueError(f"queries has unknown labels ({UNKNOWN_LABEL}), expected class indices only")
+    if (queries == UNKNOWN_LABEL).all(1).any():
+        raise ParValueError(f"queries has a row of {UNKNOWN_LABEL} only, which asks for nothing")
     if not ranks or min(ranks) < 1:
         raise ParValueError(f"ranks={tuple(ranks)!r}, expected ranks of 1 or more")
     known = labels != UNKNOWN_LABEL
@@ -129,6 +130,9 @@ def attribute_retrieval(
 
 def _measure_query(scores, query, labels, known, ranks) -> dict[str, float] | None:
     """The numbers of one query; None if nobody in the gallery is right."""
+    asked = query != UNKNOWN_LABEL
+    if not asked.all():
+        query, labels, known = query[asked], labels[:, asked], known[:, asked]
     agrees = labels == query
     undecided = (agrees | ~known).all(1) & ~known.all(1)
     right = agrees.all(1)

@@ -9,31 +9,37 @@ import importlib
 _MODULE_OF = {
     "FeatureDataset": "features",
     "FeatureStore": "features",
+    "RetrievalSettings": "training.fitting_adapters",
     "TrainResult": "training.trainer",
     "TrainSettings": "training.settings",
     "check_schema": "training.provenance",
     "compute_features": "features",
     "evaluate": "training.evaluation",
+    "evaluate_retrieval": "training.retrieval",
     "feature_views": "features",
     "plot_attributes": "training.plots",
     "plot_learning_curve": "training.plots",
     "predict_logits": "inference.predicting",
     "train": "training.trainer",
+    "train_retrieval": "training.retrieval",
 }
 
 __all__ = [
     "FeatureDataset",
     "FeatureStore",
+    "RetrievalSettings",
     "TrainResult",
     "TrainSettings",
     "check_schema",
     "compute_features",
     "evaluate",
+    "evaluate_retrieval",
     "feature_views",
     "plot_attributes",
     "plot_learning_curve",
     "predict_logits",
     "train",
+    "train_retrieval",
 ]
 
 
