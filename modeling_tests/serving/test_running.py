@@ -13,10 +13,12 @@ from contextlib import contextmanager
 import httpx
 import pytest
 
+from modeling_tests.retrieval.test_gallery import INFO
 from modeling_tests.services import picture
 from modeling_tests.tiny import randomize, tiny_model, tiny_processor
 from vlm_par_hf.cli import main
 from vlm_par_hf.errors import ParValueError
+from vlm_par_hf.retrieval.gallery import Gallery
 from vlm_par_hf.serving.running import serve, take_port
 
 
@@ -182,6 +184,14 @@ def test_a_checkpoint_of_another_kind(capsys, tmp_path):
     model.vlm.save_pretrained(tmp_path)
     tiny_processor("naflex").save_pretrained(tmp_path)
     assert "without attributes" in refused(capsys, str(tmp_path), "--port", "0")
+
+
+def test_a_gallery_that_does_not_fit(checkpoint, capsys, tmp_path):
+    Gallery.create(tmp_path / "gallery", INFO)
+    error = refused(capsys, checkpoint, "--port", "0", "--gallery", str(tmp_path / "gallery"))
+    assert "was built by 'the-model' with another label space than the checkpoint has: " in error
+    error = refused(capsys, checkpoint, "--port", "0", "--gallery", str(tmp_path / "none"))
+    assert "there is no gallery" in error
 
 
 def test_the_port_is_closed_until_the_model_is_warm(checkpoint, monkeypatch):
