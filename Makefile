@@ -10,7 +10,7 @@ BIN := .venv/bin
 LOCK := lock-py311.txt
 CHECKED := $(wildcard src modeling_tests examples benchmarks)
 
-.PHONY: help demo test test-slow test-services fuzz test-hf test-latest test-oldest lock style quality examples bench bench-quality
+.PHONY: help demo test test-slow test-services fuzz test-hf test-latest test-oldest lock style quality examples bench bench-quality bench-serving
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-14s %s\n", $$1, $$2}'
@@ -65,6 +65,9 @@ bench: .venv/.stamp-dev ## measure the tables of docs/speed.md (long; on an idle
 
 bench-quality: .venv/.stamp-dev ## measure the tables of docs/quality.md (long)
 	$(BIN)/python benchmarks/quality.py $(ARGS)
+
+bench-serving: .venv/.stamp-dev ## measure the service under load (long; on an idle machine)
+	$(BIN)/python benchmarks/serving.py --work $(OUT) $(ARGS)
 
 style: .venv/.stamp-dev ## format, and repair what ruff can repair
 	$(BIN)/ruff check --fix $(CHECKED)

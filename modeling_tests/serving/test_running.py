@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from contextlib import contextmanager
+from pathlib import Path
 
 import httpx
 import pytest
@@ -118,10 +119,8 @@ def test_workers_share_the_port_and_one_that_dies_is_replaced(checkpoint):
         text = httpx.get(f"{url}/metrics").text
         samples = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
         assert float(samples["vlm_par_pictures_total"]) >= 40, "of both workers"
-        children = subprocess.run(
-            ["ps", "-o", "pid=,args=", "--ppid", str(process.pid)], capture_output=True, text=True
-        ).stdout.splitlines()
-        workers = [int(line.split()[0]) for line in children if "spawn_main" in line]
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        workers = [int(one) for one in children if b"spawn_main" in Path(f"/proc/{one}/cmdline").read_bytes()]
         assert len(workers) == 2
         load.end()
         os.kill(workers[0], signal.SIGKILL)

@@ -79,7 +79,8 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        await handler.start()
+        if not handler.is_ready:  # who starts a server does it before the port is open
+            await handler.start()
         yield
         await handler.stop()
 

@@ -20,6 +20,7 @@ from typing import Any
 
 import h11
 import uvicorn
+from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from vlm_par_hf.errors import ParError, ParRuntimeError, ParValueError, argument_in_errors
@@ -32,7 +33,7 @@ from .handler import AttributeHandler, Limits
 from .measures import Measures
 
 
-__all__ = ["ServiceSettings", "load_pipeline", "serve", "take_port"]
+__all__ = ["ServiceSettings", "build_app", "load_pipeline", "serve", "take_port"]
 
 _MOST_RESTARTS = 5  # of one worker's place
 
@@ -166,15 +167,18 @@ def _announce(sock: socket.socket, workers: int) -> None:
     log_event("ready", url=f"http://{shown}:{port}", workers=workers)
 
 
-async def _serve(settings: ServiceSettings, sock: socket.socket, on_ready: Callable[[], None]) -> None:
-    """One process of the service."""
+def build_app(settings: ServiceSettings) -> FastAPI:
+    """The application with everything that it needs, loaded and not yet warm: its lifespan, or `start` of the handler
+    in its state, does that.
+
+    Raises:
+        OSError, ValueError, TypeError: checkpoint, detector or gallery cannot be loaded or do not fit.
+    """
     measures = Measures()
     pipe = load_pipeline(settings)
     gallery = None if settings.gallery is None else open_gallery(settings.gallery, pipe)
-    handler = AttributeHandler(pipe, settings.limits, measures)
-    await handler.start()
-    app = create_app(
-        handler,
+    return create_app(
+        AttributeHandler(pipe, settings.limits, measures),
         name=settings.name or Path(settings.checkpoint or "embedded").name,
         measures=measures,
         api_key=settings.api_key,
@@ -182,6 +186,13 @@ async def _serve(settings: ServiceSettings, sock: socket.socket, on_ready: Calla
         gallery=gallery,
         allow_sensitive=settings.allow_sensitive,
     )
+
+
+async def _serve(settings: ServiceSettings, sock: socket.socket, on_ready: Callable[[], None]) -> None:
+    """One process of the service."""
+    app = build_app(settings)
+    handler = app.state.handler
+    await handler.start()
     config = uvicorn.Config(
         app, http=_Http, ws="none", log_config=None, access_log=False, server_header=False, backlog=1024
     )
