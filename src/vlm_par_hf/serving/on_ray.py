@@ -13,8 +13,7 @@ requests itself.
 
 from typing import TYPE_CHECKING, Any
 
-from vlm_par_hf.errors import ParValueError
-from vlm_par_hf.utils import require
+from vlm_par_hf.errors import ParImportError, ParValueError
 
 
 if TYPE_CHECKING:
@@ -39,7 +38,12 @@ def build_application(settings: "ServiceSettings", *, replicas: int = 2, cpus: f
     """
     if replicas < 1:
         raise ParValueError(f"replicas is {replicas}, expected at least 1")
-    serve = require("ray.serve", "ray")
+    try:
+        from ray import serve
+    except ImportError as error:
+        raise ParImportError(
+            f'Ray Serve is needed here and is not installed ({error}): pip install "ray[serve]"', name="ray"
+        ) from error
 
     def build() -> "FastAPI":
         from vlm_par_hf.auto import register
