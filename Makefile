@@ -10,7 +10,7 @@ BIN := .venv/bin
 LOCK := lock-py311.txt
 CHECKED := $(wildcard src modeling_tests examples benchmarks)
 
-.PHONY: help demo test test-slow test-services fuzz test-hf test-latest test-oldest lock style quality examples bench bench-quality
+.PHONY: help demo test test-slow test-services fuzz test-hf test-latest test-oldest lock style quality examples bench bench-quality bench-serving
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-14s %s\n", $$1, $$2}'
@@ -31,7 +31,7 @@ test-slow: .venv/.stamp-dev ## run the long proofs
 	$(BIN)/python -m pytest -m slow $(ARGS)
 
 # moto needs other versions of packages than ours: its server runs from an environment of its own.
-test-services: .venv/.stamp-dev .venv-services/bin/moto_server ## run the tests of galleries on an S3 server and of Ray
+test-services: .venv/.stamp-dev .venv-services/bin/moto_server .venv-ray/.stamp ## run the tests of galleries on an S3 server, and of Ray
 	$(BIN)/python -m pytest -m services $(ARGS)
 
 fuzz: .venv/.stamp-dev ## run damaged and strange inputs against oracles, the same ones each time (FUZZ_SEED=1 for others)
@@ -65,6 +65,9 @@ bench: .venv/.stamp-dev ## measure the tables of docs/speed.md (long; on an idle
 
 bench-quality: .venv/.stamp-dev ## measure the tables of docs/quality.md (long)
 	$(BIN)/python benchmarks/quality.py $(ARGS)
+
+bench-serving: .venv/.stamp-dev ## measure the service under load (long; on an idle machine)
+	$(BIN)/python benchmarks/serving.py --work $(OUT) $(ARGS)
 
 style: .venv/.stamp-dev ## format, and repair what ruff can repair
 	$(BIN)/ruff check --fix $(CHECKED)
@@ -100,6 +103,14 @@ endef
 .venv-services/bin/moto_server:
 	$(PYTHON) -m venv .venv-services
 	.venv-services/bin/python -m pip install -q "moto[server]>=5.1"
+
+# Ray Serve needs packages that nothing else here does: they lie beside those of .venv, which this environment sees.
+.venv-ray/.stamp: .venv/.stamp-dev
+	$(PYTHON) -m venv .venv-ray
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])' \
+	> $$(.venv-ray/bin/python -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])')/main.pth
+	.venv-ray/bin/python -m pip install -q "ray[serve]"
+	@touch $@
 
 .venv-oldest/.stamp-dev: pyproject.toml constraints-oldest.txt | .venv-oldest/bin/pip
 	.venv-oldest/bin/python -m pip install -q -c constraints-oldest.txt -e ".[dev]"

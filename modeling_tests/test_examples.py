@@ -25,6 +25,7 @@ SMALL = {
                       "--backbone", "BACKBONE", "--out", "out"],
     "search_by_attributes.py": ["--num-train", "32", "--num-test", "24", "--people", "48", "--epochs", "1", "--top",
                                 "4", "--out", "out"],
+    "serve_and_ask.py": ["IMAGE", "--model", "MODEL", "--out", "out"],
     "train_vlm_par.py": ["--backbone", "BACKBONE", "--num-train", "32", "--batch-size", "8", "--epochs", "2",
                          "--out", "out"],
 }  # fmt: skip
@@ -56,6 +57,7 @@ EMBEDDED = {
         "--out",
         "out",
     ],
+    "serve_and_ask.py": ["--out", "out"],
     "train_vlm_par.py": ["--num-train", "64", "--epochs", "1", "--out", "out"],
 }
 WRITES = {
@@ -63,6 +65,7 @@ WRITES = {
     "predict.py": ["predict.png"],
     "round_trip.py": ["round_trip.json", "checkpoint/metrics.json", "prepared/report.json"],
     "search_by_attributes.py": ["queries.md", "map.png", "query_1_adapters.png", "tables/retrieval.md"],
+    "serve_and_ask.py": ["answers.json", "gallery"],
     "train_vlm_par.py": ["config.json", "metrics.json", "attributes.png"],
 }
 

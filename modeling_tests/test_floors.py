@@ -94,7 +94,7 @@ DEFINES_OPTIONAL = {
     "serving/bodies.py": {"python_multipart", "starlette"},
     "serving/measures.py": {"prometheus_client"},
     "serving/open_inference.py": {"fastapi", "starlette"},
-    "serving/running.py": {"h11", "uvicorn"},
+    "serving/running.py": {"fastapi", "h11", "uvicorn"},
     "serving/schemas.py": {"pydantic"},
 }
 # torchvision must match the torch build exactly; the others run code that a file brings along.

@@ -6,7 +6,7 @@ import pytest
 
 from modeling_tests.exports import noise_images
 from modeling_tests.tiny import randomize, tiny_model, tiny_processor
-from vlm_par_hf.export import exporting
+from vlm_par_hf.export import exporting, picture
 from vlm_par_hf.export.exporting import export_model
 from vlm_par_hf.labels.schema import AttributeSchema
 
@@ -31,7 +31,8 @@ def _each_model_is_traced_once():
         return names
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(exporting, "write_onnx", write_once)
+        for module in (exporting, picture):
+            patch.setattr(module, "write_onnx", write_once)
         yield
 
 

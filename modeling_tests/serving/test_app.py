@@ -9,9 +9,11 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from modeling_tests.retrieval.test_gallery import INFO, make_people
 from modeling_tests.services import Service, base64_text, picture
 from modeling_tests.serving.test_handler import assert_same
 from vlm_par_hf.images import downloading
+from vlm_par_hf.retrieval.gallery import Gallery
 from vlm_par_hf.serving.handler import Limits
 
 
@@ -167,6 +169,41 @@ def test_a_key(pipe):
         for headers in ({"Authorization": "Bearer secret-1"}, {"X-API-Key": "secret-1"}):
             answer = client.post("/v1/attributes", files={"file": picture()}, headers=headers)
             assert answer.status_code == 200
+
+
+@pytest.fixture
+def gallery(tmp_path):
+    gallery = Gallery.create(tmp_path / "gallery", INFO)
+    gallery.add(make_people(50))
+    return gallery
+
+
+def test_a_gallery_is_searched(pipe, gallery):
+    with Service(pipe, gallery=gallery) as service, httpx.Client(base_url=service.url, timeout=20) as client:
+        for asked in (
+            {"query": "hat, red top", "top": 3},
+            {"query": {"Top": "blue"}, "filter": "not hat", "score": "l1", "top": 5},
+        ):
+            found = client.post("/v1/search", json=asked).json()
+            wanted = gallery.search(**asked).to_dict()
+            assert len(found["people"]) == asked["top"] and found == json.loads(json.dumps(wanted))
+            assert "Female" not in found["people"][0]["attributes"]
+        for asked, reason in (
+            ({"query": "Female"}, "sensitive"),
+            ({"query": "hat", "top": 0}, "top: Input should be greater than or equal to 1"),
+            ({"query": "hat", "where": "1 = 1"}, "where: Extra inputs are not permitted"),
+            ({}, "query: Field required"),
+            ({"query": "purple hat wobble"}, "query"),
+        ):
+            answer = client.post("/v1/search", json=asked)
+            assert answer.status_code == 422 and reason in answer.json()["error"], answer.text
+    with Service(pipe, gallery=gallery, allow_sensitive=True) as service:
+        found = httpx.post(f"{service.url}/v1/search", json={"query": "Female", "top": 1}).json()
+        assert "Female" in found["people"][0]["attributes"]
+
+
+def test_without_a_gallery_there_is_no_search(client):
+    assert client.post("/v1/search", json={"query": "hat"}).status_code == 404
 
 
 def test_too_much_at_once_is_refused_with_the_time_to_wait(pipe):

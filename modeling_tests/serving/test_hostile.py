@@ -7,6 +7,7 @@ import struct
 import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -223,14 +224,14 @@ def mutated(generator):
 def test_a_thousand_hostile_requests(pipe):
     generator = np.random.default_rng(0)
     wanted = [mutated(generator) for _ in range(1000)]
-    with Service(pipe, LIMITS, head_seconds=0.3) as service:
-        with ThreadPoolExecutor(8) as pool:
-            found = list(pool.map(lambda one: ask_raw(service.port, one, finish=True, timeout=20), wanted))
-        faults = [(request[:300], one) for request, one in zip(wanted, found) if one[0] is not None and one[0] >= 500]
-        assert not faults, faults[:3]
-        answered = [one for one in found if one[0] is not None]
-        assert all(400 <= status < 500 and len(text) > 10 for status, text in answered if status != 200)
-        assert len(answered) > 900 and sum(status == 200 for status, _ in answered) < 100
+    with Service(pipe, replace(LIMITS, seconds=1.0), head_seconds=0.5) as service:
+        with ThreadPoolExecutor(16) as pool:
+            found = list(pool.map(lambda one: ask_raw(service.port, one, finish=False, timeout=60), wanted))
+        answered = [(request[:300], *one) for request, one in zip(wanted, found) if one[0] is not None]
+        refused = [one for one in answered if one[1] >= 400]  # a change may leave a request that is right
+        assert not [one for one in refused if one[1] >= 500]
+        assert not [one for one in refused if len(one[2]) <= 10]
+        assert len(answered) == 1000 and len(refused) > 900
         assert service.measures.faults._value.get() == 0
-        assert ask_raw(service.port, post(form(), MULTIPART))[0] == 200
+        assert ask_raw(service.port, post(form(), MULTIPART), finish=False)[0] == 200
         assert service.handler.in_work == 0

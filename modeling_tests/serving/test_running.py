@@ -9,14 +9,17 @@ import sys
 import threading
 import time
 from contextlib import contextmanager
+from pathlib import Path
 
 import httpx
 import pytest
 
+from modeling_tests.retrieval.test_gallery import INFO
 from modeling_tests.services import picture
 from modeling_tests.tiny import randomize, tiny_model, tiny_processor
 from vlm_par_hf.cli import main
 from vlm_par_hf.errors import ParValueError
+from vlm_par_hf.retrieval.gallery import Gallery
 from vlm_par_hf.serving.running import serve, take_port
 
 
@@ -48,7 +51,7 @@ def started(checkpoint, *options):
     reader = threading.Thread(target=read)
     reader.start()
     try:
-        ready.wait(120)
+        ready.wait(300)
         yield process, next(one["url"] for one in events if one["event"] == "ready"), events
     finally:
         process.kill()
@@ -116,10 +119,8 @@ def test_workers_share_the_port_and_one_that_dies_is_replaced(checkpoint):
         text = httpx.get(f"{url}/metrics").text
         samples = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
         assert float(samples["vlm_par_pictures_total"]) >= 40, "of both workers"
-        children = subprocess.run(
-            ["ps", "-o", "pid=,args=", "--ppid", str(process.pid)], capture_output=True, text=True
-        ).stdout.splitlines()
-        workers = [int(line.split()[0]) for line in children if "spawn_main" in line]
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        workers = [int(one) for one in children if b"spawn_main" in Path(f"/proc/{one}/cmdline").read_bytes()]
         assert len(workers) == 2
         load.end()
         os.kill(workers[0], signal.SIGKILL)
@@ -132,6 +133,20 @@ def test_workers_share_the_port_and_one_that_dies_is_replaced(checkpoint):
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0
     assert load.lost == [] and set(load.answered) == {200}
+
+
+@pytest.mark.slow
+def test_workers_end_with_their_parent(checkpoint):
+    with started(checkpoint, "--workers", "2", "--drain", "0.1") as (process, url, events):
+        process.kill()
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                httpx.get(f"{url}/v2/health/live")
+            except httpx.ConnectError:
+                break
+            assert time.monotonic() < deadline, "the workers live on"
+            time.sleep(0.1)
 
 
 def refused(capsys, *arguments):
@@ -168,6 +183,14 @@ def test_a_checkpoint_of_another_kind(capsys, tmp_path):
     model.vlm.save_pretrained(tmp_path)
     tiny_processor("naflex").save_pretrained(tmp_path)
     assert "without attributes" in refused(capsys, str(tmp_path), "--port", "0")
+
+
+def test_a_gallery_that_does_not_fit(checkpoint, capsys, tmp_path):
+    Gallery.create(tmp_path / "gallery", INFO)
+    error = refused(capsys, checkpoint, "--port", "0", "--gallery", str(tmp_path / "gallery"))
+    assert "was built by 'the-model' with another label space than the checkpoint has: " in error
+    error = refused(capsys, checkpoint, "--port", "0", "--gallery", str(tmp_path / "none"))
+    assert "there is no gallery" in error
 
 
 def test_the_port_is_closed_until_the_model_is_warm(checkpoint, monkeypatch):

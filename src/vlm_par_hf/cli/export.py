@@ -40,6 +40,11 @@ def add_parser(commands) -> argparse.ArgumentParser:
         help="for runtimes that know nothing of NaFlex: squash every image to so many rows and columns of patches, "
         "such as 16x8, whatever its aspect ratio, which changes answers",
     )  # fmt: skip
+    parser.add_argument(
+        "--picture", action="store_true",
+        help="a file whose input is a picture of any size, uint8 (height, width, 3), for programs without torch and "
+        "this package (onnx, openvino); beside it the preprocessing in words and a reference script",
+    )  # fmt: skip
     add_overwrite_options(parser, "replace the export in DIR")
     parser.set_defaults(run=run)
     return parser
@@ -59,6 +64,7 @@ def run(args) -> None:
     patch_grid = _patch_grid(args.patch_grid)
     from vlm_par_hf.export.exporting import export_model
     from vlm_par_hf.export.parity import pick_images
+    from vlm_par_hf.export.picture import export_picture_model
 
     images = {}
     refuse_overlap(args.out, {"--calibrate": args.calibrate, "--root": args.root}, replaced=True)
@@ -69,7 +75,8 @@ def run(args) -> None:
         images = {"calibration_images": calibration, "compared_images": compared, "images_from": source}
     elif args.root:
         raise ParValueError("--root names the folder of a data set: name the data set with --calibrate")
-    record = export_model(
+    export = export_picture_model if args.picture else export_model
+    record = export(
         args.checkpoint,
         args.out,
         to=args.to,
@@ -79,9 +86,10 @@ def run(args) -> None:
         delete_listed=args.delete_listed,
         **images,
     )
+    of_what = "probabilities" if args.picture else "logits"
     say(f"{record['format']}, {record['precision']}: {args.out}")
     say(
         f"on {record['images']['compared']} images ({record['images']['from']}) {record['changed_decisions']} of "
-        f"{record['decisions']} decisions differ from the checkpoint's; logits by up to "
+        f"{record['decisions']} decisions differ from the checkpoint's; {of_what} by up to "
         f"{record['max_abs_difference']:.2g}"
     )

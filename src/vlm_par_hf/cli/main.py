@@ -1,5 +1,5 @@
 """The command `vlm-par`: demo, predict, track, init, schema, train, evaluate, calibrate, train-retrieval,
-evaluate-retrieval, card, prepare, export, index, search, serve.
+evaluate-retrieval, card, prepare, export, index, search, serve, doctor.
 
 Slow imports wait until a command runs: its help imports no torch. What the package refuses (`ParError`), and what the
 machine refuses (no space, no permission), ends in one line on standard error and exit status 2; `--debug` shows the
@@ -22,6 +22,7 @@ from . import (
     calibrate,
     card,
     demo,
+    doctor,
     evaluate,
     evaluate_retrieval,
     export,
@@ -44,7 +45,7 @@ __all__ = ["build_parser", "main"]
 
 COMMANDS = (  # in the order of the help
     demo, predict, track, init, schema, train, evaluate, calibrate, train_retrieval, evaluate_retrieval, card,
-    prepare, export, index, search, serve,
+    prepare, export, index, search, serve, doctor,
 )  # fmt: skip
 # What the operating system says when nothing is wrong with us.
 _OF_THE_MACHINE = {

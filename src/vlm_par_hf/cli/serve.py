@@ -16,7 +16,8 @@ def add_parser(commands) -> argparse.ArgumentParser:
         "serve",
         help="answer over HTTP: warm, batched across requests, within limits",
         description="Answer over HTTP: POST /v1/attributes, the Open Inference Protocol v2 below /v2, /metrics, and "
-        "/docs, which describes them. The port opens when the model is warm; SIGTERM answers what was taken and ends. "
+        "/docs, which describes them; with a gallery POST /v1/search. The port opens when the model is warm; SIGTERM "
+        "answers what was taken and ends. "
         "Logs are lines of JSON on standard error. Nothing of a picture is logged or kept.",
     )
     parser.add_argument(
@@ -36,6 +37,13 @@ def add_parser(commands) -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument("--detector-label", default="person", metavar="LABEL", help="default: %(default)s")
     parser.add_argument("--detector-threshold", type=float, default=0.5, metavar="P", help="default: %(default)s")
+    parser.add_argument(
+        "--gallery", metavar="DIR", help="what `vlm-par index` made of this checkpoint: POST /v1/search searches it"
+    )
+    parser.add_argument(
+        "--allow-sensitive", action="store_true",
+        help="admit searches for perceived gender and age, which is a decision to take on purpose",
+    )  # fmt: skip
     parser.add_argument("--device", metavar="NAME", help="cpu, cuda:0, ... (default: as transformers chooses)")
     parser.add_argument(
         "--dtype", choices=("auto", "bfloat16", "float32"),
@@ -94,12 +102,16 @@ def run(args) -> None:
         max_batch=args.max_batch,
         max_wait=args.max_wait_ms / 1000,
     )
+    if args.gallery is None and args.allow_sensitive:
+        raise ParValueError("--allow-sensitive is about searches: it needs --gallery")
     settings = ServiceSettings(
         args.checkpoint,
         name=args.name,
         detector=args.detector,
         detector_label=args.detector_label,
         detector_threshold=args.detector_threshold,
+        gallery=args.gallery,
+        allow_sensitive=args.allow_sensitive,
         device=args.device,
         dtype=args.dtype,
         limits=limits,

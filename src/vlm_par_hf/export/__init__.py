@@ -3,6 +3,7 @@
 from .exported import ExportedParConfig, ExportedParModel
 from .exporting import export_model
 from .parity import pick_images
+from .picture import export_picture_model
 
 
-__all__ = ["ExportedParConfig", "ExportedParModel", "export_model", "pick_images"]
+__all__ = ["ExportedParConfig", "ExportedParModel", "export_model", "export_picture_model", "pick_images"]

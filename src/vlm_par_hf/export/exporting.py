@@ -26,7 +26,7 @@ from transformers import AutoModel, AutoProcessor, PreTrainedModel
 
 from vlm_par_hf.base.modeling import ParPreTrainedModel
 from vlm_par_hf.errors import ParFileExistsError, ParRuntimeError, ParTypeError, ParValueError, argument_in_errors
-from vlm_par_hf.output_folders import LOCK, is_model_file, open_output, refuse_overlap, sha256_of_file
+from vlm_par_hf.output_folders import LOCK, OutputFolder, is_model_file, open_output, refuse_overlap, sha256_of_file
 from vlm_par_hf.utils import atomic_write_json, read_json_object, require
 
 from .exported import (
@@ -40,10 +40,10 @@ from .exported import (
 )
 from .graph import OUTPUT_NAMES, ExportGraph, is_naflex
 from .parity import NUM_COMPARED, compare_answers, draw_people, prepare_inputs
-from .runtimes import describe_onnx, quantize_onnx, write_onnx, write_openvino
+from .runtimes import describe, describe_onnx, quantize_onnx, write_onnx, write_openvino
 
 
-__all__ = ["export_model"]
+__all__ = ["check_choices", "claim", "export_model", "load_checked", "package_versions"]
 
 logger = logging.getLogger(__name__)
 
@@ -103,30 +103,12 @@ def export_model(
             is written.
         ImportError: the extra `export` is not installed.
     """
-    if to not in FORMATS:
-        raise ParValueError(f"to must be one of {tuple(FORMATS)}, got {to!r}")
-    if precision not in FORMATS[to]:
-        raise ParValueError(f"precision must be one of {FORMATS[to]} for {to!r}, got {precision!r}")
-    if to == "openvino" and precision == "int8" and not calibration_images:
-        raise ParValueError(
-            "calibration_images is empty, but OpenVINO's int8 takes the range of every activation from images like "
-            "those to come: give some 100 (`--calibrate`)"
-        )
+    check_choices(to, precision, calibration_images, model=model, out=out)
     if delete_listed and not overwrite:
         raise ParValueError("delete_listed=True: expected overwrite=True too")
-    refuse_overlap(out, {"model": model if isinstance(model, (str, Path)) else None}, replaced=True)
-    if to != "folded":
-        for package in ("onnx", "onnxscript") + (("onnxruntime",) if to == "onnx" else ()):
-            require(package, "export")
-    if to == "openvino":
-        for package in ("openvino", "nncf") if precision == "int8" else ("openvino",):
-            require_silent(package)
     with open_output(out, "export") as target:
-        if overwrite:
-            target.claim(delete_listed=delete_listed, recognise=_list_earlier_export)
-        elif not target.is_unfinished and any(path.name != LOCK for path in target.path.iterdir()):
-            raise ParFileExistsError(f"{out} holds something already: name another folder, or overwrite it")
-        model, processor = _load(model, processor)
+        claim(target, overwrite=overwrite, delete_listed=delete_listed)
+        model, processor = load_checked(model, processor)
         folded = model.fold()
         if patch_grid is not None:
             processor = copy.deepcopy(processor)  # the caller's must not change
@@ -156,7 +138,7 @@ def export_model(
                     "calibration": len(calibration_images or ()),
                 },
                 **compare_answers(model, AutoModel.from_pretrained(staging), processor, compared_images),
-                "versions": _versions(),
+                "versions": package_versions(),
             }
             if precision == "float32" and record["max_abs_difference"] > 1e-3 * max(1.0, record["max_abs_logit"]):
                 raise ParRuntimeError(
@@ -168,6 +150,44 @@ def export_model(
     return record
 
 
+def check_choices(
+    to: str, precision: str, calibration_images: Sequence | None, *, model: Any, out: str | Path
+) -> None:
+    """Refuses a format, a precision and a place before any work is done.
+
+    Raises:
+        ValueError, ImportError: as `export_model`.
+    """
+    if to not in FORMATS:
+        raise ParValueError(f"to must be one of {tuple(FORMATS)}, got {to!r}")
+    if precision not in FORMATS[to]:
+        raise ParValueError(f"precision must be one of {FORMATS[to]} for {to!r}, got {precision!r}")
+    if to == "openvino" and precision == "int8" and not calibration_images:
+        raise ParValueError(
+            "calibration_images is empty, but OpenVINO's int8 takes the range of every activation from images like "
+            "those to come: give some 100 (`--calibrate`)"
+        )
+    refuse_overlap(out, {"model": model if isinstance(model, (str, Path)) else None}, replaced=True)
+    if to != "folded":
+        for package in ("onnx", "onnxscript") + (("onnxruntime",) if to == "onnx" else ()):
+            require(package, "export")
+    if to == "openvino":
+        for package in ("openvino", "nncf") if precision == "int8" else ("openvino",):
+            require_silent(package)
+
+
+def claim(target: OutputFolder, *, overwrite: bool, delete_listed: bool) -> None:
+    """Takes a folder for an export.
+
+    Raises:
+        FileExistsError: it holds something that is not to be replaced.
+    """
+    if overwrite:
+        target.claim(delete_listed=delete_listed, recognise=_list_earlier_export)
+    elif not target.is_unfinished and any(path.name != LOCK for path in target.path.iterdir()):
+        raise ParFileExistsError(f"{target.path} holds something already: name another folder, or overwrite it")
+
+
 def _list_earlier_export(out: Path) -> list[str] | None:
     """The files that an earlier version wrote, which kept no list; None if its record is not there."""
     record = read_json_object(out / PARITY_FILE)
@@ -177,7 +197,12 @@ def _list_earlier_export(out: Path) -> list[str] | None:
     return sorted(path.name for path in out.iterdir() if path.name in named or is_model_file(path.name))
 
 
-def _load(model: Any, processor: Any) -> tuple[PreTrainedModel, Any]:
+def load_checked(model: Any, processor: Any) -> tuple[PreTrainedModel, Any]:
+    """A model that can be exported, in float32 on the CPU, and its processor.
+
+    Raises:
+        ValueError, TypeError, OSError: as `export_model`.
+    """
     if isinstance(model, (str, Path)):
         name = str(model)
         with argument_in_errors("model", name):
@@ -197,7 +222,8 @@ def _load(model: Any, processor: Any) -> tuple[PreTrainedModel, Any]:
     return model, processor
 
 
-def _versions() -> dict[str, str]:
+def package_versions() -> dict[str, str]:
+    """Of Python and the packages that an export depends on, for its record."""
     found = {"python": platform.python_version(), "platform": platform.platform()}
     for name in ("vlm-par-hf", "torch", "transformers", "onnx", "onnxruntime", "openvino", "nncf"):
         try:
@@ -231,7 +257,7 @@ def _write_runtime_files(
     if to == "onnx":
         if precision == "int8":
             quantize_onnx(onnx_file, kept)
-        describe_onnx(onnx_file, config)
+        describe_onnx(onnx_file, describe(config))
     else:
         batches = None
         if precision == "int8":
@@ -239,7 +265,7 @@ def _write_runtime_files(
                 {name: inputs[name].numpy() for name in probe}
                 for inputs in prepare_inputs(processor, calibration_images, 1)
             ]
-        write_openvino(onnx_file, folder / MAIN_FILE["openvino"], batches, kept, config)
+        write_openvino(onnx_file, folder / MAIN_FILE["openvino"], batches, kept, describe(config))
         for path in folder.glob(f"{onnx_file.name}*"):
             path.unlink()
     config.files = {path.name: sha256_of_file(path) for path in sorted(folder.iterdir())}

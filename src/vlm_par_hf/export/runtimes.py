@@ -95,12 +95,12 @@ def describe(config: ExportedParConfig) -> str:
     )
 
 
-def describe_onnx(path: Path, config: ExportedParConfig) -> None:
-    """Writes the label space into an ONNX file."""
+def describe_onnx(path: Path, description: str) -> None:
+    """Writes a description into an ONNX file."""
     import onnx
 
     model = onnx.load(path, load_external_data=False)
-    onnx.helper.set_model_props(model, {DESCRIPTION: describe(config)})
+    onnx.helper.set_model_props(model, {DESCRIPTION: description})
     path.write_bytes(model.SerializeToString())
 
 
@@ -109,7 +109,7 @@ def write_openvino(
     target: Path,
     batches: list[dict[str, np.ndarray]] | None,
     kept: list[str],
-    config: ExportedParConfig,
+    description: str,
 ) -> None:
     """Converts an ONNX file to OpenVINO's format, in int8 if there are batches to calibrate with.
 
@@ -118,7 +118,7 @@ def write_openvino(
         target: the file to write.
         batches: inputs to calibrate with; None: float32.
         kept: nodes that stay in float.
-        config: what the file is described with.
+        description: is written into the file.
     """
     openvino = require_silent("openvino")
     model = openvino_core().read_model(source)  # `convert_model` would report its use to Intel
@@ -134,5 +134,5 @@ def write_openvino(
             subset_size=len(batches),
             ignored_scope=nncf.IgnoredScope(names=sorted(names & set(kept)), validate=False),
         )
-    model.set_rt_info(describe(config), [DESCRIPTION])
+    model.set_rt_info(description, [DESCRIPTION])
     openvino.save_model(model, target, compress_to_fp16=False)

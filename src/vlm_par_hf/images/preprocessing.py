@@ -27,7 +27,7 @@ from vlm_par_hf.upstream import SizeDict, naflex_image_size
 from vlm_par_hf.utils import shorten, thread_map
 
 
-__all__ = ["preprocess_images"]
+__all__ = ["normalisation", "preprocess_images"]
 
 _RESAMPLING = {int(one) for one in Image.Resampling}
 _LARGEST_SIDE, _LARGEST_PATCHES = 1_024, 1_048_576
@@ -114,7 +114,7 @@ def _naflex_arrays(image_processor: Any, images: Sequence[Image.Image], **kwargs
     if isinstance(max_num_patches, bool) or not isinstance(max_num_patches, int) or max_num_patches < 1:
         raise ParValueError(f"max_num_patches is {max_num_patches!r}; expected a whole number, at least 1")
     patch_size, resample = image_processor.patch_size, image_processor.resample
-    scale, shift = _scale_and_shift(image_processor)
+    scale, shift = normalisation(image_processor)
     sizes = [_naflex_size(image.height, image.width, patch_size, max_num_patches) for image in images]
     shapes = np.array(sizes, dtype=np.int64) // patch_size
     counts = shapes.prod(1)
@@ -144,7 +144,7 @@ def _fixed_size_arrays(
         return None
     height, width, resample = size["height"], size["width"], image_processor.resample
     values = np.empty((len(images), 3, height, width), dtype=np.float32)
-    scale, shift = (one.reshape(-1, 1, 1) for one in _scale_and_shift(image_processor))
+    scale, shift = (one.reshape(-1, 1, 1) for one in normalisation(image_processor))
 
     def fill(index: int) -> None:
         _write_normalised(
@@ -175,7 +175,7 @@ def _write_normalised(out: np.ndarray, pixels: np.ndarray, scale: np.ndarray, sh
     out += shift
 
 
-def _scale_and_shift(image_processor: Any) -> tuple[np.ndarray, np.ndarray]:
+def normalisation(image_processor: Any) -> tuple[np.ndarray, np.ndarray]:
     """scale and shift such that (x * rescale_factor - mean) / std = x * scale + shift.
 
     Returns:

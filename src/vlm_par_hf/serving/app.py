@@ -50,8 +50,8 @@ _REASONS = {
 class Search(Protocol):
     """A gallery that can be searched."""
 
-    def search(self, query: Any, *, top: int) -> Sequence[Mapping[str, Any]]:
-        """The best `top` people, best first, as plain JSON."""
+    def search(self, query: Any, *, top: int, score: str | None, filter: Any, allow_sensitive: bool) -> Any:
+        """The best people, an object with `to_dict`: see `vlm_par_hf.retrieval.gallery.Gallery`."""
 
 
 def create_app(
@@ -62,6 +62,7 @@ def create_app(
     api_key: str | None = None,
     allow_urls: bool = False,
     gallery: Search | None = None,
+    allow_sensitive: bool = False,
 ) -> FastAPI:
     """The application. Its lifespan starts and stops the handler.
 
@@ -73,11 +74,13 @@ def create_app(
             `X-API-Key: KEY`.
         allow_urls: whether pictures may be named by http(s) URLs. Addresses that are not public are never asked.
         gallery: what `/v1/search` searches; None: there is no such route.
+        allow_sensitive: whether queries may name perceived gender and age.
     """
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        await handler.start()
+        if not handler.is_ready:  # who starts a server does it before the port is open
+            await handler.start()
         yield
         await handler.stop()
 
@@ -140,15 +143,16 @@ def create_app(
 
         @app.post("/v1/search", tags=["people"], openapi_extra={"requestBody": _json_body(SearchRequest)})
         async def search(request: Request) -> Response:
-            """People of the gallery who have these attributes, best first."""
+            """People of the gallery who have these attributes, best first, with the reasons."""
             with handler.reserve():
                 body = await read_body(request, handler.limits.max_bytes, handler.limits.seconds)
                 asked = _validated(SearchRequest, body)
+                find = partial(gallery.search, allow_sensitive=allow_sensitive, **asked.model_dump())
                 try:
-                    found = await anyio.to_thread.run_sync(partial(gallery.search, asked.query, top=asked.top))
+                    found = await anyio.to_thread.run_sync(find)
                 except ParError as error:
                     raise Refusal(422, "query", str(error)) from error
-            return JSONResponse({"results": list(found)})
+            return JSONResponse(found.to_dict())
 
     @app.exception_handler(Refusal)
     async def refuse(request: Request, error: Refusal) -> Response:

@@ -7,6 +7,7 @@ import numpy as np
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
+from vlm_par_hf.inference.trust import trust_note
 from vlm_par_hf.utils import installed_version
 
 from .bodies import read_body
@@ -105,7 +106,7 @@ def open_inference_routes(handler: AttributeHandler, name: str) -> APIRouter:
 
 
 def _metadata(handler: AttributeHandler, name: str) -> dict[str, Any]:
-    attributes, column = [], 0
+    attributes, column, note = [], 0, trust_note(handler.pipe.model)
     for one in handler.schema:
         columns = [column, column + one.num_labels]
         column = columns[1]
@@ -120,5 +121,5 @@ def _metadata(handler: AttributeHandler, name: str) -> dict[str, Any]:
             {"name": "probabilities", "datatype": FP32, "shape": [-1, column]},
             {"name": "decided", "datatype": BYTES, "shape": [-1, len(handler.schema)]},
         ],
-        "parameters": {"attributes": attributes},
+        "parameters": {"attributes": attributes} if note is None else {"attributes": attributes, "note": note},
     }

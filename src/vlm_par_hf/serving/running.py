@@ -10,6 +10,7 @@ import signal
 import socket
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
@@ -19,18 +20,20 @@ from typing import Any
 
 import h11
 import uvicorn
+from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from vlm_par_hf.errors import ParError, ParRuntimeError, ParValueError, argument_in_errors
 from vlm_par_hf.inference.boxes import check_detector_label
 from vlm_par_hf.inference.pipelines import TASK, PedestrianAttributesPipeline
+from vlm_par_hf.retrieval.gallery import Gallery
 
 from .app import create_app, log_event
 from .handler import AttributeHandler, Limits
 from .measures import Measures
 
 
-__all__ = ["ServiceSettings", "load_pipeline", "serve", "take_port"]
+__all__ = ["ServiceSettings", "build_app", "load_pipeline", "serve", "take_port"]
 
 _MOST_RESTARTS = 5  # of one worker's place
 
@@ -44,6 +47,8 @@ class ServiceSettings:
         name: of the model in the Open Inference Protocol; None: the last part of `checkpoint`.
         detector: folder or repository of a model for object detection; None: pictures without boxes are one person.
         detector_label, detector_threshold: as for the pipeline.
+        gallery: place of a gallery that `vlm-par index` made; None: no search.
+        allow_sensitive: whether searches may name perceived gender and age.
         device, dtype: of the pipeline.
         limits: of requests.
         api_key: asked of every request; None: none.
@@ -57,6 +62,8 @@ class ServiceSettings:
     detector: str | None = None
     detector_label: str = "person"
     detector_threshold: float = 0.5
+    gallery: str | None = None
+    allow_sensitive: bool = False
     device: str | None = None
     dtype: str | None = None
     limits: Limits = field(default_factory=Limits)
@@ -113,6 +120,25 @@ def load_pipeline(settings: ServiceSettings) -> PedestrianAttributesPipeline:
         return pipeline(TASK, model=settings.checkpoint, **device, **dtype, **options)
 
 
+def open_gallery(place: str, pipe: PedestrianAttributesPipeline) -> Gallery:
+    """The gallery of a service.
+
+    Raises:
+        OSError, ValueError: it cannot be opened, or has another label space than the model.
+    """
+    gallery = Gallery.open(place)
+    theirs, ours = (
+        [(one.name, one.labels) for one in schema] for schema in (gallery.schema, pipe.model.config.schema)
+    )
+    if theirs != ours:
+        raise ParValueError(
+            f"the gallery {place!r} was built by {gallery.info.model!r} with another label space than the checkpoint "
+            f"has: {'; '.join(gallery.schema.diff(pipe.model.config.schema)[:3])}; serve that checkpoint, or build "
+            "another gallery (vlm-par index)"
+        )
+    return gallery
+
+
 def serve(settings: ServiceSettings, *, host: str = "127.0.0.1", port: int = 8000, workers: int = 1) -> None:
     """Serves until it gets SIGTERM or SIGINT; what was taken until then is answered.
 
@@ -141,18 +167,32 @@ def _announce(sock: socket.socket, workers: int) -> None:
     log_event("ready", url=f"http://{shown}:{port}", workers=workers)
 
 
-async def _serve(settings: ServiceSettings, sock: socket.socket, on_ready: Callable[[], None]) -> None:
-    """One process of the service."""
+def build_app(settings: ServiceSettings) -> FastAPI:
+    """The application with everything that it needs, loaded and not yet warm: its lifespan, or `start` of the handler
+    in its state, does that.
+
+    Raises:
+        OSError, ValueError, TypeError: checkpoint, detector or gallery cannot be loaded or do not fit.
+    """
     measures = Measures()
-    handler = AttributeHandler(load_pipeline(settings), settings.limits, measures)
-    await handler.start()
-    app = create_app(
-        handler,
+    pipe = load_pipeline(settings)
+    gallery = None if settings.gallery is None else open_gallery(settings.gallery, pipe)
+    return create_app(
+        AttributeHandler(pipe, settings.limits, measures),
         name=settings.name or Path(settings.checkpoint or "embedded").name,
         measures=measures,
         api_key=settings.api_key,
         allow_urls=settings.allow_urls,
+        gallery=gallery,
+        allow_sensitive=settings.allow_sensitive,
     )
+
+
+async def _serve(settings: ServiceSettings, sock: socket.socket, on_ready: Callable[[], None]) -> None:
+    """One process of the service."""
+    app = build_app(settings)
+    handler = app.state.handler
+    await handler.start()
     config = uvicorn.Config(
         app, http=_Http, ws="none", log_config=None, access_log=False, server_header=False, backlog=1024
     )
@@ -322,6 +362,7 @@ def _work(settings: ServiceSettings, sock: socket.socket, messages: Connection, 
 
     from vlm_par_hf.auto import register
 
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
     logging.getLogger("vlm_par_hf").setLevel(logging.INFO)
     register()
@@ -331,3 +372,9 @@ def _work(settings: ServiceSettings, sock: socket.socket, messages: Connection, 
         with contextlib.suppress(OSError):
             messages.send(str(error))
         sys.exit(2)
+
+
+def _end_with_parent() -> None:
+    """Stops this worker when its parent is gone without having said so: nobody else would."""
+    multiprocessing.parent_process().join()
+    os.kill(os.getpid(), signal.SIGTERM)

@@ -3,7 +3,7 @@
 import base64
 import binascii
 import re
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -145,9 +145,15 @@ class Answers(BaseModel):
 class SearchRequest(_Strict):
     """A search in the gallery that the service was started with."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [{"query": "Hat, red UpperColor", "top": 10}]})
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"query": "backpack, not hat", "filter": {"Trousers": "yes"}, "top": 10}]}
+    )
 
-    query: str | dict[str, Any] = Field(description="attributes, as `vlm-par search` takes them")
+    query: Text | dict[str, Any] = Field(description='attributes in words ("backpack, not hat"), or with their labels')
+    filter: Text | dict[str, Any] | None = Field(
+        None, description="as query: only people whose answers meet all of it"
+    )
+    score: Literal["log_likelihood", "l1"] | None = Field(None, description="how people are ranked")
     top: Annotated[int, Field(ge=1, le=1000)] = 10
 
 
