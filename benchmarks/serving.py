@@ -208,10 +208,24 @@ class Form:
         pages = int(Path(f"/proc/{self._process.pid}/statm").read_text().split()[1])
         return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
+    def cpu_seconds(self) -> float:
+        """What all of its processes have computed."""
+        ticks = 0
+        for stat in Path("/proc").glob("[0-9]*/stat"):
+            try:
+                fields = stat.read_text().rpartition(")")[2].split()
+            except OSError:  # it has ended
+                continue
+            if int(fields[2]) == self._process.pid:  # its group
+                ticks += int(fields[11]) + int(fields[12])
+        return ticks / os.sysconf("SC_CLK_TCK")
+
     def ask(self, work: str, folder: Path, clients: int, seconds: float, rate: float = 0.0) -> dict:
         words = [self.url, work, str(folder), str(clients), str(seconds), str(rate)]
+        before = self.cpu_seconds()
         done = subprocess.run([sys.executable, __file__, "--generate", *words], capture_output=True, check=True)
-        return json.loads(done.stdout)
+        found = json.loads(done.stdout)
+        return found | {"cpu_per_request": (self.cpu_seconds() - before) / max(1, found["requests"])}
 
 
 def free_port() -> int:
@@ -309,7 +323,8 @@ def measure(options: argparse.Namespace) -> dict:
 
 
 def ratios(rows: list[dict], most: int) -> list[dict]:
-    """Requests per second and p95 of ours beside each other form: with most clients, and at the same offered load."""
+    """Ours beside each other form, with most clients and at the same offered load: requests per second, p95, and CPU
+    seconds of the server per request, which other work on the machine changes least."""
     found = []
     ours = {(row["work"], "offered" in row): row for row in rows if row["form"] == "ours" and row["clients"] == most}
     for row in rows:
@@ -321,6 +336,7 @@ def ratios(rows: list[dict], most: int) -> list[dict]:
             {
                 "work": row["work"], "to": row["form"], "kind": kind,
                 "per_second": own["per_second"] / row["per_second"] if row["per_second"] else None,
+                "cpu_per_request": own["cpu_per_request"] / row["cpu_per_request"],
                 "p95": own["p95"] / row["p95"],
             }
         )  # fmt: skip

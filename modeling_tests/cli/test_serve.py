@@ -1,10 +1,19 @@
 """Options of `vlm-par serve`."""
 
+import json
+import re
+import tomllib
+from pathlib import Path
+
 import pytest
 
 from vlm_par_hf.cli import main
-from vlm_par_hf.cli.serve import _api_key
+from vlm_par_hf.cli.main import build_parser
+from vlm_par_hf.cli.serve import _api_key, run
 from vlm_par_hf.serving import running
+
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -55,3 +64,20 @@ def test_keys(monkeypatch, capsys, tmp_path):
     ):
         assert main(["serve", *arguments]) == 2
         assert reason in capsys.readouterr().err
+
+
+def test_the_dockerfile_starts_the_service_as_it_is():
+    """No builder is at hand where tests run: what can be checked without one."""
+    text = (ROOT / "Dockerfile").read_text().replace("\\\n", " ")
+    words = json.loads(re.search(r"^ENTRYPOINT (.*)$", text, re.MULTILINE)[1])
+    args = build_parser().parse_args([*words[1:], "/model"])
+    assert words[0] == "vlm-par" and args.run is run and (args.host, args.checkpoint) == ("0.0.0.0", "/model")
+    assert f"EXPOSE {args.port}" in text and f"127.0.0.1:{args.port}/v2/health/ready" in text
+    last_stage = text[text.rindex("FROM ") :]
+    assert re.search(r"^USER par$", last_stage, re.MULTILINE) and "useradd" in last_stage
+    kept = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    lines = re.findall(r"^COPY (?!--)(.*) \S+$", text, re.MULTILINE)
+    copied = {name for line in lines for name in line.split()}
+    assert copied == kept and all((ROOT / name).exists() for name in copied)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert {project["project"]["readme"], *project["project"]["license-files"]} <= copied
