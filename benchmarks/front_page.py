@@ -1,4 +1,4 @@
-"""The picture of the README: the photographs that ship with the package, and rendered people, answered by the default model.
+"""The picture of the README: the photographs that ship, and rendered people, answered by the default model.
 
     python benchmarks/front_page.py --out docs/people.jpg
 

@@ -1,12 +1,13 @@
 """Builds the documentation site: `make docs`.
 
-The pages lie where they are read in a repository (README.md, docs/, model_cards/, ...) and link to scripts and results beside
-them. So they and every file that they link to are copied, each to its own path, into a folder of its own. The site is built
-there, and the HTML that comes out is checked: every link inside the site leads to a file and an anchor, and no page loads
-anything from another server.
+The pages lie where they are read in a repository (README.md, docs/, model_cards/, ...) and link to scripts and results
+beside them. So they and every file that they link to are copied, each to its own path, into a folder of its own. The
+site is built there, and the HTML that comes out is checked: every link inside the site leads to a file and an anchor,
+and no page loads anything from another server.
 """
 
 import argparse
+import json
 import re
 import shutil
 import subprocess
@@ -83,7 +84,8 @@ def copy_pages(root: Path, work: Path) -> None:
         path = work / "pages" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(root / name, path)
-    (work / "src").symlink_to(root / "src")  # whose docstrings the pages of the API show
+    # Docstrings are read where they are: what builds the package would follow a link to src/ in place of src/ itself.
+    before = before.replace("paths: [src]", f"paths: [{json.dumps(str(root / 'src'))}]")
     text = before + yaml.safe_dump({"nav": complete_nav(nav, pages)}, sort_keys=False, allow_unicode=True)
     (work / "mkdocs.yml").write_text(text, encoding="utf-8")
 

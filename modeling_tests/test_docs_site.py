@@ -30,8 +30,7 @@ def root(tmp_path):
         "more/b.md": "# B\n",
         "results/a.png": "",
         "not_linked.md": "# Nobody\n",
-        "src/x.py": "",
-        "mkdocs.yml": "docs_dir: pages\nnav:\n  - README.md\n  - Guides:\n      - docs/a.md\n",
+        "mkdocs.yml": "paths: [src]\nnav:\n  - README.md\n  - Guides:\n      - docs/a.md\n",
     }.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
@@ -58,7 +57,7 @@ def test_pages_and_what_they_link_to_are_copied(build, root):
     copied = {path.relative_to(work / "pages").as_posix() for path in (work / "pages").rglob("*") if path.is_file()}
     assert copied == {"README.md", "docs/a.md", "docs/new.md", "more/b.md", "results/a.png"}
     text = (work / "mkdocs.yml").read_text()
-    assert text.startswith("docs_dir: pages\n") and (work / "src" / "x.py").is_file()
+    assert text.startswith(f'paths: ["{root / "src"}"]\n')
     assert build.split_config(text)[1] == ["README.md", {"Guides": ["docs/a.md"]}, {"More": ["docs/new.md"]}]
 
 
