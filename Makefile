@@ -6,11 +6,13 @@ SHELL := /bin/bash
 PYTHON ?= python3
 OUT ?= demo_output
 ARGS ?=
+PYTHONS ?= $(PYTHON)
 BIN := .venv/bin
 LOCK := lock-py311.txt
-CHECKED := $(wildcard src modeling_tests examples benchmarks)
+CHECKED := $(wildcard src modeling_tests examples benchmarks docs/*.py)
 
-.PHONY: help demo test test-slow test-services fuzz test-hf test-latest test-oldest lock style quality examples bench bench-quality bench-serving
+.PHONY: help demo docs test test-slow test-services fuzz test-hf test-latest test-oldest test-wheel lock style quality examples \
+	bench bench-quality bench-serving
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-14s %s\n", $$1, $$2}'
@@ -20,6 +22,9 @@ demo: .venv/.stamp-demo ## train, evaluate and predict on drawn people (with PAR
 
 # A worker that dies ends the run: with another one in its place, the run would wait for the dead one without end.
 WORKERS := -n 2 --dist loadfile --max-worker-restart 0
+
+docs: .venv-docs/.stamp ## build the documentation site in .cache/docs/site, every link checked (without a network, once .venv-docs is there)
+	PATH="$(CURDIR)/.venv-docs/bin:$$PATH" python docs/build.py
 
 # One thread per process: two test workers of one thread each are faster on two cores than two of two.
 test test-slow test-services fuzz test-hf test-latest test-oldest examples quality: export OMP_NUM_THREADS ?= 1
@@ -47,6 +52,9 @@ test-latest: | .venv-latest/bin/pip ## run the tests over the newest packages of
 
 test-oldest: .venv-oldest/.stamp-dev ## run the tests over the lowest versions that pyproject.toml admits (Python 3.11)
 	.venv-oldest/bin/python -m pytest $(WORKERS) $(ARGS)
+
+test-wheel: ## try wheel and source distribution in empty environments (PYTHONS="python3.11 python3.12"); long
+	.ci/pythons $(PYTHONS)
 
 # The header stays. torch goes in without +cpu, and without what its CUDA build brings: the build is the user's choice.
 lock: ## resolve all packages anew and write the lock that .venv is installed with (PYTHON must be 3.11)
@@ -79,7 +87,7 @@ quality: .venv/.stamp-dev ## what a change must pass besides the tests
 	$(BIN)/python -m pytest -q modeling_tests/test_floors.py
 
 # Each environment is made once; the stamps make an install repeat when the requirements change.
-.venv/bin/pip .venv-latest/bin/pip .venv-oldest/bin/pip .venv-lock/bin/pip:
+.venv/bin/pip .venv-latest/bin/pip .venv-oldest/bin/pip .venv-lock/bin/pip .venv-docs/bin/pip:
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, $(PYTHON) is " + sys.version.split()[0] + ": make PYTHON=python3.12 ..." if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv $(@:/bin/pip=)
 
@@ -114,4 +122,8 @@ endef
 
 .venv-oldest/.stamp-dev: pyproject.toml constraints-oldest.txt | .venv-oldest/bin/pip
 	.venv-oldest/bin/python -m pip install -q -c constraints-oldest.txt -e ".[dev]"
+	@touch $@
+
+.venv-docs/.stamp: docs/requirements.txt | .venv-docs/bin/pip
+	.venv-docs/bin/python -m pip install -q -r docs/requirements.txt
 	@touch $@

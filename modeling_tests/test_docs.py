@@ -29,7 +29,7 @@ PAGES = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for
 # Pages whose links are followed.
 LINKED = PAGES | {
     path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
-    for path in (ROOT / "CONTRIBUTING.md", *sorted((ROOT / "model_cards").glob("*.md")))
+    for path in (ROOT / "CONTRIBUTING.md", ROOT / "examples/README.md", *sorted((ROOT / "model_cards").glob("*.md")))
 }
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 STAND_INS = {
@@ -123,9 +123,16 @@ def test_the_readme_is_short():
     assert PAGES["README.md"].count("\n") < 160
 
 
-def test_the_readme_names_every_page():
-    linked = {target for name, target in LINKS if name == "README.md"}
-    assert {path.relative_to(ROOT).as_posix() for path in DOCS} <= linked
+def test_every_page_is_three_clicks_away():
+    """From the README, along links in the pages."""
+    reached = {"README.md"}
+    for _ in range(3):
+        steps = {
+            ((ROOT / name).parent / target.partition("#")[0]).resolve() for name, target in LINKS if name in reached
+        }
+        reached |= {step.relative_to(ROOT).as_posix() for step in steps}
+    api = {name for name in PAGES if name.startswith("docs/api/")}  # in the navigation of the site
+    assert PAGES.keys() - api - reached == set()
 
 
 @pytest.mark.parametrize("name", WITH_PYTHON)
@@ -158,8 +165,8 @@ def test_commands_parse(name, command, tmp_path):
 @pytest.mark.parametrize("name", PAGES)
 def test_scripts_and_make_targets_exist(name):
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    for script in re.findall(r"\bpython ((?:examples|benchmarks)/\S+?\.py)", PAGES[name]):
-        assert (ROOT / script).is_file(), script
+    for script in re.findall(r"\b(?:python|node|cmake -S) ((?:examples|benchmarks)/[^\s`]+)", PAGES[name]):
+        assert (ROOT / script).exists(), script
     for target in re.findall(r"(?:^|`)make ([a-z-]+)", PAGES[name], re.MULTILINE):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
 

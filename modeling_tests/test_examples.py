@@ -1,4 +1,4 @@
-"""Every script in examples/ runs, as a user runs it: from a shell, in a folder of their own."""
+"""Every script and notebook in examples/ runs, as a user runs it: in a folder of their own."""
 
 import json
 import os
@@ -127,6 +127,31 @@ def test_the_round_trip_went_through_the_hub(files, hub, tmp_path):
     schema = json.loads(hub.read("datasets/org/round-trip", "schema.json"))
     config = json.loads(hub.read("org/round-trip", "config.json"))
     assert [one["name"] for one in config["attributes"]] == [one["name"] for one in schema]
+
+
+NOTEBOOKS = sorted(path.name for path in EXAMPLES.rglob("*.ipynb"))
+# What a test makes smaller, so that it takes seconds.
+SMALLER = {"from_folder_to_card.ipynb": {"range(120)": "range(40)", "epochs=8": "epochs=1"}}
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_notebook(name, tmp_path):
+    """The cells one after another, without what only a notebook server has."""
+    notebook = json.loads((EXAMPLES / name).read_text(encoding="utf-8"))
+    cells = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    assert all(cell["outputs"] == [] for cell in notebook["cells"] if cell["cell_type"] == "code"), "committed empty"
+    code = "\n".join(cells)
+    for text, smaller in SMALLER[name].items():
+        assert text in code
+        code = code.replace(text, smaller)
+    (tmp_path / "cells.py").write_text(code, encoding="utf-8")
+    found = subprocess.run(
+        [sys.executable, "cells.py"],
+        cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=600,
+    )  # fmt: skip
+    assert found.returncode == 0, found.stderr[-3000:]
+    assert "## Results" in found.stdout, "the card says what was measured"
+    assert (tmp_path / "runs/my_people/README.md").is_file()
 
 
 @pytest.mark.slow

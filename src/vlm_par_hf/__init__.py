@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from vlm_par_hf.families import FAMILIES
 
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # Module -> public names. Those of the model families come from the table in `families`.
 _MODULES = {
