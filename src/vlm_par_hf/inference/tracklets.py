@@ -9,9 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from vlm_par_hf.data.readers.files import list_images
-from vlm_par_hf.data.readers.tracklet_tables import in_order
-from vlm_par_hf.data.tracklets import TrackletDataset, group_tracklets, one_row_per_tracklet, sample_frames
 from vlm_par_hf.errors import ParError, ParFileNotFoundError, ParTypeError, ParValueError
 from vlm_par_hf.images.opening import is_one_image, open_image
 from vlm_par_hf.labels.decisions import decide, label_softmax, read_thresholds
@@ -54,6 +51,9 @@ class Tracklet(Sequence):
 
     def __init__(self, frames: Sequence[Any] | str | os.PathLike[str]) -> None:
         if isinstance(frames, (str, os.PathLike)):
+            from vlm_par_hf.data.readers.files import list_images
+            from vlm_par_hf.data.readers.tracklet_tables import in_order
+
             folder = Path(frames)
             if not folder.is_dir():
                 raise ParFileNotFoundError(f"{folder} is no folder, expected that of the frames of a tracklet")
@@ -179,6 +179,8 @@ def predict_tracklets(
     Raises:
         ValueError: as `group_tracklets` and `predict_logits`; `aggregate` for a model that takes several frames.
     """
+    from vlm_par_hf.data.tracklets import TrackletDataset, group_tracklets, one_row_per_tracklet, sample_frames
+
     if model.supports_tracklets:
         _refuse_aggregate(model, aggregate)
         frames = TrackletDataset(dataset, num_frames or model.config.num_frames)
@@ -227,7 +229,7 @@ def find_tracklets(inputs: Any) -> tuple[Iterator[Tracklet] | None, bool, Any]:
     """
     if _is_tracklet(inputs):
         return iter([_as_tracklet(inputs)]), True, inputs
-    if isinstance(inputs, (list, tuple, TrackletDataset)):
+    if isinstance(inputs, (list, tuple)) or hasattr(inputs, "tracklets"):  # the latter a `TrackletDataset`
         first = inputs[0] if len(inputs) else None
         return (map(_as_tracklet, _items(inputs)), False, inputs) if _is_tracklet(first) else (None, False, inputs)
     if isinstance(inputs, Iterator):
@@ -309,6 +311,8 @@ def answer_tracklets(
 
 
 def _open_frames(tracklet: Tracklet, number: int, num_frames: int | None) -> list[Any]:
+    from vlm_par_hf.data.tracklets import sample_frames
+
     places = range(len(tracklet)) if num_frames is None else sample_frames(len(tracklet), num_frames)
 
     def open_one(place: int) -> Any:
