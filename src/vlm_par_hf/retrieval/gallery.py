@@ -373,8 +373,10 @@ class Gallery:
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Holds the lock of writers of a gallery in a folder; threads with the same `Gallery` wait for each other. On an object store there is none: the engine commits
-        batches of several writers one after another, but two that add the same people add them twice.
+        """Holds the lock of writers of a gallery in a folder; threads with one `Gallery` wait for each other.
+
+        On an object store there is none: the engine commits batches of several writers one after another, but two
+        that add the same people add them twice.
 
         Raises:
             ValueError: another process is writing.
