@@ -12,11 +12,14 @@ from PIL import Image
 
 from modeling_tests.tiny import randomize, tiny_model, tiny_processor, tiny_schema
 from vlm_par_hf import Annotator
+from vlm_par_hf.annotation import ImageList
+from vlm_par_hf.annotation.on_ray import ReadForRay
 from vlm_par_hf.errors import ParError
 from vlm_par_hf.retrieval.encoding import PersonEncoder
 from vlm_par_hf.retrieval.gallery import Gallery
 from vlm_par_hf.retrieval.indexing import index_people, read_people
 from vlm_par_hf.retrieval.modeling_retriever import AttributeRetriever, RetrieverConfig
+from vlm_par_hf.retrieval.on_ray import EncodeForRay, runs, unpack
 from vlm_par_hf.retrieval.queries import Query
 from vlm_par_hf.retrieval.vectors import model_hash
 
@@ -257,3 +260,20 @@ def test_words_are_compared_with_pictures(encoder, crops):
         encoder.embed_query(Query({"Hat": ("yes",)}))
     with pytest.raises(ParError, match="picture 0 cannot be read"):
         encoder.embed([str(crops / "none.png")])
+
+
+def test_what_a_worker_of_ray_reads_is_the_same(crops, encoder):
+    (crops / "6.png").write_bytes(b"no picture")
+    images = ImageList(crops)
+    segments = json.dumps(list(images.segments()))
+    table = ReadForRay(images.columns, images.folder)({"segments": np.array([segments], dtype=object)})
+    batch = {name: np.array(table[name].to_pylist(), dtype=object) for name in table.column_names}
+    found = EncodeForRay(**encoder.arguments)(batch)
+    assert list(found["index"]) == list(range(7)) and "6.png" in found["error"][6] and found["people"][6] is None
+    expected = encoder.stream(encoder.batches([str(crops / f"{i}.png") for i in range(6)]))
+    for text, (people, _) in zip(found["people"], expected):
+        (one,) = map(unpack, json.loads(text))
+        for name in ("probabilities", "embedding"):
+            np.testing.assert_allclose(one[name], people[0][name], atol=1e-5)
+        assert one["height"] == 32 and one["quality"] == pytest.approx(people[0]["quality"])
+    assert list(runs([0, 1, 4, 6, 7])) == [(0, 2), (4, 5), (6, 8)]

@@ -373,14 +373,16 @@ class Gallery:
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Holds the lock of writers of a gallery in a folder. On an object store there is none: the engine commits
-        batches of several writers one after another, but two that add the same people add them twice.
+        """Holds the lock of writers of a gallery in a folder; threads with one `Gallery` wait for each other.
+
+        On an object store there is none: the engine commits batches of several writers one after another, but two
+        that add the same people add them twice.
 
         Raises:
             ValueError: another process is writing.
         """
         local = _local(self.place)
-        with nullcontext() if local is None else lock_file(local / LOCK, local):
+        with self._lock, nullcontext() if local is None else lock_file(local / LOCK, local):
             yield
 
     def add(self, people: Iterable[Mapping[str, Any]]) -> dict[str, int]:

@@ -12,7 +12,7 @@ from vlm_par_hf.annotation.on_ray import ReadForRay, ray_session
 from .encoding import PersonEncoder
 
 
-__all__ = ["EncodeForRay", "encode_on_ray"]
+__all__ = ["EncodeForRay", "encode_on_ray", "runs", "unpack"]
 
 _PER_TASK = 64  # images that a worker reads at a time
 
@@ -34,7 +34,7 @@ def encode_on_ray(
         return
     workers, cpus, gpus = resources
     tasks = [indices[start : start + _PER_TASK] for start in range(0, len(indices), _PER_TASK)]
-    items = [{"segments": json.dumps([one for run in _runs(task) for one in inputs.segments(*run)])} for task in tasks]
+    items = [{"segments": json.dumps([one for run in runs(task) for one in inputs.segments(*run)])} for task in tasks]
     with ray_session(workers * cpus):
         data = (
             ray.data.from_items(items, override_num_blocks=len(items))
@@ -50,7 +50,7 @@ def encode_on_ray(
         )
         for block in data.iter_batches(batch_size=None, batch_format="pyarrow"):
             for row in block.to_pylist():
-                people = None if row["people"] is None else [_unpack(one) for one in json.loads(row["people"])]
+                people = None if row["people"] is None else [unpack(one) for one in json.loads(row["people"])]
                 yield row["index"], people, row["error"]
 
 
@@ -73,12 +73,13 @@ def _pack(person: dict[str, Any]) -> dict[str, Any]:
     return {name: one.tolist() if isinstance(one, np.ndarray) else one for name, one in person.items()}
 
 
-def _unpack(person: dict[str, Any]) -> dict[str, Any]:
+def unpack(person: dict[str, Any]) -> dict[str, Any]:
+    """A person as `PersonEncoder.answer` gives it, from what a worker made of it."""
     arrays = {name: np.float32(person[name]) for name in ("probabilities", "embedding")}
     return {**person, **arrays}
 
 
-def _runs(indices: Sequence[int]) -> Iterator[tuple[int, int]]:
+def runs(indices: Sequence[int]) -> Iterator[tuple[int, int]]:
     """Ascending numbers as ranges `(start, stop)`."""
     start = previous = None
     for index in indices:

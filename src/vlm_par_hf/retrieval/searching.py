@@ -19,7 +19,7 @@ __all__ = ["SearchResult", "search_gallery"]
 
 # With an index: up to so many people who pass the filter are compared one by one, which is exact and as fast.
 _EXACT = 20_000
-_PROBES = 64  # groups of the index that a search reads
+_PROBES = 96  # groups of the index that a search reads
 _MOST_CANDIDATES = 2000
 
 
