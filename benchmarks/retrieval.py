@@ -14,7 +14,8 @@ Two protocols:
 - *vectors*, the published one: every attribute vector of the test split is a query, right is who has exactly it.
   Rendered people have hundreds of attributes' combinations, so nearly every vector is unique: there it is the vectors
   of the attributes in `RENDERED`.
-- *conditions*, what people type: one to three labels that a drawn person of the test split has, all else open.
+- *conditions*, what people type: one to three of these labels that a drawn person of the test split has, all else
+  open.
 
 Printed and written per method: the mean over rounds, with a 95 % interval from resampled queries. `random` is the
 expected value of a random order.
@@ -197,7 +198,7 @@ def run_round(number: int, splits: dict, args) -> dict[str, dict[str, list[dict]
     queries[:, asked] = attribute_categories(only["test"][:, asked])[0]
     protocols = {
         "vectors": (queries, only["test"], only["train"]),
-        "conditions": (draw_conditions(test.labels, schema, number), test.labels, people["train"].labels),
+        "conditions": (draw_conditions(only["test"], schema, number), only["test"], only["train"]),
     }
     found: dict[str, dict[str, list[dict]]] = {}
 

@@ -211,9 +211,13 @@ def test_features(forks, files, tmp_path):
 
 @pytest.mark.slow
 def test_train_retrieval(forks, files, tmp_path):
+    recognizer = tmp_path / "recognizer"
+    tiny_model("naflex").save_pretrained(recognizer)
+    tiny_processor("naflex").save_pretrained(recognizer)
+
     def arguments(out):
         return [
-            "train-retrieval", files / "model", "folder", "--root", files / "data", "--out", out / "head",
+            "train-retrieval", recognizer, "folder", "--root", files / "data", "--out", out / "head",
             "--epochs", 4, "--embedding-size", 8,
         ]  # fmt: skip
 

@@ -23,6 +23,12 @@ def test_train_and_evaluate(checkpoint, files, tmp_path, capsys):
     assert "adapters_soft" in said and "unseen" in said
     record = json.loads((head / "retrieval_folder_test" / "retrieval.json").read_text())
     assert record["attributes"] == ["Hat", "Backpack"] and record["command"].startswith("vlm-par evaluate-retrieval")
+    assert main(["card", str(head)]) == 2 and "exists" in capsys.readouterr().err  # the training wrote one
+    assert main(["card", str(head), "--overwrite", "--name", "me/head"]) == 0
+    card = (head / "README.md").read_text()
+    assert "# me/head" in card and "| folder, test | log_likelihood | all, " in card and "Trained on folder" in card
+    assert main(["card", str(head), "--overwrite", "--metrics", str(head / "run.json")]) == 2
+    assert "is no record of evaluate-retrieval" in capsys.readouterr().err
     for more, message in (
         (["--scoring", "best"], "scoring 'best', expected log_likelihood"),
         (["--attributes", " , "], "names none"),

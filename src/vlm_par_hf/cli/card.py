@@ -1,8 +1,10 @@
 """`vlm-par card`: write the model card of a checkpoint."""
 
 import argparse
+from pathlib import Path
 
 from vlm_par_hf.errors import ParValueError
+from vlm_par_hf.utils import read_json_object
 
 from .options import say
 
@@ -41,6 +43,13 @@ def run(args) -> None:
         if not (name and equals and dataset_id):
             raise ParValueError(f"dataset_id={item!r}: expected NAME=ORG/NAME, such as pa100k=my-org/pa100k")
         dataset_ids[name] = dataset_id
+    config = read_json_object(Path(args.checkpoint) / "config.json") or {}
+    if config.get("model_type") == "par_retriever":
+        from vlm_par_hf.retrieval.card import write_retriever_card
+
+        options = {"out": args.out, "name": args.name, "overwrite": args.overwrite}
+        say(f"written: {write_retriever_card(args.checkpoint, args.metrics, **options)}")
+        return
     from vlm_par_hf.hub.model_card import write_model_card
 
     for path in write_model_card(

@@ -229,8 +229,7 @@ def intended_use_section(schema: AttributeSchema) -> str:
     text = """## Intended use
 
 Describing what a person in a crop visibly wears and carries: research on attribute recognition, sorting footage that
-may lawfully be processed, pre-annotation that a human checks. Searching people by what they wear: for lost persons, in
-one's own footage where the law allows it, and in work on data sets.
+may lawfully be processed, pre-annotation that a human checks.
 
 Searching people by attributes is a decision to take on purpose: for lost persons, for your own footage where the law
 lets you search it, for work on data sets. Not for tracking or profiling individuals.

@@ -1,16 +1,19 @@
 """The model card of a retrieval head."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from vlm_par_hf.errors import ParFileExistsError, ParValueError
 from vlm_par_hf.escaping import markdown_code, markdown_text
 from vlm_par_hf.hub.card_sections import attributes_section, intended_use_section
-from vlm_par_hf.utils import format_percent
+from vlm_par_hf.hub.model_card import CARD
+from vlm_par_hf.utils import atomic_write_text, format_percent, read_json_object
 
 from .configuration_retriever import RetrieverConfig
 
 
-__all__ = ["TAGS", "retriever_card"]
+__all__ = ["TAGS", "retriever_card", "write_retriever_card"]
 
 TAGS = ("person-retrieval", "pedestrian-attributes", "vlm-par-hf")
 _SHOWN = ("rank_1", "rank_5", "rank_10", "mAP_standard", "mAP_trapezoid", "mINP", "mADM")
@@ -76,6 +79,44 @@ similarity = head.embed_queries([query]) @ people.T
         f"## What search may serve\n\n{MISUSE}",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def write_retriever_card(
+    checkpoint: str | Path,
+    metrics: Sequence[str | Path] | None = None,
+    *,
+    out: str | Path | None = None,
+    name: str | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Writes the card of a head's folder.
+
+    Args:
+        checkpoint: the folder.
+        metrics: files that `evaluate_retrieval` wrote (`retrieval.json`); None: those below the folder.
+        out: the file; None: `README.md` in the folder.
+        name: of the repository; None: that of the folder.
+        overwrite: replace a card that is there.
+
+    Raises:
+        FileExistsError: there is a card, and `overwrite` is not set.
+        ValueError: a file holds no such record.
+    """
+    checkpoint = Path(checkpoint)
+    out = checkpoint / CARD if out is None else Path(out)
+    if out.exists() and not overwrite:
+        raise ParFileExistsError(f"out={str(out)!r} exists: replace it (overwrite=True, --overwrite)")
+    paths = sorted(checkpoint.glob("*/retrieval.json")) if metrics is None else [Path(one) for one in metrics]
+    records = []
+    for path in paths:
+        record = read_json_object(path)
+        if record is None or not isinstance(record.get("scorings"), dict):
+            raise ParValueError(f"{path} is no record of evaluate-retrieval, expected its retrieval.json")
+        records.append(record)
+    config = RetrieverConfig.from_pretrained(checkpoint)
+    run = read_json_object(checkpoint / "run.json")
+    atomic_write_text(out, retriever_card(config, name=name or checkpoint.name, run=run, records=records))
+    return out
 
 
 def _results(records: Sequence[Mapping[str, Any]]) -> str:
