@@ -28,7 +28,7 @@ __all__ = ["DETAILS", "PEOPLE", "SCORES", "Columns", "column_names", "matrix_of"
 PEOPLE = "people"  # the name of the table
 DETAILS = ("id", "path", "row", "person", "box", "video", "frame", "time", "track", "height", "quality")
 _CHUNK = 1 << 16  # rows that are read or compared at once
-_FEW = 2000  # vectors that are read one by one; more are read with all others
+_FEW = 5000  # vectors that are read one by one; more are read with all others
 
 # How people are ranked by their probabilities.
 SCORES: dict[str, Callable[..., np.ndarray]] = {"log_likelihood": log_likelihood, "l1": l1}

@@ -20,7 +20,7 @@ __all__ = ["SearchResult", "search_gallery"]
 # With an index: up to so many people who pass the filter are compared one by one, which is exact and as fast.
 _EXACT = 20_000
 _PROBES = 96  # groups of the index that a search reads
-_MOST_CANDIDATES = 2000
+_CANDIDATES, _MOST_CANDIDATES = 10, 5000  # that it proposes for each person who is wanted and should pass; at most
 
 
 @dataclass
@@ -176,7 +176,7 @@ def _nearest(
     wanted = min(top, passed)
     if passed > _EXACT and columns.has_index():
         count = len(columns.row_ids)
-        candidates = max(4 * top, math.ceil(4 * top * count / passed))
+        candidates = math.ceil(_CANDIDATES * top * count / passed)
         if candidates <= _MOST_CANDIDATES:
             found = np.sort(columns.nearest(vector, candidates, _PROBES))
             if rows is not None:
