@@ -28,6 +28,8 @@ SMALL = {
     "serve_and_ask.py": ["IMAGE", "--model", "MODEL", "--out", "out"],
     "train_vlm_par.py": ["--backbone", "BACKBONE", "--num-train", "32", "--batch-size", "8", "--epochs", "2",
                          "--out", "out"],
+    "video_par.py": ["--backbone", "BACKBONE", "--num-train", "4", "--num-test", "2", "--epochs", "1",
+                     "--seconds", "0.8", "--out", "out"],
 }  # fmt: skip
 # The same scripts as the first line of their docstring runs them, on the embedded model, at small size.
 EMBEDDED = {
@@ -59,6 +61,7 @@ EMBEDDED = {
     ],
     "serve_and_ask.py": ["--out", "out"],
     "train_vlm_par.py": ["--num-train", "64", "--epochs", "1", "--out", "out"],
+    "video_par.py": ["--num-train", "16", "--num-test", "4", "--epochs", "1", "--seconds", "2", "--out", "out"],
 }
 WRITES = {
     "focus_open_attributes.py": ["found.png", "model/config.json"],
@@ -67,6 +70,7 @@ WRITES = {
     "search_by_attributes.py": ["queries.md", "map.png", "query_1_adapters.png", "tables/retrieval.md"],
     "serve_and_ask.py": ["answers.json", "gallery"],
     "train_vlm_par.py": ["config.json", "metrics.json", "attributes.png"],
+    "video_par.py": ["ablation.md", "street.mp4", "people.jsonl", "people.png", "drawn.mp4", "people.xml"],
 }
 
 
