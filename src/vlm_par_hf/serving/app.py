@@ -140,6 +140,8 @@ def create_app(
         return JSONResponse({"results": results}, status_code=200 if answered else refused[0].status)
 
     if gallery is not None:
+        # One at a time: a search first goes to the gallery's newest version, under which no other one may read.
+        searching = asyncio.Lock()
 
         @app.post("/v1/search", tags=["people"], openapi_extra={"requestBody": _json_body(SearchRequest)})
         async def search(request: Request) -> Response:
@@ -149,7 +151,8 @@ def create_app(
                 asked = _validated(SearchRequest, body)
                 find = partial(gallery.search, allow_sensitive=allow_sensitive, **asked.model_dump())
                 try:
-                    found = await anyio.to_thread.run_sync(find)
+                    async with searching:
+                        found = await anyio.to_thread.run_sync(find)
                 except ParError as error:
                     raise Refusal(422, "query", str(error)) from error
             return JSONResponse(found.to_dict())
@@ -192,8 +195,9 @@ async def _read_asked(
             files.append(part.data)
             continue
         value = part.data.decode("utf-8", "replace") if part.name == "image" else field_value(part.data, part.name)
-        if part.name == "attributes" and isinstance(value, str):
-            fields[part.name] = [*fields.get(part.name, []), value]
+        known = fields.get(part.name, [])
+        if part.name in ("attributes", "explain") and isinstance(value, str) and isinstance(known, list):
+            fields[part.name] = [*known, value]
         elif part.name in fields:
             raise Refusal(422, "request", f"the field {part.name[:40]!r} is there twice")
         else:
