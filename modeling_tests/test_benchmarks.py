@@ -356,7 +356,8 @@ def test_ratios_of_the_service_compare_equal_conditions():
 
     rows = [
         row("ours", 5, 0.1, 0.3, clients=1), row("ours", 30, 0.2, 0.01), row("plain", 10, 0.8, 0.04),
-        row("plain", 4, 0.9, 0.05, clients=1), row("ours", 8, 0.1, 0.02, offered=8), row("plain", 8, 0.4, 0.04, offered=8),
+        row("plain", 4, 0.9, 0.05, clients=1), row("ours", 8, 0.1, 0.02, offered=8),
+        row("plain", 8, 0.4, 0.04, offered=8),
     ]  # fmt: skip
     closed, offered = script.ratios(rows, 32)
     assert (closed["kind"], closed["to"], closed["per_second"]) == ("closed loop", "plain", 3)
