@@ -25,7 +25,7 @@ from vlm_par_hf.images.downloading import download, is_url
 from vlm_par_hf.utils import installed_version
 
 from .bodies import field_value, read_body, split_multipart
-from .handler import AttributeHandler, PictureRequest
+from .handler import Handler, PictureRequest
 from .measures import Measures
 from .open_inference import open_inference_routes
 from .refusals import Refusal, too_large
@@ -55,7 +55,7 @@ class Search(Protocol):
 
 
 def create_app(
-    handler: AttributeHandler,
+    handler: Handler,
     *,
     name: str,
     measures: Measures,
@@ -174,9 +174,7 @@ def create_app(
     return app
 
 
-async def _read_asked(
-    request: Request, handler: AttributeHandler
-) -> tuple[AttributesRequest, list[PictureRequest] | None]:
+async def _read_asked(request: Request, handler: Handler) -> tuple[AttributesRequest, list[PictureRequest] | None]:
     """What is asked, and the files of a multipart body; None for JSON, which holds its pictures."""
     content_type = request.headers.get("content-type", "")
     kind = content_type.partition(";")[0].strip().lower()
@@ -214,7 +212,7 @@ async def _read_asked(
 
 
 async def _answer(
-    handler: AttributeHandler, pictures: Sequence[Any], options: dict[str, Any], allow_urls: bool
+    handler: Handler, pictures: Sequence[Any], options: dict[str, Any], allow_urls: bool
 ) -> list[list[dict[str, Any]] | Refusal]:
     """The people of each picture, or why there are none; those named by a URL are fetched first."""
 
@@ -234,7 +232,7 @@ async def _answer(
     return [one if isinstance(one, Refusal) else next(found) for one in ready]
 
 
-async def _fetch(handler: AttributeHandler, source: bytes | str, allow_urls: bool) -> bytes:
+async def _fetch(handler: Handler, source: bytes | str, allow_urls: bool) -> bytes:
     if not is_url(source):
         return source
     if not allow_urls:
@@ -295,7 +293,7 @@ class _Watch:
     """Asks for the key; logs and measures every request; turns faults into a 500 without a word of the request."""
 
     def __init__(
-        self, app: Callable[..., Awaitable[None]], handler: AttributeHandler, measures: Measures, api_key: str | None
+        self, app: Callable[..., Awaitable[None]], handler: Handler, measures: Measures, api_key: str | None
     ) -> None:
         self.app, self.handler, self.measures, self.api_key = app, handler, measures, api_key
 
