@@ -464,3 +464,21 @@ def test_the_benchmark_of_retrieval_draws_and_measures_queries():
     }
     text = script.table({"truth": {"vectors": protocol}}, "vectors")
     assert "| truth | 100.0 [100.0, 100.0] |" in text and text.splitlines()[-1].startswith("| random | ")
+
+
+def test_ratios_of_the_service_compare_equal_conditions():
+    script = load("serving")
+
+    def row(form, per_second, p95, cpu, clients=32, **more):
+        measured = {"per_second": per_second, "p95": p95, "cpu_per_request": cpu}
+        return {"form": form, "work": "crops", "clients": clients, **measured, **more}
+
+    rows = [
+        row("ours", 5, 0.1, 0.3, clients=1), row("ours", 30, 0.2, 0.01), row("plain", 10, 0.8, 0.04),
+        row("plain", 4, 0.9, 0.05, clients=1), row("ours", 8, 0.1, 0.02, offered=8),
+        row("plain", 8, 0.4, 0.04, offered=8),
+    ]  # fmt: skip
+    closed, offered = script.ratios(rows, 32)
+    assert (closed["kind"], closed["to"], closed["per_second"]) == ("closed loop", "plain", 3)
+    assert closed["p95"] == pytest.approx(0.25) and closed["cpu_per_request"] == pytest.approx(0.25)
+    assert offered["kind"] == "offered load" and offered["p95"] == pytest.approx(0.25) and offered["per_second"] == 1

@@ -36,6 +36,15 @@ def test_options_and_boxes_in_a_form(client, pipe):
         assert_same(own, one)
 
 
+def test_relevance_of_patches(client, pipe):
+    data = picture(1)
+    fields = {"attributes": '["Hat", "Backpack"]', "explain": "Hat"}
+    (person,) = client.post("/v1/attributes", files={"file": data}, data=fields).json()["people"]
+    wanted = pipe(data, explain=["Hat"], explain_as="relevance")["relevance"]["Hat"]
+    assert list(person["relevance"]) == ["Hat"] and len(person["attributes"]) == 2
+    assert person["relevance"]["Hat"] == [pytest.approx(row, abs=1e-5) for row in wanted.tolist()]
+
+
 def test_base64_and_data_uris_in_json(client, pipe):
     data = picture(2)
     wanted = pipe(data, boxes=BOXES, only_positive=True)
@@ -120,6 +129,8 @@ def test_wrong_requests_say_what_is_wrong(client, asked, reason):
         ({"image": "AAAA"}, [picture()], "has both a file and a field with pictures"),
         ({"boxes": "[[0, 0, 5, 5]]"}, [picture(), picture()], "boxes with 2 files"),
         ({"threshold": ["0.1", "0.2"]}, [picture()], "the field 'threshold' is there twice"),
+        ({"attributes": ["5", "Hat"]}, [picture()], "the field 'attributes' is there twice"),
+        ({"attributes": "5"}, [picture()], "attributes: Input should be a valid list"),
         ({"threshold": "0.1"}, [], "expected either image or images"),
         ({"boxes": "[[5, 5, 0, 0]]"}, [picture()], "boxes[0] is [5.0, 5.0, 0.0, 0.0], which is reversed"),
     ],

@@ -20,10 +20,9 @@ ROOT = Path(__file__).parents[2]
 PYTHON = Path(os.environ.get("RAY_SERVE_PYTHON", ROOT / ".venv-ray" / "bin" / "python"))
 
 SCRIPT = """
-import base64, json, os, signal, socket, sys, threading, time, urllib.error, urllib.request
+import json, socket, sys, threading, time, urllib.error, urllib.request
 import ray
 from ray import serve
-from ray.util.state import list_actors
 from vlm_par_hf.serving.on_ray import build_application
 from vlm_par_hf.serving.running import ServiceSettings
 
@@ -55,8 +54,8 @@ for thread in threads:
 while len(statuses) < 20:
     time.sleep(0.1)
 before = len(statuses)
-replicas = [one for one in list_actors() if "vlm-par" in (one.name or "") and one.state == "ALIVE"]
-os.kill(replicas[0].pid, signal.SIGKILL)
+replicas = [one for one in ray.util.list_named_actors(all_namespaces=True) if "#vlm-par#" in one["name"]]
+ray.kill(ray.get_actor(**replicas[0]))
 time.sleep(10)
 while len(statuses) < before + 40:
     time.sleep(0.1)

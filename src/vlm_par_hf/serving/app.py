@@ -25,7 +25,7 @@ from vlm_par_hf.images.downloading import download, is_url
 from vlm_par_hf.utils import installed_version
 
 from .bodies import field_value, read_body, split_multipart
-from .handler import AttributeHandler, PictureRequest
+from .handler import Handler, PictureRequest
 from .measures import Measures
 from .open_inference import open_inference_routes
 from .refusals import Refusal, too_large
@@ -55,7 +55,7 @@ class Search(Protocol):
 
 
 def create_app(
-    handler: AttributeHandler,
+    handler: Handler,
     *,
     name: str,
     measures: Measures,
@@ -140,6 +140,8 @@ def create_app(
         return JSONResponse({"results": results}, status_code=200 if answered else refused[0].status)
 
     if gallery is not None:
+        # One at a time: a search first goes to the gallery's newest version, under which no other one may read.
+        searching = asyncio.Lock()
 
         @app.post("/v1/search", tags=["people"], openapi_extra={"requestBody": _json_body(SearchRequest)})
         async def search(request: Request) -> Response:
@@ -149,7 +151,8 @@ def create_app(
                 asked = _validated(SearchRequest, body)
                 find = partial(gallery.search, allow_sensitive=allow_sensitive, **asked.model_dump())
                 try:
-                    found = await anyio.to_thread.run_sync(find)
+                    async with searching:
+                        found = await anyio.to_thread.run_sync(find)
                 except ParError as error:
                     raise Refusal(422, "query", str(error)) from error
             return JSONResponse(found.to_dict())
@@ -171,9 +174,7 @@ def create_app(
     return app
 
 
-async def _read_asked(
-    request: Request, handler: AttributeHandler
-) -> tuple[AttributesRequest, list[PictureRequest] | None]:
+async def _read_asked(request: Request, handler: Handler) -> tuple[AttributesRequest, list[PictureRequest] | None]:
     """What is asked, and the files of a multipart body; None for JSON, which holds its pictures."""
     content_type = request.headers.get("content-type", "")
     kind = content_type.partition(";")[0].strip().lower()
@@ -192,8 +193,9 @@ async def _read_asked(
             files.append(part.data)
             continue
         value = part.data.decode("utf-8", "replace") if part.name == "image" else field_value(part.data, part.name)
-        if part.name == "attributes" and isinstance(value, str):
-            fields[part.name] = [*fields.get(part.name, []), value]
+        known = fields.get(part.name, [])
+        if part.name in ("attributes", "explain") and isinstance(value, str) and isinstance(known, list):
+            fields[part.name] = [*known, value]
         elif part.name in fields:
             raise Refusal(422, "request", f"the field {part.name[:40]!r} is there twice")
         else:
@@ -210,7 +212,7 @@ async def _read_asked(
 
 
 async def _answer(
-    handler: AttributeHandler, pictures: Sequence[Any], options: dict[str, Any], allow_urls: bool
+    handler: Handler, pictures: Sequence[Any], options: dict[str, Any], allow_urls: bool
 ) -> list[list[dict[str, Any]] | Refusal]:
     """The people of each picture, or why there are none; those named by a URL are fetched first."""
 
@@ -230,7 +232,7 @@ async def _answer(
     return [one if isinstance(one, Refusal) else next(found) for one in ready]
 
 
-async def _fetch(handler: AttributeHandler, source: bytes | str, allow_urls: bool) -> bytes:
+async def _fetch(handler: Handler, source: bytes | str, allow_urls: bool) -> bytes:
     if not is_url(source):
         return source
     if not allow_urls:
@@ -291,7 +293,7 @@ class _Watch:
     """Asks for the key; logs and measures every request; turns faults into a 500 without a word of the request."""
 
     def __init__(
-        self, app: Callable[..., Awaitable[None]], handler: AttributeHandler, measures: Measures, api_key: str | None
+        self, app: Callable[..., Awaitable[None]], handler: Handler, measures: Measures, api_key: str | None
     ) -> None:
         self.app, self.handler, self.measures, self.api_key = app, handler, measures, api_key
 

@@ -10,6 +10,7 @@ import json
 import logging
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,13 +27,15 @@ from vlm_par_hf.images.opening import IMAGE_FORMATS
 from vlm_par_hf.inference.pictures import Person, Pictures
 from vlm_par_hf.inference.pipelines import PedestrianAttributesPipeline
 from vlm_par_hf.inference.predicting import collate_inputs
+from vlm_par_hf.inference.trust import trust_note
+from vlm_par_hf.labels.schema import AttributeSchema
 from vlm_par_hf.utils import default_threads
 
 from .batching import MicroBatcher
 from .refusals import ModelFault, Refusal, busy, too_large
 
 
-__all__ = ["AttributeHandler", "Limits", "NoMeasures", "PictureRequest"]
+__all__ = ["AttributeHandler", "Handler", "Limits", "NoMeasures", "PictureRequest"]
 
 logger = logging.getLogger(__name__)
 
@@ -110,7 +113,77 @@ class _Item(NamedTuple):
     options: _Options
 
 
-class AttributeHandler:
+class Handler(ABC):
+    """What answers requests, and how much it takes at once: the fronts know no more of it.
+
+    Args:
+        limits: what is allowed.
+
+    Attributes:
+        schema: the label space of the answers, when it is ready.
+        note: how far answers can be trusted, or None.
+        in_work: pictures that are in work.
+        is_ready: whether it is warm and takes requests.
+    """
+
+    schema: AttributeSchema
+    note: str | None = None
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self.in_work = 0
+        self.is_ready = False
+
+    @abstractmethod
+    async def start(self) -> None:
+        """Gets ready; called in the event loop before the first request."""
+
+    @abstractmethod
+    async def stop(self) -> None:
+        """Ends when all that was taken is answered."""
+
+    @abstractmethod
+    async def answer(
+        self, pictures: Sequence[PictureRequest], options: Mapping[str, Any] | None = None
+    ) -> list[list[dict[str, Any]] | Refusal]:
+        """The people of each picture: see `AttributeHandler.answer`."""
+
+    @property
+    def waiting(self) -> int:
+        """People who wait for the model."""
+        return 0
+
+    def seconds_to_wait(self) -> int:
+        """Whole seconds, at least 1, after which what is in work should be done."""
+        return 1
+
+    @contextmanager
+    def reserve(self, pictures: int = 1) -> Iterator[Callable[[int], None]]:
+        """Takes room for pictures until the block ends; it gives a function that takes room for more.
+
+        Raises:
+            Refusal: 429, there is no room.
+        """
+        taken = 0
+
+        def take(more: int) -> None:
+            nonlocal taken
+            if self.in_work + more > self.limits.max_in_work:
+                raise busy(
+                    f"{self.in_work} pictures are in work, of at most {self.limits.max_in_work}",
+                    self.seconds_to_wait(),
+                )
+            self.in_work += more
+            taken += more
+
+        take(pictures)
+        try:
+            yield take
+        finally:
+            self.in_work -= taken
+
+
+class AttributeHandler(Handler):
     """Answers pictures with a pipeline: batched across requests, within limits.
 
     Args:
@@ -127,11 +200,11 @@ class AttributeHandler:
         limits: Limits | None = None,
         measures: NoMeasures | None = None,
     ) -> None:
-        self.pipe, self.limits = pipe, limits or Limits()
+        super().__init__(limits or Limits())
+        self.pipe = pipe
         self.measures = NoMeasures() if measures is None else measures
-        self.in_work = 0
-        self.is_ready = False
         self.schema = pipe.model.config.schema
+        self.note = trust_note(pipe.model)
         detector = pipe._preprocess_params.get("detector")
         self.has_detector = detector is not None
         self._detector = None if detector is None else _OneAtATime(detector)
@@ -143,6 +216,9 @@ class AttributeHandler:
     def waiting(self) -> int:
         """People who wait for the model."""
         return 0 if self.batcher is None else self.batcher.waiting
+
+    def seconds_to_wait(self) -> int:
+        return self.batcher.seconds_to_wait(self.in_work)
 
     async def start(self) -> None:
         """Begins to answer. It is ready when a picture has gone all the way.
@@ -175,31 +251,6 @@ class AttributeHandler:
             await self.batcher.stop()
         self._readers.shutdown()
 
-    @contextmanager
-    def reserve(self, pictures: int = 1) -> Iterator[Callable[[int], None]]:
-        """Takes room for pictures until the block ends; it gives a function that takes room for more.
-
-        Raises:
-            Refusal: 429, there is no room.
-        """
-        taken = 0
-
-        def take(more: int) -> None:
-            nonlocal taken
-            if self.in_work + more > self.limits.max_in_work:
-                raise busy(
-                    f"{self.in_work} pictures are in work, of at most {self.limits.max_in_work}",
-                    self.batcher.seconds_to_wait(self.in_work),
-                )
-            self.in_work += more
-            taken += more
-
-        take(pictures)
-        try:
-            yield take
-        finally:
-            self.in_work -= taken
-
     async def answer(
         self, pictures: Sequence[PictureRequest], options: Mapping[str, Any] | None = None
     ) -> list[list[dict[str, Any]] | Refusal]:
@@ -228,9 +279,8 @@ class AttributeHandler:
                 )
         except TimeoutError:
             raise Refusal(
-                503, "late", f"it took more than {self.limits.seconds:g} seconds", retry_after=
-                self.batcher.seconds_to_wait(self.in_work),
-            ) from None  # fmt: skip
+                503, "late", f"it took more than {self.limits.seconds:g} seconds", retry_after=self.seconds_to_wait()
+            ) from None
         for one in found:
             if isinstance(one, BaseException) and not isinstance(one, Refusal):
                 raise one

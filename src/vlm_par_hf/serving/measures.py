@@ -10,7 +10,7 @@ from .handler import NoMeasures
 
 
 if TYPE_CHECKING:
-    from .handler import AttributeHandler
+    from .handler import Handler
 
 __all__ = ["Measures"]
 
@@ -56,7 +56,7 @@ class Measures(NoMeasures):
     def batch(self, size: int) -> None:
         self.batches.observe(size)
 
-    def update(self, handler: "AttributeHandler") -> None:
+    def update(self, handler: "Handler") -> None:
         """Sets the sizes of the handler's queues."""
         self.in_work.set(handler.in_work)
         self.queue.set(handler.waiting)

@@ -7,11 +7,10 @@ import numpy as np
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
-from vlm_par_hf.inference.trust import trust_note
 from vlm_par_hf.utils import installed_version
 
 from .bodies import read_body
-from .handler import AttributeHandler, PictureRequest
+from .handler import Handler, PictureRequest
 from .refusals import Refusal
 from .tensors import BYTES, FP32, read_input, read_request, wanted_outputs, write_response
 
@@ -23,7 +22,7 @@ _INPUT, _OUTPUTS = "image", ("probabilities", "decided")
 _VERSION = "1"
 
 
-def open_inference_routes(handler: AttributeHandler, name: str) -> APIRouter:
+def open_inference_routes(handler: Handler, name: str) -> APIRouter:
     """The routes below `/v2`.
 
     Args:
@@ -105,8 +104,8 @@ def open_inference_routes(handler: AttributeHandler, name: str) -> APIRouter:
     return routes
 
 
-def _metadata(handler: AttributeHandler, name: str) -> dict[str, Any]:
-    attributes, column, note = [], 0, trust_note(handler.pipe.model)
+def _metadata(handler: Handler, name: str) -> dict[str, Any]:
+    attributes, column, note = [], 0, handler.note
     for one in handler.schema:
         columns = [column, column + one.num_labels]
         column = columns[1]

@@ -1,5 +1,7 @@
 """Why a request is not answered: status, a short code for logs and counters, and the reason for the client."""
 
+from functools import partial
+
 from vlm_par_hf.errors import ParError, ParRuntimeError
 
 
@@ -19,6 +21,9 @@ class Refusal(ParError):
     def __init__(self, status: int, code: str, reason: str, *, retry_after: int | None = None) -> None:
         super().__init__(reason)
         self.status, self.code, self.retry_after = status, code, retry_after
+
+    def __reduce__(self) -> tuple:  # it travels between processes
+        return partial(Refusal, retry_after=self.retry_after), (self.status, self.code, str(self))
 
 
 class ModelFault(ParRuntimeError):

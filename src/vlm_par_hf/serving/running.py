@@ -26,10 +26,11 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from vlm_par_hf.errors import ParError, ParRuntimeError, ParValueError, argument_in_errors
 from vlm_par_hf.inference.boxes import check_detector_label
 from vlm_par_hf.inference.pipelines import TASK, PedestrianAttributesPipeline
+from vlm_par_hf.labels.schema import AttributeSchema
 from vlm_par_hf.retrieval.gallery import Gallery
 
 from .app import create_app, log_event
-from .handler import AttributeHandler, Limits
+from .handler import AttributeHandler, Handler, Limits
 from .measures import Measures
 
 
@@ -70,6 +71,15 @@ class ServiceSettings:
     api_key: str | None = None
     allow_urls: bool = False
     drain: float = 1.0
+
+    def of_the_app(self) -> dict[str, Any]:
+        """Keywords of `create_app`."""
+        return {
+            "name": self.name or Path(self.checkpoint or "embedded").name,
+            "api_key": self.api_key,
+            "allow_urls": self.allow_urls,
+            "allow_sensitive": self.allow_sensitive,
+        }
 
 
 def take_port(host: str, port: int) -> socket.socket:
@@ -120,20 +130,18 @@ def load_pipeline(settings: ServiceSettings) -> PedestrianAttributesPipeline:
         return pipeline(TASK, model=settings.checkpoint, **device, **dtype, **options)
 
 
-def open_gallery(place: str, pipe: PedestrianAttributesPipeline) -> Gallery:
+def open_gallery(place: str, schema: AttributeSchema) -> Gallery:
     """The gallery of a service.
 
     Raises:
         OSError, ValueError: it cannot be opened, or has another label space than the model.
     """
     gallery = Gallery.open(place)
-    theirs, ours = (
-        [(one.name, one.labels) for one in schema] for schema in (gallery.schema, pipe.model.config.schema)
-    )
+    theirs, ours = ([(one.name, one.labels) for one in one_schema] for one_schema in (gallery.schema, schema))
     if theirs != ours:
         raise ParValueError(
             f"the gallery {place!r} was built by {gallery.info.model!r} with another label space than the checkpoint "
-            f"has: {'; '.join(gallery.schema.diff(pipe.model.config.schema)[:3])}; serve that checkpoint, or build "
+            f"has: {'; '.join(gallery.schema.diff(schema)[:3])}; serve that checkpoint, or build "
             "another gallery (vlm-par index)"
         )
     return gallery
@@ -176,15 +184,12 @@ def build_app(settings: ServiceSettings) -> FastAPI:
     """
     measures = Measures()
     pipe = load_pipeline(settings)
-    gallery = None if settings.gallery is None else open_gallery(settings.gallery, pipe)
+    gallery = None if settings.gallery is None else open_gallery(settings.gallery, pipe.model.config.schema)
     return create_app(
         AttributeHandler(pipe, settings.limits, measures),
-        name=settings.name or Path(settings.checkpoint or "embedded").name,
         measures=measures,
-        api_key=settings.api_key,
-        allow_urls=settings.allow_urls,
         gallery=gallery,
-        allow_sensitive=settings.allow_sensitive,
+        **settings.of_the_app(),
     )
 
 
@@ -206,9 +211,7 @@ class _Server(uvicorn.Server):
     """Stops in two steps: first it says that it is not ready, and takes requests on; then it takes no more, and ends
     when those that it took are answered. A second signal shortens the first step, a third one ends it all."""
 
-    def __init__(
-        self, config: uvicorn.Config, handler: AttributeHandler, drain: float, on_ready: Callable[[], None]
-    ) -> None:
+    def __init__(self, config: uvicorn.Config, handler: Handler, drain: float, on_ready: Callable[[], None]) -> None:
         super().__init__(config)
         self._handler, self._drain, self._on_ready, self._signals = handler, drain, on_ready, 0
 
