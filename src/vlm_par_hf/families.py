@@ -155,7 +155,7 @@ FAMILIES = (
         trainable=True,
         purpose="several frames of a person at once",
         train_options=(
-            TrainOption(name="temporal", choices=("attention", "quality", "mean")),
+            TrainOption(name="temporal", choices=("quality", "attention", "mean")),
             TrainOption(name="num_frames", default=6, help="frames of a tracklet per forward pass"),
             TrainOption(
                 name="pooled_classifier", default=True, help="a linear classifier on the tower's own pooled output too"
