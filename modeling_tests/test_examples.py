@@ -63,6 +63,7 @@ EMBEDDED = {
     "train_vlm_par.py": ["--num-train", "64", "--epochs", "1", "--out", "out"],
     "video_par.py": ["--num-train", "16", "--num-test", "4", "--epochs", "1", "--seconds", "2", "--out", "out"],
 }
+RENDERS = ("search_by_attributes.py",)  # people, which takes half a minute
 WRITES = {
     "focus_open_attributes.py": ["found.png", "model/config.json"],
     "predict.py": ["predict.png"],
@@ -115,7 +116,7 @@ def hub(tmp_path_factory):
         yield server
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("script", [pytest.param(one, marks=[pytest.mark.slow] * (one in RENDERS)) for one in SCRIPTS])
 def test_example(script, files, hub, tmp_path):
     run(script, [files.get(argument, argument) for argument in SMALL[script]], tmp_path, hub)
 

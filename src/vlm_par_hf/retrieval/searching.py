@@ -19,7 +19,7 @@ __all__ = ["SearchResult", "search_gallery"]
 
 # With an index: up to so many people who pass the filter are compared one by one, which is exact and as fast.
 _EXACT = 20_000
-_PROBES = 96  # groups of the index that a search reads
+_PROBES = 192  # groups that a search reads, of the 512 that an index of many people has (benchmarks/gallery.py)
 _CANDIDATES, _MOST_CANDIDATES = 10, 5000  # that it proposes for each person who is wanted and should pass; at most
 
 
