@@ -1,6 +1,7 @@
 """The handler answers what the pipeline answers, within limits, and a bad picture stays alone."""
 
 import asyncio
+import copy
 import io
 import threading
 
@@ -171,6 +172,13 @@ def test_options_that_are_refused(pipe, options, reason):
     with pytest.raises(Refusal, match=reason) as caught:
         ask(pipe, [PictureRequest(picture())], options)
     assert (caught.value.status, caught.value.code) == (422, "options")
+
+
+def test_a_refusal_travels_between_processes():
+    refusal = Refusal(429, "busy", "too much", retry_after=3)
+    found = copy.copy(refusal)  # in the way in which pickle does it
+    assert found is not refusal and (found.status, found.code, found.retry_after) == (429, "busy", 3)
+    assert str(found) == "too much"
 
 
 def bomb(side=4000):

@@ -79,7 +79,7 @@ def test_what_is_refused(monkeypatch):
 
 
 @pytest.mark.services
-def test_a_replica_that_is_killed_costs_at_most_what_it_was_answering(tmp_path):
+def test_a_replica_that_is_killed_loses_nothing(tmp_path):
     assert PYTHON.is_file(), f"there is no {PYTHON}: run make test-services"
     randomize(tiny_model("naflex")).save_pretrained(tmp_path)
     tiny_processor("naflex").save_pretrained(tmp_path)
@@ -91,5 +91,4 @@ def test_a_replica_that_is_killed_costs_at_most_what_it_was_answering(tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["replicas"] == 2 and set(found["before"]) == {200} and found["metadata"] == "tiny"
-    # Four clients: no more than four requests were in the replica that was killed.
-    assert len(found["after"]) >= 40 and sum(status != 200 for status in found["after"]) <= 4
+    assert len(found["after"]) >= 40 and set(found["after"]) == {200}

@@ -217,6 +217,10 @@ class _Server(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
+        if sys.platform == "win32":  # its event loop knows no signals
+            with super().capture_signals():
+                yield
+            return
         # uvicorn would raise the signal once more at its end, so that a stop in good order looked like a crash.
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
