@@ -2,6 +2,8 @@
 
 import ast
 import importlib.util
+import subprocess
+import sys
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -345,3 +347,13 @@ def test_low_people():
     assert 0 < found["wrong_alone"] < found["wrong"] < 0.5 and 0 < found["open"] < 1
     swapped = low.measure(probabilities[..., ::-1], labels[200:], schema, decisions)
     assert swapped["coverage"] < 0.6
+
+
+@pytest.mark.slow
+def test_the_picture_of_the_readme_is_what_its_command_makes(tmp_path):
+    command = [sys.executable, BENCHMARKS / "front_page.py", "--out", tmp_path / "people.jpg"]
+    subprocess.run(command, check=True, capture_output=True)
+    made, shown = (Image.open(path) for path in (tmp_path / "people.jpg", BENCHMARKS.parent / "docs" / "people.jpg"))
+    assert made.size == shown.size
+    difference = np.asarray(made.convert("L"), np.float32) - np.asarray(shown.convert("L"), np.float32)
+    assert np.abs(difference).mean() < 2, "the model answers otherwise: run python benchmarks/front_page.py"
