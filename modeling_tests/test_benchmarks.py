@@ -2,6 +2,8 @@
 
 import ast
 import importlib.util
+import subprocess
+import sys
 from dataclasses import replace
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -482,3 +484,13 @@ def test_ratios_of_the_service_compare_equal_conditions():
     assert (closed["kind"], closed["to"], closed["per_second"]) == ("closed loop", "plain", 3)
     assert closed["p95"] == pytest.approx(0.25) and closed["cpu_per_request"] == pytest.approx(0.25)
     assert offered["kind"] == "offered load" and offered["p95"] == pytest.approx(0.25) and offered["per_second"] == 1
+
+
+@pytest.mark.slow
+def test_the_picture_of_the_readme_is_what_its_command_makes(tmp_path):
+    command = [sys.executable, BENCHMARKS / "front_page.py", "--out", tmp_path / "people.jpg"]
+    subprocess.run(command, check=True, capture_output=True)
+    made, shown = (Image.open(path) for path in (tmp_path / "people.jpg", BENCHMARKS.parent / "docs" / "people.jpg"))
+    assert made.size == shown.size
+    difference = np.asarray(made.convert("L"), np.float32) - np.asarray(shown.convert("L"), np.float32)
+    assert np.abs(difference).mean() < 2, "the model answers otherwise: run python benchmarks/front_page.py"

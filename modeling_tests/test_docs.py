@@ -94,7 +94,7 @@ def _person(number=0):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A folder with what the snippets name: a picture, a tiny PA-100K and a FOCUS checkpoint."""
+    """A folder with what the snippets name: a picture, a tiny PA-100K, a FOCUS checkpoint, an exported folder."""
     folder = tmp_path_factory.mktemp("docs")
     FocusParModel.from_backbone("embedded", attributes=get_schema("synthetic")).save_pretrained(folder / "runs/focus")
     FocusParProcessor.from_backbone("embedded").save_pretrained(folder / "runs/focus")
@@ -102,6 +102,10 @@ def folder(tmp_path_factory):
     pictures, rows = walkers(12)
     write_video(folder / "street.mp4", pictures)
     write_tracks(folder / "street.txt", rows)
+    (folder / "exported").mkdir()  # what a page reads of an exported folder
+    exported = json.loads((embedded_path("heads") / "config.json").read_text(encoding="utf-8"))
+    exported["patch_grid"] = [16, 8]
+    (folder / "exported" / "config.json").write_text(json.dumps(exported), encoding="utf-8")
     (folder / "PA-100K" / "data").mkdir(parents=True)
     variables = pa100k_variables((16, 8, 8))
     savemat(folder / "PA-100K" / "annotation.mat", variables)
