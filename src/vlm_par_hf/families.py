@@ -162,6 +162,7 @@ FAMILIES = (
             ),
             TrainOption(name="logit_norm", choices=("none", "batch")),
         ),
+        card_input="several frames of that person, or one image",
         card_settings=(
             "temporal",
             "num_frames",
