@@ -1,4 +1,4 @@
-"""How low a person may be before sets of answers stop holding what they promise.
+"""How low or blurred a person may be before sets of answers stop holding what they promise.
 
     vlm-par calibrate CHECKPOINT pa100k --root PA-100K --out calibrated
     python benchmarks/low_people.py calibrated --root PA-100K
@@ -6,23 +6,29 @@
 Crops of a split that decisions were not fitted on are reduced to so many pixels of height and answered as they are
 then. Per height: how often sets for 90 % hold the right label, the same over those who have the attribute (of
 attributes with at least 10 of them), how many sets hold more than one label, how many answers are wrong, and how many
-where the set holds one label. `SMALLEST_HEIGHT` of `vlm_par_hf.labels.decisions` comes from here.
+where the set holds one label. Then the same for crops that are blurred, by a Gaussian whose standard deviation is a
+share of their height, or enlarged from fewer pixels; with it how many of them `find_doubt` would not answer for.
+`SMALLEST_HEIGHT` and `SMALLEST_DETAIL` of `vlm_par_hf.labels.decisions` come from here.
 """
 
 import argparse
+from collections.abc import Callable
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFilter
 from transformers import AutoModel, AutoProcessor
 
 from vlm_par_hf import load_par_dataset
 from vlm_par_hf.base.decisions import label_probabilities
+from vlm_par_hf.inference.pictures import find_doubt, measure_person
 from vlm_par_hf.inference.predicting import evaluation_mode, predict_batch
 from vlm_par_hf.labels.decisions import Decisions, decide
 from vlm_par_hf.metrics.reliability import set_coverage
 
 
 HEIGHTS = (0, 96, 64, 48, 32, 28, 24, 20, 16, 12, 8)  # 0: as they are
+BLURS = (0.01, 0.015, 0.02, 0.025, 0.03, 0.04, 0.06)
+ENLARGED = (48, 32, 24, 20, 16, 12)
 
 
 def reduce(image: Image.Image, height: int) -> Image.Image:
@@ -30,6 +36,18 @@ def reduce(image: Image.Image, height: int) -> Image.Image:
     if not height:
         return image
     return image.resize((max(1, round(image.width * height / image.height)), height), Image.Resampling.BICUBIC)
+
+
+def changes() -> dict[str, Callable[[Image.Image], Image.Image]]:
+    """What is done to the pictures, by the name of the row."""
+    found = {str(height or "full"): lambda one, height=height: reduce(one, height) for height in HEIGHTS}
+    for share in BLURS:
+        found[f"blurred {share}"] = lambda one, share=share: one.filter(ImageFilter.GaussianBlur(share * one.height))
+    for height in ENLARGED:
+        found[f"enlarged {height}"] = lambda one, height=height: reduce(one, height).resize(
+            one.size, Image.Resampling.BICUBIC
+        )
+    return found
 
 
 def measure(probabilities, labels, schema, decisions: Decisions, level: float = 0.9) -> dict[str, float]:
@@ -61,14 +79,16 @@ def main():
     images = [row["image"].convert("RGB") for row in rows]
     print(f"{len(images)} pictures, {min(one.height for one in images)} pixels high or more")
     with evaluation_mode(model):
-        for height in HEIGHTS:
-            found = []
+        for name, change in changes().items():
+            found, doubtful = [], 0
             for start in range(0, len(images), args.batch_size):
-                batch = [reduce(one, height) for one in images[start : start + args.batch_size]]
+                batch = [change(one) for one in images[start : start + args.batch_size]]
+                doubtful += sum(find_doubt(one.height, measure_person(one)) is not None for one in batch)
                 logits = predict_batch(model, processor(images=batch, return_tensors="pt"))["logits"]
                 found.append(label_probabilities(logits, schema).numpy())
             numbers = measure(np.concatenate(found), labels, schema, decisions)
-            print(height or "full", *(f"{name} {100 * value:.1f}" for name, value in numbers.items()), flush=True)
+            numbers["not_answered"] = doubtful / len(images)
+            print(name, *(f"{key} {100 * value:.1f}" for key, value in numbers.items()), flush=True)
 
 
 if __name__ == "__main__":

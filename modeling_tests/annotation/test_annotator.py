@@ -160,6 +160,9 @@ def test_what_is_left_open_in_every_output(folder, tmp_path):
     model.save_pretrained(tmp_path / "fitted")
     tiny_processor("naflex").save_pretrained(tmp_path / "fitted")
     save_image(folder / "9.png", 9, size=(8, 14))
+    save_image(folder / "8.png", 8, size=(5, 10))
+    with Image.open(folder / "8.png") as image:
+        image.resize((40, 80)).save(folder / "8.png")
     options = {"decide": "mA", "abstain": 0.5}
     for name in ("out.jsonl", "out.csv", "out.parquet"):
         report = run(folder, tmp_path / name, str(tmp_path / "fitted"), **options)
@@ -170,8 +173,11 @@ def test_what_is_left_open_in_every_output(folder, tmp_path):
     assert low["attributes"]["Hat"]["reason"] == "14 pixels high" and low["attributes"]["Hat"]["set"] == ["no", "yes"]
     tables = (pandas.read_csv(tmp_path / "out.csv"), pandas.read_parquet(tmp_path / "out.parquet"))
     answers = [row["attributes"]["Hat"] for row in rows]
-    wanted = ["unknown: 14 pixels high" if row is low else row["attributes"]["Hat"]["label"] for row in rows]
-    assert {"no", "unknown", "unknown: 14 pixels high"} <= set(wanted)
+    wanted = [
+        one["label"] + (f": {one['reason']}" if one["reason"] else "")
+        for one in (row["attributes"]["Hat"] for row in rows)
+    ]
+    assert {"no", "unknown", "unknown: 14 pixels high", "unknown: blurred"} <= set(wanted)
     for table in tables:
         assert list(table["Hat"]) == wanted
         assert list(table["Hat_score"].isna()) == [text.startswith("unknown") for text in wanted]

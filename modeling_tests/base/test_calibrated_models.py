@@ -184,10 +184,14 @@ def test_sets_need_decisions():
     with pytest.raises(ValueError, match="abstain=0.9 without decisions, expected those of the model's config"):
         processor.post_process_attributes(logits, model.config.schema, abstain=0.9)
     people = processor.post_process_attributes(
-        logits, model.config.schema, decisions=some_decisions(), abstain=0.5, heights=[23, 24, 200]
+        logits,
+        model.config.schema,
+        decisions=some_decisions(),
+        abstain=0.5,
+        doubts=["23 pixels high", None, "blurred"],
     )
-    assert [one["Hat"].get("reason") for one in people] == ["23 pixels high", None, None]
+    assert [one["Hat"].get("reason") for one in people] == ["23 pixels high", None, "blurred"]
     people = processor.post_process_attributes(
-        logits, model.config.schema, decisions=some_decisions(), heights=[1] * 3
+        logits, model.config.schema, decisions=some_decisions(), doubts=["blurred"] * 3
     )
     assert not any("set" in one for person in people for one in person.values())

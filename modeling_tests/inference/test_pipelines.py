@@ -730,6 +730,21 @@ class TestDecisions:
         assert reasons == ["19 pixels high", None, "19 pixels high"]
         assert people.draw().size == picture.size and people[0].draw().height > 90
 
+    def test_blurred_people_are_not_answered_for(self, fitted):
+        sharp = crop(size=(40, 80))
+        blurred = crop(size=(5, 10)).resize((40, 80), Image.Resampling.BICUBIC)
+        assert fitted(blurred)["attributes"]["Hat"]["label"] in ("no", "yes")
+        asked = fitted([sharp, blurred], abstain=0.5, batch_size=2)
+        assert [one["attributes"]["UpperColor"]["reason"] for one in asked] == [None, "blurred"]
+        assert all(one["label"] == "unknown" for one in asked[1]["attributes"].values())
+        picture = sharp.copy()
+        picture.paste(blurred.crop((0, 0, 20, 80)), (20, 0))
+        halves = fitted(picture, boxes=[[0, 0, 20, 80], [20, 0, 40, 80]], abstain=0.5)
+        assert [one["attributes"]["Hat"]["reason"] for one in halves] == [None, "blurred"]
+        # Of a tracklet, one sharp frame is enough.
+        for frames, reason in (([blurred, sharp], None), ([blurred] * 2, "blurred")):
+            assert fitted({"frames": frames}, abstain=0.5)["attributes"]["Hat"]["reason"] == reason
+
     def test_promises_that_there_are_not_are_said_once(self, fitted, caplog):
         pipe = PedestrianAttributesPipeline(fitted.model, fitted.processor, device="cpu")
         with caplog.at_level(logging.WARNING):

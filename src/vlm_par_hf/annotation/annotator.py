@@ -19,7 +19,7 @@ from vlm_par_hf.errors import ParTypeError, ParValueError, argument_in_errors
 from vlm_par_hf.images.opening import is_image_file
 from vlm_par_hf.inference.boxes import Box, check_box_options, check_detector_label
 from vlm_par_hf.inference.devices import inference_dtype
-from vlm_par_hf.inference.pictures import TASK, detect_people
+from vlm_par_hf.inference.pictures import TASK, detect_people, find_doubt, measure_person
 from vlm_par_hf.inference.pipelines import PedestrianAttributesPipeline
 from vlm_par_hf.inference.predicting import read_ahead
 from vlm_par_hf.inference.trust import trust_note
@@ -47,6 +47,7 @@ class Chunk(NamedTuple):
 
     names: list[str | int]  # of the images that they are of
     heights: list[int]
+    doubts: list[str | None]  # why nothing can be said of one
     inputs: dict[str, torch.Tensor]
 
 
@@ -279,7 +280,7 @@ class Annotator:
 
     def answer(self, chunk: Chunk) -> list[dict[str, Any]]:
         """What is said of each person of a forward, a dict; another kind of annotator says something else."""
-        return self.pipe.answer_batch(chunk.inputs, names=chunk.names, heights=chunk.heights)
+        return self.pipe.answer_batch(chunk.inputs, names=chunk.names, doubts=chunk.doubts)
 
     def rows(
         self, images: ImageList, ranges: Iterable[range] | None = None
@@ -360,10 +361,16 @@ class Annotator:
             Chunk(
                 [name for name, _ in chunk],
                 [person.height for _, person in chunk],
+                [self._find_doubt(person) for _, person in chunk],
                 self._process([person.image for _, person in chunk]),
             )
             for chunk in chunks
         ]
+
+    def _find_doubt(self, person: _Person) -> str | None:
+        if self.answer_options["abstain"] is None:
+            return None
+        return find_doubt(person.height, measure_person(person.image))
 
     def _open(self, image: Any) -> "list[_Person] | OpenedRow | Exception":
         """The people of an image; with a detector, unless it has boxes, what they are to be found in."""

@@ -14,7 +14,7 @@ from vlm_par_hf.hub.remote_code import write_remote_code
 from vlm_par_hf.images.opening import describe_image_source, is_one_image, open_images
 from vlm_par_hf.images.preprocessing import preprocess_images
 from vlm_par_hf.labels.consistency import NO_ANSWER, is_consistent_unasked, keep_one_of_group, take_back_unmet
-from vlm_par_hf.labels.decisions import SMALLEST_HEIGHT, UNKNOWN_ANSWER, Decisions, decide, read_thresholds
+from vlm_par_hf.labels.decisions import UNKNOWN_ANSWER, Decisions, decide, read_thresholds
 from vlm_par_hf.labels.schema import AttributeSchema
 from vlm_par_hf.utils import backbone_files, iterate
 
@@ -285,7 +285,7 @@ class ParProcessor(PushToHub, ProcessorMixin):
         sensitive: bool = True,
         decisions: Decisions | Mapping[str, Any] | None = None,
         abstain: float | None = None,
-        heights: Sequence[int] | None = None,
+        doubts: Sequence[str | None] | None = None,
         consistent: bool | None = None,
     ) -> list[dict[str, dict[str, Any]]]:
         """Turns logits into one named answer per attribute and person (VLM-PAR, equations 14 and 16).
@@ -300,8 +300,9 @@ class ParProcessor(PushToHub, ProcessorMixin):
                 two; None: the most probable label is the answer. (The model's logits are calibrated already.)
             abstain: leave open what is not sure: an answer is given if it is the only label of its set for this level,
                 such as 0.9 (`Decisions.answer_sets`, of `decisions`).
-            heights: of the people, in pixels; with `abstain` nothing is answered for those lower than
-                `SMALLEST_HEIGHT`, because sets promise nothing for pictures unlike those that they were fitted on.
+            doubts: per person why nothing can be said (`vlm_par_hf.inference.pictures.find_doubt`: "14 pixels high",
+                "blurred"), or None; with `abstain` nothing is answered then, because sets promise nothing for
+                pictures unlike those that they were fitted on.
             consistent: answer only where the condition of an attribute is met (`Attribute.requires`: a bare head has
                 no hat color), and of each group of attributes that exclude each other (`Attribute.group`) only the
                 best one with its second label (`vlm_par_hf.labels.consistency`). None: if there is a condition in
@@ -344,17 +345,16 @@ class ParProcessor(PushToHub, ProcessorMixin):
                 raise ParValueError(f"abstain={abstain!r} without decisions, expected those of the model's config")
             # With the answer: a threshold far from 1/2 may place it outside the set, and a set may be empty.
             sets |= decisions.answer_sets(table, schema, abstain, allow_empty=True)[0]
-        too_low = [None] * len(table)
-        if abstain is not None and heights is not None:
-            too_low = [height if height < SMALLEST_HEIGHT else None for height in heights]
-            sets |= schema.label_mask() & np.array([height is not None for height in too_low])[:, None, None]
+        if abstain is None or doubts is None:
+            doubts = [None] * len(table)
+        sets |= schema.label_mask() & np.array([doubt is not None for doubt in doubts], dtype=bool)[:, None, None]
         left_open = sets.sum(-1) > 1
         answers = np.where(left_open, _LEFT_OPEN, answers)
         if consistent:  # a condition is met by an answer, not by one that is left open
             answers = take_back_unmet(answers, schema)
         people = []
         held_against = thresholds.tolist()
-        for rows, chosen, own_sets, height in zip(table.tolist(), answers.tolist(), sets.tolist(), too_low):
+        for rows, chosen, own_sets, doubt in zip(table.tolist(), answers.tolist(), sets.tolist(), doubts):
             found = {}
             for attribute, row, answer, own_set, limit in zip(schema, rows, chosen, own_sets, held_against):
                 if attribute.sensitive and not sensitive:
@@ -369,7 +369,7 @@ class ParProcessor(PushToHub, ProcessorMixin):
                 if abstain is not None:  # the same keys in every answer, as tables want them
                     makes_sense = answer != NO_ANSWER
                     one["set"] = [label for label, inside in zip(attribute.labels, own_set) if inside and makes_sense]
-                    one["reason"] = f"{height} pixels high" if height is not None and makes_sense else None
+                    one["reason"] = doubt if makes_sense else None
                 found[attribute.name] = one
             people.append(found)
         return people

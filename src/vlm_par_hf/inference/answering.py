@@ -13,6 +13,7 @@ from vlm_par_hf.errors import ParValueError
 from vlm_par_hf.utils import shorten
 
 from .following import Follower, Person, Sighting
+from .pictures import find_doubt, least_doubt, measure_person
 from .track_files import read_track_file
 from .tracklets import aggregate_logits, chosen_aggregate
 from .trust import trust_note
@@ -84,6 +85,8 @@ class PeopleAnswerer:
         names = [f"a person in frame {one.frame}" for one in batch]
         for one, logits in zip(batch, self._score(names, **pictures)):
             one.logits = logits
+            if self._postprocess.get("abstain") is not None:
+                one.doubt = find_doubt(one.box[3] - one.box[1], measure_person(one.image))
             if not self.keep_pictures:
                 one.image = None
 
@@ -100,9 +103,9 @@ class PeopleAnswerer:
             thresholds=self._thresholds, biases=self._biases,
         )  # fmt: skip
 
-    def _decide(self, logits: np.ndarray, heights: list[int], **options: Any) -> list[dict[str, Any]]:
+    def _decide(self, logits: np.ndarray, doubts: list[str | None], **options: Any) -> list[dict[str, Any]]:
         return self.pipe.postprocess(
-            {"logits": torch.from_numpy(logits)}, heights=heights, **self._postprocess, **options
+            {"logits": torch.from_numpy(logits)}, doubts=doubts, **self._postprocess, **options
         )
 
     def answer(self, person: Person) -> dict[str, Any]:
@@ -114,9 +117,10 @@ class PeopleAnswerer:
             `timeline` holds for each attribute the answers to the single pictures, in the order of `times`.
         """
         sightings, best = person.sightings, person.best
-        heights = [one.box[3] - one.box[1] for one in sightings]
-        (answer,) = self._decide(self._together(person)[None], [max(heights)], majority=self.aggregate == "vote")
-        single = self._decide(np.stack([one.logits for one in sightings]), heights)
+        doubts = [one.doubt for one in sightings]
+        together = self._together(person)[None]
+        (answer,) = self._decide(together, [least_doubt(doubts)], majority=self.aggregate == "vote")
+        single = self._decide(np.stack([one.logits for one in sightings]), doubts)
         return {
             "id": person.id,
             **self._notes,

@@ -35,6 +35,7 @@ class Sighting:
         quality: 0 to 1, to compare pictures of one person.
         image: the picture; None after it was answered and is not the best one.
         logits: of the model, `(A, C)`; None as long as it was not asked.
+        doubt: why nothing can be said from this picture, if that was asked for (`find_doubt`).
     """
 
     frame: int
@@ -43,6 +44,7 @@ class Sighting:
     quality: float
     image: Image.Image | None = None
     logits: np.ndarray | None = None
+    doubt: str | None = None
 
 
 @dataclass

@@ -24,6 +24,8 @@ from vlm_par_hf.errors import (
 )
 from vlm_par_hf.images.downloading import is_url
 from vlm_par_hf.images.opening import describe_image_source, is_image_file, open_image
+from vlm_par_hf.images.sharpness import measure_detail
+from vlm_par_hf.labels.decisions import SMALLEST_DETAIL, SMALLEST_HEIGHT
 from vlm_par_hf.upstream import KeyDataset
 from vlm_par_hf.utils import iterate
 
@@ -53,6 +55,7 @@ class Picture:
     where: str | None  # its index and name, for error messages; None if it is the only picture
     image: Image.Image | None
     inputs: dict[str, torch.Tensor] | None = None  # the model's inputs, if the whole picture is one person
+    detail: float | None = None  # of that person, if it was asked for
     boxes: list[Box] | None = None  # of its people; None if the whole picture is one person
     scores: list[float] | None = None  # of the boxes, from a detector
     full_size: tuple[int, int] | None = None  # that boxes refer to; the image is smaller if it was reduced
@@ -93,6 +96,12 @@ class Person:
     slot: int = 0  # the position among the boxes of the picture
     crop: Image.Image | None = None
     inputs: dict[str, torch.Tensor] | None = None
+    detail: float | None = None  # `measure_detail`, if it was asked for
+
+    @property
+    def doubt(self) -> str | None:
+        """Why nothing can be said about the person (`find_doubt`)."""
+        return find_doubt(self.height, self.detail)
 
     @property
     def height(self) -> int:
@@ -101,6 +110,32 @@ class Person:
             return self.picture.full_size[1]
         _, top, _, bottom = self.picture.boxes[self.slot].given
         return bottom - top
+
+
+def measure_person(image: Image.Image) -> float:
+    """The detail of a person's picture, as `find_doubt` takes it."""
+    return measure_detail(image, SMALLEST_HEIGHT)
+
+
+def find_doubt(height: int, detail: float | None = None) -> str | None:
+    """Why nothing can be said about a person, as "14 pixels high" or "blurred"; None: it can.
+
+    Args:
+        height: of the person, in pixels of the full size.
+        detail: `measure_person` of the picture; None: it was not measured.
+    """
+    if height < SMALLEST_HEIGHT:
+        return f"{height} pixels high"
+    return "blurred" if detail is not None and detail < SMALLEST_DETAIL else None
+
+
+def least_doubt(doubts: Iterable[str | None]) -> str | None:
+    """The doubt about a person who was seen several times: none if there is a picture without one, else the last."""
+    last = None
+    for last in doubts:
+        if last is None:
+            return None
+    return last
 
 
 class Pictures:
@@ -113,6 +148,7 @@ class Pictures:
         threads: open pictures and prepare people ahead; 0: each when it is asked for.
         batch_size: people per forward; as many are prepared ahead.
         keep_crops: whether to keep the picture of each person, for overlays.
+        find_doubts: whether to measure how sharp people are, for reasons of `abstain`.
         remember: whether results remember their pictures; False: only those that have a path or a URL.
         boxes: a list of boxes for each picture; None: a detector finds the people, or each picture is one person.
         box_format, box_margin, detector, detector_label, detector_threshold, timeout, allow_urls, allow_private_urls:
@@ -133,6 +169,7 @@ class Pictures:
         threads: int = 0,
         batch_size: int = 1,
         keep_crops: bool = False,
+        find_doubts: bool = False,
         remember: bool = False,
         boxes=None,
         box_format: str = "xyxy",
@@ -147,7 +184,7 @@ class Pictures:
         check_box_options(box_format, box_margin)
         self.items, self.boxes, self.processor, self.single = _disable_decoding(items), boxes, processor, single
         self.threads, self.batch_size, self.keep_crops = threads, batch_size, keep_crops
-        self.remember = remember
+        self.remember, self.find_doubts = remember, find_doubts
         self.box_format, self.box_margin = box_format, float(box_margin)
         self.detector = detector if boxes is None else None
         self.detector_label, self.detector_threshold = detector_label, detector_threshold
@@ -183,7 +220,7 @@ class Pictures:
                 image, picture.image = picture.image, None
                 if picture.boxes is None:
                     inputs, picture.inputs = picture.inputs, None
-                    yield Person(picture, 0, image, inputs)
+                    yield Person(picture, 0, image, inputs, picture.detail)
                 elif not picture.boxes:
                     yield Person(picture)
                 else:
@@ -250,14 +287,17 @@ class Pictures:
             if boxes is not None:
                 picture.boxes = check_boxes(boxes, size, box_format=self.box_format, box_margin=self.box_margin)
             elif self.detector is None:  # `read` runs it in the caller's thread: it may be a model on a GPU
-                picture.inputs = self._prepare(image)
+                picture.inputs, picture.detail = self._prepare(image), self._measure(image)
                 picture.image = image if self.keep_crops else None
             return picture
 
     def _crop_person(self, picture: Picture, slot: int, image: Image.Image) -> Person:
         with self._prefix_errors(picture.where):
             crop = image.crop(scale_box(picture.boxes[slot].crop, picture.full_size, image.size))
-            return Person(picture, slot, crop if self.keep_crops else None, self._prepare(crop))
+            return Person(picture, slot, crop if self.keep_crops else None, self._prepare(crop), self._measure(crop))
+
+    def _measure(self, image: Image.Image) -> float | None:
+        return measure_person(image) if self.find_doubts else None
 
     def _prepare(self, image: Image.Image) -> dict[str, torch.Tensor]:
         return dict(self.processor(images=[image], return_tensors="pt"))

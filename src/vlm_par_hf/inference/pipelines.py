@@ -554,6 +554,7 @@ class PedestrianAttributesPipeline(PushToHub, Pipeline):
             threads=0 if single else num_workers,
             batch_size=batch_size,
             keep_crops=bool(forward_params.get("explain")),
+            find_doubts=postprocess_params.get("abstain") is not None,
             remember=single or isinstance(inputs, (list, tuple)),
             **preprocess_params,
         )
@@ -597,12 +598,12 @@ class PedestrianAttributesPipeline(PushToHub, Pipeline):
         consistent: bool | None = None,
         explain: bool | tuple[str, ...] = False,
         explain_as: str = "overlay",
-        heights: Sequence[int] | None = None,
+        doubts: Sequence[str | None] | None = None,
         majority: bool = False,
     ) -> list[dict[str, Any]]:
         """One dict of answers per row of the outputs; for overlays `crops`, the pictures of the people, are needed,
-        and for reasons of `abstain` their `heights` in pixels. With `majority` the outputs are shares of votes, and
-        the label with the most of them is the answer."""
+        and for reasons of `abstain` their `doubts` (`find_doubt`). With `majority` the outputs are shares of votes,
+        and the label with the most of them is the answer."""
         if chosen is None:
             schema = self.model.config.schema
             chosen = _Chosen(schema, tuple(range(len(schema))), answered=schema)
@@ -616,7 +617,7 @@ class PedestrianAttributesPipeline(PushToHub, Pipeline):
             threshold=chosen_thresholds(schema, threshold, thresholds),
             decisions=decisions,
             abstain=abstain,
-            heights=heights,
+            doubts=doubts,
             consistent=consistent,
         )
         results = []
@@ -669,7 +670,7 @@ class PedestrianAttributesPipeline(PushToHub, Pipeline):
         *,
         names: Sequence[str | int] | None = None,
         crops: Sequence[Image.Image] | None = None,
-        heights: Sequence[int] | None = None,
+        doubts: Sequence[str | None] | None = None,
     ) -> list[dict[str, Any]]:
         """Answers for prepared people, with the options that the pipeline was made with.
 
@@ -677,13 +678,13 @@ class PedestrianAttributesPipeline(PushToHub, Pipeline):
             inputs: what the processor made of B people.
             names: of the people, for messages; None: their positions.
             crops: their pictures, needed for overlays.
-            heights: of them in pixels, which may be a reason not to answer (`abstain`).
+            doubts: why nothing can be said of each (`find_doubt`), or None; it counts with `abstain`.
 
         Returns:
             B dicts, as for one picture.
         """
         outputs = self._forward(inputs, names=names, **self._forward_params)
-        return self.postprocess(outputs, crops=crops, heights=heights, **self._postprocess_params)
+        return self.postprocess(outputs, crops=crops, doubts=doubts, **self._postprocess_params)
 
     def _answer(
         self, people: Iterator[Person], batch_size: int, forward_params: dict, postprocess_params: dict
@@ -695,8 +696,8 @@ class PedestrianAttributesPipeline(PushToHub, Pipeline):
             if inputs is not None:
                 names = [one.picture.where or position for position, one in enumerate(batch)]
                 outputs = self._forward(inputs, names=names, **forward_params)
-                crops, heights = [one.crop for one in batch], [one.height for one in batch]
-                results = self.postprocess(outputs, crops=crops, heights=heights, **postprocess_params)
+                crops, doubts = [one.crop for one in batch], [one.doubt for one in batch]
+                results = self.postprocess(outputs, crops=crops, doubts=doubts, **postprocess_params)
                 for one, result in zip(batch, results):
                     one.picture.answer(one.slot, result)
             while waiting and waiting[0].is_answered:

@@ -15,6 +15,7 @@ from vlm_par_hf.labels.decisions import decide, label_softmax, read_thresholds
 from vlm_par_hf.labels.schema import AttributeSchema
 from vlm_par_hf.utils import thread_map
 
+from .pictures import find_doubt, least_doubt, measure_person
 from .predicting import predict_logits
 from .results import PersonResult
 
@@ -232,7 +233,7 @@ def find_tracklets(inputs: Any) -> tuple[Iterator[Tracklet] | None, bool, Any]:
     if isinstance(inputs, (list, tuple)) or hasattr(inputs, "tracklets"):  # the latter a `TrackletDataset`
         first = inputs[0] if len(inputs) else None
         return (map(_as_tracklet, _items(inputs)), False, inputs) if _is_tracklet(first) else (None, False, inputs)
-    if isinstance(inputs, Iterator):
+    if isinstance(inputs, Iterator) and not hasattr(inputs, "read"):  # an open file iterates over its lines
         first = list(itertools.islice(inputs, 1))
         inputs = itertools.chain(first, inputs)
         if first and _is_tracklet(first[0]):
@@ -299,8 +300,10 @@ def answer_tracklets(
             first += len(chunk)
             logits = _logits_of(pipe, opened, names, aggregate, batch_size, forward_params, postprocess_params)
             options = {**postprocess_params, "majority": aggregate == "vote"}
-            heights = [max(frame.height for frame in frames) for frames in opened]
-            results = pipe.postprocess({"logits": logits}, heights=heights, **options)
+            doubts = None
+            if options.get("abstain") is not None:
+                doubts = [least_doubt(find_doubt(one.height, measure_person(one)) for one in own) for own in opened]
+            results = pipe.postprocess({"logits": logits}, doubts=doubts, **options)
             for one, frames, result in zip(chunk, opened, results):
                 found = PersonResult({**result, "num_frames": len(frames)})
                 found.remember(one[len(one) // 2], {})

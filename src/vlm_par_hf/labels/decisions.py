@@ -24,6 +24,7 @@ from .schema import Attribute, AttributeSchema
 
 
 __all__ = [
+    "SMALLEST_DETAIL",
     "SMALLEST_HEIGHT",
     "UNKNOWN_ANSWER",
     "AttributeDecision",
@@ -41,7 +42,10 @@ __all__ = [
 LARGEST_SCORE = 1e4  # of gains, offsets and biases in a file
 SMALLEST_PROBABILITY = 1e-6  # that isotonic maps give, so that logarithms stay finite
 UNKNOWN_ANSWER = "unknown"  # the label of an answer that is left open
-SMALLEST_HEIGHT = 24  # pixels of a person below which sets hold less than they promise (benchmarks/low_people.py)
+# Below these, sets hold less than they promise (benchmarks/low_people.py): pixels of a person; and the share of the
+# picture's contrast that a copy so low loses. A picture that loses less holds no more than so few pixels would.
+SMALLEST_HEIGHT = 24
+SMALLEST_DETAIL = 0.1
 _OWN_FIELDS = ("gain", "offset", "isotonic", "prior", "examples", "points", "quantiles", "promised")
 
 

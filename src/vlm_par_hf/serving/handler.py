@@ -347,6 +347,7 @@ class AttributeHandler(Handler):
             [request.data],
             processor=self.pipe.processor,
             single=True,
+            find_doubts=options.postprocess.get("abstain") is not None,
             boxes=None if boxes is None else [boxes],
             **{name: value for name, value in options.preprocess.items() if value is not None},
         )
@@ -381,7 +382,7 @@ class AttributeHandler(Handler):
             options = items[own[0]].options
             found = self.pipe.postprocess(
                 {name: value[own] for name, value in outputs.items()},
-                heights=[items[row].person.height for row in own],
+                doubts=[items[row].person.doubt for row in own],
                 **options.postprocess,
             )
             for row, result in zip(own, found):

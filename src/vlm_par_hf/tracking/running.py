@@ -362,7 +362,7 @@ class TrackRun:
                 key = (person.id, one.frame)
                 if one.logits is not None:
                     if key not in self._written:
-                        yield to_json({"scores": [*key, one.logits.tolist()]}) + "\n"
+                        yield to_json({"scores": [*key, one.logits.tolist(), one.doubt]}) + "\n"
                         self._written.add(key)
                     if one is not best:
                         one.image = None
@@ -381,7 +381,7 @@ class TrackRun:
 
     def _replay(self, path: Path) -> None:
         """Brings tracker and follower to where they were at the end of a part."""
-        scores: dict[tuple[int, int], np.ndarray] = {}
+        scores: dict[tuple[int, int], tuple[np.ndarray, str | None]] = {}
         for line in _lines(path):
             if "seen" in line:
                 index, time, ids, boxes, found, qualities = line["seen"]
@@ -395,12 +395,12 @@ class TrackRun:
                 self.follower.observe(frame, ids, boxes, found, qualities)
                 self._leave(frame)  # they were answered then
             elif "scores" in line:
-                person, index, logits = line["scores"]
-                scores[person, index] = np.array(logits, np.float32)
+                person, index, logits, doubt = line["scores"]
+                scores[person, index] = np.array(logits, np.float32), doubt
         for person in self.follower.people.values():
             for one in person.sightings:
                 if (person.id, one.frame) in scores:
-                    one.logits = scores[person.id, one.frame]
+                    one.logits, one.doubt = scores[person.id, one.frame]
                     self._written.add((person.id, one.frame))
 
     def _load_pictures(self, partial: Path, done: int) -> None:
