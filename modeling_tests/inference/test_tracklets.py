@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 from PIL import Image
 
 from modeling_tests.tiny import (
@@ -115,6 +116,8 @@ def test_what_is_one_person_and_what_are_several(pipe, vtf, tmp_path):
     assert pipe(Tracklet(frames)).draw().size[1] > 20
     data = load_par_dataset("synthetic_tracklets", num_train=1, num_validation=1, num_test=2, length=2)["test"]
     assert [person["num_frames"] for person in vtf(TrackletDataset(data))] == [2, 2]
+    column = Dataset.from_dict({"frames": [[str(tmp_path / "frame8.png")] * 3, [str(tmp_path / "frame9.png")]]})
+    assert [person["num_frames"] for person in pipe(column)] == [3, 1]
 
 
 @pytest.mark.parametrize(

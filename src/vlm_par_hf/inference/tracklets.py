@@ -230,7 +230,9 @@ def find_tracklets(inputs: Any) -> tuple[Iterator[Tracklet] | None, bool, Any]:
     """
     if _is_tracklet(inputs):
         return iter([_as_tracklet(inputs)]), True, inputs
-    if isinstance(inputs, (list, tuple)) or hasattr(inputs, "tracklets"):  # the latter a `TrackletDataset`
+    # A `TrackletDataset`, or a data set with a column of them.
+    in_rows = hasattr(inputs, "tracklets") or "frames" in (getattr(inputs, "column_names", None) or ())
+    if isinstance(inputs, (list, tuple)) or in_rows:
         first = inputs[0] if len(inputs) else None
         return (map(_as_tracklet, _items(inputs)), False, inputs) if _is_tracklet(first) else (None, False, inputs)
     if isinstance(inputs, Iterator) and not hasattr(inputs, "read"):  # an open file iterates over its lines
