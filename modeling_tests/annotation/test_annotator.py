@@ -1,6 +1,7 @@
 """`Annotator`: batches of any source, pickling, its fingerprint, and images that cannot be prepared."""
 
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from modeling_tests.crops import close
 from modeling_tests.image_folders import names, read, run, save_image, save_model
 from modeling_tests.labels.test_decisions import some_decisions
 from modeling_tests.tiny import randomize, tiny_model, tiny_processor
+from vlm_par_hf import AttributeSchema
 from vlm_par_hf.annotation import Annotator, ImageList
 from vlm_par_hf.annotation import annotator as annotator_module
 
@@ -117,6 +119,37 @@ def test_an_image_that_the_processor_refuses_is_named(folder, model, tmp_path, m
     assert entry["error"] == (
         "the image of size (1, 300) cannot be prepared for the model: height/width is 300, expected at most 200"
     )
+
+
+def test_what_makes_no_sense_in_every_output(folder, tmp_path):
+    import datasets
+
+    model = randomize(tiny_model("kway"), 2, scale=2.0)
+    model.config.set_schema(
+        AttributeSchema(
+            replace(one, **{"BagSide": {"requires": ("Hat", "yes")}, "Hat": {"threshold": 0.1}}.get(one.name, {}))
+            for one in model.config.schema
+        )
+    )
+    model.save_pretrained(tmp_path / "rules")
+    tiny_processor("naflex").save_pretrained(tmp_path / "rules")
+    for name in ("out.jsonl", "out.csv", "out.parquet"):
+        run(folder, tmp_path / name, str(tmp_path / "rules"))
+    rows = read(tmp_path / "out.jsonl")
+    labels = [row["attributes"]["BagSide"]["label"] for row in rows]
+    assert [label is None for label in labels] == [row["attributes"]["Hat"]["label"] == "no" for row in rows]
+    assert None in labels and len(set(labels)) > 1
+    for table in (pandas.read_csv(tmp_path / "out.csv"), pandas.read_parquet(tmp_path / "out.parquet")):
+        assert [None if pandas.isna(one) else one for one in table["BagSide"]] == labels
+        assert list(table["BagSide_score"].isna()) == [label is None for label in labels]
+        assert not table["BagSide_left"].isna().any()
+    data = datasets.Dataset.from_dict({"image": [row["image"] for row in rows]})
+    mapped = data.map(Annotator(str(tmp_path / "rules")), batched=True, batch_size=4)
+    assert [one["attributes"]["BagSide"]["label"] for one in mapped["prediction"]] == labels
+    with pytest.raises(ValueError, match="consistent was None and is False"):
+        run(folder, tmp_path / "out.csv", str(tmp_path / "rules"), consistent=False)
+    run(folder, tmp_path / "alone.jsonl", str(tmp_path / "rules"), consistent=False)
+    assert all(row["attributes"]["BagSide"]["label"] for row in read(tmp_path / "alone.jsonl"))
 
 
 def test_what_is_left_open_in_every_output(folder, tmp_path):

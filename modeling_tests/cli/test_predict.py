@@ -184,5 +184,10 @@ def test_points_and_sets_on_the_command_line(checkpoint, files, tmp_path, capsys
         opened.resize((8, 15)).save(tmp_path / "low.png")
     assert main(["predict", "--model", str(checkpoint), str(tmp_path / "low.png"), "--abstain", "0.9"]) == 0
     assert "unknown: 15 pixels high  no or yes" in capsys.readouterr().out
+    for flag, wanted in (("--consistency", True), ("--no-consistency", False)):
+        out = tmp_path / f"{flag}.jsonl"
+        assert main([*arguments, flag, "--out", str(out)]) == 0
+        assert json.loads(out.with_suffix(".report.json").read_text())["run"]["consistent"] is wanted
+    capsys.readouterr()
     assert main([*arguments, "--abstain", "2"]) == 2
     assert "abstain is 2.0, expected a number between 0 and 1" in capsys.readouterr().err

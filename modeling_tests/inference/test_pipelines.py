@@ -5,6 +5,7 @@ import logging
 import os
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,10 +22,12 @@ import vlm_par_hf
 from modeling_tests.crops import Rows, close, crop, make_pipe
 from modeling_tests.labels.test_decisions import some_decisions
 from modeling_tests.tiny import randomize, tiny_focus_model, tiny_focus_processor, tiny_model, tiny_processor
+from vlm_par_hf import AttributeSchema
 from vlm_par_hf.images import opening
 from vlm_par_hf.inference import pipelines, trust
 from vlm_par_hf.inference.pictures import TASK
 from vlm_par_hf.inference.pipelines import PedestrianAttributesPipeline
+from vlm_par_hf.visualization import people_grid
 
 
 class TestOnePicture:
@@ -563,6 +566,100 @@ def fitted():
     model.config.set_decisions(some_decisions())
     model.schema = model.config.schema
     return PedestrianAttributesPipeline(model=model, processor=tiny_processor("kway"), device="cpu")
+
+
+def with_rules(pipe, decisions=None):
+    """The pipeline over a label space with a condition (no side without a hat) and a group (hat or backpack)."""
+    model = randomize(tiny_model("kway"), 2, scale=3.0)
+    rules = {"BagSide": {"requires": ("Hat", "yes")}, "Hat": {"group": "one"}, "Backpack": {"group": "one"}}
+    model.config.set_schema(AttributeSchema(replace(one, **rules.get(one.name, {})) for one in model.config.schema))
+    model.config.set_decisions(decisions)
+    model.schema = model.config.schema
+    return PedestrianAttributesPipeline(model=model, processor=pipe.processor, device="cpu")
+
+
+class TestConsistency:
+    CROPS = [shaded_crop(seed) for seed in range(24)]
+
+    def test_what_makes_no_sense_is_none(self, fitted):
+        pipe = with_rules(fitted, some_decisions())
+        options = {"thresholds": {"Backpack": 0.2}}  # everybody has one
+        alone, together = pipe(self.CROPS, consistent=False, **options), pipe(self.CROPS, **options)
+        assert together == pipe(self.CROPS, consistent=True, **options)
+        seen = set()
+        for before, after in zip(alone, together):
+            before, after = before["attributes"], after["attributes"]
+            assert before["BagSide"]["label"] is not None
+            if after["Hat"]["label"] == "no":
+                assert after["BagSide"] == {**before["BagSide"], "label": None, "score": None}
+            else:
+                assert after["BagSide"] == before["BagSide"]
+            # Of the two that exclude each other the one further above its threshold stays.
+            yes = [before[name]["label"] == "yes" for name in ("Hat", "Backpack")]
+            if all(yes):
+                margins = [
+                    np.log(p / (1 - p)) - np.log(t / (1 - t))
+                    for p, t in (
+                        (before[n]["probabilities"]["yes"], before[n]["threshold"]) for n in ("Hat", "Backpack")
+                    )
+                ]
+                yes = [margins[0] > margins[1], margins[0] <= margins[1]]
+                lost = after["Backpack" if yes[0] else "Hat"]
+                assert lost["score"] == lost["probabilities"]["no"]
+            assert [after[name]["label"] == "yes" for name in ("Hat", "Backpack")] == yes
+            seen.add(
+                (after["BagSide"]["label"] is None, before["Hat"]["label"] == before["Backpack"]["label"] == "yes")
+            )
+        assert {one for one, _ in seen} == {True, False} and {one for _, one in seen} == {True, False}
+
+    def test_the_condition_holds_also_where_only_the_answer_is_asked_for(self, fitted):
+        pipe = with_rules(fitted)
+        whole, only = pipe(self.CROPS), pipe(self.CROPS, attributes=["BagSide"])
+        assert [one["attributes"] for one in only] == [{"BagSide": one["attributes"]["BagSide"]} for one in whole]
+        assert {one["attributes"]["BagSide"]["label"] is None for one in only} == {True, False}
+
+    def test_without_condition_and_decisions_every_attribute_stands_alone(self, fitted):
+        pipe = with_rules(fitted)
+        schema = AttributeSchema(replace(one, requires=None) for one in pipe.model.config.schema)
+        pipe.model.config.set_schema(schema)
+        options = {"thresholds": {"Hat": 0.1, "Backpack": 0.0}}  # everybody has a backpack
+        alone, together = pipe(self.CROPS, **options), pipe(self.CROPS, consistent=True, **options)
+        assert alone == pipe(self.CROPS, consistent=False, **options)
+        both = [one["attributes"]["Hat"]["label"] == "yes" for one in alone]
+        assert [before != after for before, after in zip(alone, together)] == both and set(both) == {True, False}
+
+    def test_a_condition_that_is_left_open_is_not_met(self, fitted):
+        pipe = with_rules(fitted, some_decisions())
+        seen = set()
+        for one in pipe(self.CROPS, abstain=0.5):
+            hat, side = one["attributes"]["Hat"], one["attributes"]["BagSide"]
+            seen.add(hat["label"])
+            if hat["label"] == "yes":
+                assert side["label"] == "unknown" and len(side["set"]) == 3  # nothing was fitted for it
+            else:
+                assert (side["label"], side["score"], side["set"], side["reason"]) == (None, None, [], None)
+        assert {"unknown", "yes"} <= seen
+        low = pipe(crop(size=(10, 14)), abstain=0.5)["attributes"]
+        assert low["BagSide"]["label"] is None and low["Hat"]["reason"] == "14 pixels high"
+
+    def test_it_is_left_out_of_pictures(self, fitted):
+        pipe = with_rules(fitted)
+        for bare in self.CROPS:
+            answer = pipe(bare)["attributes"]
+            if answer["BagSide"]["label"] is None:
+                break
+        result = pipe(bare, explain=["BagSide", "Hat"])
+        assert list(result["overlays"]) == ["Hat"] and result.draw(bare).height > 0
+        assert "BagSide" not in pipe(bare, only_positive=True)["attributes"]
+        boxes = pipe(bare, boxes=[[0, 0, bare.width, bare.height]])
+        assert boxes[0]["attributes"]["BagSide"]["label"] is None and boxes.draw(bare).size == bare.size
+        without = {name: one for name, one in answer.items() if name != "BagSide"}
+        shown, expected = (people_grid([bare], [one]) for one in (answer, without))
+        assert shown.tobytes() == expected.tobytes()
+
+    def test_it_is_true_or_false(self, fitted):
+        with pytest.raises(TypeError, match="consistent is 'requires', expected True or False"):
+            fitted(crop(), consistent="requires")
 
 
 class TestDecisions:

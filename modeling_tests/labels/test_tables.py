@@ -226,6 +226,7 @@ def test_a_color_requires_the_thing_that_has_it():
     assert {name: found for name, found in conditions.items() if found} == {
         "rendered": {"HatColor": ("Hat", "yes"), "HairColor": ("HairLength", "short", "long")},
         "synthetic": {"HatColor": ("Hat", "yes")},
+        "peta65": {"hairColor": ("hairBald", "no")},
     }
 
 

@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw
 from vlm_par_hf.errors import ParTypeError, ParValueError
 from vlm_par_hf.images.fonts import Lettering
 from vlm_par_hf.images.opening import open_image
-from vlm_par_hf.labels.decisions import answer_text, is_positive_answer, is_unknown
+from vlm_par_hf.labels.decisions import answer_text, is_answered, is_positive_answer, is_unknown
 from vlm_par_hf.labels.schema import AttributeSchema
 
 
@@ -168,7 +168,7 @@ def tag_lines(result: Any) -> list[str]:
     positive = {
         name: one
         for name, one in result["attributes"].items()
-        if not is_unknown(one) and is_positive_answer(one["label"])
+        if is_answered(one) and is_positive_answer(one["label"])
     }
     lines = [
         f"{name if one['label'] == 'yes' else name + ': ' + one['label']}  {_format_probability(one['score'])}"
@@ -197,7 +197,8 @@ def people_grid(
     """People in a grid, each with the attributes predicted for them and, if known, the true ones.
 
     All positive answers (see `is_positive_answer`) and all wrong answers are listed; the remaining answers "no", and
-    those that are left open ("unknown"), are only counted in a last line. A right answer is marked by a tick; a wrong
+    those that are left open ("unknown"), are only counted in a last line; those that make no sense for a person are
+    left out. A right answer is marked by a tick; a wrong
     one by a cross, a tint and the true label in words; an answer whose true label is unknown by a dash.
 
     Args:
@@ -346,7 +347,7 @@ def explanation_grid(
         row = [(image, names[index] if names else f"person {index + 1}", "")]
         for name, overlay in result["overlays"].items():
             answer = result["attributes"].get(name)
-            row.append((overlay, name, _with_probability(answer) if answer else ""))
+            row.append((overlay, name, _with_probability(answer) if answer and answer["label"] else ""))
         rows.append(row)
     font, small = Lettering(font_size), Lettering(font_size - 2)
     gap, line_height = font_size, round(font_size * 1.5)
@@ -447,6 +448,8 @@ def _card_lines(prediction, truth, schema, max_lines: int) -> tuple[list[tuple[s
         attribute = schema[name] if schema is not None else None
         if is_unknown(answer):  # neither right nor wrong
             left_open.append(answer_text(answer))
+            continue
+        if answer["label"] is None:  # the question makes no sense for this person
             continue
         label, kind, wanted = answer["label"], None, ""
         if truth is not None:

@@ -72,7 +72,8 @@ class Annotator:
     Args:
         model: checkpoint folder or repository; None for the embedded model, which is small (see `trust_note`).
         batch_size: people per forward.
-        only_positive, sensitive, attributes, threshold, thresholds, decide, abstain: as for the pipeline.
+        only_positive, sensitive, attributes, threshold, thresholds, decide, abstain,
+            consistent: as for the pipeline.
         explain: as for the pipeline; answers then hold `"relevance"`, a list of rows of numbers per attribute.
         device: as for the pipeline.
         dtype: of the weights; None: as they were saved; `"auto"`: `vlm_par_hf.inference_dtype(device)`.
@@ -100,6 +101,7 @@ class Annotator:
         thresholds: Mapping[str, float] | None = None,
         decide: str | None = None,
         abstain: float | None = None,
+        consistent: bool | None = None,
         explain: bool | str | Sequence[str] = False,
         device: Any = None,
         dtype: Any = None,
@@ -126,6 +128,7 @@ class Annotator:
             "thresholds": thresholds,
             "decide": decide,
             "abstain": abstain,
+            "consistent": consistent,
             "explain": explain,
         }
         self.detector = os.fspath(detector) if isinstance(detector, os.PathLike) else detector

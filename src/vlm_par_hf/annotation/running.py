@@ -53,6 +53,7 @@ def annotate(
     thresholds: Mapping[str, float] | None = None,
     decide: str | None = None,
     abstain: float | None = None,
+    consistent: bool | None = None,
     explain: bool | str | Sequence[str] = False,
     device: Any = None,
     dtype: Any = None,
@@ -82,18 +83,19 @@ def annotate(
     probability, float32), and NAME_LABEL: the probability of that label, whichever one is the answer, such as
     `Hat_yes` (of a binary attribute that of its second label, of others one for each). All are null if
     `only_positive` leaves the attribute out; what `abstain` leaves open is "unknown" (or "unknown: 14 pixels high")
-    without a score, and its set is in `.jsonl`. `image` is the path as it was found, or FILE#ROW for a row of a
-    parquet file, whose column `image_id`, if it has one, is copied. Where people are cut out of images, there is a
-    line for each, with its `box` in pixels (`x0`, `y0`, `x1`, `y1` in tables) and, from a detector, its `score`
-    (`person_score`). Images that cannot be read are not in the output: the report names them, each with the reason.
+    without a score, and its set is in `.jsonl`; label and score are null where the question makes no sense
+    (`consistent`). `image` is the path as it was found, or FILE#ROW for a row of a parquet file, whose column
+    `image_id`, if it has one, is copied. Where people are cut out of images, there is a line for each, with its `box`
+    in pixels (`x0`, `y0`, `x1`, `y1` in tables) and, from a detector, its `score` (`person_score`). Images that cannot
+    be read are not in the output: the report names them, each with the reason.
 
     Args:
         images, image_column, image_root, follow_links: as for `ImageList`.
         out: the file to write, `.jsonl`, `.parquet` or `.csv`; the report stands beside it as `.report.json`. A
             finished output of the same images, model and options is left alone and its report returned.
-        model, batch_size, only_positive, sensitive, attributes, threshold, thresholds, decide, abstain, device, dtype,
-            box_margin, detector, detector_label, detector_threshold: as for `Annotator`; a detector is named, so that
-            the record of the run can say which one it was.
+        model, batch_size, only_positive, sensitive, attributes, threshold, thresholds, decide, abstain, consistent,
+            device, dtype, box_margin, detector, detector_label, detector_threshold: as for `Annotator`; a detector is
+            named, so that the record of the run can say which one it was.
         explain: as for `Annotator`; for pictures (`draw`) and `.jsonl`.
         boxes: where people are: a file (`read_boxes`), or the column of parquet files.
         box_format: as for the pipeline; by default what the names of the columns in `boxes` say, else `"xyxy"`.
@@ -177,6 +179,7 @@ def annotate(
         thresholds=thresholds,
         decide=decide,
         abstain=abstain,
+        consistent=consistent,
         explain=explain,
         device=device,
         dtype=dtype,
@@ -214,6 +217,7 @@ def annotate(
         "thresholds": {one.name: one.threshold for one in schema if one.is_binary},
         "decide": decide,
         "abstain": abstain,
+        "consistent": consistent,
         "explain": explain if isinstance(explain, (bool, str)) else list(explain),
         "draw": None if draw is None else os.fspath(draw),
         "format": out.suffix,

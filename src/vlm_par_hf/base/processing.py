@@ -13,6 +13,7 @@ from vlm_par_hf.hub.pushing import PushToHub
 from vlm_par_hf.hub.remote_code import write_remote_code
 from vlm_par_hf.images.opening import describe_image_source, is_one_image, open_images
 from vlm_par_hf.images.preprocessing import preprocess_images
+from vlm_par_hf.labels.consistency import NO_ANSWER, is_consistent_unasked, keep_one_of_group, take_back_unmet
 from vlm_par_hf.labels.decisions import SMALLEST_HEIGHT, UNKNOWN_ANSWER, Decisions, decide, read_thresholds
 from vlm_par_hf.labels.schema import AttributeSchema
 from vlm_par_hf.utils import backbone_files, iterate
@@ -26,6 +27,7 @@ __all__ = ["ParProcessor"]
 DEFAULT_MAX_NUM_PATCHES = 128  # a 256x128 crop is exactly 16x8 patches of 16 pixels, without distortion or padding
 IMAGE_PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
+_LEFT_OPEN = -1  # in place of a class index
 TEXT_LENGTH = 64  # what SigLIP and SigLIP 2 were trained with
 
 
@@ -283,6 +285,7 @@ class ParProcessor(PushToHub, ProcessorMixin):
         decisions: Decisions | Mapping[str, Any] | None = None,
         abstain: float | None = None,
         heights: Sequence[int] | None = None,
+        consistent: bool | None = None,
     ) -> list[dict[str, dict[str, Any]]]:
         """Turns logits into one named answer per attribute and person (VLM-PAR, equations 14 and 16).
 
@@ -298,13 +301,18 @@ class ParProcessor(PushToHub, ProcessorMixin):
                 such as 0.9 (`Decisions.answer_sets`, of `decisions`).
             heights: of the people, in pixels; with `abstain` nothing is answered for those lower than
                 `SMALLEST_HEIGHT`, because sets promise nothing for pictures unlike those that they were fitted on.
+            consistent: answer only where the condition of an attribute is met (`Attribute.requires`: a bare head has
+                no hat color), and of each group of attributes that exclude each other (`Attribute.group`) only the
+                best one with its second label (`vlm_par_hf.labels.consistency`). None: if there is a condition in
+                `schema`, or `decisions` were fitted.
 
         Returns:
             Per person `{attribute name: {"label": predicted label, "score": its probability, "probabilities":
             {label: probability}}}`; of a binary attribute also `"threshold"`, which the probability of its second
             label was held against; with `abstain` also `"set"`, the labels that are possible, and `"reason"`, such as
             "14 pixels high", or None. An answer whose set holds more than one is left open: its label is `"unknown"`,
-            its score None.
+            its score None. With `consistent` the label and the score of an answer whose condition is not met are None,
+            also where the attribute that it requires was left open.
 
         Raises:
             ValueError: the logits do not fit the schema or are not finite, a threshold is not between 0 and 1, or
@@ -325,6 +333,10 @@ class ParProcessor(PushToHub, ProcessorMixin):
         if decisions is not None and not isinstance(decisions, Decisions):
             decisions = Decisions.from_dict(decisions)
         answers = decide(table, schema, thresholds, None if decisions is None else decisions.bias_table(schema))
+        if consistent is None:
+            consistent = is_consistent_unasked(schema, decisions)
+        if consistent:
+            answers = keep_one_of_group(answers, table, schema, thresholds)
         sets = np.eye(schema.max_labels, dtype=bool)[answers]  # of the answers alone
         if abstain is not None:
             if decisions is None:
@@ -334,6 +346,11 @@ class ParProcessor(PushToHub, ProcessorMixin):
         too_low = [None] * len(table)
         if abstain is not None and heights is not None:
             too_low = [height if height < SMALLEST_HEIGHT else None for height in heights]
+            sets |= schema.label_mask() & np.array([height is not None for height in too_low])[:, None, None]
+        left_open = sets.sum(-1) > 1
+        answers = np.where(left_open, _LEFT_OPEN, answers)
+        if consistent:  # a condition is met by an answer, not by one that is left open
+            answers = take_back_unmet(answers, schema)
         people = []
         held_against = thresholds.tolist()
         for rows, chosen, own_sets, height in zip(table.tolist(), answers.tolist(), sets.tolist(), too_low):
@@ -341,19 +358,17 @@ class ParProcessor(PushToHub, ProcessorMixin):
             for attribute, row, answer, own_set, limit in zip(schema, rows, chosen, own_sets, held_against):
                 if attribute.sensitive and not sensitive:
                     continue
-                one = {
-                    "label": attribute.labels[answer],
-                    "score": row[answer],
-                    "probabilities": dict(zip(attribute.labels, row)),
-                }
+                one = {"label": None, "score": None, "probabilities": dict(zip(attribute.labels, row))}
+                if answer >= 0:
+                    one |= {"label": attribute.labels[answer], "score": row[answer]}
+                elif answer == _LEFT_OPEN:
+                    one["label"] = UNKNOWN_ANSWER
                 if attribute.is_binary:
                     one["threshold"] = limit
                 if abstain is not None:  # the same keys in every answer, as tables want them
-                    low = height is not None
-                    one["set"] = [label for label, inside in zip(attribute.labels, own_set) if inside or low]
-                    one["reason"] = f"{height} pixels high" if low else None
-                    if len(one["set"]) > 1:
-                        one |= {"label": UNKNOWN_ANSWER, "score": None}
+                    makes_sense = answer != NO_ANSWER
+                    one["set"] = [label for label, inside in zip(attribute.labels, own_set) if inside and makes_sense]
+                    one["reason"] = f"{height} pixels high" if height is not None and makes_sense else None
                 found[attribute.name] = one
             people.append(found)
         return people

@@ -64,6 +64,11 @@ def add_parser(commands) -> argparse.ArgumentParser:
         help='answer "unknown" where a set of answers for this level, such as 0.9, holds more than one',
     )  # fmt: skip
     group.add_argument(
+        "--consistency", action=argparse.BooleanOptionalAction,
+        help="answers that fit together: no hat color for a bare head, one age (default: for models with fitted "
+        "decisions or conditions in their label space)",
+    )  # fmt: skip
+    group.add_argument(
         "--explain", metavar="NAMES",
         help="show the parts of the image that the answers to these attributes rest on, divided by commas, or all; "
         "with --draw, or as numbers in .jsonl",
@@ -126,6 +131,7 @@ def run(args) -> int:
         "thresholds": _read_thresholds(args.thresholds),
         "decide": args.decide,
         "abstain": args.abstain,
+        "consistent": args.consistency,
         "explain": args.explain == "all" or _names(args.explain, "--explain") or False,
         "device": args.device,
         "dtype": args.dtype,
@@ -230,7 +236,7 @@ def _print_predictions(args, options: dict, inputs: dict) -> int:
 
 
 def _table(name: str, answer: dict) -> str:
-    attributes = answer["attributes"]
+    attributes = {name: one for name, one in answer["attributes"].items() if one["label"] is not None}
     name_width = max((len(attribute) for attribute in attributes), default=0)
     texts = {attribute: answer_text(answer) for attribute, answer in attributes.items()}
     label_width = max(map(len, texts.values()), default=0)

@@ -34,7 +34,7 @@ from vlm_par_hf.families import FAMILIES
 from vlm_par_hf.hub.pushing import PushToHub
 from vlm_par_hf.images.opening import is_one_image
 from vlm_par_hf.labels.asking import check_threshold, check_thresholds, chosen_thresholds, read_asked
-from vlm_par_hf.labels.decisions import Decisions, is_positive_answer, is_unknown
+from vlm_par_hf.labels.decisions import Decisions, is_answered, is_positive_answer
 from vlm_par_hf.labels.schema import AttributeSchema
 from vlm_par_hf.upstream import (
     hide_default_messages,
@@ -79,6 +79,7 @@ class _Chosen(NamedTuple):
 
     schema: AttributeSchema
     columns: tuple[int, ...] | None  # of the model's logits; None: `encoded` has the model answer for exactly these
+    answered: AttributeSchema  # what the model answers: these and, with columns, all others
     encoded: Any = None  # from `model.encode_attributes`
     texts: tuple[str, ...] = ()  # the names of those that are none of the model's own
 
@@ -111,6 +112,10 @@ class PedestrianAttributesPipeline(PushToHub, Pipeline):
             thresholds and biases are taken from, such as `"mA"` or `"instance_f1"`; by default the one in use.
         abstain (`float`, *optional*): such as 0.9: an answer that is not sure enough for this level comes out as
             `"unknown"`; `"set"` holds the labels that are possible, as `post_process_attributes` says.
+        consistent (`bool`, *optional*): whether answers fit together: `{"label": None, "score": None, ...}` where the
+            question makes no sense (the hat color of a bare head), and at most one positive answer of attributes that
+            exclude each other. By default for models with fitted decisions or with such a condition in their label
+            space; older ones answer each attribute for itself.
         explain (`bool`, `str` or list of `str`, defaults to `False`): attributes to show the relevance of patches for;
             `True` for all those in the result.
         explain_as (`str`, defaults to `"overlay"`): `"overlay"` adds `"overlays"`, a picture per attribute;
@@ -213,6 +218,7 @@ class PedestrianAttributesPipeline(PushToHub, Pipeline):
         thresholds: Mapping[str, float] | None = None,
         decide: str | None = None,
         abstain: float | None = None,
+        consistent: bool | None = None,
         explain: bool | str | Sequence[str] | None = None,
         explain_as: str | None = None,
         detector=None,
@@ -248,6 +254,8 @@ class PedestrianAttributesPipeline(PushToHub, Pipeline):
             self._check_decide(decide)
         if abstain is not None:
             self._check_abstain(abstain, chosen)
+        if consistent is not None and not isinstance(consistent, bool):
+            raise ParTypeError(f"consistent is {shorten(consistent)}, expected True or False")
         explained = self._attributes_to_explain(explain, chosen, shown)
         if explain is not None:
             explain = explained
@@ -271,6 +279,7 @@ class PedestrianAttributesPipeline(PushToHub, Pipeline):
             "thresholds": thresholds,
             "decide": decide,
             "abstain": abstain,
+            "consistent": consistent,
             "explain": explain,
             "explain_as": explain_as,
         }
@@ -285,7 +294,11 @@ class PedestrianAttributesPipeline(PushToHub, Pipeline):
             if asked.schema[name].sensitive and not sensitive:
                 raise ParValueError(f"attributes names {name!r}, which sensitive=False leaves out of the answer")
         if not asked.texts:
-            return _Chosen(asked.schema, asked.places)
+            answered = [
+                replace(one, threshold=asked.schema[one.name].threshold) if one.name in asked.schema else one
+                for one in model.config.schema
+            ]
+            return _Chosen(asked.schema, asked.places, AttributeSchema(answered))
         if not model.supports_attributes:
             text = asked.texts[0]
             try:
@@ -294,7 +307,9 @@ class PedestrianAttributesPipeline(PushToHub, Pipeline):
             except ParKeyError as error:
                 unknown = str(error)
             raise ParValueError(f"attributes holds {shorten(text)}: {unknown}; {model.why_no_texts}")
-        return _Chosen(asked.schema, None, model.encode_attributes(asked.schema, self.processor), asked.texts)
+        return _Chosen(
+            asked.schema, None, asked.schema, model.encode_attributes(asked.schema, self.processor), asked.texts
+        )
 
     def _fitted(self, chosen: _Chosen | None = None, decide: str | None = None) -> Decisions | None:
         """What was fitted for the attributes that are asked for; None if nothing was."""
@@ -447,12 +462,13 @@ class PedestrianAttributesPipeline(PushToHub, Pipeline):
 
         Returns:
             For one picture `{"attributes": {name: {"label", "score", "probabilities", "threshold"}}}`, the threshold
-            of binary attributes only, with `abstain` also `"set"` and `"reason"` (a `PersonResult`: a dict that can be
-            drawn); with boxes or a detector a list of `{"box": [x0, y0, x1, y1], "attributes": {...}}`, in the order
-            of the boxes (`"score"` too, with a detector; a `PictureResult`), where `box` holds the whole pixels that
-            were read; with a `box_margin` also `"box_without_margin"`, the pixels of the box itself. For a list of
-            pictures a list of these. For anything else an iterator that reads ahead by about two batches, with one
-            result per picture, in order.
+            of binary attributes only, with `abstain` also `"set"` and `"reason"`; label and score are None where the
+            question makes no sense (`consistent`). It is a `PersonResult`: a dict that can be drawn. With boxes or a
+            detector a list of `{"box": [x0, y0, x1, y1], "attributes": {...}}`, in the order of the boxes (`"score"`
+            too, with a detector; a `PictureResult`), where `box` holds the whole pixels that were read; with a
+            `box_margin` also `"box_without_margin"`, the pixels of the box itself. For a list of pictures a list of
+            these. For anything else an iterator that reads ahead by about two batches, with one result per picture,
+            in order.
 
         Raises:
             ValueError, TypeError, OSError: for a picture that cannot be read, a box that is empty, reversed, not
@@ -531,6 +547,7 @@ class PedestrianAttributesPipeline(PushToHub, Pipeline):
         thresholds: Mapping[str, float] | None = None,
         decide: str | None = None,
         abstain: float | None = None,
+        consistent: bool | None = None,
         explain: bool | tuple[str, ...] = False,
         explain_as: str = "overlay",
         heights: Sequence[int] | None = None,
@@ -539,32 +556,33 @@ class PedestrianAttributesPipeline(PushToHub, Pipeline):
         and for reasons of `abstain` their `heights` in pixels."""
         if chosen is None:
             schema = self.model.config.schema
-            chosen = _Chosen(schema, tuple(range(len(schema))))
-        schema, logits = chosen.schema, model_outputs["logits"]
-        if chosen.columns is not None:
-            logits = logits[:, list(chosen.columns), : schema.max_labels]
-        decisions = self._fitted(chosen, decide)
+            chosen = _Chosen(schema, tuple(range(len(schema))), answered=schema)
+        # All of the model's own attributes are decided, whichever are asked for: others may depend on them.
+        schema, decisions = chosen.answered, self._fitted(chosen, decide)
         people = self.processor.post_process_attributes(
-            ParOutput(logits=logits),
+            ParOutput(logits=model_outputs["logits"]),
             schema=schema if decide is None else decisions.settle(schema),
             threshold=chosen_thresholds(schema, threshold, thresholds),
             decisions=decisions,
             abstain=abstain,
             heights=heights,
+            consistent=consistent,
         )
         results = []
-        for row, answers in enumerate(people):
+        for row, found in enumerate(people):
             answers = {
-                name: answer
-                for name, answer in answers.items()
+                name: found[name]
+                for name in chosen.schema.names
                 if (sensitive or not schema[name].sensitive)
                 and (
-                    not only_positive or (not is_unknown(answer) and is_positive_answer(answer["label"], schema[name]))
+                    not only_positive
+                    or (is_answered(found[name]) and is_positive_answer(found[name]["label"], schema[name]))
                 )
             }
             result = {"attributes": answers}
             if explain:
                 names = tuple(answers) if explain is True else explain
+                names = [name for name in names if found[name]["label"] is not None]
                 maps = {name: _relevance_map(model_outputs, row, chosen.column(name)) for name in names}
                 if explain_as == "relevance":
                     result["relevance"] = maps

@@ -9,11 +9,19 @@ from typing import Any
 
 import numpy as np
 
-from .decisions import decide
+from .decisions import Decisions, decide
 from .schema import UNKNOWN_LABEL, AttributeSchema
 
 
-__all__ = ["NO_ANSWER", "consistent", "count_violations", "has_rules"]
+__all__ = [
+    "NO_ANSWER",
+    "consistent",
+    "count_violations",
+    "has_rules",
+    "is_consistent_unasked",
+    "keep_one_of_group",
+    "take_back_unmet",
+]
 
 NO_ANSWER = UNKNOWN_LABEL  # in place of a class index: the question makes no sense for this person
 _SMALLEST = 1e-12  # distance of probabilities from 0 and 1, whose logarithm is taken
@@ -22,6 +30,12 @@ _SMALLEST = 1e-12  # distance of probabilities from 0 and 1, whose logarithm is 
 def has_rules(schema: AttributeSchema) -> bool:
     """Whether a label space has a condition or a group of two attributes or more."""
     return any(one.requires for one in schema) or any(len(members) > 1 for members in schema.groups.values())
+
+
+def is_consistent_unasked(schema: AttributeSchema, decisions: Decisions | None) -> bool:
+    """Whether answers are made consistent if nobody says so: for checkpoints that know a condition, or whose answers
+    were fitted (`vlm-par train` and `calibrate`). Those from before there was either answer as they always did."""
+    return any(one.requires for one in schema) or (decisions is not None and bool(decisions.points()))
 
 
 def consistent(
@@ -51,18 +65,35 @@ def consistent(
     Returns:
         int64 `(..., A)`.
     """
-    if thresholds is None:
-        thresholds = [attribute.threshold for attribute in schema]
     answers = decide(probabilities, schema, thresholds, biases)
     if groups:
-        margins = _log_odds(probabilities[..., 1]) - _log_odds(np.asarray(thresholds, dtype=np.float64))
-        for members in schema.groups.values():
-            positive = answers[..., members] == 1
-            best = np.where(positive, margins[..., members], -np.inf).argmax(-1)
-            answers[..., members] = positive & (np.arange(len(members)) == best[..., None])
-    if requires:
-        for position, met in _conditions(answers, schema):
-            answers[..., position] = np.where(met, answers[..., position], NO_ANSWER)
+        answers = keep_one_of_group(answers, probabilities, schema, thresholds)
+    return take_back_unmet(answers, schema) if requires else answers
+
+
+def keep_one_of_group(
+    answers: np.ndarray,
+    probabilities: np.ndarray,
+    schema: AttributeSchema,
+    thresholds: np.ndarray | Sequence[float] | None = None,
+) -> np.ndarray:
+    """The first step of `consistent`: answers `(..., A)` of which at most one of each group is positive."""
+    if thresholds is None:
+        thresholds = [attribute.threshold for attribute in schema]
+    answers = answers.copy()
+    margins = _log_odds(probabilities[..., 1]) - _log_odds(np.asarray(thresholds, dtype=np.float64))
+    for members in schema.groups.values():
+        positive = answers[..., members] == 1
+        best = np.where(positive, margins[..., members], -np.inf).argmax(-1)
+        answers[..., members] = positive & (np.arange(len(members)) == best[..., None])
+    return answers
+
+
+def take_back_unmet(answers: np.ndarray, schema: AttributeSchema) -> np.ndarray:
+    """The second step of `consistent`: answers `(..., A)` with `NO_ANSWER` where a condition is not met."""
+    answers = answers.copy()
+    for position, met in _conditions(answers, schema):
+        answers[..., position] = np.where(met, answers[..., position], NO_ANSWER)
     return answers
 
 

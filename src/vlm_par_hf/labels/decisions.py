@@ -31,6 +31,7 @@ __all__ = [
     "Decisions",
     "answer_text",
     "decide",
+    "is_answered",
     "is_positive_answer",
     "is_unknown",
     "label_softmax",
@@ -131,9 +132,15 @@ def is_unknown(answer: Mapping[str, Any]) -> bool:
     return len(answer.get("set", ())) > 1
 
 
-def answer_text(answer: Mapping[str, Any]) -> str:
+def is_answered(answer: Mapping[str, Any]) -> bool:
+    """Whether an answer of `post_process_attributes` says something: it was not left open, and the question makes
+    sense for this person."""
+    return answer["label"] is not None and not is_unknown(answer)
+
+
+def answer_text(answer: Mapping[str, Any]) -> str | None:
     """What an answer of `post_process_attributes` says, with the reason if it was left open for one: "unknown: 14
-    pixels high"."""
+    pixels high". None: nothing, because the question makes no sense for this person."""
     reason = answer.get("reason")
     return answer["label"] if reason is None else f"{answer['label']}: {reason}"
 

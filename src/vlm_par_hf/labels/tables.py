@@ -284,7 +284,7 @@ _PETA26 = (
 _PETA_COLOR_CHOICES = (
     _color_choice("upperBodyColor", "upper", "upper clothing", _PETA_COLORS, "in {} upper clothing"),
     _color_choice("lowerBodyColor", "lower", "lower clothing", _PETA_COLORS, "in {} lower clothing"),
-    _color_choice("hairColor", "head", "hair", _PETA_COLORS, "with {} hair"),
+    _color_choice("hairColor", "head", "hair", _PETA_COLORS, "with {} hair", requires=("hairBald", "no")),
     _color_choice("footwearColor", "foot", "footwear", _PETA_COLORS, "with {} footwear"),
 )
 
