@@ -42,6 +42,7 @@ FLOORS: dict[str, tuple[int, int]] = {
     "annotation": (6, 0),
     "calibration": (6, 0),
     "export": (6, 0),
+    "tracking": (6, 1),
     "auto": (7, 0),
     "training": (8, 0),
     "cli": (9, 0),

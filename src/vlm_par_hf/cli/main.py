@@ -1,4 +1,4 @@
-"""The command `vlm-par`: demo, predict, init, schema, train, evaluate, calibrate, card, prepare, export.
+"""The command `vlm-par`: demo, predict, track, init, schema, train, evaluate, calibrate, card, prepare, export.
 
 Slow imports wait until a command runs: its help imports no torch. What the package refuses (`ParError`), and what the
 machine refuses (no space, no permission), ends in one line on standard error and exit status 2; `--debug` shows the
@@ -17,14 +17,26 @@ from vlm_par_hf.errors import ParError, ParValueError
 from vlm_par_hf.escaping import printable
 from vlm_par_hf.utils import installed_version, redact_command
 
-from . import calibrate, card, demo, evaluate, export, init, predict, prepare, schema, train
+from . import calibrate, card, demo, evaluate, export, init, predict, prepare, schema, track, train
 from .config import add_config_option, expand_config
 from .options import process_index
 
 
 __all__ = ["build_parser", "main"]
 
-COMMANDS = (demo, predict, init, schema, train, evaluate, calibrate, card, prepare, export)  # in the order of the help
+COMMANDS = (
+    demo,
+    predict,
+    track,
+    init,
+    schema,
+    train,
+    evaluate,
+    calibrate,
+    card,
+    prepare,
+    export,
+)  # in the order of the help
 # What the operating system says when nothing is wrong with us.
 _OF_THE_MACHINE = {
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENAMETOOLONG,

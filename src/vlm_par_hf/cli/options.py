@@ -4,21 +4,27 @@ import argparse
 import logging
 import os
 import sys
+from pathlib import Path
 
-from vlm_par_hf.errors import ParFileExistsError
+from vlm_par_hf.errors import ParFileExistsError, ParFileNotFoundError, ParValueError
 from vlm_par_hf.escaping import printable
 from vlm_par_hf.images.regions import REGION_FORMATS
+from vlm_par_hf.utils import read_json, shorten
 
 
 __all__ = [
+    "add_answer_options",
     "add_data_options",
+    "add_device_options",
     "add_folder_options",
     "add_overwrite_options",
+    "answer_arguments",
     "data_arguments",
     "process_index",
     "quiet_transformers",
     "refuse_existing",
     "say",
+    "split_names",
 ]
 
 
@@ -87,6 +93,88 @@ def add_overwrite_options(parser: argparse.ArgumentParser, text: str) -> None:
         help="with --overwrite: also delete the files that it names and asks about (changed since they were written, "
         "or written by an earlier version)",
     )  # fmt: skip
+
+
+def add_answer_options(parser: argparse.ArgumentParser):
+    """Adds what a model is asked and how it answers, which `answer_arguments` reads; returns the group."""
+    group = parser.add_argument_group("what is asked")
+    group.add_argument("--only-positive", action="store_true", help="leave out what a person does not have")
+    group.add_argument("--no-sensitive", action="store_true", help="leave out perceived gender and age")
+    group.add_argument(
+        "--attributes", metavar="NAMES",
+        help='only these, divided by commas: "Hat,Age", or in words for models that read them: "wearing a red scarf,'
+        'a backpack | a handbag | no bag"',
+    )  # fmt: skip
+    group.add_argument(
+        "--threshold",
+        type=float,
+        metavar="P",
+        help='a probability above it is "yes" (default: that of each attribute)',
+    )
+    group.add_argument(
+        "--thresholds", metavar="FILE", help='JSON file with thresholds of single attributes: {"Hat": 0.7}'
+    )
+    group.add_argument(
+        "--decide", metavar="NAME",
+        help="take thresholds from this fitted point of the model: instance_f1, mA, ... (default: the one in use)",
+    )  # fmt: skip
+    group.add_argument(
+        "--abstain", type=float, metavar="LEVEL",
+        help='answer "unknown" where a set of answers for this level, such as 0.9, holds more than one',
+    )  # fmt: skip
+    group.add_argument(
+        "--consistency", action=argparse.BooleanOptionalAction,
+        help="answers that fit together: no hat color for a bare head, one age (default: for models with fitted "
+        "decisions or conditions in their label space)",
+    )  # fmt: skip
+    return group
+
+
+def answer_arguments(args) -> dict:
+    """Keywords of `Annotator` from the options of `add_answer_options`."""
+    return {
+        "only_positive": args.only_positive,
+        "sensitive": not args.no_sensitive,
+        "attributes": split_names(args.attributes, "--attributes"),
+        "threshold": args.threshold,
+        "thresholds": _read_thresholds(args.thresholds),
+        "decide": args.decide,
+        "abstain": args.abstain,
+        "consistent": args.consistency,
+    }
+
+
+def add_device_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the device and the dtype of a model that answers."""
+    parser.add_argument("--device", metavar="NAME", help="cpu, cuda:0, ... (default: as transformers chooses)")
+    parser.add_argument(
+        "--dtype", choices=("auto", "bfloat16", "float32"),
+        help="of the weights; auto: bfloat16 where the device is fast with it, else float32 (default: as saved)",
+    )  # fmt: skip
+
+
+def split_names(text: str | None, option: str) -> list[str] | None:
+    """The names or texts between commas."""
+    if text is None:
+        return None
+    names = [name.strip() for name in text.split(",")]
+    if not all(names):
+        raise ParValueError(f"{option} is {text!r}, expected names divided by commas")
+    return names
+
+
+def _read_thresholds(path: str | None) -> dict | None:
+    if path is None:
+        return None
+    if not os.path.isfile(path):
+        raise ParFileNotFoundError(f'--thresholds {path}: there is no such file; expected JSON such as {{"Hat": 0.7}}')
+    try:
+        found = read_json(Path(path).read_text(encoding="utf-8-sig"))
+    except ValueError as error:
+        raise ParValueError(f"--thresholds {path}: not JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise ParValueError(f'--thresholds {path} holds {shorten(found)}; expected JSON such as {{"Hat": 0.7}}')
+    return found
 
 
 def data_arguments(args) -> dict:

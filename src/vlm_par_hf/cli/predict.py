@@ -2,17 +2,23 @@
 
 import argparse
 import json
-import os
 import sys
 from pathlib import Path
 
-from vlm_par_hf.errors import ParFileNotFoundError, ParValueError
+from vlm_par_hf.errors import ParValueError
 from vlm_par_hf.escaping import printable
 from vlm_par_hf.images.regions import REGION_FORMATS
 from vlm_par_hf.labels.decisions import answer_text, is_unknown
-from vlm_par_hf.utils import read_json, shorten
 
-from .options import add_overwrite_options, quiet_transformers, say
+from .options import (
+    add_answer_options,
+    add_device_options,
+    add_overwrite_options,
+    answer_arguments,
+    quiet_transformers,
+    say,
+    split_names,
+)
 
 
 __all__ = ["add_parser", "run"]
@@ -37,48 +43,15 @@ def add_parser(commands) -> argparse.ArgumentParser:
         "for objects on standard output",
     )  # fmt: skip
     parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="default: %(default)s")
-    parser.add_argument("--only-positive", action="store_true", help="leave out what a person does not have")
-    parser.add_argument("--no-sensitive", action="store_true", help="leave out perceived gender and age")
     parser.add_argument("--draw", metavar="DIR", help="save each image with its attributes beside it here")
-    group = parser.add_argument_group("what is asked")
-    group.add_argument(
-        "--attributes", metavar="NAMES",
-        help='only these, divided by commas: "Hat,Age", or in words for models that read them: "wearing a red scarf,'
-        'a backpack | a handbag | no bag"',
-    )  # fmt: skip
-    group.add_argument(
-        "--threshold",
-        type=float,
-        metavar="P",
-        help='a probability above it is "yes" (default: that of each attribute)',
-    )
-    group.add_argument(
-        "--thresholds", metavar="FILE", help='JSON file with thresholds of single attributes: {"Hat": 0.7}'
-    )
-    group.add_argument(
-        "--decide", metavar="NAME",
-        help="take thresholds from this fitted point of the model: instance_f1, mA, ... (default: the one in use)",
-    )  # fmt: skip
-    group.add_argument(
-        "--abstain", type=float, metavar="LEVEL",
-        help='answer "unknown" where a set of answers for this level, such as 0.9, holds more than one',
-    )  # fmt: skip
-    group.add_argument(
-        "--consistency", action=argparse.BooleanOptionalAction,
-        help="answers that fit together: no hat color for a bare head, one age (default: for models with fitted "
-        "decisions or conditions in their label space)",
-    )  # fmt: skip
+    group = add_answer_options(parser)
     group.add_argument(
         "--explain", metavar="NAMES",
         help="show the parts of the image that the answers to these attributes rest on, divided by commas, or all; "
         "with --draw, or as numbers in .jsonl",
     )  # fmt: skip
     add_overwrite_options(parser, "replace other work in --out")
-    parser.add_argument("--device", metavar="NAME", help="cpu, cuda:0, ... (default: as transformers chooses)")
-    parser.add_argument(
-        "--dtype", choices=("auto", "bfloat16", "float32"),
-        help="of the weights; auto: bfloat16 where the device is fast with it, else float32 (default: as saved)",
-    )  # fmt: skip
+    add_device_options(parser)
     group = parser.add_argument_group("images", "paths in tables and links in folders lead nowhere out of them")
     group.add_argument("--image-column", default="image", metavar="NAME", help="of parquet files (default: image)")
     group.add_argument(
@@ -124,15 +97,8 @@ def run(args) -> int:
     options = {
         "model": args.model,
         "batch_size": args.batch_size,
-        "only_positive": args.only_positive,
-        "sensitive": not args.no_sensitive,
-        "attributes": _names(args.attributes, "--attributes"),
-        "threshold": args.threshold,
-        "thresholds": _read_thresholds(args.thresholds),
-        "decide": args.decide,
-        "abstain": args.abstain,
-        "consistent": args.consistency,
-        "explain": args.explain == "all" or _names(args.explain, "--explain") or False,
+        **answer_arguments(args),
+        "explain": args.explain == "all" or split_names(args.explain, "--explain") or False,
         "device": args.device,
         "dtype": args.dtype,
         "box_margin": args.box_margin,
@@ -177,30 +143,6 @@ def run(args) -> int:
         place = Path(args.out).with_suffix(".report.json")
         say(f"{len(broken)} images cannot be read, the first is {broken[0]['image']}; reasons: {place}")
     return 1 if broken else 0
-
-
-def _names(text: str | None, option: str) -> list[str] | None:
-    """The names or texts between commas."""
-    if text is None:
-        return None
-    names = [name.strip() for name in text.split(",")]
-    if not all(names):
-        raise ParValueError(f"{option} is {text!r}, expected names divided by commas")
-    return names
-
-
-def _read_thresholds(path: str | None) -> dict | None:
-    if path is None:
-        return None
-    if not os.path.isfile(path):
-        raise ParFileNotFoundError(f'--thresholds {path}: there is no such file; expected JSON such as {{"Hat": 0.7}}')
-    try:
-        found = read_json(Path(path).read_text(encoding="utf-8-sig"))
-    except ValueError as error:
-        raise ParValueError(f"--thresholds {path}: not JSON: {error}") from error
-    if not isinstance(found, dict):
-        raise ParValueError(f'--thresholds {path} holds {shorten(found)}; expected JSON such as {{"Hat": 0.7}}')
-    return found
 
 
 def _print_predictions(args, options: dict, inputs: dict) -> int:

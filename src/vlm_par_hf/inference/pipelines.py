@@ -627,7 +627,7 @@ class PedestrianAttributesPipeline(PushToHub, Pipeline):
     def score_batch(
         self, inputs: Mapping[str, torch.Tensor], *, names: Sequence[str | int] | None = None
     ) -> torch.Tensor:
-        """The logits `(B, A, C)` that `answer_scores` takes, such as means of them; arguments as for `answer_batch`."""
+        """Logits `(B, A, C)` for `answer_scores`, which may be averaged before; arguments as for `answer_batch`."""
         return self._forward(inputs, names=names, chosen=self._forward_params.get("chosen"))["logits"]
 
     def answer_scores(self, logits: torch.Tensor, *, heights: Sequence[int] | None = None) -> list[dict[str, Any]]:

@@ -103,9 +103,7 @@ def _numbers(cells: list[str]) -> list[float] | None:
         return None
 
 
-def _check_row(
-    numbers: list[float], where: str, first_frame: int, num_frames: int | None
-) -> tuple[float, ...] | None:
+def _check_row(numbers: list[float], where: str, first_frame: int, num_frames: int | None) -> tuple[float, ...] | None:
     """Frame (from 0), id, x, y, width, height, score; None for a row that is not to be used."""
     if not np.isfinite(numbers).all():
         raise ParValueError(f"{where} holds {shorten(numbers)}, expected finite numbers {_FORM}")

@@ -1,8 +1,8 @@
 """People of a video file: found, followed, and answered for as people, not as frames.
 
-    from vlm_par_hf.tracking import track
+from vlm_par_hf.tracking import track
 
-    report = track("street.mp4", "people.jsonl", detector="PekingU/rtdetr_v2_r18vd", model=folder)
+report = track("street.mp4", "people.jsonl", detector="PekingU/rtdetr_v2_r18vd", model=folder)
 """
 
 from .cvat import write_cvat

@@ -10,7 +10,7 @@ import numpy as np
 
 from vlm_par_hf.inference.track_files import TrackFile
 from vlm_par_hf.inference.videos import Video
-from vlm_par_hf.labels.decisions import UNKNOWN_ANSWER, is_unknown
+from vlm_par_hf.labels.decisions import UNKNOWN_ANSWER
 from vlm_par_hf.labels.schema import AttributeSchema
 from vlm_par_hf.utils import atomic_write_text
 
@@ -40,15 +40,16 @@ def write_cvat(
     answered = [one for one in schema if any(one.name in row["attributes"] for row in rows)]
     width, height = video.size
     lines = [
-        '<?xml version="1.0" encoding="utf-8"?>', "<annotations>", "  <version>1.1</version>", "  <meta>", "    <task>",
+        '<?xml version="1.0" encoding="utf-8"?>', "<annotations>", "  <version>1.1</version>", "  <meta>",
+        "    <task>",
         f"      <name>{escape(video.path.stem)}</name>", f"      <size>{video.num_frames}</size>",
         "      <mode>interpolation</mode>", "      <overlap>0</overlap>", "      <start_frame>0</start_frame>",
         f"      <stop_frame>{video.num_frames - 1}</stop_frame>", "      <labels>", "        <label>",
         f"          <name>{_LABEL}</name>", "          <attributes>",
     ]  # fmt: skip
     for one in answered:
-        is_open = any(is_unknown(row["attributes"][one.name]) for row in rows if one.name in row["attributes"])
-        values = [*one.labels, *([UNKNOWN_ANSWER] if is_open else [])]
+        given = {_value(row["attributes"][one.name]) for row in rows if one.name in row["attributes"]}
+        values = [*one.labels, *sorted(given - set(one.labels))]
         lines += [
             "            <attribute>", f"              <name>{escape(one.name)}</name>",
             "              <mutable>False</mutable>", "              <input_type>select</input_type>",
@@ -64,16 +65,21 @@ def write_cvat(
         mine = np.flatnonzero(boxes.ids == row["id"])
         found = np.clip(boxes.boxes[mine], 0, (width, height, width, height))
         answers = [
-            f"      <attribute name={quoteattr(name)}>{escape(one['label'])}</attribute>"
+            f"      <attribute name={quoteattr(name)}>{escape(_value(one))}</attribute>"
             for name, one in row["attributes"].items()
         ]
         lines.append(f'  <track id="{number}" label="{_LABEL}" source="auto">')
         for frame, box, outside in _key_frames(boxes.frames[mine], found, video.num_frames):
             edges = " ".join(f'{edge}="{value:.2f}"' for edge, value in zip(("xtl", "ytl", "xbr", "ybr"), box))
-            lines.append(f'    <box frame="{frame}" outside="{outside:d}" occluded="0" keyframe="1" {edges} z_order="0">')
-            lines += [*answers, "    </box>"]
+            state = f'frame="{frame}" outside="{outside:d}" occluded="0" keyframe="1"'
+            lines += [f'    <box {state} {edges} z_order="0">', *answers, "    </box>"]
         lines.append("  </track>")
     atomic_write_text(Path(path), "\n".join([*lines, "</annotations>", ""]))
+
+
+def _value(answer: Mapping[str, Any]) -> str:
+    """The label of an answer; "unknown" too where the question makes no sense."""
+    return UNKNOWN_ANSWER if answer["label"] is None else answer["label"]
 
 
 def _key_frames(frames: np.ndarray, boxes: np.ndarray, count: int) -> Iterator[tuple[int, np.ndarray, bool]]:

@@ -81,8 +81,8 @@ class OpenVinoDetector(Detector):
         is_ssd = len(outputs) == 1 and len(outputs[0]) == 4 and str(outputs[0][3]) == "7"
         if len(inputs) != 1 or not inputs[0].is_static or len(inputs[0]) != 4 or not is_ssd:
             raise ParValueError(
-                f"detector={str(path)!r} takes {', '.join(map(str, inputs))} and gives {', '.join(map(str, outputs))}, "
-                "expected one picture of a fixed size and detections (1, 1, N, 7)"
+                f"detector={str(path)!r} takes {', '.join(map(str, inputs))} and gives "
+                f"{', '.join(map(str, outputs))}, expected one picture of a fixed size and detections (1, 1, N, 7)"
             )
         self._label, self._threshold = label, threshold
         _, _, height, width = inputs[0].to_shape()
@@ -104,8 +104,8 @@ class OpenVinoDetector(Detector):
         if self._label is None and len(labels) > 1:
             shown = ", ".join(f"{one:g}" for one in labels)
             raise ParValueError(
-                f"the detector finds things of the labels {shown}, and its file has no names for them: pass the number "
-                "of people's (detector_label=, --detector-label)"
+                f"the detector finds things of the labels {shown}, and its file has no names for them: pass the "
+                "number of people's (detector_label=, --detector-label)"
             )
         wanted = rows[:, 2] >= self._threshold
         if self._label is not None:

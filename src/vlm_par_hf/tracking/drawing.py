@@ -25,7 +25,12 @@ _TIME_BASE = Fraction(1, 90_000)
 
 
 def draw_video(
-    video: Video, rows: Sequence[Mapping[str, Any]], boxes: TrackFile, path: str | os.PathLike, *, progress: bool = True
+    video: Video,
+    rows: Sequence[Mapping[str, Any]],
+    boxes: TrackFile,
+    path: str | os.PathLike,
+    *,
+    progress: bool = True,
 ) -> None:
     """Writes a video in which each person has a box, their id and their positive answers; without sound.
 

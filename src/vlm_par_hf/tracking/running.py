@@ -27,7 +27,7 @@ from vlm_par_hf.annotation.results import (
 )
 from vlm_par_hf.errors import ParFileExistsError, ParRuntimeError, ParTypeError, ParValueError
 from vlm_par_hf.inference.answering import PeopleAnswerer
-from vlm_par_hf.inference.following import Follower, Person, Sighting, check_following
+from vlm_par_hf.inference.following import Follower, Person, check_following
 from vlm_par_hf.inference.track_files import TrackFile, read_track_file
 from vlm_par_hf.inference.videos import Damage, Video
 from vlm_par_hf.output_folders import open_output, refuse_overlap, sha256_of_file
@@ -78,6 +78,7 @@ def track(
     thresholds: Mapping[str, float] | None = None,
     decide: str | None = None,
     abstain: float | None = None,
+    consistent: bool | None = None,
     device: Any = None,
     dtype: Any = None,
     draw: str | os.PathLike | None = None,
@@ -99,8 +100,8 @@ def track(
         out: the file to write.
         detector: finds people: a track file (`.txt`, `.csv`, see `read_track_file`), which may say who is who, an
             OpenVINO detector (`.xml`), or what the pipeline takes: the name of a model, or a function.
-        model, only_positive, sensitive, attributes, threshold, thresholds, decide, abstain, device, dtype: as for
-            `Annotator`.
+        model, only_positive, sensitive, attributes, threshold, thresholds, decide, abstain, consistent, device, dtype:
+            as for `Annotator`.
         tracker: numbers the boxes where no file does; None: `ByteTracker`.
         every, budget: how often a person is asked about, as for `Follower`.
         aggregate: as for `PeopleAnswerer`.
@@ -138,7 +139,8 @@ def track(
     from_file = is_file_of_boxes(detector)
     annotator = Annotator(
         model, batch_size=batch_size, only_positive=only_positive, sensitive=sensitive, attributes=attributes,
-        threshold=threshold, thresholds=thresholds, decide=decide, abstain=abstain, device=device, dtype=dtype,
+        threshold=threshold, thresholds=thresholds, decide=decide, abstain=abstain, consistent=consistent,
+        device=device, dtype=dtype,
         detector=None if from_file or isinstance(detector, Detector) else detector,
         detector_label="person" if detector_label is None else str(detector_label),
     )  # fmt: skip
@@ -178,6 +180,7 @@ def track(
         "thresholds": {one.name: one.threshold for one in schema if one.is_binary},
         "decide": decide,
         "abstain": abstain,
+        "consistent": consistent,
     }
     status = movie.path.stat()
     listing = to_json([str(movie.path), status.st_size, status.st_mtime_ns]) + "\n"
@@ -289,7 +292,7 @@ class _Run:
                 bar.update(ahead.index + 1 - bar.n)
                 ahead = next(frames, None)
             if number == len(ranges) - 1:
-                self.left += self.follower.leave()
+                self._take_leave(self.follower.leave())
             lines[-1] += "".join(self._end_part(part))
             lines[-1] += "".join(to_json({"damaged": list(one)}) + "\n" for one in self.video.damages)
             write_part(partial / part_name(number), lines, self.run)
@@ -299,7 +302,8 @@ class _Run:
         boxes, scores = self.finder.find(frame)
         ids = self._number(frame.index, boxes, scores)
         qualities, final = self.follower.observe(frame, ids, boxes, scores)
-        self._after(frame, final)
+        self.people.add(final)
+        self._take_leave(self._leave(frame))
         row = [frame.index, frame.time, [int(one) for one in ids], boxes.tolist(), scores.tolist(), qualities]
         return to_json({"seen": row}) + "\n"
 
@@ -311,15 +315,15 @@ class _Run:
             raise ParValueError(f"tracker returned {shorten(ids)}, expected {len(boxes)} ids, one for each box")
         return ids
 
-    def _after(self, frame: Any, final: list[Sighting], *, ask: bool = True) -> None:
-        ended = self._ends.get(frame.index, ())
-        gone = self.follower.leave(frame.time, ended)
-        if ask:
-            self.people.add(final)
-            for person in gone:
-                if person.seen >= self.run["least_seen"]:
-                    self.people.add(person.sightings)
-            self.left += gone
+    def _leave(self, frame: Any) -> list[Person]:
+        return self.follower.leave(frame.time, self._ends.get(frame.index, ()))
+
+    def _take_leave(self, people: list[Person]) -> None:
+        """People who have left wait for their answers; who was seen too seldom is not asked about."""
+        for person in people:
+            if person.seen >= self.run["least_seen"]:
+                self.people.add(person.sightings)
+        self.left += people
 
     def _end_part(self, part: range) -> Iterator[str]:
         """Lines about the people who left in a part, and what the next part needs of those who are still there."""
@@ -361,11 +365,11 @@ class _Run:
                 boxes = np.array(boxes, np.float64).reshape(-1, 4)
                 if list(self._number(index, boxes, np.array(found))) != ids:
                     raise ParRuntimeError(
-                        f"the tracker gives other ids for frame {index} than before: a run with it cannot be continued; "
-                        "start anew (overwrite=True, --overwrite)"
+                        f"the tracker gives other ids for frame {index} than before: a run with it cannot be "
+                        "continued; start anew (overwrite=True, --overwrite)"
                     )
                 self.follower.observe(frame, ids, boxes, found, qualities)
-                self._after(frame, [], ask=False)
+                self._leave(frame)  # they were answered then
             elif "scores" in line:
                 person, index, logits = line["scores"]
                 scores[person, index] = np.array(logits, np.float32)

@@ -1,11 +1,11 @@
 """A small tracker: boxes of one frame after another to ids of people, from boxes and scores alone.
 
-After ByteTrack: Multi-Object Tracking by Associating Every Detection Box (Zhang et al., ECCV 2022), section 3: a Kalman
-filter with constant velocity predicts where each person is now; boxes of high score are assigned to predictions first,
-those of low score (people behind others) then to people who are still without a box; a person whom no box was assigned
-to is kept for a while. Own: no second filter state for the aspect ratio (centre, width and height are filtered, as in
-later trackers), ids are given with the first box, so that nothing of a person is lost (what stays a single box is for
-the caller to leave out), and people who overlap are never merged: one of them may stand behind the other.
+After ByteTrack: Multi-Object Tracking by Associating Every Detection Box (Zhang et al., ECCV 2022), section 3: a
+Kalman filter with constant velocity predicts where each person is now; boxes of high score are assigned to predictions
+first, those of low score (people behind others) then to people who are still without a box; a person whom no box was
+assigned to is kept for a while. Own: the filter has no aspect ratio as its state (centre, width and height are
+filtered, as in later trackers), ids are given with the first box, so that nothing of a person is lost (what stays a
+single box is for the caller to leave out), and people who overlap are never merged: one may stand behind the other.
 """
 
 from typing import Any, Protocol
