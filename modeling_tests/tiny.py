@@ -16,6 +16,7 @@ from vlm_par_hf.labels.schema import AttributeSchema
 from vlm_par_hf.models.clear_par import ClearParConfig, ClearParModel, ClearParProcessor
 from vlm_par_hf.models.focus_par import FocusParConfig, FocusParModel, FocusParProcessor
 from vlm_par_hf.models.vlm_par import VlmParConfig, VlmParModel, VlmParProcessor
+from vlm_par_hf.models.vtf_par import VtfParConfig, VtfParModel, VtfParProcessor
 
 
 __all__ = [
@@ -34,6 +35,9 @@ __all__ = [
     "tiny_processor",
     "tiny_schema",
     "tiny_tokenizer",
+    "tiny_vtf_inputs",
+    "tiny_vtf_model",
+    "tiny_vtf_processor",
 ]
 
 PATCH_SIZE = 4
@@ -224,6 +228,38 @@ def tiny_focus_model(kind: str = "naflex", *, seed: int = 0, **config: Any) -> F
         with torch.no_grad():
             model.vlm.logit_scale.fill_(2.0)
     return model.eval()
+
+
+def tiny_vtf_processor(kind: str = "naflex") -> VtfParProcessor:
+    """The processor of `tiny_vtf_model(kind)`: a grid of 4 x 3 patches for NaFlex."""
+    common = tiny_focus_processor(kind)
+    grid = None if kind in ("fixed", "clip") else [4, 3]
+    return VtfParProcessor(common.image_processor, common.tokenizer, patch_grid=grid)
+
+
+def tiny_vtf_model(kind: str = "naflex", *, seed: int = 0, **config: Any) -> VtfParModel:
+    """As `tiny_focus_model`, of the VTF family; its inputs are `tiny_vtf_inputs(kind)`."""
+    towers = {"fixed": "siglip", "clip": "clip"}
+    settings: dict[str, Any] = {
+        "vlm_config": tiny_backbone_config(towers.get(kind, "siglip2")),
+        "attributes": tiny_schema(kway=kind in ("kway", "clip")),
+        "num_fusion_heads": 4,
+        "mlp_ratio": 2.0,
+        **config,
+    }
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = VtfParModel(VtfParConfig(**settings)).eval()
+        model._prepare_texts(tiny_vtf_processor(kind))
+    return model
+
+
+def tiny_vtf_inputs(kind: str = "naflex", batch: int = 3, seed: int = 0, frames: int = 3) -> dict[str, torch.Tensor]:
+    """Random tracklets: row i has 1 + i % `frames` valid frames."""
+    flat = tiny_inputs("fixed" if kind in ("fixed", "clip") else "naflex", batch * frames, seed)
+    inputs = {name: value.unflatten(0, (batch, frames)) for name, value in flat.items()}
+    lengths = torch.arange(batch) % frames + 1
+    return {**inputs, "frame_mask": torch.arange(frames) < lengths[:, None]}
 
 
 CLEAR_SIZE = (32, 16)

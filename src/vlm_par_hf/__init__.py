@@ -61,6 +61,7 @@ if TYPE_CHECKING:
         VlmParModel,
         VlmParProcessor,
     )
+    from vlm_par_hf.models.vtf_par import VtfParConfig, VtfParModel, VtfParProcessor
     from vlm_par_hf.visualization import draw_boxes
 
 

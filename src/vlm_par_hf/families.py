@@ -144,6 +144,25 @@ FAMILIES = (
         card_limits=("It takes pictures of one size, to which the processor resizes them whatever their shape is.",),
     ),
     Family(
+        model_type="vtf_par",
+        title="VTF (Zhu et al., 2023)",
+        module="models.vtf_par",
+        config="VtfParConfig",
+        model="VtfParModel",
+        processor="VtfParProcessor",
+        trainable=True,
+        purpose="several frames of a person at once",
+        train_options=(
+            TrainOption(name="temporal", choices=("attention", "quality", "mean")),
+            TrainOption(name="num_frames", default=6, help="frames of a tracklet per forward pass"),
+            TrainOption(name="logit_norm", choices=("none", "batch")),
+        ),
+        card_settings=("temporal", "num_frames", "fusion_width", "num_fusion_layers", "text_template", "logit_norm"),
+        card_limits=(
+            "It answers for a tracklet, the frames of one person in a row; a picture is a tracklet of one frame.",
+        ),
+    ),
+    Family(
         model_type="par_exported",
         title="par_exported",
         module="export.exported",

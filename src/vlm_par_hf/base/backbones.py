@@ -25,7 +25,8 @@ from .adapters import (
 )
 from .configuration import LARGEST_OWN
 from .kept import fingerprint
-from .modeling import HUB_KEYS, ParPreTrainedModel, check_keys, loading_weights
+from .modeling import HUB_KEYS, ParPreTrainedModel, check_keys, evaluation_mode, loading_weights
+from .numerics import no_autocast
 from .weights import check_dtypes, find_weights, hash_weights
 
 
@@ -71,6 +72,16 @@ class BackbonePreTrainedModel(ParPreTrainedModel):
             `pooler_output` `(texts, E)`, not normalised.
         """
         return self.vlm.get_text_features(input_ids, **kwargs)
+
+    def _encode_text(self, ids: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+        """States `(texts, length, width)` and pooled vectors `(texts, projection)` of token ids. Padded to the right
+        and without a mask, as the backbone was trained."""
+        length = self.config.vlm_config.text_config.max_position_embeddings
+        padding = self.config.text_pad_token_id
+        padded = torch.tensor([(one + [padding] * length)[:length] for one in ids], device=self.device)
+        with no_autocast(padded), evaluation_mode(self.vlm.text_model):
+            outputs = [self.vlm.get_text_features(chunk) for chunk in padded.split(64)]
+        return torch.cat([one.last_hidden_state for one in outputs]), torch.cat([one.pooler_output for one in outputs])
 
     # Adapters
 

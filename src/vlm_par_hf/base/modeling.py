@@ -70,6 +70,8 @@ class ParPreTrainedModel(PushToHub, TransformersModel):
       whose result has `schema` and `explained` (the names that `explain` has a relevance for), and which `forward`
       and `explain` take as `attributes=` |
     | `supports_fold` | `fold()` -> a model with the same answers that holds only what inference needs |
+    | `supports_tracklets` | several frames of a person at once: `forward` takes inputs with an axis of frames,
+      `(B, T, ...)`, and `frame_mask`, bool `(B, T)`; its processor takes `videos=` |
     | `supports_pooled_statistics` | `fit_pooled_statistics(batches)`, to be called with training images |
     | `starts_from_priors` | `init_bias_from_priors(priors)`, to be called on a fresh model before training |
     | `starts_from_zero_shot` | `fit_zero_shot(batches)`, to be called after it with training images and labels |
@@ -90,6 +92,7 @@ class ParPreTrainedModel(PushToHub, TransformersModel):
     supports_explain: ClassVar[bool] = False
     supports_attributes: ClassVar[bool] = False
     supports_fold: ClassVar[bool] = False
+    supports_tracklets: ClassVar[bool] = False
     supports_pooled_statistics: ClassVar[bool] = False
 
     def __init__(self, config: PreTrainedConfig) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 from vlm_par_hf.errors import ParValueError
 
 
-__all__ = ["SUBJECT", "attribute_fields"]
+__all__ = ["SUBJECT", "attribute_fields", "split_words"]
 
 SUBJECT = "a photo of a person"  # the usual beginning of a sentence about a picture
 
@@ -63,3 +63,11 @@ def _as_clause(text: str, subject: str) -> str:
     text = text.removeprefix(subject).strip() or text
     first = text.partition(" ")[0].lower()
     return text if first.endswith("ing") or first in _CLAUSE_STARTS else f"with {text}"
+
+
+def split_words(name: str) -> str:
+    """The words of an attribute's name: "upper color" for `"UpperColor"` and for `"upper_color"`."""
+    spaced = "".join(
+        f" {char}" if char.isupper() and before.islower() else char for before, char in zip(" " + name, name)
+    )
+    return " ".join(spaced.replace("_", " ").lower().split())

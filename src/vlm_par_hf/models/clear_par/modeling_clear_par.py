@@ -24,7 +24,6 @@ attribute of K > 2 labels has K.
 Letters: B people, N patches or tokens, D width of the ViT, E width of the Swin, A attributes, C labels, H heads.
 """
 
-import itertools
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -32,13 +31,12 @@ from typing import Any, Self
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 from transformers import AutoConfig
 from transformers.utils import can_return_tuple
 
 from vlm_par_hf.base.adapters import group_parameters
+from vlm_par_hf.base.classifiers import AttributeClassifier
 from vlm_par_hf.base.modeling import HUB_KEYS, ParPreTrainedModel, loading_weights
-from vlm_par_hf.base.numerics import NO_LABEL_LOGIT, no_autocast, wide
 from vlm_par_hf.base.outputs import ParOutput
 from vlm_par_hf.errors import ParValueError, check_folder
 from vlm_par_hf.labels.schema import AttributeSchema
@@ -58,64 +56,11 @@ from .fusion_clear_par import ChannelAttention, CrossFusion
 from .processing_clear_par import ClearParProcessor
 
 
-__all__ = ["AttributeClassifier", "ClearParModel"]
+__all__ = ["ClearParModel"]
 
 logger = logging.getLogger(__name__)
 
 NOT_INPUTS = ("input_ids", "patch_embeds", "image_embeds", "patch_mask", "attributes")
-
-
-class AttributeClassifier(nn.Module):
-    """One linear layer for all attributes (CLEAR, equation 5): one score of a binary attribute, K of any other.
-
-    Args:
-        width: of the input.
-        schema: the label space.
-    """
-
-    def __init__(self, width: int, schema: AttributeSchema) -> None:
-        super().__init__()
-        self.schema = schema
-        self.rows = [1 if one.is_binary else one.num_labels for one in schema]
-        self.weight = nn.Parameter(torch.empty(sum(self.rows), width))
-        self.bias = nn.Parameter(torch.empty(sum(self.rows)))
-        # Where in a flat row of A * C logits each score stands, and what stands there without scores; whole numbers,
-        # because a model in half precision would round others.
-        slots, start = self._tables()
-        self.register_buffer("slots", slots, persistent=False)
-        self.register_buffer("start", start, persistent=False)
-
-    def init_parameters(self) -> None:
-        init.normal_(self.weight, std=0.02)
-        init.zeros_(self.bias)
-        for buffer, table in zip((self.slots, self.start), self._tables()):
-            init.copy_(buffer, table)
-
-    def _tables(self) -> tuple[torch.Tensor, torch.Tensor]:
-        C = self.schema.max_labels
-        slots, start = [], [int(NO_LABEL_LOGIT)] * (len(self.schema) * C)
-        for place, one in enumerate(self.schema):
-            if one.is_binary:
-                slots.append(place * C + 1)
-                start[place * C] = 0
-            else:
-                slots += range(place * C, place * C + one.num_labels)
-        return torch.tensor(slots), torch.tensor(start)
-
-    def places(self) -> dict[tuple[str, tuple[str, ...]], slice]:
-        """The rows of each attribute, by its name and labels."""
-        stops = list(itertools.accumulate(self.rows))
-        return {
-            (one.name, one.labels): slice(stop - count, stop)
-            for one, count, stop in zip(self.schema, self.rows, stops)
-        }
-
-    def forward(self, vectors: torch.Tensor) -> torch.Tensor:
-        """Vectors `(B, width)` to logits, float32 `(B, A, C)`."""
-        with no_autocast(vectors):
-            scores = wide(F.linear(vectors.to(self.weight.dtype), self.weight, self.bias))
-            start = self.start.to(scores.dtype).expand(len(scores), -1)
-            return start.index_copy(1, self.slots, scores).unflatten(1, (len(self.schema), -1))
 
 
 class ClearParModel(ParPreTrainedModel):
@@ -279,16 +224,8 @@ class ClearParModel(ParPreTrainedModel):
         with torch.no_grad():
             new.init_parameters()
             new.to(old.weight.device)
-            sources = old.places()
-            kept = {key: rows for key, rows in new.places().items() if key in sources}
-            for key, rows in kept.items():
-                new.weight[rows] = old.weight[sources[key]].to(new.weight.dtype)
-                new.bias[rows] = old.bias[sources[key]].to(new.bias.dtype)
-        new.weight.data, new.bias.data = new.weight.data.to(old.weight.dtype), new.bias.data.to(old.bias.dtype)
-        for name, parameter in new.named_parameters():
-            parameter.requires_grad_(getattr(old, name).requires_grad)
-        self.classifier = new.train(old.training)
-        names = [name for name, _ in kept]
+            names = new.take_rows(old)
+        self.classifier = new
         logger.warning(
             "The label space is exchanged. Scores kept: %s. Fresh, to be trained: %s. Left out: %s.",
             *(
@@ -409,16 +346,7 @@ class ClearParModel(ParPreTrainedModel):
         Raises:
             ValueError: wrong number of attributes or labels, or a share outside 0..1.
         """
-        if len(priors) != len(self.schema):
-            raise ParValueError(f"priors must have one entry per attribute ({len(self.schema)}), got {len(priors)}")
-        for one, rows, prior in zip(self.schema, self.classifier.places().values(), priors):
-            shares = torch.as_tensor(prior, dtype=torch.float64).flatten()
-            if shares.numel() != one.num_labels or not bool(((shares >= 0) & (shares <= 1)).all()):
-                raise ParValueError(
-                    f"priors of attribute {one.name!r} must be {one.num_labels} shares between 0 and 1, got {prior}"
-                )
-            logs = shares.clamp(1e-4, 1 - 1e-4).log()
-            self.classifier.bias[rows] = (logs[1:] - logs[:1] if one.is_binary else logs).to(self.classifier.bias)
+        self.classifier.bias.copy_(self.classifier.prior_scores(priors))
 
     def parameter_groups(
         self,

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from vlm_par_hf.base.numerics import no_autocast, wide
 from vlm_par_hf.errors import ParValueError
 from vlm_par_hf.labels.schema import AttributeSchema
+from vlm_par_hf.labels.texts import split_words
 from vlm_par_hf.upstream import TOWERS, init
 
 from .configuration_focus_par import FocusParConfig
@@ -119,7 +120,7 @@ class TextReader:
             [
                 self.config.text_template.format(
                     region=attribute.region or "person",
-                    category=_split_words(attribute.name),
+                    category=split_words(attribute.name),
                     label=label,
                     prompt=prompt,
                 )
@@ -242,14 +243,6 @@ class TextReader:
         missing = self.config.num_prompt_tokens - len(self.config.prompt_start_ids)
         ends = self.config.label_input_ids[0][0][-1:] * missing
         return vocabulary[[*ends, *self.config.prompt_start_ids]].expand_as(prompts)
-
-
-def _split_words(name: str) -> str:
-    """The words of an attribute's name: "upper color" for `"UpperColor"` and for `"upper_color"`."""
-    spaced = "".join(
-        f" {char}" if char.isupper() and before.islower() else char for before, char in zip(" " + name, name)
-    )
-    return " ".join(spaced.replace("_", " ").lower().split())
 
 
 class AttributeGuidedExtraction(nn.Module):

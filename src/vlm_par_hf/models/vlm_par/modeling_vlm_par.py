@@ -237,16 +237,6 @@ class VlmParModel(VlmParPreTrainedModel):
             words = torch.cat([words[:, : -m - 1], self.question_prompts.to(words.dtype), words[:, -1:]], 1)
             return self._keep_positions(self._towers.read_words(self.vlm, words))
 
-    def _encode_text(self, ids: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
-        """States `(texts, length, width)` and pooled vectors `(texts, projection)` of token ids. Padded to the right
-        and without a mask, as the backbone was trained."""
-        length = self.config.vlm_config.text_config.max_position_embeddings
-        padding = self.config.text_pad_token_id
-        padded = torch.tensor([(one + [padding] * length)[:length] for one in ids], device=self.vlm.logit_scale.device)
-        with no_autocast(padded), evaluation_mode(self.vlm.text_model):
-            outputs = [self.vlm.get_text_features(chunk) for chunk in padded.split(64)]
-        return torch.cat([one.last_hidden_state for one in outputs]), torch.cat([one.pooler_output for one in outputs])
-
     def _ensure_text(self) -> None:
         """Encodes the texts if no checkpoint has filled the buffers. Raises a ValueError if they were never
         tokenized."""
