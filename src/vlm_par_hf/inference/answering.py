@@ -1,34 +1,31 @@
 """Answers about people over time: their pictures go through the model in batches across people, and what it says of
 the pictures of one person becomes one answer."""
 
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 import torch
+from transformers.utils import logging
 
 from vlm_par_hf.errors import ParValueError
+from vlm_par_hf.utils import shorten
 
-from .following import Person, Sighting
+from .following import Follower, Person, Sighting
+from .track_files import read_track_file
+from .tracklets import AGGREGATES, aggregate_logits
 from .trust import trust_note
+from .videos import Video
 
 
-__all__ = ["AGGREGATIONS", "PeopleAnswerer", "aggregate_logits"]
+__all__ = ["FOLLOWING_OPTIONS", "NO_PICTURE", "PeopleAnswerer", "answer_tracks"]
 
-AGGREGATIONS = ("mean_logits", "quality", "vote")
+logger = logging.get_logger(__name__)
 
+NO_PICTURE = "no box of this person holds a pixel of a frame that can be decoded"
 
-def aggregate_logits(logits: np.ndarray, qualities: np.ndarray, how: str) -> np.ndarray:
-    """One answer of several: float32 `(A, C)` of `(T, A, C)`."""
-    if how == "mean_logits":
-        return logits.mean(0)
-    if how == "quality":
-        weights = np.asarray(qualities, np.float64) / np.sum(qualities)
-        return np.tensordot(weights, logits, 1).astype(np.float32)
-    if how == "vote":
-        votes = (logits == logits.max(-1, keepdims=True)).mean(0)
-        return np.where(logits.max(0) <= -1e3, logits.max(0), np.log(np.maximum(votes, 1e-3))).astype(np.float32)
-    raise ParValueError(f"aggregate is {how!r}, expected one of {', '.join(AGGREGATIONS)}")
+FOLLOWING_OPTIONS = ("first_frame", "every", "budget", "aggregate")  # of `answer_tracks` and `PeopleAnswerer`
 
 
 class PeopleAnswerer:
@@ -37,17 +34,40 @@ class PeopleAnswerer:
     Args:
         pipe: the pipeline.
         batch_size: pictures per forward.
-        aggregate: how the answers for the pictures of a person become one.
+        aggregate: how the answers for the pictures of a person become one, see `aggregate_logits`. A model that reads
+            the pictures of a person together (`supports_tracklets`) has its own way and takes only the default.
+        keep_pictures: sightings keep their pictures after they were asked about.
+        forward, postprocess: in place of the parameters that the pipeline was made with.
+
+    Raises:
+        ValueError: an unknown `aggregate`, or one that the model does not take.
     """
 
-    def __init__(self, pipe: Any, *, batch_size: int = 16, aggregate: str = "mean_logits"):
-        if aggregate not in AGGREGATIONS:
-            raise ParValueError(f"aggregate is {aggregate!r}, expected one of {', '.join(AGGREGATIONS)}")
+    def __init__(
+        self,
+        pipe: Any,
+        *,
+        batch_size: int = 16,
+        aggregate: str = "mean_logits",
+        keep_pictures: bool = False,
+        forward: Mapping[str, Any] | None = None,
+        postprocess: Mapping[str, Any] | None = None,
+    ):
+        if aggregate not in AGGREGATES:
+            raise ParValueError(f"aggregate is {shorten(aggregate)}, expected one of {', '.join(AGGREGATES)}")
+        self.reads_tracklets = pipe.model.supports_tracklets
+        if self.reads_tracklets and aggregate != "mean_logits":
+            raise ParValueError(
+                f"aggregate is {aggregate!r}, but {type(pipe.model).__name__} reads the pictures of a person together "
+                "and puts them together itself: leave it out"
+            )
         self.pipe, self.batch_size, self.aggregate = pipe, batch_size, aggregate
+        self.keep_pictures = keep_pictures or self.reads_tracklets
+        self._forward, self._postprocess = dict(forward or {}), dict(postprocess or {})
+        self._schema = pipe.scored_space(self._forward.get("chosen"))
         note = trust_note(pipe.model)
         self._notes = {} if note is None else {"note": note}
         self._waiting: list[Sighting] = []
-        self.asked = 0
 
     def add(self, sightings: Iterable[Sighting]) -> None:
         """Takes sightings to ask about; full batches are asked at once."""
@@ -63,11 +83,24 @@ class PeopleAnswerer:
 
     def _ask(self, count: int) -> None:
         batch, self._waiting = self._waiting[:count], self._waiting[count:]
-        inputs = dict(self.pipe.processor(images=[one.image for one in batch], return_tensors="pt"))
+        images = [one.image for one in batch]
+        # A tracklet of one frame is what a model of tracklets says of a single picture.
+        pictures = {"videos": [[image] for image in images]} if self.reads_tracklets else {"images": images}
         names = [f"a person in frame {one.frame}" for one in batch]
-        for one, logits in zip(batch, self.pipe.score_batch(inputs, names=names).numpy()):
+        for one, logits in zip(batch, self._score(names, **pictures)):
             one.logits = logits
-        self.asked += len(batch)
+            if not self.keep_pictures:
+                one.image = None
+
+    def _score(self, names: list[str], **pictures: Any) -> np.ndarray:
+        inputs = dict(self.pipe.processor(**pictures, return_tensors="pt"))
+        return self.pipe.score_batch(inputs, names=names, **self._forward).numpy()
+
+    def _together(self, person: Person) -> np.ndarray:
+        """The logits `(A, C)` for all sightings of a person."""
+        if self.reads_tracklets:
+            return self._score([f"person {person.id}"], videos=[[one.image for one in person.sightings]])[0]
+        return aggregate_logits(np.stack([one.logits for one in person.sightings]), self._schema, self.aggregate)
 
     def answer(self, person: Person) -> dict[str, Any]:
         """What the model says of a person all of whose sightings were asked.
@@ -78,11 +111,9 @@ class PeopleAnswerer:
             `timeline` holds for each attribute the answers to the single pictures, in the order of `times`.
         """
         sightings, best = person.sightings, person.best
-        logits = np.stack([one.logits for one in sightings])
-        qualities = np.array([one.quality for one in sightings])
-        height = best.box[3] - best.box[1]
-        rows = np.concatenate([aggregate_logits(logits, qualities, self.aggregate)[None], logits])
-        answer, *single = self.pipe.answer_scores(torch.from_numpy(rows), heights=[height] * len(rows))
+        rows = np.stack([self._together(person), *(one.logits for one in sightings)])
+        heights = [one.box[3] - one.box[1] for one in (best, *sightings)]
+        answer, *single = self.pipe.answer_scores(torch.from_numpy(rows), heights=heights, **self._postprocess)
         return {
             "id": person.id,
             **self._notes,
@@ -105,3 +136,61 @@ class PeopleAnswerer:
                 for name in answer["attributes"]
             },
         }
+
+
+def answer_tracks(
+    people: PeopleAnswerer,
+    video: str | os.PathLike,
+    tracks: str | os.PathLike,
+    *,
+    first_frame: int = 1,
+    every: float = 1.0,
+    budget: int = 12,
+) -> list[dict[str, Any]]:
+    """The people of a video whose tracks a file holds.
+
+    Args:
+        people: asks the model.
+        video: the file.
+        tracks: a track file, see `read_track_file`.
+        first_frame: the number of the video's first frame in it, 1 (as MOT has it) or 0.
+        every, budget: how often a person is asked about, as for `Follower`.
+
+    Returns:
+        By id, what `PeopleAnswerer.answer` returns; for a person of whom no picture can be seen `{"id", "error"}`.
+        Frames that cannot be decoded are named in a warning.
+
+    Raises:
+        ValueError: the file holds detections without ids. What `Video` and `read_track_file` raise.
+    """
+    movie = Video(video)
+    file = read_track_file(tracks, first_frame=first_frame, num_frames=movie.num_frames)
+    if file.ids is None:
+        raise ParValueError(
+            f"track file {shorten(file.path)} holds boxes without ids (-1), expected tracks: `vlm-par track` makes "
+            "them"
+        )
+    ends = file.ends()
+    follower = Follower(every=every, budget=budget)
+    gone: list[Person] = []
+    for frame in movie.frames(int(file.frames[0]) if len(file.frames) else movie.num_frames):
+        rows = file.of(frame.index)
+        _, final = follower.observe(frame, file.ids[rows], file.boxes[rows], file.scores[rows])
+        people.add(final)
+        for person in follower.leave(frame.time, ends.get(frame.index, ())):
+            people.add(person.sightings)
+            gone.append(person)
+    for person in follower.leave():
+        people.add(person.sightings)
+        gone.append(person)
+    people.flush()
+    for damage in movie.damages:
+        logger.warning("video %s, %s", shorten(str(movie.path)), damage)
+    seen = {person.id: person for person in gone}
+    return [_answer(people, seen.get(number), number) for number in sorted(set(file.ids.tolist()))]
+
+
+def _answer(people: PeopleAnswerer, person: Person | None, number: int) -> dict[str, Any]:
+    if person is None or not person.sightings:
+        return {"id": number, "error": NO_PICTURE}
+    return people.answer(person)

@@ -10,6 +10,7 @@ and a picture with any number of boxes need memory for two batches only.
     pipe = pipeline("pedestrian-attributes", model=folder)
     pipe("crop.jpg")["attributes"]["Hat"]        # {"label": "yes", "score": 0.93, "probabilities": {...}}
     pipe("street.jpg", boxes=[[10, 20, 60, 160]])
+    pipe("street.mp4", tracks="street.mot.txt")
     for result in pipe(KeyDataset(dataset, "image"), batch_size=16): ...
 """
 
@@ -46,11 +47,13 @@ from vlm_par_hf.upstream import (
 from vlm_par_hf.utils import default_threads, embedded_path, shorten
 from vlm_par_hf.visualization import overlay_relevance
 
+from .answering import FOLLOWING_OPTIONS, PeopleAnswerer, answer_tracks
 from .boxes import check_box_options
 from .pictures import TASK, Person, Picture, Pictures, Results, fill_batches
 from .predicting import predict_batch
 from .results import PersonResult, PictureResult
 from .trust import trust_note
+from .videos import is_video_file
 
 
 __all__ = ["TASK", "PedestrianAttributesPipeline", "register_pipeline"]
@@ -421,6 +424,7 @@ class PedestrianAttributesPipeline(PushToHub, Pipeline):
         *,
         images: Any = None,
         boxes: Iterable[Any] | None = None,
+        tracks: str | os.PathLike[str] | None = None,
         batch_size: int | None = None,
         num_workers: int | None = None,
         **kwargs: Any,
@@ -432,11 +436,12 @@ class PedestrianAttributesPipeline(PushToHub, Pipeline):
         *,
         images: Any = None,
         boxes: Any = None,
+        tracks: str | os.PathLike[str] | None = None,
         batch_size: int | None = None,
         num_workers: int | None = None,
         **kwargs: Any,
     ) -> Any:
-        """Answer for one picture, a list, or a stream of pictures.
+        """Answer for one picture, a list, or a stream of pictures; or for the people of a video.
 
         A picture is a path, an `http(s)` URL, bytes, base64 text (`data:image/...;base64,` or bare), an open binary
         file (read from its beginning), a `PIL.Image.Image`, a NumPy array or tensor `(height, width, 3)`, or a dict
@@ -452,6 +457,9 @@ class PedestrianAttributesPipeline(PushToHub, Pipeline):
                 (or an `(n, 4)` array, or the `"box"` dicts of a detector); for several pictures one such list for
                 each. A box that is partly outside is clipped. Boxes rule out `detector` in the same call and override
                 the detector of the pipeline.
+            tracks: of a video file, which is then `inputs`: a track file as the MOT Challenge has it, which says who
+                is where (`vlm-par track` makes one). The answers are a list with a dict for each person, as
+                `answer_tracks` says; its options `first_frame`, `every` and `budget`, and `aggregate`, may be given.
             batch_size (`int`): people per forward.
             num_workers (`int`): threads that open pictures ahead of the model; by default one per core
                 (`OMP_NUM_THREADS` lowers it), at most 8. With 0 nothing is read ahead. The items themselves are taken
@@ -481,6 +489,14 @@ class PedestrianAttributesPipeline(PushToHub, Pipeline):
         inputs = images if inputs is None else inputs
         if boxes is not None and kwargs.get("detector") is not None:
             raise ParValueError("both boxes and detector were given, expected one of them")
+        if tracks is None and is_video_file(inputs):
+            raise ParValueError(
+                f"{shorten(os.fspath(inputs))} is a video, expected tracks=, a track file (MOT) that says who is "
+                "where: `vlm-par track` makes one"
+            )
+        following = {name: kwargs.pop(name) for name in FOLLOWING_OPTIONS if tracks is not None and name in kwargs}
+        if tracks is not None and (boxes is not None or kwargs.get("detector") is not None):
+            raise ParValueError("tracks were given with boxes or a detector, expected one of them")
         groups = zip(
             (self._preprocess_params, self._forward_params, self._postprocess_params),
             self._sanitize_parameters(**kwargs),
@@ -493,6 +509,12 @@ class PedestrianAttributesPipeline(PushToHub, Pipeline):
             raise ParValueError(f"batch_size is {batch_size}, expected at least 1")
         if num_workers < 0:
             raise ParValueError(f"num_workers is {num_workers}, expected 0 or more")
+        if tracks is not None:
+            people = PeopleAnswerer(
+                self, batch_size=batch_size, aggregate=following.pop("aggregate", "mean_logits"),
+                forward=forward_params, postprocess=postprocess_params,
+            )  # fmt: skip
+            return answer_tracks(people, inputs, tracks, **following)
         single = is_one_image(inputs) or hasattr(inputs, "read")
         if not single and not isinstance(inputs, Iterable) and not hasattr(inputs, "__getitem__"):
             raise ParTypeError(
@@ -625,14 +647,37 @@ class PedestrianAttributesPipeline(PushToHub, Pipeline):
         return self.postprocess(outputs, crops=crops, heights=heights, **self._postprocess_params)
 
     def score_batch(
-        self, inputs: Mapping[str, torch.Tensor], *, names: Sequence[str | int] | None = None
+        self, inputs: Mapping[str, torch.Tensor], *, names: Sequence[str | int] | None = None, **params: Any
     ) -> torch.Tensor:
-        """Logits `(B, A, C)` for `answer_scores`, which may be averaged before; arguments as for `answer_batch`."""
-        return self._forward(inputs, names=names, chosen=self._forward_params.get("chosen"))["logits"]
+        """Logits `(B, A, C)` of prepared people, for `answer_scores`, which may be averaged before.
 
-    def answer_scores(self, logits: torch.Tensor, *, heights: Sequence[int] | None = None) -> list[dict[str, Any]]:
-        """Answers for logits of `score_batch`, with the options that the pipeline was made with."""
-        return self.postprocess({"logits": logits}, heights=heights, **self._postprocess_params)
+        Args:
+            inputs, names: as for `answer_batch`.
+            params: of `_forward`, in place of those that the pipeline was made with.
+
+        Returns:
+            float32, for the attributes of `scored_space`.
+        """
+        params = {**self._forward_params, **params}
+        return self._forward(inputs, names=names, chosen=params.get("chosen"))["logits"]
+
+    def answer_scores(
+        self, logits: torch.Tensor, *, heights: Sequence[int] | None = None, **params: Any
+    ) -> list[dict[str, Any]]:
+        """Answers for logits of `score_batch`.
+
+        Args:
+            logits: `(B, A, C)`.
+            heights: as for `answer_batch`.
+            params: of `postprocess`, in place of those that the pipeline was made with.
+        """
+        params = {**self._postprocess_params, **params, "explain": False}
+        return self.postprocess({"logits": logits}, heights=heights, **params)
+
+    def scored_space(self, chosen: _Chosen | None = None) -> AttributeSchema:
+        """The attributes that the model scores, whichever of them are answered."""
+        chosen = chosen or self._forward_params.get("chosen")
+        return self.model.config.schema if chosen is None else chosen.answered
 
     def _answer(
         self, people: Iterator[Person], batch_size: int, forward_params: dict, postprocess_params: dict

@@ -42,6 +42,13 @@ class TrackFile(NamedTuple):
         """The rows of a frame."""
         return slice(*np.searchsorted(self.frames, (frame, frame + 1)))
 
+    def ends(self) -> dict[int, list[int]]:
+        """The people whose last box is in a frame, by the frame."""
+        ends: dict[int, list[int]] = {}
+        for number, frame in dict(zip(self.ids.tolist(), self.frames.tolist())).items():
+            ends.setdefault(frame, []).append(number)
+        return ends
+
 
 def read_track_file(path: str | os.PathLike, *, first_frame: int = 1, num_frames: int | None = None) -> TrackFile:
     """Reads a MOT file: a row `frame, id, x, y, width, height[, score[, class, visibility]]` per box.

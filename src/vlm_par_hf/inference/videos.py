@@ -167,7 +167,7 @@ class Video:
 
     def _read_packets(self) -> None:
         with self._open() as (container, stream):
-            base, self._rate = stream.time_base, stream.average_rate or stream.guessed_rate or 25
+            base, self._rate = stream.time_base, stream.guessed_rate or stream.average_rate or 25
             stamps, declared, length = [], stream.frames, container.duration
             try:
                 for packet in container.demux(stream):

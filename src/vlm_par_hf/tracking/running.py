@@ -26,7 +26,7 @@ from vlm_par_hf.annotation.results import (
     write_report,
 )
 from vlm_par_hf.errors import ParFileExistsError, ParRuntimeError, ParTypeError, ParValueError
-from vlm_par_hf.inference.answering import PeopleAnswerer
+from vlm_par_hf.inference.answering import NO_PICTURE, PeopleAnswerer
 from vlm_par_hf.inference.following import Follower, Person, check_following
 from vlm_par_hf.inference.track_files import TrackFile, read_track_file
 from vlm_par_hf.inference.videos import Damage, Video
@@ -154,14 +154,19 @@ def track(
             annotator.find_people, label=annotator.detector_options["detector_label"], threshold=low
         )
     least_seen = least_seen or (3 if finder.tracks is None else 1)
-    people = PeopleAnswerer(annotator.pipe, batch_size=batch_size, aggregate=aggregate)
+    people = PeopleAnswerer(annotator.pipe, batch_size=batch_size, aggregate=aggregate, keep_pictures=True)
+    if people.reads_tracklets and not budget:
+        raise ParValueError(
+            "budget is 0, but the model reads the pictures of a person together, which would all be kept in memory: "
+            "expected a number of pictures"
+        )
     schema = annotator.pipe.label_space
     run = {
         "images": movie.num_frames,
         "images_digest": _digest(sha256_of_file(movie.path), finder.digest),
         "images_per_part": frames_per_part,
         "video": redact(str(movie.path)),
-        "detector": redact(os.fspath(detector)) if isinstance(detector, (str, os.PathLike)) else shorten(detector),
+        "detector": _name(detector),
         "detector_label": detector_label,
         "detector_threshold": detector_threshold,
         "first_frame": first_frame,
@@ -240,6 +245,13 @@ def _check_outputs(out: Path, paths: list[Any], *, replace: bool) -> None:
         write_report(out, report)
 
 
+def _name(detector: Any) -> str:
+    """A detector for the record of a run, the same in every process."""
+    if isinstance(detector, (str, os.PathLike)):
+        return redact(os.fspath(detector))
+    return shorten(getattr(detector, "__qualname__", type(detector).__name__))
+
+
 def _digest(*parts: str) -> str:
     return hashlib.blake2b("\0".join(parts).encode(), digest_size=16).hexdigest()
 
@@ -255,7 +267,7 @@ class _Run:
             tracker = ByteTracker(high=high, low=min(_LOW, high), max_gap=gap)
         self.tracker = tracker
         if finder.tracks is not None:
-            self._ends = _last_frames(finder.tracks)
+            self._ends = finder.tracks.ends()
             max_gap = None
         else:
             self._ends = {}
@@ -349,8 +361,7 @@ class _Run:
         if person.seen < self.run["least_seen"]:
             return {"short": person.id}
         if not person.sightings:
-            frames = f"in frames {person.first[0]} to {person.last[0]}"
-            return {"error": f"no box of this person holds a pixel of the video, {frames}", "id": person.id}
+            return {"error": NO_PICTURE, "id": person.id}
         row = self.people.answer(person)
         check_finite([row], f"person {person.id}")
         return {"person": row, "crop": _encode(person.best.image, "JPEG", quality=92)}
@@ -393,14 +404,6 @@ class _Run:
                     person, index, data = line["picture"]
                     if (person, index) in needed:
                         needed[person, index].image = Image.open(io.BytesIO(base64.b64decode(data))).convert("RGB")
-
-
-def _last_frames(tracks: TrackFile) -> dict[int, list[int]]:
-    """The people whose last box is in a frame."""
-    ends: dict[int, list[int]] = {}
-    for number, frame in dict(zip(tracks.ids.tolist(), tracks.frames.tolist())).items():
-        ends.setdefault(frame, []).append(number)
-    return ends
 
 
 def _encode(image: Image.Image, kind: str, **options: Any) -> str:
