@@ -30,6 +30,7 @@ from transformers.utils import can_return_tuple
 from vlm_par_hf.base.backbones import BackbonePreTrainedModel
 from vlm_par_hf.base.classifiers import AttributeClassifier
 from vlm_par_hf.base.modeling import ExchangedAttributes
+from vlm_par_hf.base.numerics import wide
 from vlm_par_hf.base.outputs import ParImageFeatures, ParOutput
 from vlm_par_hf.errors import ParValueError
 from vlm_par_hf.labels.schema import AttributeSchema
