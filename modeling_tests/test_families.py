@@ -29,7 +29,7 @@ def test_every_model_type_is_there_once():
     assert names and len(set(names)) == len(names)
     assert all(find_family(name).model_type == name for name in names)
     assert find_family("siglip2") is None
-    assert trainable_families() == ("vlm_par", "focus_par", "clear_par")
+    assert trainable_families() == ("vlm_par", "focus_par", "clear_par", "vtf_par")
 
 
 @ROWS
@@ -102,4 +102,4 @@ def test_reading_the_table_alone_loads_no_torch():
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert result.returncode == 0, result.stderr
-    assert result.stdout.strip() == "('vlm_par', 'focus_par', 'clear_par') []"
+    assert result.stdout.strip() == "('vlm_par', 'focus_par', 'clear_par', 'vtf_par') []"

@@ -231,3 +231,15 @@ def test_class_attributes_that_we_set_are_still_read():
 def test_what_is_saved_alone():
     """`add_adapter` sets it; `get_peft_model`, which leaves saving to its own class, does not."""
     assert upstream.saves_adapter_alone(tiny_model("naflex")) is False
+
+
+def test_a_trainer_draws_with_the_sampler_that_it_is_given(tmp_path):
+    from transformers import Trainer, TrainingArguments
+
+    rows = [{"x": torch.tensor(float(index))} for index in range(6)]
+    arguments = TrainingArguments(
+        str(tmp_path), per_device_train_batch_size=2, remove_unused_columns=False, report_to="none", use_cpu=True
+    )
+    trainer = Trainer(nn.Linear(1, 1), arguments, train_dataset=rows)
+    upstream.sample_with(trainer, [5, 3, 3, 0])
+    assert [batch["x"].tolist() for batch in trainer.get_train_dataloader()] == [[5, 3], [3, 0]]

@@ -209,8 +209,8 @@ def test_wrong_arguments(arguments, error, message):
 
 def test_list():
     assert list_par_datasets() == [
-        "folder", "hub", "market1501", "market1501_30", "mivia5", "pa100k", "peta35", "peta65", "rapv1", "rapv2",
-        "rendered", "synthetic", "upar",
+        "duke_video", "folder", "hub", "market1501", "market1501_30", "mars", "mivia5", "pa100k", "peta35", "peta65",
+        "rapv1", "rapv2", "rendered", "rendered_tracklets", "synthetic", "synthetic_tracklets", "tracklets", "upar",
     ]  # fmt: skip
 
 

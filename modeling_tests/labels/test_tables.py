@@ -10,8 +10,8 @@ from vlm_par_hf.labels.tables import get_schema, list_schemas
 
 
 NAMES = [
-    "market1501", "market1501_30", "mivia5", "pa100k", "peta35", "peta65", "rapv1", "rapv2", "rendered", "synthetic",
-    "upar40",
+    "duke_video", "market1501", "market1501_30", "mars", "mivia5", "pa100k", "peta35", "peta65", "rapv1", "rapv2",
+    "rendered", "synthetic", "upar40",
 ]  # fmt: skip
 
 PA100K_ORDER = (

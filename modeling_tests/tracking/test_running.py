@@ -6,12 +6,12 @@ import xml.etree.ElementTree as ElementTree
 
 import numpy as np
 import pytest
-import torch
 import transformers
 from PIL import Image
 
 from modeling_tests.videos import SIZE, damage_packet, walkers, write_numbered, write_tracks, write_video
 from vlm_par_hf.errors import ParError
+from vlm_par_hf.inference.tracklets import Tracklet
 from vlm_par_hf.inference.videos import Video
 from vlm_par_hf.models.vlm_par import VlmParModel
 from vlm_par_hf.tracking import running as tracking_running
@@ -79,8 +79,7 @@ def test_the_answer_is_that_of_the_pictures(street, model, tmp_path):
     pipe = transformers.pipeline("pedestrian-attributes", model=model)
     frames = {frame.index: frame for frame in Video(video).frames()}
     crops = [frames[index].crop((10 + index, 30, 30 + index, 70)) for index in row["frames"]]
-    inputs = dict(pipe.processor(images=crops, return_tensors="pt"))
-    (answer,) = pipe.answer_scores(pipe.score_batch(inputs).mean(0, keepdim=True))
+    answer = pipe(Tracklet(crops))
     for name, one in row["attributes"].items():
         assert one["label"] == answer["attributes"][name]["label"]
         assert one["score"] == pytest.approx(answer["attributes"][name]["score"], abs=1e-5)
@@ -357,14 +356,12 @@ def test_a_model_that_reads_frames_together(street, tmp_path):
     pipe = transformers.pipeline("pedestrian-attributes", model=str(tmp_path / "model"))
     frames = {frame.index: frame for frame in Video(video).frames()}
     crops = [frames[index].crop((10 + index, 30, 30 + index, 70)) for index in row["frames"]]
-    with torch.no_grad():
-        logits = pipe.model(**pipe.processor(videos=[crops], return_tensors="pt")).logits
-    (answer,) = pipe.answer_scores(logits)
+    answer = pipe(Tracklet(crops))
     assert {name: one["label"] for name, one in row["attributes"].items()} == {
         name: one["label"] for name, one in answer["attributes"].items()
     }
     assert len(row["timeline"]["Hat"]) == 3
     with pytest.raises(ParError, match="budget is 0, but the model reads the pictures of a person together"):
         run(video, tmp_path / "b.jsonl", str(tmp_path / "model"), detector=tracks, budget=0)
-    with pytest.raises(ParError, match="aggregate is 'vote', but VtfParModel reads the pictures"):
+    with pytest.raises(ParError, match="aggregate is 'vote', but VtfParModel takes all frames"):
         run(video, tmp_path / "b.jsonl", str(tmp_path / "model"), detector=tracks, aggregate="vote")

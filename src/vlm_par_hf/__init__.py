@@ -23,12 +23,14 @@ _MODULES = {
     "inference.devices": ("inference_dtype",),
     "errors": ("ParError",),
     "data": ("AugmentedDataset", "ParAugmentation", "ParCollator", "dataset_schema", "load_par_dataset"),
+    "data.tracklets": ("TrackletDataset",),
     "export": ("export_model",),
     "images.example_crops": ("example_crop",),
     "base.losses": ("ParLoss",),
     "metrics": ("ParMetrics",),
     "base.outputs": ("ParOutput",),
     "inference.pipelines": ("PedestrianAttributesPipeline",),
+    "inference.tracklets": ("Tracklet",),
     "labels.schema": ("Attribute", "AttributeSchema"),
     "labels.tables": ("get_schema", "list_schemas"),
     "visualization": ("draw_boxes",),
@@ -43,12 +45,14 @@ if TYPE_CHECKING:
     from vlm_par_hf.base.losses import ParLoss
     from vlm_par_hf.base.outputs import ParOutput
     from vlm_par_hf.data import AugmentedDataset, ParAugmentation, ParCollator, dataset_schema, load_par_dataset
+    from vlm_par_hf.data.tracklets import TrackletDataset
     from vlm_par_hf.errors import ParError
     from vlm_par_hf.export.exported import ExportedParConfig, ExportedParModel
     from vlm_par_hf.export.exporting import export_model
     from vlm_par_hf.images.example_crops import example_crop
     from vlm_par_hf.inference.devices import inference_dtype
     from vlm_par_hf.inference.pipelines import PedestrianAttributesPipeline
+    from vlm_par_hf.inference.tracklets import Tracklet
     from vlm_par_hf.labels.schema import Attribute, AttributeSchema
     from vlm_par_hf.labels.tables import get_schema, list_schemas
     from vlm_par_hf.metrics.attributes import ParMetrics

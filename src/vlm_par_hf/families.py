@@ -155,9 +155,20 @@ FAMILIES = (
         train_options=(
             TrainOption(name="temporal", choices=("attention", "quality", "mean")),
             TrainOption(name="num_frames", default=6, help="frames of a tracklet per forward pass"),
+            TrainOption(
+                name="pooled_classifier", default=True, help="a linear classifier on the tower's own pooled output too"
+            ),
             TrainOption(name="logit_norm", choices=("none", "batch")),
         ),
-        card_settings=("temporal", "num_frames", "fusion_width", "num_fusion_layers", "text_template", "logit_norm"),
+        card_settings=(
+            "temporal",
+            "num_frames",
+            "fusion_width",
+            "num_fusion_layers",
+            "pooled_classifier",
+            "text_template",
+            "logit_norm",
+        ),
         card_limits=(
             "It answers for a tracklet, the frames of one person in a row; a picture is a tracklet of one frame.",
         ),

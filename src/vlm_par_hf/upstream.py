@@ -67,6 +67,7 @@ __all__ = [
     "register_task",
     "run_swin",
     "run_vit",
+    "sample_with",
     "saves_adapter_alone",
     "unused_parameters",
     "vit_image_processor",
@@ -160,6 +161,11 @@ def hide_progress_bar() -> Iterator[None]:
 # Whenever transformers compares a configuration of SigLIP with the defaults of its class, it builds these defaults and
 # warns of them: their token ids are those of another tokenizer. No checkpoint can be mended so that it does not.
 _SIGLIP_DEFAULTS = re.compile(r"[be]os_token_id must be .*between 0 and 31999\), got 4940[67]\.")
+
+
+def sample_with(trainer: Any, sampler: Any) -> None:
+    """Makes a Trainer draw its training rows with a sampler of one's own; torchrun's processes share its order."""
+    trainer._get_train_sampler = lambda train_dataset=None: sampler
 
 
 def hide_default_messages(default_model: str) -> None:

@@ -26,11 +26,12 @@ class AttributeClassifier(nn.Module):
         width: of the input.
         schema: the label space.
         bias: whether scores have a bias.
+        std: of the starting weights; 0: they start at zero.
     """
 
-    def __init__(self, width: int, schema: AttributeSchema, *, bias: bool = True) -> None:
+    def __init__(self, width: int, schema: AttributeSchema, *, bias: bool = True, std: float = 0.02) -> None:
         super().__init__()
-        self.schema = schema
+        self.schema, self.std = schema, std
         self.rows = [1 if one.is_binary else one.num_labels for one in schema]
         self.weight = nn.Parameter(torch.empty(sum(self.rows), width))
         self.bias = nn.Parameter(torch.empty(sum(self.rows))) if bias else None
@@ -41,7 +42,7 @@ class AttributeClassifier(nn.Module):
         self.register_buffer("start", start, persistent=False)
 
     def init_parameters(self) -> None:
-        init.normal_(self.weight, std=0.02)
+        init.normal_(self.weight, std=self.std)
         if self.bias is not None:
             init.zeros_(self.bias)
         for buffer, table in zip((self.slots, self.start), self._tables()):

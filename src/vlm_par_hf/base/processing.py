@@ -49,6 +49,7 @@ class ParProcessor(PushToHub, ProcessorMixin):
 
     model_type: str  # of the family; part of the file names that `AutoProcessor` reads
     reads_texts: ClassVar[bool] = True  # False: the family's models have no text tower, so there is no tokenizer
+    reads_tracklets: ClassVar[bool] = False  # True: it takes `videos=`, the frames of one person each
     patch_grid: list[int] | None = None
 
     def __init__(self, image_processor, tokenizer, patch_grid=None):

@@ -28,6 +28,8 @@ class TrackletProcessor(ParProcessor):
             squashing them. For fixed resolution only.
     """
 
+    reads_tracklets = True
+
     def __init__(self, image_processor, tokenizer, patch_grid=None, pad_to_square=False):
         super().__init__(image_processor, tokenizer, patch_grid)
         if pad_to_square and hasattr(image_processor, "max_num_patches"):

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from vlm_par_hf.errors import ParValueError
-from vlm_par_hf.hub.records import consistency_note, label_space_note, left_out_of_ranking, slice_lines
+from vlm_par_hf.hub.records import consistency_note, label_space_note, left_out_of_ranking, slice_lines, source_table
 
 from .options import add_data_options, data_arguments, quiet_transformers, say
 
@@ -42,6 +42,10 @@ def add_parser(commands) -> argparse.ArgumentParser:
     parser.add_argument(
         "--zero-shot", action="store_true",
         help="also answer attributes that the checkpoint was not trained on, from their texts (another label space)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--aggregate", choices=("mean_logits", "quality", "vote"),
+        help="measure tracklets, with the scores of their frames put together so (models of single pictures)",
     )  # fmt: skip
     parser.add_argument("--min-positives", type=int, metavar="N", help="also mA over attributes with so many samples")
     parser.add_argument(
@@ -92,6 +96,7 @@ def run(args) -> None:
         slices=[name.strip() for name in args.slices.split(",") if name.strip()] if args.slices is not None else (),
         mapping=args.mapping,
         zero_shot=args.zero_shot,
+        aggregate=args.aggregate,
         **data,
     )
     say(f"{args.dataset}, {args.split}, {record['data']['images']} images, conventions of {args.preset}")
@@ -101,9 +106,17 @@ def run(args) -> None:
         low, high = record["intervals"].get(name) or (None, None)
         interval = "" if low is None else f"   {100 * low:.2f} to {100 * high:.2f}"
         say(f"  {name:<28} " + ("undefined" if value is None else f"{100 * value:6.2f}{interval}"))
+    if table := source_table(record):
+        for row in (table[0], *table[1]):
+            say(
+                "  " + "  ".join(f"{cell:<24}" if not position else f"{cell:>10}" for position, cell in enumerate(row))
+            )
     for sentence in (left_out_of_ranking(record), label_space_note(record), consistency_note(record)):
         if sentence:
             say(sentence)
+    for convention, values in (record.get("video") or {}).items():
+        found = ", ".join(f"{name} {100 * value:.2f}" for name, value in values.items())
+        say(f"  tracklets as {convention} counts them: {found}")
     for slicing in (record.get("slices") or {}).get("by", ()):
         for line in slice_lines(record, slicing):
             say(line)

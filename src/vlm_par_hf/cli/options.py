@@ -52,8 +52,16 @@ def quiet_transformers() -> None:
 def add_data_options(parser: argparse.ArgumentParser) -> None:
     """Adds the data set and its options to the parser of a command."""
     group = parser.add_argument_group("data")
-    group.add_argument("dataset", help="name of a data set: pa100k, folder, rendered, ...")
+    group.add_argument(
+        "dataset", help="name of a data set: pa100k, folder, rendered, ...; or several: pa100k+rendered"
+    )
     group.add_argument("--root", metavar="DIR", help="where the data set lies")
+    group.add_argument(
+        "--roots",
+        nargs="+",
+        metavar="DIR",
+        help="where several lie, in their order; - for one that lies nowhere (rendered)",
+    )
     group.add_argument("--schema", metavar="FILE", help="JSON file with your own attributes (data set folder)")
     group.add_argument("--partition", type=int, default=0, help="which of the official partitions (default: 0)")
     group.add_argument(
@@ -190,7 +198,12 @@ def data_arguments(args) -> dict:
         from vlm_par_hf.labels.schema import AttributeSchema
 
         schema = AttributeSchema.from_json(args.schema)
-    return {"root": args.root, "schema": schema, "dataset_options": options}
+    root = args.root
+    if getattr(args, "roots", None):
+        if root is not None:
+            raise ParValueError("--root and --roots were both given, expected one of them")
+        root = args.roots
+    return {"root": root, "schema": schema, "dataset_options": options}
 
 
 def refuse_existing(path: str, overwrite: bool) -> None:

@@ -43,8 +43,8 @@ def add_parser(commands) -> argparse.ArgumentParser:
         help="pictures of a person at most, spread over the time; 0: no limit (default: %(default)s)",
     )  # fmt: skip
     group.add_argument(
-        "--aggregate", default="mean_logits", metavar="HOW",
-        help="how their answers become one: mean_logits, quality or vote (default: %(default)s)",
+        "--aggregate", choices=("mean_logits", "quality", "vote"),
+        help="how their answers become one (default: mean_logits; not for models that take several frames)",
     )  # fmt: skip
     group.add_argument("--batch-size", type=int, default=16, metavar="N", help="pictures per forward (default: 16)")
     add_answer_options(parser)

@@ -134,7 +134,7 @@ def run(args) -> None:
 
 def _data_flags(args) -> list[str]:
     """Options of the data set that are not at their defaults; evaluation needs them to divide it in the same way."""
-    flags = []
+    flags = ["--roots", *args.roots] if args.roots else []
     names = ("root", "schema", "partition", "data_seed", "negative", "unknown", "box_format")
     for name in (*names, "num_train", "num_validation", "num_test"):
         value = getattr(args, name)

@@ -15,7 +15,7 @@ from .readers.label_cells import Place, RowReader
 
 __all__ = ["ParCollator", "StackedRows"]
 
-_FEATURE_KEYS = ("patch_embeds", "image_embeds", "patch_mask")
+_FEATURE_KEYS = ("patch_embeds", "image_embeds", "patch_mask", "frame_mask")
 
 
 class StackedRows(Sequence):
@@ -55,8 +55,9 @@ class ParCollator:
         """Makes one batch.
 
         Args:
-            examples: rows with `image` (what `open_image` takes) or with precomputed features, float tensors or arrays
-                `patch_embeds` `(N, D)`, `image_embeds` `(D,)`, bool `patch_mask` `(N,)`; and, in all rows or in none,
+            examples: rows with `image` (what `open_image` takes), with `frames` (a list of them, a tracklet) or with
+                precomputed features, float tensors or arrays `patch_embeds` `(N, D)`, `image_embeds` `(D,)`, bool
+                `patch_mask` `(N,)`, of tracklets with an axis of frames and `frame_mask`; and, in all rows or in none,
                 `labels` (A integers, -100 if unknown). Other keys are dropped.
 
         Returns:
@@ -74,6 +75,8 @@ class ParCollator:
         feature_keys = [key for key in _FEATURE_KEYS if examples[0].get(key) is not None]
         if feature_keys:
             batch = {key: self._stack_features(examples, key) for key in feature_keys}
+        elif examples[0].get("frames") is not None:
+            batch = self._process_tracklets(examples)
         else:
             batch = self._process_images(examples)
         labels = self._stack_labels(examples)
@@ -94,6 +97,17 @@ class ParCollator:
                 )
             images.append(example["image"])
         return dict(self.processor(images=open_images(images), return_tensors="pt"))
+
+    def _process_tracklets(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        if not getattr(self.processor, "reads_tracklets", False):
+            raise ParValueError(
+                f"the rows hold frames of tracklets, and {type(self.processor).__name__} prepares single pictures; "
+                "expected the processor of a model that takes several frames, such as VtfParModel"
+            )
+        missing = next((index for index, example in enumerate(examples) if not example.get("frames")), None)
+        if missing is not None:
+            raise ParValueError(f"row {missing} has no frame; expected at least one in every row")
+        return dict(self.processor(videos=[example["frames"] for example in examples], return_tensors="pt"))
 
     def _stack_features(self, examples: Sequence[Mapping[str, Any]], key: str) -> Any:
         if isinstance(examples, StackedRows):

@@ -1,6 +1,7 @@
 """`load_par_dataset`: every data set by name, as a `datasets.DatasetDict` that carries its schema."""
 
 import difflib
+import inspect
 import json
 import logging
 import os
@@ -25,12 +26,15 @@ if TYPE_CHECKING:
     import datasets
 
 
-__all__ = ["list_par_datasets", "load_par_dataset"]
+__all__ = ["list_par_datasets", "load_par_dataset", "own_options"]
 
 logger = logging.getLogger(__name__)
 
 _MISSING_CHOICES = ("error", "skip")
-_MADE = {"rendered": "rendered", "synthetic": "drawn"}  # not read from files
+# Not read from files.
+_MADE = {
+    "rendered": "rendered", "synthetic": "drawn", "rendered_tracklets": "rendered", "synthetic_tracklets": "drawn",
+}  # fmt: skip
 
 
 def list_par_datasets() -> list[str]:
@@ -55,7 +59,9 @@ def load_par_dataset(
         name: `"pa100k"`, `"peta35"`, `"peta65"`, `"market1501"`, `"market1501_30"`, `"mivia5"`, `"rapv1"`, `"rapv2"`,
             `"upar"` (original layouts: see the readers in `vlm_par_hf.data`), `"folder"` (your own data, see
             `read_folder`), `"hub"` (`image` and `labels` as `vlm-par prepare` writes them, or one column per
-            attribute), `"synthetic"` (drawings) or `"rendered"` (3D people, rendered once and then kept).
+            attribute), `"synthetic"` (drawings) or `"rendered"` (3D people, rendered once and then kept). Of tracklets
+            `"mars"`, `"duke_video"`, `"tracklets"` (folders of frames, see `read_tracklets`), `"rendered_tracklets"`
+            and `"synthetic_tracklets"`: rows are frames, and `TrackletDataset` gives the tracklets.
         root: folder of the data set, for `"hub"` also a repository `"org/name"`; not for `"synthetic"` and
             `"rendered"`.
         schema: the attributes to keep, in this order; their questions and prompts may be your own, their names and
@@ -71,8 +77,10 @@ def load_par_dataset(
         options: for `"folder"` `negative` and `unknown`, the cells that say "no" and "not annotated" where a table
             uses -1, `box_format`, and `ignore`, columns that are not read (see `read_folder`); for `"hub"` `revision`,
             `negative` and `unknown`; for `"synthetic"` and `"rendered"` keywords of `build_synthetic_dataset` and
-            `build_rendered_dataset` (such as `num_train`); for the published data sets `ignore`, a list of names: of a
-            complete one, an attribute without a positive and a label in the files that no attribute takes are errors
+            `build_rendered_dataset` (such as `num_train`), likewise for the tracklets of both; for `"mars"`,
+            `"duke_video"` and `"tracklets"` `num_frames`, the most frames of a tracklet; for the published data sets
+            `ignore`, a list of names: of a complete one, an attribute without a positive and a label in the files that
+            no attribute takes are errors
             unless they are named there. Of other data they are a warning and an entry of the `info.description`.
 
     Returns:
@@ -124,16 +132,32 @@ def load_par_dataset(
     return _select_attributes(require("datasets", "train").DatasetDict(result), schema, own_schema)
 
 
+def own_options(name: str) -> set[str]:
+    """The options of `load_par_dataset` that are for the data set of this name only."""
+    if name == "hub":
+        return {"revision", "negative", "unknown"}
+    if name in _MADE:
+        return set(inspect.signature(_builder(name)).parameters) - {"seed"}
+    return set(READERS[name].options) if name in READERS else set()
+
+
+def _builder(name: str):
+    if name == "rendered":
+        from .synthetic.rendered import build_rendered_dataset as build
+    elif name == "rendered_tracklets":
+        from .synthetic.tracklets import build_rendered_tracklets as build
+    elif name == "synthetic_tracklets":
+        from .synthetic.tracklets import build_synthetic_tracklets as build
+    else:
+        from .synthetic import build_synthetic_dataset as build
+    return build
+
+
 def _load_made(name, root, schema, partition, seed, options):
     if root is not None:
         raise ParValueError(f"root is {str(root)!r}; {name!r} is {_MADE[name]}, not read, and takes no root")
     _check_partition(partition, 1, name)
-    if name == "rendered":
-        from .synthetic.rendered import build_rendered_dataset as build
-    else:
-        from .synthetic import build_synthetic_dataset as build
-
-    made = build(seed=seed, **options)
+    made = _builder(name)(seed=seed, **options)
     return _select_attributes(made, schema, dataset_schema(made))
 
 
@@ -141,7 +165,7 @@ def _load_hub(root, schema, partition, follow_links, options):
     _check_partition(partition, 1, "hub")
     if root is None:
         raise ParValueError("root is None; 'hub' needs root='org/name' on the Hub, or a folder of parquet files")
-    unknown = sorted(set(options) - {"revision", "negative", "unknown"})
+    unknown = sorted(set(options) - own_options("hub"))
     if unknown:
         raise ParTypeError(f"load_par_dataset('hub') got an unexpected keyword argument {unknown[0]!r}")
     with links_may_leave(follow_links):
@@ -228,7 +252,7 @@ def _to_dataset(
         "labels": datasets.List(datasets.Value("int64"), length=len(schema)),
     }
     everything = [record for part in splits.values() for record in part]
-    for field in ("person_id", "camera_id"):
+    for field in ("person_id", "camera_id", "tracklet_id", "frame"):
         kinds = {type(getattr(record, field)) for record in everything} - {type(None)}
         if kinds:  # decided over all splits, so that every split has the same columns and types
             as_text = kinds != {int}

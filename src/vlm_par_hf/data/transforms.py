@@ -1,5 +1,6 @@
 """Augmentation for pedestrian crops, and the data set that applies it reproducibly. NumPy and Pillow only."""
 
+import copy
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -101,6 +102,15 @@ class ParAugmentation:
             picture = _erase(picture, self.erasing_area, rng)
         return picture, labels
 
+    def augment_frames(
+        self, images: Sequence[Any], labels: np.ndarray | None, rng: np.random.Generator
+    ) -> tuple[list[Image.Image], np.ndarray | None]:
+        """As a call, for the frames of one person: all of them are flipped or none, the rest is drawn for each."""
+        one = copy.copy(self)
+        one.flip = float(rng.random() < self.flip)
+        found = [one(image, labels, rng) for image in images]
+        return [picture for picture, _ in found], found[0][1]
+
 
 class AugmentedDataset:
     """A map-style data set whose augmentation is a function of (seed, epoch, index) alone.
@@ -178,16 +188,17 @@ class AugmentedDataset:
         return row
 
 
-def epoch_callback() -> Any:
-    """A `transformers.TrainerCallback` that tells the training data set the epoch (see `AugmentedDataset`)."""
+def epoch_callback(sampler: Any = None) -> Any:
+    """A `transformers.TrainerCallback` that tells the training data set the epoch (see `AugmentedDataset`), and a
+    sampler, if one is given."""
     from transformers import TrainerCallback
 
     class EpochCallback(TrainerCallback):
         def on_epoch_begin(self, args, state, control, train_dataloader=None, **kwargs):
-            dataset = getattr(train_dataloader, "dataset", None)
-            if hasattr(dataset, "set_epoch"):
-                # `state.epoch` is a float: after a resume in the middle of epoch 1 it is 1.5.
-                dataset.set_epoch(int((state.epoch or 0.0) + 1e-6))
+            for one in (getattr(train_dataloader, "dataset", None), sampler):
+                if hasattr(one, "set_epoch"):
+                    # `state.epoch` is a float: after a resume in the middle of epoch 1 it is 1.5.
+                    one.set_epoch(int((state.epoch or 0.0) + 1e-6))
 
     return EpochCallback()
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import datasets
 
 
-__all__ = ["TemperatureSampler", "unite_datasets", "unite_schemas"]
+__all__ = ["SOURCE", "TemperatureSampler", "unite_datasets", "unite_schemas"]
 
 SOURCE = "dataset"  # the column that names the data set of a row
 
@@ -72,7 +72,7 @@ def unite_schemas(
                 if one.name.casefold() in taken:
                     raise ParValueError(
                         f"{name!r} has an attribute {shorten(one.name)}, which is another one in a data set before "
-                        "it: say in `same` which attribute it is, or rename it"
+                        "it: say in `same` of unite_datasets which attribute it is, or rename it"
                     )
                 column, indices = len(united), np.arange(one.num_labels)
                 united.append(one)
@@ -119,7 +119,9 @@ def unite_datasets(
         if parts:
             options = {name: _notes(data).get("options", {}) for name, data in datasets_by_name.items()}
             joined = datasets.concatenate_datasets(parts)
-            result[split] = attach_schema(joined, schema, name="+".join(datasets_by_name), options=options)
+            result[split] = attach_schema(
+                joined, schema, name="+".join(datasets_by_name), options=options, sources=list(datasets_by_name)
+            )
     return datasets.DatasetDict(result)
 
 

@@ -14,11 +14,11 @@ from vlm_par_hf.utils import format_percent
 
 from .records import (
     DATASETS,
-    SYNTHETIC,
     backbone_repositories,
     consistency_note,
     convention_text,
     dataset_title,
+    has_synthetic,
     is_partial,
     is_synthetic,
     label_space_note,
@@ -55,7 +55,7 @@ def head_section(title, config, schema, training, records) -> str:
     family = find_family(config["model_type"])
     family_title = config["model_type"] if family is None else family.title
     trained_on = (training.get("data") or {}).get("name")
-    is_made_up = trained_on in SYNTHETIC or any(is_synthetic(record) for record in records)
+    is_made_up = has_synthetic(trained_on) or any(is_synthetic(record) for record in records)
     backbone = config.get("backbone_name")
     lines = [
         f"# {markdown_text(title)}",

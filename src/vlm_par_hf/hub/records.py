@@ -20,6 +20,7 @@ __all__ = [
     "dataset_title",
     "find_records",
     "finite_metrics",
+    "has_synthetic",
     "interval_note",
     "is_dataset_result",
     "is_partial",
@@ -31,6 +32,7 @@ __all__ = [
     "read_record",
     "slice_lines",
     "slice_table",
+    "source_table",
 ]
 
 DATASETS = {
@@ -40,14 +42,21 @@ DATASETS = {
     "market1501": "Market-1501 Attribute",
     "market1501_30": "Market-1501 Attribute, 30 binary attributes",
     "mivia5": "MIVIA PAR",
+    "mars": "MARS-Attribute",
+    "duke_video": "DukeMTMC-VID-Attribute",
     "rapv1": "RAP v1",
     "rapv2": "RAP v2",
     "upar": "UPAR",
     "rendered": "SYNTHETIC renderings of pedestrians",
+    "rendered_tracklets": "SYNTHETIC renderings of pedestrians, several frames of each",
     "synthetic": "SYNTHETIC drawings of pedestrians",
+    "synthetic_tracklets": "SYNTHETIC drawings of pedestrians, several frames of each",
 }
 # Data that were made here and show nobody: their name -> what they are.
-SYNTHETIC = {"rendered": "renderings", "synthetic": "drawings"}
+SYNTHETIC = {
+    "rendered": "renderings", "synthetic": "drawings", "rendered_tracklets": "renderings",
+    "synthetic_tracklets": "drawings",
+}  # fmt: skip
 # A result on another number of images is shown in the card, but not as a result on the official split.
 OFFICIAL_IMAGES = {("pa100k", "validation"): 10_000, ("pa100k", "test"): 10_000}
 METRICS = {
@@ -106,7 +115,30 @@ def read_record(source: str | Path | Mapping[str, Any]) -> dict[str, Any]:
 
 def is_synthetic(record: Mapping[str, Any]) -> bool:
     """Whether the result was measured on drawings or renderings."""
-    return bool(record["data"].get("synthetic")) or record["data"]["name"] in SYNTHETIC
+    return bool(record["data"].get("synthetic")) or has_synthetic(record["data"]["name"])
+
+
+def has_synthetic(name: Any) -> bool:
+    """Whether a data set, or one of several ("pa100k+rendered"), is drawings or renderings."""
+    return any(one in SYNTHETIC for one in str(name).split("+"))
+
+
+def source_table(record: Mapping[str, Any]) -> tuple[list[str], list[list[str]]] | None:
+    """The metrics of each of several data sets that were measured together, as plain text: head and rows."""
+    sources = record.get("sources")
+    if not sources:
+        return None
+    names = [
+        name
+        for name in ("mA", "mA_fitted", "instance_f1_harmonic", "instance_f1_harmonic_fitted", "auc_macro")
+        if any(name in one["metrics"] for one in sources)
+    ]
+    rows = [
+        [f"{one['name']} (SYNTHETIC)" if has_synthetic(one["name"]) else one["name"], f"{one['images']:,}",
+         str(one["attributes"]), *(format_percent(one["metrics"].get(name)) or "undefined" for name in names)]
+        for one in sources
+    ]  # fmt: skip
+    return ["data set", "images", "attributes", *names], rows
 
 
 def is_partial(record: Mapping[str, Any]) -> bool:

@@ -14,7 +14,7 @@ from vlm_par_hf.utils import shorten
 
 from .following import Follower, Person, Sighting
 from .track_files import read_track_file
-from .tracklets import AGGREGATES, aggregate_logits
+from .tracklets import aggregate_logits, chosen_aggregate
 from .trust import trust_note
 from .videos import Video
 
@@ -25,7 +25,7 @@ logger = logging.get_logger(__name__)
 
 NO_PICTURE = "no box of this person holds a pixel of a frame that can be decoded"
 
-FOLLOWING_OPTIONS = ("first_frame", "every", "budget", "aggregate")  # of `answer_tracks` and `PeopleAnswerer`
+FOLLOWING_OPTIONS = ("first_frame", "every", "budget")  # of `answer_tracks`
 
 
 class PeopleAnswerer:
@@ -34,13 +34,13 @@ class PeopleAnswerer:
     Args:
         pipe: the pipeline.
         batch_size: pictures per forward.
-        aggregate: how the answers for the pictures of a person become one, see `aggregate_logits`. A model that reads
-            the pictures of a person together (`supports_tracklets`) has its own way and takes only the default.
+        aggregate: how the answers for the pictures of a person become one, see `aggregate_logits`; None:
+            `"mean_logits"`. Must be None for a model that takes several frames.
         keep_pictures: sightings keep their pictures after they were asked about.
         forward, postprocess: in place of the parameters that the pipeline was made with.
 
     Raises:
-        ValueError: an unknown `aggregate`, or one that the model does not take.
+        ValueError: an unknown `aggregate`, or one for a model that takes several frames.
     """
 
     def __init__(
@@ -48,23 +48,18 @@ class PeopleAnswerer:
         pipe: Any,
         *,
         batch_size: int = 16,
-        aggregate: str = "mean_logits",
+        aggregate: str | None = None,
         keep_pictures: bool = False,
         forward: Mapping[str, Any] | None = None,
         postprocess: Mapping[str, Any] | None = None,
     ):
-        if aggregate not in AGGREGATES:
-            raise ParValueError(f"aggregate is {shorten(aggregate)}, expected one of {', '.join(AGGREGATES)}")
-        self.reads_tracklets = pipe.model.supports_tracklets
-        if self.reads_tracklets and aggregate != "mean_logits":
-            raise ParValueError(
-                f"aggregate is {aggregate!r}, but {type(pipe.model).__name__} reads the pictures of a person together "
-                "and puts them together itself: leave it out"
-            )
-        self.pipe, self.batch_size, self.aggregate = pipe, batch_size, aggregate
+        self.pipe, self.batch_size = pipe, batch_size
+        self.aggregate = chosen_aggregate(pipe.model, aggregate)
+        self.reads_tracklets = self.aggregate is None
         self.keep_pictures = keep_pictures or self.reads_tracklets
-        self._forward, self._postprocess = dict(forward or {}), dict(postprocess or {})
-        self._schema = pipe.scored_space(self._forward.get("chosen"))
+        self._forward = {**pipe._forward_params, **(forward or {}), "explain": False}
+        self._postprocess = {**pipe._postprocess_params, **(postprocess or {}), "explain": False}
+        self._schema, self._thresholds, self._biases = pipe.frame_decisions(self._postprocess)
         note = trust_note(pipe.model)
         self._notes = {} if note is None else {"note": note}
         self._waiting: list[Sighting] = []
@@ -94,13 +89,21 @@ class PeopleAnswerer:
 
     def _score(self, names: list[str], **pictures: Any) -> np.ndarray:
         inputs = dict(self.pipe.processor(**pictures, return_tensors="pt"))
-        return self.pipe.score_batch(inputs, names=names, **self._forward).numpy()
+        return self.pipe._forward(inputs, names=names, **self._forward)["logits"].numpy()
 
     def _together(self, person: Person) -> np.ndarray:
         """The logits `(A, C)` for all sightings of a person."""
         if self.reads_tracklets:
             return self._score([f"person {person.id}"], videos=[[one.image for one in person.sightings]])[0]
-        return aggregate_logits(np.stack([one.logits for one in person.sightings]), self._schema, self.aggregate)
+        return aggregate_logits(
+            np.stack([one.logits for one in person.sightings]), self._schema, self.aggregate,
+            thresholds=self._thresholds, biases=self._biases,
+        )  # fmt: skip
+
+    def _decide(self, logits: np.ndarray, heights: list[int], **options: Any) -> list[dict[str, Any]]:
+        return self.pipe.postprocess(
+            {"logits": torch.from_numpy(logits)}, heights=heights, **self._postprocess, **options
+        )
 
     def answer(self, person: Person) -> dict[str, Any]:
         """What the model says of a person all of whose sightings were asked.
@@ -111,9 +114,9 @@ class PeopleAnswerer:
             `timeline` holds for each attribute the answers to the single pictures, in the order of `times`.
         """
         sightings, best = person.sightings, person.best
-        rows = np.stack([self._together(person), *(one.logits for one in sightings)])
-        heights = [one.box[3] - one.box[1] for one in (best, *sightings)]
-        answer, *single = self.pipe.answer_scores(torch.from_numpy(rows), heights=heights, **self._postprocess)
+        heights = [one.box[3] - one.box[1] for one in sightings]
+        (answer,) = self._decide(self._together(person)[None], [max(heights)], majority=self.aggregate == "vote")
+        single = self._decide(np.stack([one.logits for one in sightings]), heights)
         return {
             "id": person.id,
             **self._notes,

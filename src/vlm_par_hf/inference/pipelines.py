@@ -35,7 +35,7 @@ from vlm_par_hf.families import FAMILIES
 from vlm_par_hf.hub.pushing import PushToHub
 from vlm_par_hf.images.opening import is_one_image
 from vlm_par_hf.labels.asking import check_threshold, check_thresholds, chosen_thresholds, read_asked
-from vlm_par_hf.labels.decisions import Decisions, is_answered, is_positive_answer
+from vlm_par_hf.labels.decisions import Decisions, is_answered, is_positive_answer, read_thresholds
 from vlm_par_hf.labels.schema import AttributeSchema
 from vlm_par_hf.upstream import (
     hide_default_messages,
@@ -52,6 +52,7 @@ from .boxes import check_box_options
 from .pictures import TASK, Person, Picture, Pictures, Results, fill_batches
 from .predicting import predict_batch
 from .results import PersonResult, PictureResult
+from .tracklets import answer_tracklets, find_tracklets
 from .trust import trust_note
 from .videos import is_video_file
 
@@ -437,6 +438,8 @@ class PedestrianAttributesPipeline(PushToHub, Pipeline):
         images: Any = None,
         boxes: Any = None,
         tracks: str | os.PathLike[str] | None = None,
+        aggregate: str | None = None,
+        num_frames: int | None = None,
         batch_size: int | None = None,
         num_workers: int | None = None,
         **kwargs: Any,
@@ -452,6 +455,8 @@ class PedestrianAttributesPipeline(PushToHub, Pipeline):
             inputs: one picture; a list or tuple of them; or any iterable with an order: a generator, a Series or
                 column, an array of paths, a torch or `datasets` data set (rows with an `"image"` column, or one column
                 through `transformers.pipelines.pt_utils.KeyDataset`). Answers come in the order of iteration.
+                A list is several people: the frames of one person are a `Tracklet(frames)`, or a dict with `"frames"`,
+                a list of pictures or a folder of them; several such are a list of them, or any iterator.
             images: another name of `inputs`, as in the image pipelines of transformers.
             boxes: for one picture a list of boxes in the form of `box_format`, by default `[x0, y0, x1, y1]` in pixels
                 (or an `(n, 4)` array, or the `"box"` dicts of a detector); for several pictures one such list for
@@ -459,7 +464,10 @@ class PedestrianAttributesPipeline(PushToHub, Pipeline):
                 the detector of the pipeline.
             tracks: of a video file, which is then `inputs`: a track file as the MOT Challenge has it, which says who
                 is where (`vlm-par track` makes one). The answers are a list with a dict for each person, as
-                `answer_tracks` says; its options `first_frame`, `every` and `budget`, and `aggregate`, may be given.
+                `answer_tracks` says; its options `first_frame`, `every` and `budget` may be given too.
+            aggregate (`str`): how the answers for the frames of a tracklet or track are put together, `"mean_logits"`
+                (the default), `"quality"` or `"vote"` (`aggregate_logits`). Not for `VtfParModel`, which takes all frames.
+            num_frames (`int`): at most so many frames of a tracklet, spread evenly; by default all.
             batch_size (`int`): people per forward.
             num_workers (`int`): threads that open pictures ahead of the model; by default one per core
                 (`OMP_NUM_THREADS` lowers it), at most 8. With 0 nothing is read ahead. The items themselves are taken
@@ -510,11 +518,27 @@ class PedestrianAttributesPipeline(PushToHub, Pipeline):
         if num_workers < 0:
             raise ParValueError(f"num_workers is {num_workers}, expected 0 or more")
         if tracks is not None:
+            if num_frames is not None:
+                raise ParValueError("num_frames is for tracklets; of a video budget= says how many pictures are used")
             people = PeopleAnswerer(
-                self, batch_size=batch_size, aggregate=following.pop("aggregate", "mean_logits"),
-                forward=forward_params, postprocess=postprocess_params,
+                self, batch_size=batch_size, aggregate=aggregate, forward=forward_params,
+                postprocess=postprocess_params,
             )  # fmt: skip
             return answer_tracks(people, inputs, tracks, **following)
+        tracklets, single, inputs = find_tracklets(inputs)
+        if tracklets is not None:
+            if boxes is not None or preprocess_params.get("detector") is not None:
+                raise ParValueError("boxes or a detector were given with tracklets, whose frames show one person each")
+            results = answer_tracklets(
+                self, tracklets, aggregate=aggregate, num_frames=num_frames, batch_size=batch_size,
+                forward_params=forward_params, postprocess_params=postprocess_params,
+            )  # fmt: skip
+            return next(results) if single else list(results) if isinstance(inputs, (list, tuple)) else results
+        if aggregate is not None or num_frames is not None:
+            raise ParValueError(
+                "aggregate and num_frames are for the frames of one person, and pictures were given: pass "
+                "Tracklet(frames), or a dict with 'frames'"
+            )
         single = is_one_image(inputs) or hasattr(inputs, "read")
         if not single and not isinstance(inputs, Iterable) and not hasattr(inputs, "__getitem__"):
             raise ParTypeError(
@@ -573,14 +597,18 @@ class PedestrianAttributesPipeline(PushToHub, Pipeline):
         explain: bool | tuple[str, ...] = False,
         explain_as: str = "overlay",
         heights: Sequence[int] | None = None,
+        majority: bool = False,
     ) -> list[dict[str, Any]]:
         """One dict of answers per row of the outputs; for overlays `crops`, the pictures of the people, are needed,
-        and for reasons of `abstain` their `heights` in pixels."""
+        and for reasons of `abstain` their `heights` in pixels. With `majority` the outputs are shares of votes, and
+        the label with the most of them is the answer."""
         if chosen is None:
             schema = self.model.config.schema
             chosen = _Chosen(schema, tuple(range(len(schema))), answered=schema)
         # All of the model's own attributes are decided, whichever are asked for: others may depend on them.
-        schema, decisions = chosen.answered, self._fitted(chosen, decide)
+        schema, decisions = chosen.answered, None if majority else self._fitted(chosen, decide)
+        if majority:
+            decide, threshold, thresholds = None, 0.5, None
         people = self.processor.post_process_attributes(
             ParOutput(logits=model_outputs["logits"]),
             schema=schema if decide is None else decisions.settle(schema),
@@ -612,6 +640,16 @@ class PedestrianAttributesPipeline(PushToHub, Pipeline):
                     result["overlays"] = {name: overlay_relevance(crops[row], maps[name]) for name in names}
             results.append(result)
         return results
+
+    def frame_decisions(self, params: Mapping[str, Any]) -> tuple[AttributeSchema, np.ndarray, np.ndarray | None]:
+        """How the frames of a tracklet vote with the options of a call: the label space of the logits, thresholds
+        `(A,)`, and biases `(A, C)` or None."""
+        chosen, decide = params.get("chosen"), params.get("decide")
+        schema = self.model.config.schema if chosen is None else chosen.answered
+        decisions = self._fitted(chosen, decide)
+        held = chosen_thresholds(schema, params.get("threshold"), params.get("thresholds"))
+        settled = schema if decide is None else decisions.settle(schema)
+        return schema, read_thresholds(settled, held), None if decisions is None else decisions.bias_table(schema)
 
     @property
     def label_space(self) -> AttributeSchema:
@@ -645,39 +683,6 @@ class PedestrianAttributesPipeline(PushToHub, Pipeline):
         """
         outputs = self._forward(inputs, names=names, **self._forward_params)
         return self.postprocess(outputs, crops=crops, heights=heights, **self._postprocess_params)
-
-    def score_batch(
-        self, inputs: Mapping[str, torch.Tensor], *, names: Sequence[str | int] | None = None, **params: Any
-    ) -> torch.Tensor:
-        """Logits `(B, A, C)` of prepared people, for `answer_scores`, which may be averaged before.
-
-        Args:
-            inputs, names: as for `answer_batch`.
-            params: of `_forward`, in place of those that the pipeline was made with.
-
-        Returns:
-            float32, for the attributes of `scored_space`.
-        """
-        params = {**self._forward_params, **params}
-        return self._forward(inputs, names=names, chosen=params.get("chosen"))["logits"]
-
-    def answer_scores(
-        self, logits: torch.Tensor, *, heights: Sequence[int] | None = None, **params: Any
-    ) -> list[dict[str, Any]]:
-        """Answers for logits of `score_batch`.
-
-        Args:
-            logits: `(B, A, C)`.
-            heights: as for `answer_batch`.
-            params: of `postprocess`, in place of those that the pipeline was made with.
-        """
-        params = {**self._postprocess_params, **params, "explain": False}
-        return self.postprocess({"logits": logits}, heights=heights, **params)
-
-    def scored_space(self, chosen: _Chosen | None = None) -> AttributeSchema:
-        """The attributes that the model scores, whichever of them are answered."""
-        chosen = chosen or self._forward_params.get("chosen")
-        return self.model.config.schema if chosen is None else chosen.answered
 
     def _answer(
         self, people: Iterator[Person], batch_size: int, forward_params: dict, postprocess_params: dict

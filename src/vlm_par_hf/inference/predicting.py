@@ -106,18 +106,21 @@ def predict_logits(
         progress: show a progress bar.
 
     Returns:
-        float32 `(S, A, C)` and int64 `(S, A)`, in the order of the split.
+        float32 `(S, A, C)` and int64 `(S, A)`, in the order of the split; of a model that takes tracklets, on a split
+        of them, S is their number, in the order of `group_tracklets`.
 
     Raises:
         ValueError: the split is empty, or a label is not a class index of its attribute.
     """
     from vlm_par_hf.data import AugmentedDataset, ParCollator
+    from vlm_par_hf.data.tracklets import TrackletDataset, has_tracklets
     from vlm_par_hf.features import FeatureDataset
 
     if len(dataset) == 0:
         raise ParValueError("the split is empty: expected at least one image")
     if not isinstance(dataset, (AugmentedDataset, FeatureDataset)):
-        dataset = AugmentedDataset(dataset)
+        by_tracklet = model.supports_tracklets and has_tracklets(dataset)
+        dataset = TrackletDataset(dataset, model.config.num_frames) if by_tracklet else AugmentedDataset(dataset)
     collator = ParCollator(processor, model.config.schema)
     loader = DataLoader(dataset, batch_size=batch_size, num_workers=workers, collate_fn=collator)
     batches = ((batch.pop("labels").numpy(), batch) for batch in loader)

@@ -34,6 +34,10 @@ def get_schema(name: str) -> AttributeSchema:
             - `"market1501"`: age with 4 labels, then 26 binary attributes. `market_attribute.mat` has no order of its
               own (its two halves differ), so this is the order of the common 30-column form. Class index = value - 1.
             - `"market1501_30"`: the same with age as four binary attributes.
+            - `"mars"`: MARS-Attribute per tracklet: nine binary attributes, then pose, motion, two colors and age, in
+              the order of VTF. Names are those of the table with 24 columns, and class indices its numbers.
+            - `"duke_video"`: DukeMTMC-VID-Attribute per tracklet: eight binary attributes, then pose, motion and two
+              colors, in the order of VTF.
             - `"mivia5"`: the five attributes of the MIVIA PAR contests (CAIP 2023 and 2025): upper and lower color
               with 11 labels each, gender, bag, hat. VLM-PAR's questions ask about these.
             - `"rapv1"`: the 51 binary attributes of the usual protocol, columns 0-50 of `RAP_annotation.mat`. The file
@@ -790,9 +794,85 @@ def _as_drawing(attribute: Attribute) -> Attribute:
     return replace(attribute, prompts=prompts)
 
 
+# MARS and DukeMTMC-VID with the attributes of Chen et al. What 0 and 1 mean is written down for the colors, ages,
+# poses and motions; of the binary attributes it follows from those of Market-1501, which were taken over, minus 1, and
+# from how often each occurs. VTF calls `bottom type` a skirt and `bottom length` a skirt too: 1 is trousers, and short.
+_POSES = _choice(
+    "pose", "whole", "from which side is the person seen?",
+    {
+        "frontal": "seen from the front", "lateral-frontal": "seen half from the front",
+        "lateral": "seen from the side", "lateral-back": "seen half from the back", "back": "seen from the back",
+        "varies": "who turns round",
+    },
+)  # fmt: skip
+_MOTIONS = _choice(
+    "motion", "whole", "how does the person move?",
+    {
+        "walking": "walking", "running": "running", "riding": "riding a bicycle", "staying": "standing still",
+        "varies": "who walks and stands",
+    },
+)  # fmt: skip
+_MARS: tuple[Attribute, ...] = (
+    replace(_style("top length", "upper", "short-sleeved", no="long-sleeved"), labels=("long", "short")),
+    replace(_style("bottom length", "lower", "short", no="long"), labels=("long", "short")),
+    _carry("shoulder bag", "a shoulder bag"),
+    _carry("backpack", "a backpack"),
+    _wear("hat", "head", "a hat"),
+    _carry("hand bag", "a handbag"),
+    replace(
+        _ask("hair", "head", "is the hair long?", "with short hair", "with long hair"), labels=("short", "long")
+    ),
+    _gender("gender", male=0, labels=("male", "female"), question="does the person look like a woman?"),
+    replace(
+        _ask("bottom type", "lower", "does the person wear trousers?", "in a skirt or dress", "in trousers"),
+        labels=("skirt", "pants"),
+    ),
+    _POSES,
+    _MOTIONS,
+    _color_choice(
+        "top color", "upper", "upper clothing",
+        ("black", "purple", "green", "blue", "gray", "white", "yellow", "red", "complex"), "in {} upper clothing",
+    ),
+    _color_choice(
+        "bottom color", "lower", "lower clothing",
+        ("white", "purple", "black", "green", "gray", "pink", "yellow", "blue", "brown", "complex"),
+        "in {} lower clothing",
+    ),
+    _choice(
+        "age", "whole", "how old does the person look?",
+        {"young": "who is a child", "teenager": "who is a teenager", "adult": "who is an adult", "old": "who is old"},
+        sensitive=True,
+    ),
+)  # fmt: skip
+_DUKE_VIDEO: tuple[Attribute, ...] = (
+    _carry("backpack", "a backpack"),
+    _carry("bag", "a bag"),
+    _carry("handbag", "a handbag"),
+    _wear("boots", "foot", "boots"),
+    _gender("gender", male=0, labels=("male", "female"), question="does the person look like a woman?"),
+    _wear("hat", "head", "a hat"),
+    replace(
+        _ask("shoes", "foot", "are the shoes light?", "in dark shoes", "in light shoes"), labels=("dark", "light")
+    ),
+    replace(_style("top", "upper", "long", no="short"), labels=("short", "long")),
+    _POSES,
+    _MOTIONS,
+    _color_choice(
+        "top color", "upper", "upper clothing",
+        ("black", "white", "red", "purple", "gray", "blue", "green", "brown", "complex"), "in {} upper clothing",
+    ),
+    _color_choice(
+        "bottom color", "lower", "lower clothing",
+        ("black", "white", "red", "gray", "blue", "green", "brown", "complex"), "in {} lower clothing",
+    ),
+)  # fmt: skip
+
+
 _TABLES: dict[str, tuple[Attribute, ...]] = {
+    "duke_video": _DUKE_VIDEO,
     "market1501": _MARKET1501,
     "market1501_30": _MARKET1501_30,
+    "mars": _MARS,
     "mivia5": _MIVIA5,
     "pa100k": _PA100K,
     "peta35": _PETA35,

@@ -65,7 +65,7 @@ def track(
     tracker: Tracker | None = None,
     every: float = 1.0,
     budget: int = 12,
-    aggregate: str = "mean_logits",
+    aggregate: str | None = None,
     least_seen: int | None = None,
     batch_size: int = 16,
     first_frame: int = 1,

@@ -31,7 +31,7 @@ from vlm_par_hf.utils import atomic_write_json, atomic_write_text, format_percen
 
 from .decision_plots import plot_reliability, plot_trade_off
 from .evaluation import _load_checkpoint
-from .provenance import DataFacts, check_same_division, check_schema, load_data, versions
+from .provenance import DataFacts, check_same_division, check_schema, load_data, name_roots, versions
 
 
 __all__ = ["DECISIONS_FILE", "THRESHOLDS_FILE", "calibrate", "measure_decisions"]
@@ -100,7 +100,7 @@ def calibrate(
     if delete_listed and not overwrite:
         raise ParValueError("delete_listed=True: expected overwrite=True too")
     is_path = isinstance(model, (str, Path))
-    refuse_overlap(output_dir, {"model": model if is_path else None, "root": root}, replaced=True)
+    refuse_overlap(output_dir, {"model": model if is_path else None, **name_roots(root)}, replaced=True)
     source = Path(model) if is_path and Path(model).is_dir() else None
     images = None
     if priors_only and root is None and isinstance(dataset, (str, Path)) and Path(dataset).is_dir():

@@ -8,6 +8,7 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +16,27 @@ import numpy as np
 import torch
 
 from vlm_par_hf.data.readers.ids import read_id
+from vlm_par_hf.data.tracklets import has_tracklets, one_row_per_tracklet
 from vlm_par_hf.errors import ParValueError, argument_in_errors
 from vlm_par_hf.escaping import markdown_text
-from vlm_par_hf.hub.records import SYNTHETIC, consistency_note, label_space_note, left_out_of_ranking, slice_table
+from vlm_par_hf.hub.records import (
+    SYNTHETIC,
+    consistency_note,
+    has_synthetic,
+    label_space_note,
+    left_out_of_ranking,
+    slice_table,
+    source_table,
+)
 from vlm_par_hf.images.opening import open_image
 from vlm_par_hf.inference.predicting import predict_logits
+from vlm_par_hf.inference.tracklets import predict_tracklets
 from vlm_par_hf.labels.consistency import has_rules
 from vlm_par_hf.labels.decisions import Decisions, decide, label_softmax
 from vlm_par_hf.metrics.attributes import ParMetrics
 from vlm_par_hf.metrics.reliability import selective_report, set_coverage
 from vlm_par_hf.metrics.slices import Slicing, read_slicings
+from vlm_par_hf.metrics.video import CONVENTIONS, video_metrics
 from vlm_par_hf.utils import atomic_write_json, atomic_write_text, format_percent, redact_command
 
 from .decision_plots import plot_risk_coverage
@@ -67,8 +79,10 @@ def evaluate(
     slices: Sequence[str] = (),
     mapping: Mapping[str, Any] | str | Path | None = None,
     zero_shot: bool = False,
+    aggregate: str | None = None,
 ) -> dict[str, Any]:
-    """Measure a checkpoint on one split.
+    """Measure a checkpoint on one split; of a split of tracklets a model that takes several frames, or with
+    `aggregate` any other, tracklet by tracklet.
 
     A data set with another label space is measured on the attributes that both have (`match_label_spaces` says which
     these are), in the terms of the data set.
@@ -102,6 +116,8 @@ def evaluate(
         mapping: what `match_label_spaces` takes, or a JSON file with it, for a data set with another label space.
         zero_shot: also answer the attributes that the checkpoint was not trained on, from their texts: FOCUS, and
             VLM-PAR with stage 1 (`alignment`).
+        aggregate: measure tracklets, and put the scores of their frames together in this way (`aggregate_logits`);
+            only for models of single pictures.
 
     Returns:
         The record that `metrics.json` holds. If decisions were fitted for the checkpoint, names that end in `_fitted`
@@ -117,17 +133,19 @@ def evaluate(
     data = load_data(dataset, root=root, schema=schema, options=dataset_options)
     if split not in data:
         raise ParValueError(f"split={split!r} is not in this data set: it has {', '.join(sorted(data))}")
-    facts = DataFacts.read(dataset, data[split], name=dataset_name, options=dataset_options)
-    skipped = (facts.notes.get("skipped_images") or {}).get(split, 0)
     model, processor, checkpoint = _load_checkpoint(model, processor)
+    by_tracklet = aggregate is not None or (model.supports_tracklets and has_tracklets(data[split]))
+    people = one_row_per_tracklet(data[split]) if by_tracklet else data[split]
+    facts = DataFacts.read(dataset, people, name=dataset_name, options=dataset_options)
+    skipped = (facts.notes.get("skipped_images") or {}).get(split, 0)
     if isinstance(dataset, str):
         check_same_division(checkpoint, facts.name, facts.options)
     asked = read_label_space(model.config.schema, facts.schema, mapping=mapping, zero_shot=zero_shot)
     facts.warn_of_one_label(split)
-    persons = _persons(data[split])
+    persons = _persons(people)
     if by_person and persons is None:
         raise ParValueError(f"by_person=True: the {split} split of {facts.name} has no person_id")
-    slicings = read_slices(slices, data[split], facts)
+    slicings = read_slices(slices, people, facts)
     model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     space, decisions = model.config.schema, _fitted_decisions(model)
     before, options = model.config.decisions, {"batch_size": batch_size, "workers": workers, "progress": progress}
@@ -135,7 +153,13 @@ def evaluate(
         model.config.decisions = None  # scores as they are, which the thresholds of a preset belong to
     try:
         if asked is None:
-            scores, labels = predict_logits(model, processor, data[split], **options)
+            predict = partial(predict_tracklets, aggregate=aggregate) if by_tracklet else predict_logits
+            scores, labels = predict(model, processor, data[split], **options)
+        elif by_tracklet:
+            raise ParValueError(
+                f"{facts.name} has another label space than the checkpoint, and is measured by tracklet: expected "
+                "that of the checkpoint"
+            )
         else:
             decisions = None  # they were fitted for the checkpoint's own label space
             scores, labels, space = predict_matched(
@@ -153,10 +177,23 @@ def evaluate(
         metrics = ParMetrics(space, preset, threshold, inputs="probabilities", decisions=decisions)
         given = (probabilities, labels)
     groups = persons if by_person else None
-    options = {"bootstrap": bootstrap, "seed": seed, "min_positives": min_positives, "groups": groups}
-    report = metrics.report(given, **options)
-    if decisions is not None:
-        _add_fitted(report, probabilities, labels, space, decisions, preset=preset, **options)
+    options = {"bootstrap": bootstrap, "seed": seed, "min_positives": min_positives}
+
+    def measure(rows: np.ndarray) -> dict[str, Any]:
+        own = {**options, "groups": None if groups is None else [groups[row] for row in rows]}
+        found = metrics.report(tuple(one[rows] for one in given), **own)
+        if decisions is not None:
+            _add_fitted(found, probabilities[rows], labels[rows], space, decisions, preset=preset, **own)
+        return found
+
+    report = measure(np.arange(len(labels)))
+    if facts.sources is not None:
+        report["sources"] = [
+            _source_report(name, np.flatnonzero(facts.sources == name), labels, measure)
+            for name in dict.fromkeys(facts.sources.tolist())
+        ]
+    if by_tracklet:
+        report["video"] = {name: video_metrics(scores, labels, space, name) for name in CONVENTIONS}
     if selective:
         report["selective"] = _measure_selective(probabilities, labels, space, decisions)
     if slicings:
@@ -172,7 +209,7 @@ def evaluate(
             # With images missing this is another test set, and not comparable with published numbers.
             "skipped_images": skipped,
             "unknown_labels": int((labels < 0).sum()),
-            "synthetic": facts.name in SYNTHETIC,
+            "synthetic": has_synthetic(facts.name),
             "options": facts.options,
         },
         "model": {
@@ -182,6 +219,7 @@ def evaluate(
             "parameters": sum(p.numel() for p in model.parameters()),
         },
         "preset": preset,
+        "aggregate": aggregate,
         "threshold": threshold,
         "label_space": None if asked is None else asked.to_dict(zero_shot=zero_shot),
         "note": _note(facts.name, split, skipped),
@@ -216,6 +254,16 @@ def read_slices(names: Sequence[str], split, facts: DataFacts) -> list[Slicing]:
     if any(name.casefold() == "size" for name in names):
         heights = np.array([open_image(row["image"]).height for row in split.select_columns("image")])
     return read_slicings(names, facts.labels, facts.schema, heights)
+
+
+def _source_report(name: str, rows: np.ndarray, labels: np.ndarray, measure) -> dict[str, Any]:
+    """One of several data sets that are measured together: its metrics over the attributes that it has labels of."""
+    known = int((labels[rows] >= 0).any(axis=0).sum())
+    found = measure(rows)
+    return {
+        "name": name, "images": len(rows), "attributes": known, "metrics": found["metrics"],
+        "intervals": found["intervals"],
+    }  # fmt: skip
 
 
 def _fitted_decisions(model) -> Decisions | None:
@@ -295,6 +343,8 @@ def _note(name: str, split: str, skipped: int) -> str:
     parts = [notes.get(split, "")]
     if name in SYNTHETIC:
         parts.append(f"SYNTHETIC {SYNTHETIC[name]} of pedestrians: not comparable with any result on photographs.")
+    elif has_synthetic(name):
+        parts.append("Numbers over all data sets mix photographs with SYNTHETIC ones: read those of each data set.")
     if skipped:
         parts.append(f"{skipped} images of this split were missing and left out: not the official {split} split.")
     return " ".join(part for part in parts if part)
@@ -356,6 +406,11 @@ def _more_sections(record: dict[str, Any]) -> list[str]:
     """What is in a record where it applies: another label space, slices, contradictions."""
     sentences = [label_space_note(record), consistency_note(record)]
     lines = [line for sentence in sentences if sentence for line in (markdown_text(sentence), "")]
+    table = source_table(record)
+    if table is not None:
+        head, rows = table
+        lines += [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+        lines += [f"| {' | '.join(map(markdown_text, row))} |" for row in rows] + [""]
     for slicing in (record.get("slices") or {}).get("by", ()):
         lines += [*slice_table(record, slicing), ""]
     return lines

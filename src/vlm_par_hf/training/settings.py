@@ -57,6 +57,10 @@ class TrainSettings:
         choices=("auto", "none", "balanced", "sqrt", "exp"),
     )
     logit_adjustment: float = _setting(0.0, "add this times the log prior to the logits in training")
+    sampling_temperature: float = _setting(
+        2.0,
+        "of several data sets (a+b), one of n pictures is drawn from in proportion to n ** (1 / this); 1: as they are",
+    )
     fit_pooled_statistics: bool = _setting(True, "standardise the pooled vector by training statistics first")
     fit_zero_shot: bool = _setting(
         True, "start new heads from the backbone's zero-shot answers, calibrated on training images"
@@ -102,6 +106,7 @@ class TrainSettings:
         for name in ("flip", "erasing"):
             self._expect(name, 0 <= getattr(self, name) <= 1, "a probability from 0 to 1")
         self._expect("pad", 0 <= self.pad <= 0.5, "a fraction from 0 to 0.5")
+        self._expect("sampling_temperature", self.sampling_temperature >= 1, "1 or more")
         self._expect("epochs", self.epochs > 0, "above 0")
         self._expect("max_steps", self.max_steps == -1 or self.max_steps > 0, "-1 (off) or above 0")
         for item in dataclasses.fields(self):

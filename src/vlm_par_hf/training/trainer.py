@@ -33,19 +33,21 @@ from transformers import (
 from vlm_par_hf.base.losses import compute_priors
 from vlm_par_hf.base.modeling import evaluation_mode
 from vlm_par_hf.calibration import STANDARD_OBJECTIVES, fit
-from vlm_par_hf.data import AugmentedDataset, ParAugmentation, ParCollator
+from vlm_par_hf.data import AugmentedDataset, ParAugmentation, ParCollator, TemperatureSampler
+from vlm_par_hf.data.tracklets import TrackletDataset, has_tracklets
 from vlm_par_hf.data.transforms import epoch_callback
 from vlm_par_hf.errors import ParFileNotFoundError, ParValueError
-from vlm_par_hf.features import FeatureDataset, compute_features, feature_views
+from vlm_par_hf.features import FeatureDataset, TrackletFeatures, compute_features, feature_views
 from vlm_par_hf.inference.predicting import predict_logits
 from vlm_par_hf.labels.schema import UNKNOWN_LABEL, AttributeSchema
 from vlm_par_hf.metrics.attributes import ParMetrics
 from vlm_par_hf.output_folders import OutputFolder, open_output, refuse_overlap
+from vlm_par_hf.upstream import sample_with
 from vlm_par_hf.utils import EMBEDDED_BACKBONES, redact_command, require
 
 from .building import build_model, loss_settings, starting_shares
 from .callbacks import FollowCheckpoints, ListCheckpoints, QuietProgress, SaveProcessor
-from .provenance import DataFacts, check_schema, load_data, versions
+from .provenance import DataFacts, check_schema, load_data, name_roots, versions
 from .runs import CHECKPOINTS, KIND, TrainResult, is_finished, prepare_folder, read_state, write_result
 from .settings import TrainSettings
 
@@ -91,8 +93,8 @@ def train(
     epoch, images from its beginning are added, so that all processes have equally many.
 
     Args:
-        dataset: name for `load_par_dataset` (with `root`, `schema`, `dataset_options`) or a `DatasetDict` with the
-            splits `train` and `validation`.
+        dataset: name for `load_par_dataset` (with `root`, `schema`, `dataset_options`), several names with "+" between
+            them ("pa100k+rendered": `unite_datasets`), or a `DatasetDict` with the splits `train` and `validation`.
         output_dir: receives the checkpoint, `run.json` (settings, data, versions, command), `training.json` (result),
             `learning_curve.{json,csv,png}` and, in `checkpoints/`, what is needed to continue.
         family: which model to build over `backbone`: `"vlm_par"`, `"focus_par"` or `"clear_par"`.
@@ -102,9 +104,9 @@ def train(
         model: instead of `family` and `backbone`: a checkpoint of this package to train further (folder, repository or
             a model in memory).
         processor: the processor of a model in memory.
-        root: folder of the data set.
+        root: folder of the data set; of several a list with one for each, None for those that have none.
         schema: the user's own schema for readers that take one.
-        dataset_options: further keywords of `load_par_dataset`.
+        dataset_options: further keywords of `load_par_dataset`; of several data sets each takes those that it has.
         dataset_name: name of the data in the record and on the model card; None: the name that the data set carries.
         model_options: keywords of the family's `from_backbone`: fields of its configuration, such as `loss` and
             `freeze_backbone`; `{"paper": True}` makes every choice as the paper does.
@@ -148,7 +150,7 @@ def train(
     if delete_listed and not overwrite:
         raise ParValueError("delete_listed=True: expected overwrite=True too")
     places = {
-        "root": root,
+        **name_roots(root),
         "model": model if isinstance(model, (str, Path)) else None,
         "backbone": backbone if backbone not in EMBEDDED_BACKBONES else None,
     }
@@ -184,6 +186,7 @@ def train(
         _free_vision_tower(model, settings)
         validation = DataFacts.read(dataset, data["validation"], name=facts.name)
         check_schema(validation.schema, schema)
+        sampler = _make_sampler(facts, settings)
         facts.warn_of_one_label("train")
         validation.warn_of_one_label("validation")
         _check_selection(settings, validation)
@@ -193,6 +196,7 @@ def train(
             "data": {
                 "name": facts.name,
                 "options": facts.options,
+                **({} if sampler is None else {"sources": _describe_sources(facts, sampler)}),
                 "train_images": len(data["train"]),
                 "validation_images": len(data["validation"]),
                 "train_sha256": facts.fingerprint,
@@ -233,7 +237,7 @@ def train(
         # Fused, because with cached features the optimizer takes half of a step on a CPU; fused it is six times
         # faster.
         optimizer = torch.optim.AdamW(_parameter_groups(model, settings), lr=settings.learning_rate, fused=True)
-        extra = [epoch_callback(), SaveProcessor(processor), FollowCheckpoints(), *callbacks]
+        extra = [epoch_callback(sampler), SaveProcessor(processor), FollowCheckpoints(), *callbacks]
         if settings.early_stopping_patience:
             extra.append(EarlyStoppingCallback(early_stopping_patience=settings.early_stopping_patience))
         if folder is not None:
@@ -248,6 +252,8 @@ def train(
             optimizers=(optimizer, None),
             callbacks=extra,
         )
+        if sampler is not None:
+            sample_with(trainer, sampler)
         trainer.remove_callback(PrinterCallback)
         trainer.remove_callback(ProgressCallback)
         if settings.progress:
@@ -375,8 +381,15 @@ def _parameter_groups(model, settings: TrainSettings) -> list[dict[str, Any]]:
 
 
 def _training_data(data, model, processor, schema, settings: TrainSettings, cache: Path | None, *, progress: bool):
+    by_tracklet = model.supports_tracklets and has_tracklets(data["train"])
     if not settings.precompute_features:
         augmentation = ParAugmentation(schema, flip=settings.flip, pad=settings.pad, erasing=settings.erasing)
+        if by_tracklet:
+            T = model.config.num_frames
+            return (
+                TrackletDataset(data["train"], T, augmentation, random=True, seed=settings.seed),
+                TrackletDataset(data["validation"], T),
+            )
         return (
             AugmentedDataset(data["train"], augmentation, seed=settings.seed),
             AugmentedDataset(data["validation"]),
@@ -399,6 +412,9 @@ def _training_data(data, model, processor, schema, settings: TrainSettings, cach
         model, data["validation"], processor, directory=None if cache is None else cache / "validation",
         memory_gib=left, **common,
     )  # fmt: skip
+    if by_tracklet:
+        train_data = TrackletFeatures(train_data, data["train"], model.config.num_frames, random=True)
+        validation_data = TrackletFeatures(validation_data, data["validation"], model.config.num_frames)
     return train_data, validation_data
 
 
@@ -409,7 +425,8 @@ def _fit_start(model, split, train_data, processor, settings: TrainSettings, *, 
     if not (fits_statistics or fits_zero_shot):
         return
     # Evenly spread over the split, because files are often ordered by person or by camera.
-    rows = np.unique(np.linspace(0, len(split) - 1, min(len(split), _STATISTICS_IMAGES)).astype(int))
+    count = len(train_data) if isinstance(train_data, FeatureDataset) else len(split)
+    rows = np.unique(np.linspace(0, count - 1, min(count, _STATISTICS_IMAGES)).astype(int))
     if isinstance(train_data, FeatureDataset):
         batches = train_data.batches(settings.eval_batch_size, rows)
     else:
@@ -437,6 +454,27 @@ def _fit_start(model, split, train_data, processor, settings: TrainSettings, *, 
         deque(features(), maxlen=0)
     if fits_zero_shot:
         model.fit_zero_shot(seen)
+
+
+def _make_sampler(facts: DataFacts, settings: TrainSettings) -> TemperatureSampler | None:
+    """How several data sets are drawn from; None for one, of which every picture is seen once per epoch."""
+    if facts.sources is None:
+        default = next(one.default for one in dataclasses.fields(settings) if one.name == "sampling_temperature")
+        if settings.sampling_temperature != default:
+            raise ParValueError(
+                f"sampling_temperature={settings.sampling_temperature} for {facts.name!r}, which is one data set: it "
+                "says how often each of several is drawn from (a+b)"
+            )
+        return None
+    return TemperatureSampler(facts.sources, settings.sampling_temperature, settings.seed)
+
+
+def _describe_sources(facts: DataFacts, sampler: TemperatureSampler) -> dict[str, Any]:
+    names, counts = np.unique(facts.sources, return_counts=True)
+    return {
+        name: {"train_images": int(count), "share": round(sampler.shares[name], 4)}
+        for name, count in zip(names.tolist(), counts)
+    }
 
 
 def _check_selection(settings: TrainSettings, validation: DataFacts) -> None:

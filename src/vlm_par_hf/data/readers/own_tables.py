@@ -44,7 +44,7 @@ _STEMS = ("labels", "metadata")  # the second is that of image folders of `datas
 _NAMES = {
     "image": (
         "image", "file_name", "filename", "image_path", "image_file", "image_name", "img", "img_path", "img_name",
-        "filepath", "file_path", "path", "file", "image_id",
+        "filepath", "file_path", "path", "file", "image_id", "tracklet", "tracklet_id",
     ),
     "split": ("split", "subset", "partition"),
     "person_id": ("person_id", "pid", "person", "identity"),

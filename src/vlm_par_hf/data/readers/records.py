@@ -16,7 +16,8 @@ class PedestrianRecord:
 
     `image` is the absolute path of the file, `image_id` its name inside the data set, `labels` int64 `(A,)` in the
     order of the data set's schema: class index, or -100 where unknown. `person_id` and `camera_id` are None where not
-    known. With a `region` only that part of the picture shows the person.
+    known. With a `region` only that part of the picture shows the person. Of tracklets `tracklet_id` and `frame`, the
+    place in the tracklet, are set.
     """
 
     image: str
@@ -25,3 +26,5 @@ class PedestrianRecord:
     person_id: int | str | None = None
     camera_id: int | str | None = None
     region: Region | None = None
+    tracklet_id: str | None = None
+    frame: int | None = None

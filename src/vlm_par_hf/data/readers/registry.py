@@ -7,14 +7,17 @@ from typing import Any
 from vlm_par_hf.labels.schema import AttributeSchema
 from vlm_par_hf.labels.tables import get_schema
 
+from .duke_video import read_duke_video
 from .folder import read_folder_and_rest
 from .label_check import check_labels, count_positives
 from .market1501 import read_market1501
+from .mars import read_mars
 from .mivia import read_mivia
 from .pa100k import PA100K_SPLITS, read_pa100k
 from .peta import read_peta
 from .rap import read_rapv1, read_rapv2
 from .records import PedestrianRecord
+from .tracklet_folder import read_tracklets
 from .upar import read_upar
 
 
@@ -59,6 +62,12 @@ def _read_folder_splits(root, schema, partition, seed, **options):
     return schema, splits, {**check_labels(root, count_positives(schema, splits), {}, complete=False), **notes}
 
 
+def _read_tracklet_splits(root, schema, partition, seed, **options):
+    schema, splits, unread = read_tracklets(root, schema, seed=seed, **options)
+    notes = {"columns_not_read": sorted(unread)[:20]} if unread else {}
+    return schema, splits, {**check_labels(root, count_positives(schema, splits), {}, complete=False), **notes}
+
+
 _PETA = {
     "how_to_get": "PETA.mat with the folder images, or the unpacked PETA archive, for research only, from "
     "http://mmlab.ie.cuhk.edu.hk/projects/PETA.html",
@@ -84,12 +93,32 @@ _RAP = {
     "license": "signed agreement; no redistribution",
 }
 READERS = {
+    "duke_video": DatasetReader(
+        lambda root, schema, partition, seed, **options: read_duke_video(root, seed=seed, **options),
+        "the folder of DukeMTMC-VideoReID with duke_attributes.csv in it; the data set was withdrawn by its authors",
+        options=("ignore", "num_frames"),
+        license="withdrawn by its authors",
+        citation="Yu Wu et al. Exploit the Unknown Gradually: One-Shot Video-Based Person Re-Identification by "
+        "Stepwise Learning. CVPR 2018. Attributes: Zhiyuan Chen et al. A Temporal Attentive Approach for Video-Based "
+        "Pedestrian Attribute Recognition. PRCV 2019.",
+    ),
     "market1501": DatasetReader(
         lambda root, schema, partition, seed, **options: read_market1501(root, seed=seed, **options), **_MARKET
     ),
     "market1501_30": DatasetReader(
         lambda root, schema, partition, seed, **options: read_market1501(root, "market1501_30", seed=seed, **options),
         **_MARKET,
+    ),
+    "mars": DatasetReader(
+        lambda root, schema, partition, seed, **options: read_mars(root, seed=seed, **options),
+        "the unpacked MARS (bbox_train and bbox_test), given out by its authors, with mars_attributes.csv in it, "
+        "https://github.com/yuange250/MARS-Attribute",
+        options=("ignore", "num_frames"),
+        homepage="https://github.com/yuange250/MARS-Attribute",
+        license="research only; no redistribution of the images",
+        citation="Liang Zheng et al. MARS: A Video Benchmark for Large-Scale Person Re-Identification. ECCV 2016. "
+        "Attributes: Zhiyuan Chen et al. A Temporal Attentive Approach for Video-Based Pedestrian Attribute "
+        "Recognition. PRCV 2019.",
     ),
     "mivia5": DatasetReader(
         lambda root, schema, partition, seed, **options: read_mivia(root, **options),
@@ -135,6 +164,11 @@ READERS = {
         citation="Dangwei Li et al. A Richly Annotated Pedestrian Dataset for Person Retrieval in Real Surveillance "
         "Scenarios. IEEE Transactions on Image Processing 2019.",
         **_RAP,
+    ),
+    "tracklets": DatasetReader(
+        _read_tracklet_splits,
+        "a folder of your own with schema.json, labels.csv with a column tracklet, and a folder of frames for each",
+        options=("negative", "unknown", "ignore", "num_frames"),
     ),
     "upar": DatasetReader(
         lambda root, schema, partition, seed, **options: read_upar(root, **options),

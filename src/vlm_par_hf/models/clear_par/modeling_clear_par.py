@@ -42,7 +42,6 @@ from vlm_par_hf.errors import ParValueError, check_folder
 from vlm_par_hf.labels.schema import AttributeSchema
 from vlm_par_hf.upstream import (
     build_branch,
-    init,
     last_stages,
     load_branch,
     names_in_memory,

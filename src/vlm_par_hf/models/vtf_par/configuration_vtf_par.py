@@ -40,8 +40,8 @@ class VtfParConfig(BackboneConfig):
             over a frame in which the person is hidden.
             `"quality"`: a weighted mean, with one learned weight per frame, by what the tower says of the frame as a
             whole and how it differs from the other frames.
-            `"attention"`: each frame is fused with the texts by itself, and every attribute weighs the frames for
-            itself. The fusion then runs once per frame; it is small beside the vision tower.
+            `"attention"`: the texts attend to each frame by itself, and every text weighs the frames by what it finds
+            there. The mean by these weights goes through the MLP of the last block.
             The order of the frames matters in none of them.
         num_frames: T, how many frames of a tracklet data sets and the pipeline sample (6 in the paper). The model
             takes any number.
@@ -52,6 +52,8 @@ class VtfParConfig(BackboneConfig):
         attention_dropout: dropout on their attention probabilities, in training.
         layer_norm_eps: of their LayerNorms.
         logit_norm: `"batch"` normalises every score over the batch, as the released code does; `"none"`: not.
+        pooled_classifier: whether a linear classifier on the tower's pooled output of each frame, weighed as the
+            frames are, is added to the scores. It starts at zero and learns fast. False: not (the paper).
         text_template: the text of a score, with the fields `{prompt}` (the sentence of the schema), `{category}` (the
             attribute's name in words), `{label}`, and `{phrase}` (category and label; of a binary attribute with the
             labels no and yes the category alone). A binary attribute has one score and text, that of its second
@@ -84,6 +86,7 @@ class VtfParConfig(BackboneConfig):
     mlp_ratio: float | int = 4.0
     layer_norm_eps: float = 1e-6
     logit_norm: str = "none"
+    pooled_classifier: bool = True
     text_template: str = "{prompt}"
     text_input_ids: list | None = None
 
@@ -130,6 +133,11 @@ class VtfParConfig(BackboneConfig):
             return self.vlm_config.projection_dim
         return self.vlm_config.text_config.projection_size
 
+    @property
+    def reads_pooled_output(self) -> bool:
+        """Whether the logits depend on the tower's pooled output."""
+        return self.temporal == "quality" or self.pooled_classifier
+
     def texts(self, schema: AttributeSchema) -> list[str]:
         """The text of each score: of a binary attribute that of its second label, of any other one per label."""
         found = []
@@ -155,6 +163,7 @@ class VtfParConfig(BackboneConfig):
             "fusion_width": 768,
             "num_fusion_heads": 12,
             "num_fusion_layers": 1,
+            "pooled_classifier": False,
             "text_template": PAPER_TEMPLATE,
             "loss": {"kind": "ce", "label_smoothing": 0.0, "reduction": "mean"},
         }

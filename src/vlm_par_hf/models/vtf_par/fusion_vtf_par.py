@@ -39,25 +39,38 @@ class FusionBlock(nn.Module):
             nn.Linear(width, round(mlp_ratio * width)), nn.GELU(), nn.Linear(round(mlp_ratio * width), width)
         )
 
-    def forward(self, states: torch.Tensor, mask: torch.Tensor, count: int | None = None) -> torch.Tensor:
-        """The states `(B, S, W)` after the block.
+    def attend(
+        self, texts: torch.Tensor, tokens: torch.Tensor, mask: torch.Tensor, *, texts_only: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The first half of the block: every place attends to texts and tokens.
 
         Args:
-            states: `(B, S, W)`.
-            mask: bool `(B, S)`, which places are attended to.
-            count: compute the first places only; None: all.
+            texts: `(B, Z, W)`, or `(1, Z, W)` where all people share them: then their queries, keys and values are
+                computed once.
+            tokens: `(B, N, W)`.
+            mask: bool `(B, N)`, which tokens are attended to.
+            texts_only: leave out the tokens, which nothing reads after the last block.
+
+        Returns:
+            Texts `(B, Z, W)` and tokens `(B, N, W)`, or None for them.
         """
-        normed = self.attention_norm(states)
-        states = states[:, :count]
-        queries = self.query(normed[:, :count])
-        keys, values = self.key_value(normed).chunk(2, -1)
+        B, Z = len(tokens), texts.shape[1]
+        normed_texts, normed_tokens = self.attention_norm(texts), self.attention_norm(tokens)
+        both = torch.cat([self.key_value(normed_texts).expand(B, -1, -1), self.key_value(normed_tokens)], 1)
+        queries = self.query(normed_texts).expand(B, -1, -1)
+        if not texts_only:
+            queries = torch.cat([queries, self.query(normed_tokens)], 1)
         queries, keys, values = (
-            one.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for one in (queries, keys, values)
+            one.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for one in (queries, *both.chunk(2, -1))
         )
-        found = F.scaled_dot_product_attention(
-            queries, keys, values, attn_mask=mask[:, None, None], dropout_p=self.dropout if self.training else 0.0
-        )
-        states = states + self.output(found.transpose(1, 2).flatten(2))
+        mask = torch.cat([mask.new_ones(B, Z), mask], 1)[:, None, None]
+        dropout = self.dropout if self.training else 0.0
+        found = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, dropout_p=dropout)
+        found = self.output(found.transpose(1, 2).flatten(2))
+        return texts + found[:, :Z], None if texts_only else tokens + found[:, Z:]
+
+    def feed(self, states: torch.Tensor) -> torch.Tensor:
+        """The second half of the block: each place by itself, of states `(..., W)`."""
         return states + self.mlp(self.mlp_norm(states))
 
 
@@ -75,15 +88,15 @@ class FrameWeights(nn.Module):
         super().__init__()
         self.norm = nn.LayerNorm(width)
         self.hidden = nn.Linear(2 * width, QUALITY_WIDTH)
-        self.score = nn.Linear(QUALITY_WIDTH, 1, bias=False)
+        self.score = nn.Parameter(torch.empty(QUALITY_WIDTH))
 
     def init_parameters(self) -> None:
-        init.zeros_(self.score.weight)
+        init.zeros_(self.score)
 
     def forward(self, vectors: torch.Tensor, frame_mask: torch.Tensor) -> torch.Tensor:
         """Weights `(..., T)`, at least float32, of vectors `(..., T, width)`; 0 where `frame_mask` `(..., T)` is
         False, sum 1."""
         vectors = torch.where(frame_mask[..., None], self.norm(vectors), 0)
         mean = vectors.sum(-2, keepdim=True) / frame_mask.sum(-1)[..., None, None].to(vectors.dtype)
-        scores = self.score(F.gelu(self.hidden(torch.cat([vectors, vectors - mean], -1))))[..., 0]
+        scores = F.gelu(self.hidden(torch.cat([vectors, vectors - mean], -1))) @ self.score
         return wide(scores).masked_fill(~frame_mask, -torch.inf).softmax(-1)

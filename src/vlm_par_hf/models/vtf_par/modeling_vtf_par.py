@@ -4,13 +4,16 @@ The frames of a tracklet pass through a frozen vision tower, and the text of eac
 tower. One transformer over [texts; frames] mixes both, and a linear layer at the place of each text gives its score.
 
 - All tokens of a frame are taken, after the tower's last LayerNorm; of CLIP projected into the space of the texts.
-- The texts are constant: the text tower runs once, and its results are buffers of the model. After the last block
-  only the places of the texts are read, so it computes no others. Both change no answer.
+- The texts are constant: the text tower runs once, its results are buffers of the model, and the first block projects
+  them once for all people and frames. After the last block only the places of the texts are read, so it computes no
+  others. None of this changes an answer.
 - The paper averages the tokens over the frames before the transformer, so a frame in which the person is hidden
   counts as much as any other. `temporal="quality"` and `"attention"` weigh the frames (`VtfParConfig.temporal`). With
   their weights at the starting value, which gives all frames the same, "quality" is the paper's model.
 - The released code normalises scores over the batch and uses the words of an attribute as they are
   (`VtfParConfig.released`); the paper has sentences and says nothing of the former.
+- A linear classifier on the pooled output of each frame, which starts at zero, is added to the scores: where training
+  sets are small it learns what the transformer does not (`VtfParConfig.pooled_classifier`; not in the paper).
 - An attribute of K > 2 labels has one text and score per label, as in the paper; here a softmax over them.
 
 Letters: B people, T frames, N tokens of a frame, A attributes, C labels, Z texts, W width of the fusion, D width of
@@ -18,7 +21,7 @@ the tokens, H heads.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -29,7 +32,7 @@ from transformers.utils import can_return_tuple
 
 from vlm_par_hf.base.backbones import BackbonePreTrainedModel
 from vlm_par_hf.base.classifiers import AttributeClassifier
-from vlm_par_hf.base.modeling import ExchangedAttributes
+from vlm_par_hf.base.modeling import ExchangedAttributes, evaluation_mode
 from vlm_par_hf.base.numerics import wide
 from vlm_par_hf.base.outputs import ParImageFeatures, ParOutput
 from vlm_par_hf.errors import ParValueError
@@ -87,6 +90,9 @@ class VtfParModel(BackbonePreTrainedModel):
         if config.temporal != "mean":
             self.frame_weights = FrameWeights(config.token_width if config.temporal == "quality" else width)
         self._build_classifier()
+        if config.pooled_classifier:
+            self.register_buffer("pooled_mean", torch.zeros(config.token_width))
+            self.register_buffer("pooled_std", torch.ones(config.token_width))
         self.register_buffer("text_embeds", torch.zeros(count, config.text_width))
         self._text_ready = False
         self.post_init()
@@ -95,12 +101,18 @@ class VtfParModel(BackbonePreTrainedModel):
     def _build_classifier(self) -> None:
         batch = self.config.logit_norm == "batch"
         self.classifier = AttributeClassifier(self.config.fusion_width, self.schema, bias=not batch)
+        if self.config.pooled_classifier:
+            self.pooled_classifier = AttributeClassifier(self.config.token_width, self.schema, bias=not batch, std=0)
         if batch:
             self.score_norm = nn.BatchNorm1d(sum(self.classifier.rows))
 
     def init_parameters(self) -> None:
-        """Zeros in the buffer that `_prepare_texts` fills; the parts initialise their own parameters."""
+        """Zeros in the buffer that `_prepare_texts` fills, and statistics that change nothing; the parts initialise
+        their own parameters."""
         init.zeros_(self.text_embeds)
+        if self.config.pooled_classifier:
+            init.zeros_(self.pooled_mean)
+            init.ones_(self.pooled_std)
 
     @property
     def vision_tower(self) -> nn.Module:
@@ -117,7 +129,7 @@ class VtfParModel(BackbonePreTrainedModel):
         self.vlm.text_model.set_input_embeddings(value)
 
     def _freeze_unused(self) -> None:
-        if self._towers.has_pooling_head and self.config.temporal != "quality":
+        if self._towers.has_pooling_head and not self.config.reads_pooled_output:
             self.vlm.vision_model.head.requires_grad_(False)  # no score depends on the pooled output
 
     # Texts
@@ -146,11 +158,14 @@ class VtfParModel(BackbonePreTrainedModel):
         """Attributes of equal name and labels keep their rows of the classifier, the others get fresh ones. Texts
         attend to each other, so with other texts beside them the answers of the kept ones change a little."""
         before, old = self.schema, self.classifier
-        old_norm = getattr(self, "score_norm", None)
+        old_pooled, old_norm = getattr(self, "pooled_classifier", None), getattr(self, "score_norm", None)
         self._set_label_space(schema)
         self._build_classifier()
         self.classifier.init_parameters()
         names = self.classifier.take_rows(old)
+        if old_pooled is not None:
+            self.pooled_classifier.init_parameters()
+            self.pooled_classifier.take_rows(old_pooled)
         if old_norm is not None:
             self._exchange_norm(old, old_norm)
         self._prepare_texts(processor)
@@ -255,14 +270,13 @@ class VtfParModel(BackbonePreTrainedModel):
     # Answers
 
     def _fuse(self, tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """What the places of the texts hold after the blocks, `(B, Z, W)`, of tokens `(B, N, W)`."""
-        texts = self.project_texts(self.text_embeds.to(self.project_texts.weight.dtype))
-        Z = len(texts)
-        states = torch.cat([texts.expand(len(tokens), -1, -1), tokens], 1)
-        mask = torch.cat([mask.new_ones(len(mask), Z), mask], 1)
+        """What the places of the texts hold after the attention of the last block, `(B, Z, W)`, of tokens
+        `(B, N, W)`."""
+        texts = self.project_texts(self.text_embeds.to(self.project_texts.weight.dtype))[None]
         for block in self.blocks[:-1]:
-            states = block(states, mask)
-        return self.norm(self.blocks[-1](states, mask, count=Z))
+            texts, tokens = block.attend(texts, tokens, mask)
+            texts, tokens = block.feed(texts), block.feed(tokens)
+        return self.blocks[-1].attend(texts, tokens, mask, texts_only=True)[0]
 
     def _look(
         self, tokens: torch.Tensor, pooled: torch.Tensor | None, mask: torch.Tensor, frame_mask: torch.Tensor
@@ -275,24 +289,29 @@ class VtfParModel(BackbonePreTrainedModel):
             states = self._fuse(self.project_frames(tokens).flatten(0, 1), mask.flatten(0, 1)).unflatten(0, (B, T))
             states = states.transpose(1, 2)  # (B, Z, T, W)
             weights = self.frame_weights(states, frame_mask[:, None])
-            return (weights[..., None].to(states.dtype) * states).sum(2), weights
+            return self._finish((weights[..., None].to(states.dtype) * states).sum(2)), weights
         if self.config.temporal == "quality":
-            if pooled is None:
-                raise ParValueError(
-                    "image_embeds is None, but the weights of the frames depend on them (config.temporal is 'quality')"
-                )
-            pooled = torch.where(frame_mask[..., None], pooled, 0).to(tokens.dtype)
-            weights = self.frame_weights(pooled, frame_mask)
+            weights = self.frame_weights(pooled.to(tokens.dtype), frame_mask)
         else:
             weights = frame_mask / frame_mask.sum(1, keepdim=True)
         # Frames of other shapes have tokens at other places, so each place has its own sum of weights.
         shares = weights[..., None] * mask
         shares = shares / shares.sum(1, keepdim=True).clamp_min(torch.finfo(shares.dtype).tiny)
         merged = torch.einsum("btn,btnd->bnd", shares.to(tokens.dtype), tokens)
-        return self._fuse(self.project_frames(merged), mask.any(1)), weights
+        return self._finish(self._fuse(self.project_frames(merged), mask.any(1))), weights
 
-    def _score(self, states: torch.Tensor) -> torch.Tensor:
+    def _finish(self, states: torch.Tensor) -> torch.Tensor:
+        return self.norm(self.blocks[-1].feed(states))
+
+    def _score(self, states: torch.Tensor, pooled: torch.Tensor | None, weights: torch.Tensor) -> torch.Tensor:
         scores = self.classifier.scores(states)
+        if self.config.pooled_classifier:
+            per_frame = self.pooled_classifier.scores(
+                (wide(pooled) - self.pooled_mean).div(self.pooled_std).flatten(0, 1)
+            )
+            per_frame = per_frame.unflatten(0, pooled.shape[:2])
+            weights = weights[:, None] if weights.ndim == 2 else weights  # (B, Z or 1, T)
+            scores = scores + (weights.transpose(1, 2).to(per_frame.dtype) * per_frame).sum(1)
         if self.config.logit_norm == "batch":
             norm = self.score_norm
             learns = norm.training and len(scores) > 1  # one tracklet has no spread
@@ -385,13 +404,20 @@ class VtfParModel(BackbonePreTrainedModel):
             output_attentions = self.config.output_attentions
         self._prepare_texts(None)
         tokens, pooled, mask, frame_mask = self._read_frames(features, frame_mask)
+        if pooled is not None:
+            pooled = torch.where(frame_mask[..., None], pooled, 0)
+        elif self.config.reads_pooled_output:
+            raise ParValueError(
+                "image_embeds is None, but the logits depend on them (config.temporal is "
+                f"{self.config.temporal!r}, config.pooled_classifier is {self.config.pooled_classifier})"
+            )
         states, weights = self._look(tokens, pooled, mask, frame_mask)
-        logits = self._score(states)
+        logits = self._score(states, pooled, weights)
         loss = None if labels is None else self.loss_module(logits, labels, num_items_in_batch)
         if labels is None:
             self._guard_padding(logits)
         if pooled is not None:
-            pooled = torch.where(frame_mask[..., None], pooled, 0).sum(1) / frame_mask.sum(1, keepdim=True)
+            pooled = pooled.sum(1) / frame_mask.sum(1, keepdim=True)
         return ParOutput(
             loss=loss,
             logits=self._calibrated(logits),
@@ -416,9 +442,55 @@ class VtfParModel(BackbonePreTrainedModel):
         bias.copy_(self.classifier.prior_scores(priors))
 
     @property
+    def supports_pooled_statistics(self) -> bool:
+        """Whether the model has a classifier on the pooled output, whose input can be standardised."""
+        return self.config.pooled_classifier
+
+    @torch.no_grad()
+    def fit_pooled_statistics(self, batches: Iterable[Mapping[str, Any]]) -> None:
+        """Standardises the pooled output of frames by its mean and standard deviation over training frames. No logit
+        changes, but the classifier on it learns evenly.
+
+        Args:
+            batches: keyword arguments of `forward`; of the features only `image_embeds` (and `frame_mask`) are needed.
+
+        Raises:
+            ValueError: `config.pooled_classifier` is False, or fewer than 2 frames.
+        """
+        if not self.config.pooled_classifier:
+            raise ParValueError("pooled_classifier is False: this model does not classify the pooled output")
+        count, total, squares = 0, 0.0, 0.0
+        with evaluation_mode(self):
+            for batch in batches:
+                pooled = batch.get("image_embeds")
+                if pooled is None:
+                    pixels = ("pixel_values", "pixel_attention_mask", "spatial_shapes")
+                    pooled = self.get_image_features(**{name: batch.get(name) for name in pixels}).pooler_output
+                mask = batch.get("frame_mask")
+                pooled = (pooled.flatten(0, -2) if mask is None else pooled[mask]).double()
+                count += len(pooled)
+                total, squares = total + pooled.sum(0), squares + pooled.square().sum(0)
+        if count < 2:
+            raise ParValueError(f"batches must hold at least 2 frames, got {count}")
+        mean = total / count
+        std = (squares / count - mean.square()).clamp_min(0).sqrt()
+        std = torch.where(std > 1e-6, std, 1.0)  # what never changes says nothing
+        head, old_mean, old_std = self.pooled_classifier, self.pooled_mean.double(), self.pooled_std.double()
+        per_unit = head.weight.double() / old_std
+        shift = per_unit @ (mean - old_mean)
+        if head.bias is not None:
+            head.bias.add_(shift.to(head.bias))
+        else:  # the scores are normalised, and so is what they are shifted by
+            self.score_norm.running_mean.sub_(shift.to(self.score_norm.running_mean))
+        head.weight.copy_(per_unit * std)
+        self.pooled_mean.copy_(mean)
+        self.pooled_std.copy_(std)
+
+    @property
     def fusion_width(self) -> int:
         return self.config.fusion_width
 
     def _part_of(self, name: str, parameter: nn.Parameter) -> tuple[str, bool]:
         part = {"vlm": "backbone", "classifier": "classifier", "score_norm": "classifier"}
+        part |= {"pooled_classifier": "classifier"}
         return part.get(name.partition(".")[0], "fusion"), parameter.ndim >= 2
