@@ -345,3 +345,33 @@ def test_low_people():
     assert 0 < found["wrong_alone"] < found["wrong"] < 0.5 and 0 < found["open"] < 1
     swapped = low.measure(probabilities[..., ::-1], labels[200:], schema, decisions)
     assert swapped["coverage"] < 0.6
+
+
+def test_so_many_frames_in_a_row_are_occluded():
+    video = load("video")
+    groups = [np.arange(12), np.arange(12, 24)] * 20
+    for rate in (0.0, 0.4, 0.6, 1.0):
+        tracklets = video.rows_at(rate, groups, 0)
+        counts = []
+        for rows, group in zip(tracklets, groups):
+            assert [row for row, _ in rows] == group.tolist()
+            places = [place for place, (_, occluded) in enumerate(rows) if occluded]
+            assert places == list(range(places[0], places[0] + len(places))) if places else True
+            counts.append(len(places))
+        assert abs(np.mean(counts) / 12 - rate) < 0.02
+    free, occluded = ({"patch_embeds": torch.full((24, 2, 3), value)} for value in (1.0, 2.0))
+
+    class Store:
+        def __init__(self, tensors):
+            self.tensors = tensors
+
+        def read(self, rows):
+            return {name: value[rows] for name, value in self.tensors.items()}
+
+    class Features:
+        def __init__(self, tensors):
+            self.store = Store(tensors)
+
+    features = {"free": Features(free), "occluded": Features(occluded)}
+    mixed = video.Mixed(features, video.rows_at(0.5, groups[:2], 1), np.zeros((2, 4), np.int64), 12)
+    assert mixed[1]["patch_embeds"].mean() == 1.5 and mixed[0]["frame_mask"].all()

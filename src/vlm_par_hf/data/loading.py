@@ -87,7 +87,7 @@ def load_par_dataset(
         A `datasets.DatasetDict` with the splits train, validation and test (a folder: those that it has; Market-1501
         also has `query`). Columns: `image` (decoded when accessed: a PIL RGB image, or an error that names the file),
         `image_id` (str), `labels` (A int64: class index, -100 if unknown), and `person_id`, `camera_id` (int64 or str)
-        if known. `dataset_schema(result)` gives the schema.
+        if known; of tracklets also `tracklet_id` (str) and `frame` (int64). `dataset_schema(result)` gives the schema.
 
     Raises:
         FileNotFoundError: `root`, a table or (with `missing="error"`) an image does not exist.

@@ -30,7 +30,7 @@ def describe_features(model, processor, images, *, progress: bool = True) -> dic
 
     Args:
         model: has `vlm`, a vision-language backbone.
-        processor: has `image_processor`, and may have `patch_grid`.
+        processor: has `image_processor`, and may have `patch_grid` and `pad_to_square`.
         images: rows with `image`; not decoded if they have a file.
         progress: show a progress bar.
     """
@@ -51,6 +51,7 @@ def describe_features(model, processor, images, *, progress: bool = True) -> dic
             **{name: value for name, value in settings.items() if not name.startswith("_")},
             "image_processor_type": type(processor.image_processor).__name__,
             "patch_grid": getattr(processor, "patch_grid", None),
+            **({"pad_to_square": True} if getattr(processor, "pad_to_square", False) else {}),
         },
         "images": {"count": len(images), "sha256": _hash_images(images, progress)},
     }

@@ -796,7 +796,7 @@ def _as_drawing(attribute: Attribute) -> Attribute:
 
 # MARS and DukeMTMC-VID with the attributes of Chen et al. What 0 and 1 mean is written down for the colors, ages,
 # poses and motions; of the binary attributes it follows from those of Market-1501, which were taken over, minus 1, and
-# from how often each occurs. VTF calls `bottom type` a skirt and `bottom length` a skirt too: 1 is trousers, and short.
+# from how often each occurs. VTF calls `bottom type` and `bottom length` skirts: 1 is trousers, and short.
 _POSES = _choice(
     "pose", "whole", "from which side is the person seen?",
     {
