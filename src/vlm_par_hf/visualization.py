@@ -158,8 +158,9 @@ def _box_of(result: Any, index: int) -> Sequence[float]:
     return [box[side] for side in ("xmin", "ymin", "xmax", "ymax")] if isinstance(box, Mapping) else box
 
 
-def tag_lines(result: Any) -> list[str]:
-    """The lines that stand beside the box of a person: the positive answers; or of a detection: label and score."""
+def tag_lines(result: Any, most: int = _TAG_LINES) -> list[str]:
+    """The lines that stand beside the box of a person: the positive answers, `most` of them and how many more there
+    are; or of a detection: label and score."""
     if not isinstance(result, Mapping):
         return []
     if "attributes" not in result:
@@ -176,8 +177,8 @@ def tag_lines(result: Any) -> list[str]:
     ]
     # Why nothing is answered for a person; single answers that are left open are no positive ones.
     lines = list(dict.fromkeys(answer_text(one) for one in result["attributes"].values() if one.get("reason"))) + lines
-    more = len(lines) - _TAG_LINES
-    return lines if more <= 0 else [*lines[:_TAG_LINES], f"{more} more"]
+    more = len(lines) - most
+    return lines if more <= 0 else [*lines[:most], f"{more} more"]
 
 
 def people_grid(

@@ -466,7 +466,8 @@ class PedestrianAttributesPipeline(PushToHub, Pipeline):
                 is where (`vlm-par track` makes one). The answers are a list with a dict for each person, as
                 `answer_tracks` says; its options `first_frame`, `every` and `budget` may be given too.
             aggregate (`str`): how the answers for the frames of a tracklet or track are put together, `"mean_logits"`
-                (the default), `"quality"` or `"vote"` (`aggregate_logits`). Not for `VtfParModel`, which takes all frames.
+                (the default), `"quality"` or `"vote"` (`aggregate_logits`). Not for `VtfParModel`, which takes all
+                frames.
             num_frames (`int`): at most so many frames of a tracklet, spread evenly; by default all.
             batch_size (`int`): people per forward.
             num_workers (`int`): threads that open pictures ahead of the model; by default one per core

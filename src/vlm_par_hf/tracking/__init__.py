@@ -9,7 +9,8 @@ from .cvat import write_cvat
 from .detection import Detector
 from .drawing import draw_video
 from .running import track
+from .sheet import contact_sheet
 from .tracker import ByteTracker, Tracker
 
 
-__all__ = ["ByteTracker", "Detector", "Tracker", "draw_video", "track", "write_cvat"]
+__all__ = ["ByteTracker", "Detector", "Tracker", "contact_sheet", "draw_video", "track", "write_cvat"]

@@ -194,7 +194,7 @@ def track(
         _check_outputs(out, [_boxes_path(out), draw, cvat], replace=overwrite and delete_listed)
         report = check_earlier_work(out, partial, run, listing, overwrite, delete_listed)
         if report is None:
-            job = _Run(movie, finder, tracker, people, run)
+            job = TrackRun(movie, finder, tracker, people, run)
             with tqdm(total=movie.num_frames, desc="track", unit="frame", disable=not progress) as bar:
                 job.follow(partial, bar)
             report = _assemble(out, partial, job, run)
@@ -256,7 +256,7 @@ def _digest(*parts: str) -> str:
     return hashlib.blake2b("\0".join(parts).encode(), digest_size=16).hexdigest()
 
 
-class _Run:
+class TrackRun:
     """The state of a run; its parts hold all that another process needs to go on."""
 
     def __init__(self, video: Video, finder: Detector, tracker: Tracker | None, people: PeopleAnswerer, run: dict):
@@ -419,7 +419,7 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
             yield json.loads(line)
 
 
-def _assemble(out: Path, partial: Path, job: _Run, run: dict) -> dict[str, Any]:
+def _assemble(out: Path, partial: Path, job: TrackRun, run: dict) -> dict[str, Any]:
     """Joins the parts to the output, the file of boxes and the folder of pictures, and returns the report."""
     people: dict[int, dict[str, Any]] = {}
     unanswered: list[dict[str, Any]] = []

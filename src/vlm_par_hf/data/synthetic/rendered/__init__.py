@@ -9,6 +9,7 @@ from .dataset import build_rendered_dataset, write_rendered_dataset
 from .labels import as_pa100k, picture_labels
 from .people import Garment, RenderedPerson, Shot, Thing, sample_tracklet
 from .render import RenderedPicture, render_picture
+from .street import Walker, render_street
 
 
 __all__ = [
@@ -17,11 +18,13 @@ __all__ = [
     "RenderedPicture",
     "Shot",
     "Thing",
+    "Walker",
     "as_pa100k",
     "build_rendered_dataset",
     "caption",
     "picture_labels",
     "render_picture",
+    "render_street",
     "sample_tracklet",
     "write_rendered_dataset",
 ]

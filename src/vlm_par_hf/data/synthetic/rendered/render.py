@@ -17,7 +17,17 @@ from .shapes import Mesh, join, times
 from .things import carried_things
 
 
-__all__ = ["RenderedPicture", "render_picture"]
+__all__ = [
+    "SUPERSAMPLE",
+    "Camera",
+    "RenderedPicture",
+    "build_figure",
+    "draw_figure",
+    "ground_shadow",
+    "horizon_row",
+    "reduced",
+    "render_picture",
+]
 
 SUPERSAMPLE = 2
 _NO_PERSON = -1
@@ -59,7 +69,7 @@ class _Figure:
 
 
 @dataclass(frozen=True)
-class _Camera:
+class Camera:
     """Where the world's points are in the picture.
 
     `axes` holds right, down and forward as rows; a pixel is at `center + focal * (right, down) / forward`.
@@ -94,7 +104,7 @@ def build_figure(person: RenderedPerson, shot: Shot) -> _Figure:
     return _Figure(replace(mesh, normals=vertex_normals(mesh.vertices, mesh.faces)), parts, names, person)
 
 
-def _aim_camera(figure: _Figure, shot: Shot) -> _Camera:
+def _aim_camera(figure: _Figure, shot: Shot) -> Camera:
     """The camera that makes the crop which the shot asks for."""
     pitch = np.radians(shot.pitch)
     forward = np.array([0, -np.sin(pitch), -np.cos(pitch)])
@@ -107,7 +117,7 @@ def _aim_camera(figure: _Figure, shot: Shot) -> _Camera:
     seen = mesh.vertices[framed]
     middle = 0.5 * (seen.min(0) + seen.max(0))
     place = middle - forward * shot.distance
-    raw = _Camera(place, axes, 1.0, np.zeros(2), 0, 0)
+    raw = Camera(place, axes, 1.0, np.zeros(2), 0, 0)
     box = raw.project(seen)
     low, high = box[:, :2].min(0), box[:, :2].max(0)
     height = shot.height
@@ -116,7 +126,7 @@ def _aim_camera(figure: _Figure, shot: Shot) -> _Camera:
     focal = height * shot.zoom / (high[1] - low[1])
     center = np.array([width, height]) * (0.5 + np.array(shot.shift)) - focal * 0.5 * (low + high)
     scale = SUPERSAMPLE
-    return _Camera(place, axes, focal * scale, center * scale, width * scale, height * scale)
+    return Camera(place, axes, focal * scale, center * scale, width * scale, height * scale)
 
 
 def _sun(shot: Shot) -> np.ndarray:
@@ -154,7 +164,8 @@ class _Layer:
     surface: Surface
 
 
-def _draw(figure: _Figure, camera: _Camera, shot: Shot, rng: np.random.Generator) -> _Layer:
+def draw_figure(figure: _Figure, camera: Camera, shot: Shot, rng: np.random.Generator) -> _Layer:
+    """What the camera sees of a figure in the light of a shot."""
     mesh = figure.mesh
     points = camera.project(mesh.vertices)
     depth, triangle, weights = rasterize(points, mesh.cut, mesh.faces, camera.height, camera.width)
@@ -182,8 +193,11 @@ def _draw(figure: _Figure, camera: _Camera, shot: Shot, rng: np.random.Generator
     return _Layer(rows, depth.ravel()[rows], color.astype(np.float32), surface)
 
 
-def _ground_shadow(figure: _Figure, camera: _Camera, shot: Shot) -> np.ndarray:
-    """How dark the ground is, float32 `(height, width)` of the reduced picture, 0 to 1."""
+def ground_shadow(
+    figure: _Figure, camera: Camera, shot: Shot, *, feet: tuple[float, float, float] = (0.0, 0.0, 0.0)
+) -> np.ndarray:
+    """How dark the ground is around somebody who stands at `feet`, float32 `(height, width)` of the reduced picture,
+    0 to 1."""
     sun, strength = _sun(shot), shot.light[2]
     vertices = figure.mesh.vertices
     flat = vertices - sun * (vertices[:, 1:2] / max(sun[1], 0.25))
@@ -196,14 +210,15 @@ def _ground_shadow(figure: _Figure, camera: _Camera, shot: Shot) -> np.ndarray:
     size = (camera.width // SUPERSAMPLE, camera.height // SUPERSAMPLE)
     dark = np.asarray(shadow.resize(size, Image.Resampling.BILINEAR), np.float32) / 255
     # Without sun a soft spot under the feet remains.
-    feet = small.project(np.array([[0.0, 0.0, 0.0]]))[0, :2] * 4 / SUPERSAMPLE
+    x_feet, y_feet = small.project(np.array([feet]))[0, :2] * 4 / SUPERSAMPLE
     spread = camera.focal / SUPERSAMPLE / shot.distance
     y, x = np.ogrid[: size[1], : size[0]]
-    spot = np.exp(-(((x - feet[0]) / (0.32 * spread)) ** 2) - ((y - feet[1]) / (0.14 * spread)) ** 2)
+    spot = np.exp(-(((x - x_feet) / (0.32 * spread)) ** 2) - ((y - y_feet) / (0.14 * spread)) ** 2)
     return np.maximum(dark * 0.55 * min(1.0, strength * 1.4), spot * 0.4).astype(np.float32)
 
 
-def _horizon(camera: _Camera, shot: Shot) -> int:
+def horizon_row(camera: Camera, shot: Shot) -> int:
+    """The row of the reduced picture where the ground ends."""
     return round((camera.center[1] - camera.focal * np.tan(np.radians(shot.pitch))) / SUPERSAMPLE)
 
 
@@ -234,23 +249,23 @@ def render_picture(person: RenderedPerson, shot: Shot) -> RenderedPicture:
     camera = _aim_camera(figure, shot)
     width, height = camera.width // SUPERSAMPLE, camera.height // SUPERSAMPLE
     place = np.random.default_rng((shot.seed, 10))
-    background = paint_backdrop(width, height, _horizon(camera, shot), shot.camera, place)
-    background = background * (1 - _ground_shadow(figure, camera, shot))[..., None]
+    background = paint_backdrop(width, height, horizon_row(camera, shot), shot.camera, place)
+    background = background * (1 - ground_shadow(figure, camera, shot))[..., None]
 
     count = camera.width * camera.height
     depth = np.full(count, np.inf, np.float32)
     color = np.zeros((count, 3), np.float32)
     part = np.full(count, _NO_PERSON, np.int16)
-    layers = [_draw(figure, camera, shot, np.random.default_rng((person.seed, person.person_id, 11)))]
+    layers = [draw_figure(figure, camera, shot, np.random.default_rng((person.seed, person.person_id, 11)))]
     for other in _bystanders(person, shot, rng):
-        layers.append(_draw(other, camera, shot, rng))
+        layers.append(draw_figure(other, camera, shot, rng))
     for number, layer in enumerate(layers):
         nearer = layer.depth < depth[layer.rows]
         rows = layer.rows[nearer]
         depth[rows], color[rows] = layer.depth[nearer], layer.color[nearer]
         part[rows] = layer.surface.part[nearer] if number == 0 else _NO_PERSON
-    color = _reduced(color.reshape(camera.height, camera.width, 3))
-    alpha = _reduced(np.isfinite(depth).reshape(camera.height, camera.width, 1).astype(np.float32))
+    color = reduced(color.reshape(camera.height, camera.width, 3))
+    alpha = reduced(np.isfinite(depth).reshape(camera.height, camera.width, 1).astype(np.float32))
     pixels = color + (1 - alpha) * background
     part = part.reshape(camera.height, camera.width)
     if shot.occluder not in (None, "person"):
@@ -264,7 +279,7 @@ def render_picture(person: RenderedPerson, shot: Shot) -> RenderedPicture:
     return RenderedPicture(image, visible, _whole(figure, camera), boxes)
 
 
-def _reduced(pixels: np.ndarray) -> np.ndarray:
+def reduced(pixels: np.ndarray) -> np.ndarray:
     """The mean of each square of supersampled pixels."""
     steps = range(SUPERSAMPLE)
     return sum(pixels[i::SUPERSAMPLE, j::SUPERSAMPLE] for i in steps for j in steps) / np.float32(SUPERSAMPLE**2)
@@ -282,7 +297,7 @@ def _count(part: np.ndarray, names: list[str]) -> tuple[dict[str, int], dict[str
     return visible, boxes
 
 
-def _whole(figure: _Figure, camera: _Camera) -> dict[str, int]:
+def _whole(figure: _Figure, camera: Camera) -> dict[str, int]:
     """How many pixels each part would cover alone: the area of its triangles that face the camera.
 
     The parts are those of `paint`, so that a part's visible share is known also where the crop's edge cuts it off.
