@@ -14,6 +14,7 @@ import pytest
 from scipy.io import savemat
 
 from modeling_tests.pa100k_files import pa100k_variables
+from modeling_tests.videos import walkers, write_tracks, write_video
 from vlm_par_hf import AttributeSchema, FocusParModel, FocusParProcessor, get_schema
 from vlm_par_hf.cli.config import expand_config
 from vlm_par_hf.cli.main import build_parser
@@ -98,6 +99,9 @@ def folder(tmp_path_factory):
     FocusParModel.from_backbone("embedded", attributes=get_schema("synthetic")).save_pretrained(folder / "runs/focus")
     FocusParProcessor.from_backbone("embedded").save_pretrained(folder / "runs/focus")
     _person().save(folder / "person.jpg")
+    pictures, rows = walkers(12)
+    write_video(folder / "street.mp4", pictures)
+    write_tracks(folder / "street.txt", rows)
     (folder / "PA-100K" / "data").mkdir(parents=True)
     variables = pa100k_variables((16, 8, 8))
     savemat(folder / "PA-100K" / "annotation.mat", variables)

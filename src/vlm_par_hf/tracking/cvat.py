@@ -18,7 +18,7 @@ from vlm_par_hf.utils import atomic_write_text
 __all__ = ["write_cvat"]
 
 _LABEL = "person"
-_TOLERANCE = 0.5  # pixels by which boxes between two key frames may differ from what was found
+_TOLERANCE = 0.02  # of a box's height, by which boxes between two key frames may differ from what was found
 
 
 def write_cvat(
@@ -27,7 +27,7 @@ def write_cvat(
     """Writes boxes and answers as tracks of the label "person", with an attribute for each of the schema.
 
     Between key frames CVAT places boxes on a straight line. Key frames are only those without which a box would be
-    off by more than half a pixel, so that an annotator has few to correct. Where a person is not seen, the track is
+    off by more than 2 % of its height, so that an annotator has few to correct. Where a person is not seen, the track is
     marked as outside.
 
     Args:
@@ -102,7 +102,8 @@ def _straight_until(boxes: np.ndarray, start: int) -> int:
     while end + 1 < len(boxes):
         share = np.linspace(0, 1, end + 2 - start)[1:-1, None]
         line = boxes[start] + share * (boxes[end + 1] - boxes[start])
-        if np.abs(line - boxes[start + 1 : end + 1]).max() > _TOLERANCE:
+        between = boxes[start + 1 : end + 1]
+        if (np.abs(line - between) > _TOLERANCE * (between[:, 3:] - between[:, 1:2])).any():
             break
         end += 1
     return end
