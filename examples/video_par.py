@@ -22,7 +22,7 @@ from pathlib import Path
 
 from transformers import AutoModel, AutoProcessor
 
-from vlm_par_hf import ParMetrics, dataset_schema
+from vlm_par_hf import ParMetrics, VlmParProcessor, VtfParProcessor, dataset_schema
 from vlm_par_hf.data.synthetic.rendered import RenderedPerson, Walker, render_street
 from vlm_par_hf.data.synthetic.tracklets import build_rendered_tracklets
 from vlm_par_hf.inference.tracklets import predict_tracklets
@@ -79,6 +79,9 @@ def train_and_compare(options) -> Path:
         "vtf_par": {"model_options": {"temporal": "attention", "num_frames": 4, "fusion_width": 128}},
         "vlm_par": {},
     }
+    # Both read the same grid of patches, so that the features of the frames are computed once.
+    several = VtfParProcessor.from_backbone(options.backbone)
+    single = VlmParProcessor(several.image_processor, several.tokenizer, several.patch_grid)
     for family, more in families.items():
         frames_per_step = 4 if family == "vtf_par" else 1
         settings = TrainSettings(
@@ -88,7 +91,7 @@ def train_and_compare(options) -> Path:
         )  # fmt: skip
         train(
             data, options.out / family, family=family, backbone=options.backbone, settings=settings, overwrite=True,
-            cache_features=options.out / "features", **more,
+            processor=several if family == "vtf_par" else single, cache_features=options.out / "features", **more,
         )  # fmt: skip
     free = build_rendered_tracklets(**sizes, num_test=options.num_test, length=8, occluded=0.0)
     splits = {f"{100 * OCCLUDED:.0f} % occluded": data["test"], "none occluded": free["test"]}

@@ -18,7 +18,7 @@ from vlm_par_hf.utils import atomic_write_text
 __all__ = ["write_cvat"]
 
 _LABEL = "person"
-_TOLERANCE = 0.02  # of a box's height, by which boxes between two key frames may differ from what was found
+_TOLERANCE = 0.02  # of its height, by which a box between two key frames may differ from what was found
 
 
 def write_cvat(
@@ -27,8 +27,8 @@ def write_cvat(
     """Writes boxes and answers as tracks of the label "person", with an attribute for each of the schema.
 
     Between key frames CVAT places boxes on a straight line. Key frames are only those without which a box would be
-    off by more than 2 % of its height, so that an annotator has few to correct. Where a person is not seen, the track is
-    marked as outside.
+    off by more than 2 % of its height, so that an annotator has few to correct. Where a person is not seen, the track
+    is marked as outside.
 
     Args:
         video: that was followed.
