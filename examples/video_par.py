@@ -73,7 +73,7 @@ def main() -> None:
 
 def train_and_compare(options) -> Path:
     """Trains both families on the same tracklets, writes how they compare, and returns the folder of VTF."""
-    sizes = {"num_train": options.num_train, "num_validation": max(10, options.num_train // 5)}
+    sizes = {"num_train": options.num_train, "num_validation": max(2, options.num_train // 5)}
     data = build_rendered_tracklets(**sizes, num_test=options.num_test, length=8, occluded=OCCLUDED)
     families = {
         "vtf_par": {"model_options": {"temporal": "attention", "num_frames": 4, "fusion_width": 128}},

@@ -25,6 +25,8 @@ SMALL = {
                       "--backbone", "BACKBONE", "--out", "out"],
     "train_vlm_par.py": ["--backbone", "BACKBONE", "--num-train", "32", "--batch-size", "8", "--epochs", "2",
                          "--out", "out"],
+    "video_par.py": ["--backbone", "BACKBONE", "--num-train", "4", "--num-test", "2", "--epochs", "1",
+                     "--seconds", "0.8", "--out", "out"],
 }  # fmt: skip
 # The same scripts as the first line of their docstring runs them, on the embedded model, at small size.
 EMBEDDED = {
@@ -43,12 +45,14 @@ EMBEDDED = {
         "out",
     ],
     "train_vlm_par.py": ["--num-train", "64", "--epochs", "1", "--out", "out"],
+    "video_par.py": ["--num-train", "16", "--num-test", "4", "--epochs", "1", "--seconds", "2", "--out", "out"],
 }
 WRITES = {
     "focus_open_attributes.py": ["found.png", "model/config.json"],
     "predict.py": ["predict.png"],
     "round_trip.py": ["round_trip.json", "checkpoint/metrics.json", "prepared/report.json"],
     "train_vlm_par.py": ["config.json", "metrics.json", "attributes.png"],
+    "video_par.py": ["ablation.md", "street.mp4", "people.jsonl", "people.png", "drawn.mp4", "people.xml"],
 }
 
 

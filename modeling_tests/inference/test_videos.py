@@ -134,6 +134,7 @@ def test_what_is_no_video_is_refused(tmp_path):
         file.mux(stream.encode(frame))
         file.mux(stream.encode(None))
     (tmp_path / "text.mp4").write_text("no video " * 50)
+    (tmp_path / "letters.txt").write_text("1,1,5,6,7,8\n" * 50)
     (tmp_path / "empty.mp4").touch()
     playlist = tmp_path / "list.m3u8"
     playlist.write_text("#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nhttp://127.0.0.1:9/a.ts\n#EXT-X-ENDLIST\n")
@@ -142,6 +143,7 @@ def test_what_is_no_video_is_refused(tmp_path):
     for name, expected in (
         ("sound.wav", r"sound.wav' holds no pictures \(but audio\), expected a video"),
         ("text.mp4", "text.mp4' cannot be opened: it is no video, or its end is missing"),
+        ("letters.txt", "letters.txt' cannot be opened: it is no video, but text"),
         ("empty.mp4", "empty.mp4' cannot be opened"),
         ("list.m3u8", "list.m3u8' cannot be opened"),
         ("cut.mp4", "cut.mp4' cannot be opened: it is no video, or its end is missing"),

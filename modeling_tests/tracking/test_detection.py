@@ -89,4 +89,4 @@ def test_the_real_detector_finds_a_real_person(tmp_path):
     video = Video(write_video(tmp_path / "a.mp4", [picture]))
     boxes, scores = OpenVinoDetector(NETWORK).find(next(video.frames()))
     best = boxes[scores.argmax()]
-    assert scores.max() > 0.5 and np.abs(best - [300, 80, 390, 300]).max() < 40
+    assert scores.max() > 0.5 and np.abs(best - [300, 80, 390, 300]).max() < 60

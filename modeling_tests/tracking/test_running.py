@@ -256,7 +256,23 @@ def test_other_trackers_stand_in(street, model, tmp_path):
 
     video, _ = street
     report = run(video, tmp_path / "out.jsonl", model, detector=detect, tracker=Left())
-    assert report["people"] == 1 and read(tmp_path / "out.jsonl")[0]["id"] == 7
+    (row,) = read(tmp_path / "out.jsonl")
+    assert report["people"] == 1 and row["id"] == 1 and row["seen"] == 30
+
+    class Again(Left):
+        """Gives an id again after the person was gone for longer than it says."""
+
+        max_gap = 3
+
+        def __init__(self):
+            self.frame = 0
+
+        def update(self, boxes, scores):
+            self.frame += 1
+            return [-1] * len(boxes) if 10 <= self.frame < 20 else super().update(boxes, scores)
+
+    run(video, tmp_path / "again.jsonl", model, detector=detect, tracker=Again())
+    assert [(row["id"], row["last_frame"]) for row in read(tmp_path / "again.jsonl")] == [(1, 8), (2, 29)]
 
     class Wrong:
         def update(self, boxes, scores):
@@ -315,8 +331,14 @@ def test_wrong_arguments(street, model, tmp_path, options, expected):
     assert not list(tmp_path.iterdir())
 
 
-def test_out_is_a_table_of_lines_and_not_the_video(street, model, tmp_path):
+def test_inputs_are_not_written_over(street, model, tmp_path):
     video, tracks = street
+    boxes = write_tracks(tmp_path / "out.mot.txt", [(1, 1, 5, 5, 9, 9)])
+    options = {"overwrite": True, "delete_listed": True}
+    with pytest.raises(ParError, match="out.mot.txt' is detector .* which is only read"):
+        run(video, tmp_path / "out.jsonl", model, detector=boxes, **options)
+    with pytest.raises(ParError, match="street.mp4' is video .* which is only read"):
+        run(video, tmp_path / "out.jsonl", model, detector=tracks, draw=video, **options)
     with pytest.raises(ParError, match=r"out='.*out.csv': expected a file ending in .jsonl"):
         run(video, tmp_path / "out.csv", model, detector=tracks)
 

@@ -23,11 +23,11 @@ def test_a_row_per_person_and_a_strip_per_change():
     assert two.width == one.width and two.height > 1.9 * one.height
     assert one.getpixel((20, 30)) == (200, 30, 30)
     # Of the second person the strip has two colours and a third for what makes no sense.
-    strip = np.asarray(two)[one.height + 34, -520:-20]
+    strip = np.asarray(two)[one.height + 34, -552:-32]
     colours = {tuple(map(int, pixel)) for pixel in strip}
     assert {(0, 90, 140), (240, 190, 60), (150, 200, 180)} <= colours
     # Of the first one there is no strip, and the time when it was seen is the middle of the page's time.
-    seen = (np.asarray(two)[24, -536:-16] == (112, 116, 122)).all(1)
+    seen = (np.asarray(two)[24, -552:-32] == (112, 116, 122)).all(1)
     assert 0.25 < seen.mean() < 0.45 and not seen[:40].any() and not seen[-200:].any()
 
 

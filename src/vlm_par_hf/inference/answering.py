@@ -180,7 +180,7 @@ def answer_tracks(
         rows = file.of(frame.index)
         _, final = follower.observe(frame, file.ids[rows], file.boxes[rows], file.scores[rows])
         people.add(final)
-        for person in follower.leave(frame.time, ends.get(frame.index, ())):
+        for person in follower.leave(ends.get(frame.index, ())):
             people.add(person.sightings)
             gone.append(person)
     for person in follower.leave():

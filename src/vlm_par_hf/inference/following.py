@@ -76,13 +76,16 @@ class Follower:
     Args:
         every: seconds; of each such span one picture is taken.
         budget: pictures of a person at most; 0: no limit.
-        max_gap: seconds after which a person who was not seen has left; None: they may always come back.
+        max_gap: a person who was not seen in more frames than that, one after another, has left; None: they may always
+            come back.
     """
 
-    def __init__(self, *, every: float = 1.0, budget: int = 12, max_gap: float | None = None):
+    def __init__(self, *, every: float = 1.0, budget: int = 12, max_gap: int | None = None):
         check_following(every, budget)
         self.every, self.budget, self.max_gap = float(every), budget, max_gap
         self.people: dict[int, Person] = {}
+        self._frames = 0  # observed so far
+        self._seen_at: dict[int, int] = {}  # person -> the last of them with that person
 
     def observe(
         self,
@@ -106,6 +109,7 @@ class Follower:
             that are final now: all those of a person whose span of `every` seconds has ended, without a budget.
         """
         found, final = [], []
+        self._frames += 1
         for position, number in enumerate(ids):
             if number < 0:
                 found.append(0.0)
@@ -115,6 +119,7 @@ class Follower:
                 person = self.people[int(number)] = Person(int(number), (frame.index, frame.time), (0, 0.0))
             final += self._end_span(person, frame.time)
             person.last, person.seen = (frame.index, frame.time), person.seen + 1
+            self._seen_at[person.id] = self._frames
             box = pixel_box(boxes[position], frame.size)
             if qualities is None:
                 least = 0.0 if person.candidate is None else person.candidate.quality
@@ -152,14 +157,14 @@ class Follower:
             del person.sightings[first if pair[0].quality < pair[1].quality else first + 1]
         return []
 
-    def leave(self, time: float | None = None, ids: Iterable[int] = ()) -> list[Person]:
-        """The people who have left: those with `ids`, those not seen for `max_gap` seconds, all for `time` of None."""
-        gone = set(ids)
-        for number, person in self.people.items():
-            if time is None or (self.max_gap is not None and time - person.last[1] > self.max_gap):
-                gone.add(number)
-        people = [self.people.pop(number) for number in sorted(gone & self.people.keys())]
+    def leave(self, ids: Iterable[int] | None = None) -> list[Person]:
+        """The people who have left: those with `ids` and those not seen for `max_gap` frames; all for None."""
+        gone = set(self.people if ids is None else ids) & self.people.keys()
+        if self.max_gap is not None:
+            gone |= {number for number, frame in self._seen_at.items() if self._frames - frame > self.max_gap}
+        people = [self.people.pop(number) for number in sorted(gone)]
         for person in people:
+            del self._seen_at[person.id]
             self._keep(person)
         return people
 

@@ -21,6 +21,7 @@ VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".ts", ".mts"
 # Pictures in a planar format with chroma at half the size: what nearly all files hold. A person is cut out of the
 # planes, and only that part becomes RGB.
 _PLANAR = ("yuv420p", "yuvj420p")
+_TEXT_ART = {"adf", "bin", "idf", "tty", "xbin"}  # formats in which FFmpeg takes any text file for a video of letters
 
 
 def is_video_file(source: Any) -> bool:
@@ -155,6 +156,8 @@ class Video:
                 f"{self._name} cannot be opened: it is no video, or its end is missing ({_reason(error)})"
             ) from error
         with container:
+            if container.format.name in _TEXT_ART:
+                raise ParValueError(f"{self._name} cannot be opened: it is no video, but text")
             attached = self._av.stream.Disposition.attached_pic
             streams = [one for one in container.streams.video if not one.disposition & attached]
             if not streams:

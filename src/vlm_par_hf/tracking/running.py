@@ -45,7 +45,7 @@ logger = logging.getLogger(__name__)
 
 _LOW = 0.1  # score from which a box can keep a person who is already known
 _MAX_GAP = 2.0  # seconds that a person may be unseen, of the built-in tracker
-_FOREIGN_GAP = 10.0  # seconds after which a person of another tracker has left
+_FOREIGN_GAP = 10.0  # the same, of a tracker that does not say it: who comes back later is a new person
 
 
 class _Stamp(NamedTuple):
@@ -134,7 +134,10 @@ def track(
     out = Path(out)
     _check_arguments(out, frames_per_part, batch_size, least_seen, overwrite, delete_listed, draw, cvat, detector)
     check_following(every, budget)
-    refuse_overlap(out, {"video": video})
+    read = {"video": video, "detector": detector if isinstance(detector, (str, os.PathLike)) else None}
+    for path in (out, _boxes_path(out), draw, cvat):
+        if path is not None:
+            refuse_overlap(path, read)
     movie = Video(video)
     from_file = is_file_of_boxes(detector)
     annotator = Annotator(
@@ -266,13 +269,13 @@ class TrackRun:
             gap = max(1, round(_MAX_GAP * video.rate))
             tracker = ByteTracker(high=high, low=min(_LOW, high), max_gap=gap)
         self.tracker = tracker
-        if finder.tracks is not None:
-            self._ends = finder.tracks.ends()
-            max_gap = None
-        else:
-            self._ends = {}
-            max_gap = (tracker.max_gap + 1) / video.rate if hasattr(tracker, "max_gap") else _FOREIGN_GAP
+        self._ends = {} if finder.tracks is None else finder.tracks.ends()
+        max_gap = None
+        if finder.tracks is None:
+            max_gap = getattr(tracker, "max_gap", None) or max(1, round(_FOREIGN_GAP * video.rate))
         self.follower = Follower(every=run["every"], budget=run["budget"], max_gap=max_gap)
+        self._names: dict[int, int] = {}  # the tracker's id of a person on screen -> ours
+        self._next_name = 1
         self.left: list[Person] = []  # people who have left and are to be answered
         self._written: set[tuple[int, int]] = set()  # (id, frame) of pictures and scores that parts hold
         self.count = run["images_per_part"]
@@ -325,10 +328,20 @@ class TrackRun:
         ids = np.asarray(self.tracker.update(boxes, scores))
         if ids.shape != (len(boxes),):
             raise ParValueError(f"tracker returned {shorten(ids)}, expected {len(boxes)} ids, one for each box")
-        return ids
+        return [-1 if one < 0 else self._name_of(one) for one in ids.tolist()]
+
+    def _name_of(self, number: int) -> int:
+        if number not in self._names:
+            self._names[number] = self._next_name
+            self._next_name += 1
+        return self._names[number]
 
     def _leave(self, frame: Any) -> list[Person]:
-        return self.follower.leave(frame.time, self._ends.get(frame.index, ()))
+        gone = self.follower.leave(self._ends.get(frame.index, ()))
+        here = self.follower.people
+        if gone:
+            self._names = {number: name for number, name in self._names.items() if name in here}
+        return gone
 
     def _take_leave(self, people: list[Person]) -> None:
         """People who have left wait for their answers; who was seen too seldom is not asked about."""
