@@ -46,6 +46,16 @@ class MeanOfClip(_VtfParTests, unittest.TestCase):
     kind = "clip"
     options = {"temporal": "mean", "logit_norm": "batch"}
 
+    def test_hidden_states_output(self):
+        """The states are those of the layers; the tokens that the model reads are projected, so of another width."""
+        config, inputs = self.model_tester.prepare_config_and_inputs_for_common()
+        model = VtfParModel(config).to(torch_device).eval()
+        with torch.no_grad():
+            states = model(**inputs, output_hidden_states=True).hidden_states
+            features = model.get_image_features(inputs["pixel_values"], output_hidden_states=True)
+        self.assertEqual(len(states), model.vision_tower.config.num_hidden_layers + 1)
+        self.assertEqual(features.last_hidden_state.shape, (*states[-1].shape[:-1], config.token_width))
+
 
 class FixedTrained(_VtfParTests, unittest.TestCase):
     kind = "fixed"

@@ -78,14 +78,19 @@ def test_the_majority_decides_whatever_the_thresholds_are(pipe):
     assert all(one["label"] == "yes" for one in held["attributes"].values() if "yes" in one["probabilities"])
 
 
-def test_quality_prefers_frames_that_agree_and_are_sure():
+def test_quality_prefers_frames_that_agree():
     schema = tiny_schema()
-    p = np.empty((4, 3, 2))
-    p[..., 1] = [[0.9, 0.1, 0.9], [0.9, 0.1, 0.9], [0.5, 0.5, 0.5], [0.1, 0.9, 0.1]]
+    p = np.empty((5, 3, 2))
+    p[..., 1] = [*[[0.9, 0.1, 0.9]] * 3, [0.5, 0.5, 0.5], [0.1, 0.9, 0.1]]
     p[..., 0] = 1 - p[..., 1]
     quality = frame_quality(p, schema)
-    assert quality[0] == quality[1] > quality[2] > 0 and quality[0] > quality[3]
-    assert frame_quality(p[:1], schema) > 0
+    assert quality[0] == quality[1] == quality[2] == 1 > quality[3] > quality[4] > 0
+    assert frame_quality(p[:1], schema).tolist() == [1] and frame_quality(p[:2], schema).tolist() == [1, 1]
+    logits = np.log(p)
+    logits = np.where(np.arange(2) == 0, 0.0, logits[..., 1:] - logits[..., :1])
+    together = label_softmax(aggregate_logits(logits, schema, "quality"), schema)
+    mean = label_softmax(aggregate_logits(logits, schema), schema)
+    assert together[0, 1] == pytest.approx(0.9, abs=0.01) and mean[0, 1] < 0.8
 
 
 def test_what_is_one_person_and_what_are_several(pipe, vtf, tmp_path):
@@ -133,6 +138,16 @@ def test_what_is_one_person_and_what_are_several(pipe, vtf, tmp_path):
 def test_what_is_refused(pipe, call, message):
     with pytest.raises((ValueError, TypeError, OSError), match=message):
         call(pipe, frames_of(3))
+
+
+def test_what_was_answered_before_a_bad_frame_is_not_lost(pipe, vtf):
+    frames = frames_of(2)
+    for one in (pipe, vtf):
+        stream = one(iter([Tracklet(frames), Tracklet(frames[:1]), Tracklet([frames[0], b"x"])]), batch_size=8)
+        assert [next(stream)["num_frames"] for _ in range(2)] == [2, 1]
+        with pytest.raises(ValueError, match="tracklet 2, frame 1: image"):
+            next(stream)
+        assert list(one(iter([Tracklet(frames)] * 3), batch_size=2))[2]["num_frames"] == 2
 
 
 def test_a_model_that_takes_frames_has_no_aggregate(vtf):

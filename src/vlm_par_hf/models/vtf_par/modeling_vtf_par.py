@@ -236,7 +236,8 @@ class VtfParModel(BackbonePreTrainedModel):
             return found
         for name, value in list(found.items()):
             several = isinstance(value, tuple)
-            split = [one.unflatten(0, frames) for one in (value if several else (value,))]
+            # Without eager attention, layers have none.
+            split = [None if one is None else one.unflatten(0, frames) for one in (value if several else (value,))]
             found[name] = tuple(split) if several else split[0]
         return found
 
