@@ -5,9 +5,8 @@
 
 It trains VTF and, for comparison, VLM-PAR on rendered tracklets in which 40 % of the frames are occluded, over the
 embedded backbone, and measures both on tracklets of other people (`ablation.md`). Then it renders a video with three
-people who cross each other's way, follows them, and asks VTF about each of them. The detector is the one of OpenVINO
-in the folder that PAR_DATA names (`networks/pedestrian-detection-adas-0002.xml`), if it is there; else the boxes are
-those of the renderer, in a MOT file. The result: the video (`street.mp4`), the same with boxes and answers
+people who cross each other's way, follows them, and asks VTF about each of them. Their boxes come from the renderer,
+as detections in a MOT file (`street.txt`), which do not say who is who; `--detector` takes any other. The result: the video (`street.mp4`), the same with boxes and answers
 (`drawn.mp4`), a line per person (`people.jsonl`), a page with a row per person (`people.png`), and a file for CVAT.
 
 SYNTHETIC: the numbers say which way of using several frames is better here, nothing about photographs.
@@ -16,7 +15,6 @@ SYNTHETIC: the numbers say which way of using several frames is better here, not
 import argparse
 import json
 import logging
-import os
 from fractions import Fraction
 from pathlib import Path
 
@@ -58,8 +56,7 @@ def main() -> None:
     video, detector = options.video, options.detector
     if video is None:
         video, boxes = render_video(options.out, options.seconds)
-        network = Path(os.environ.get("PAR_DATA", ""), "networks", "pedestrian-detection-adas-0002.xml")
-        detector = detector or str(network if network.is_file() else boxes)
+        detector = detector or boxes
     people = options.out / "people.jsonl"
     report = track(
         video, people, detector=detector, model=model, every=0.5, budget=12, draw=options.out / "drawn.mp4",
@@ -127,7 +124,7 @@ def render_video(out: Path, seconds: float, rate: int = 10) -> tuple[Path, Path]
             frame = av.VideoFrame.from_image(picture)
             frame.pts, frame.time_base = index, Fraction(1, rate)
             file.mux(stream.encode(frame))
-            rows += [f"{index + 1},{who + 1},{x0},{y0},{x1 - x0},{y1 - y0}\n" for who, (x0, y0, x1, y1) in boxes]
+            rows += [f"{index + 1},-1,{x0},{y0},{x1 - x0},{y1 - y0},0.9\n" for _, (x0, y0, x1, y1) in boxes]
         file.mux(stream.encode(None))
     (out / "street.txt").write_text("".join(rows))
     return out / "street.mp4", out / "street.txt"

@@ -196,3 +196,14 @@ def test_what_is_left_open_is_counted_and_no_positive_answer(schema):
     assert visualization._tag({"attributes": {"Hat": low, "Bag": low}}) == ["unknown: 14 pixels high"]
     grid = explanation_grid([picture()], [{"attributes": {"Hat": low}, "overlays": {"Hat": picture()}}])
     assert grid.width > 100
+
+
+def test_boxes_of_one_number_have_one_colour():
+    page, boxes = Image.new("RGB", (80, 40), (255, 255, 255)), [[5, 5, 25, 35], [40, 5, 60, 35]]
+
+    def colours(numbers):
+        drawn = draw_boxes(page, boxes, numbers=numbers)
+        return [drawn.getpixel((x0, 20)) for x0, *_ in boxes]
+
+    assert colours([3, 3])[0] == colours([3, 3])[1] == colours([1, 3])[1] != colours([1, 3])[0]
+    assert colours(None) == colours([0, 1])

@@ -22,6 +22,7 @@ __all__ = ["draw_video"]
 # Encoders in the order of wishes; the first is under the GPL, and not in every build of FFmpeg.
 _CODECS = ("libx264", "libopenh264", "mpeg4")
 _TIME_BASE = Fraction(1, 90_000)
+_TAG_LINES = 4  # answers beside a person: more would hide others
 
 
 def draw_video(
@@ -46,7 +47,7 @@ def draw_video(
     """
     av = require("av", "video")
     path = Path(path)
-    tags = {row["id"]: [f"#{row['id']}", *tag_lines(row)] for row in rows}
+    tags = {row["id"]: [f"#{row['id']}", *tag_lines(row, _TAG_LINES)] for row in rows}
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex}.tmp{path.suffix}")
     # Encoders want even sizes.
@@ -77,6 +78,7 @@ def draw_video(
                             [box.tolist() for _, box in shown],
                             [tags[number] for number, _ in shown],
                             numbers=[number for number, _ in shown],
+                            font_size=max(11, round(min(video.size) / 44)),
                         )
                     if picture.size != (width, height):
                         picture = picture.crop((0, 0, width, height))
