@@ -137,7 +137,8 @@ def fit(name, data, work, settings, seed, **options):
         common = {"precompute_features": True, "progress": False, "flip": 0.0, "logging_steps": 50}
         train(
             data, folder, backbone="embedded", processor=processor, overwrite=True,
-            settings=TrainSettings(seed=seed, **common, **settings), cache_features=work / "features", **options,
+            settings=TrainSettings(seed=seed, **common, **settings), cache_features=work / "features",
+            command=("python", "benchmarks/video.py"), **options,
         )  # fmt: skip
     model = AutoModel.from_pretrained(folder)
     model.config.decisions = None  # scores as they are, decided at 0.5
@@ -209,7 +210,6 @@ def measure(args):
         "vlm_par": single,
         "vtf_par": {**several, "num_frames": args.frames},
         "seeds": args.seeds,
-        "seconds": round(time.time() - started),
         "rows": rows,
     }
 

@@ -104,10 +104,10 @@ ROWS = {
     ),
     "clear_par-kway-concat": _clear_par(casa="code", fusion="concat", freeze="last_stages"),
     "clear_par-kway-swin": _clear_par(branches="swin", freeze="both"),
-    "vtf_par-kway": _vtf_par("kway"),
+    "vtf_par-kway": _vtf_par("kway", temporal="attention"),
     "vtf_par-fixed-quality": _vtf_par("fixed", temporal="quality"),
     "vtf_par-clip-mean-batch_norm": _vtf_par("clip", temporal="mean", logit_norm="batch", num_fusion_layers=2),
-    "vtf_par-naflex-trained_tower": _vtf_par("naflex", freeze_backbone=False),
+    "vtf_par-naflex-trained_tower": _vtf_par("naflex", temporal="attention", freeze_backbone=False),
 }
 # Folded models keep every promise but those about training.
 FOLDED_ROWS = {

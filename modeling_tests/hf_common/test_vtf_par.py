@@ -34,7 +34,7 @@ class _VtfParTests(ParModelTests):
 
 
 class Attention(_VtfParTests, unittest.TestCase):
-    pass
+    options = {"temporal": "attention"}
 
 
 class QualityKway(_VtfParTests, unittest.TestCase):
@@ -59,5 +59,5 @@ class MeanOfClip(_VtfParTests, unittest.TestCase):
 
 class FixedTrained(_VtfParTests, unittest.TestCase):
     kind = "fixed"
-    options = {"freeze_backbone": False}
+    options = {"freeze_backbone": False, "temporal": "attention"}
     trains_backbone = True

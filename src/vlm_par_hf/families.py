@@ -42,6 +42,7 @@ class Family:
         purpose: its description in the help of `--family`.
         default_backbone: what `vlm-par train` builds it over where no backbone is named.
         train_options: flags of `vlm-par train` for this family only.
+        card_input: what it answers from, for the first sentence of a model card.
         card_settings: fields of its configuration that a model card lists.
         card_limits: sentences for the section "Limits" of a model card.
     """
@@ -56,6 +57,7 @@ class Family:
     purpose: str = ""
     default_backbone: str = "embedded"
     train_options: tuple[TrainOption, ...] = ()
+    card_input: str = "one image of that person"
     card_settings: tuple[str, ...] = ()
     card_limits: tuple[str, ...] = ()
 
@@ -153,13 +155,14 @@ FAMILIES = (
         trainable=True,
         purpose="several frames of a person at once",
         train_options=(
-            TrainOption(name="temporal", choices=("attention", "quality", "mean")),
+            TrainOption(name="temporal", choices=("quality", "attention", "mean")),
             TrainOption(name="num_frames", default=6, help="frames of a tracklet per forward pass"),
             TrainOption(
                 name="pooled_classifier", default=True, help="a linear classifier on the tower's own pooled output too"
             ),
             TrainOption(name="logit_norm", choices=("none", "batch")),
         ),
+        card_input="several frames of that person, or one image",
         card_settings=(
             "temporal",
             "num_frames",
@@ -170,7 +173,8 @@ FAMILIES = (
             "logit_norm",
         ),
         card_limits=(
-            "It answers for a tracklet, the frames of one person in a row; a picture is a tracklet of one frame.",
+            "It answers for a tracklet, the frames of one person in a row (`pipe(vlm_par_hf.Tracklet(frames))`); a "
+            "picture is a tracklet of one frame.",
         ),
     ),
     Family(

@@ -21,8 +21,11 @@ from vlm_par_hf.models.vtf_par import VtfParConfig, VtfParModel, VtfParProcessor
 
 
 FORMS = {
-    "attention": ("kway", {}),
-    "attention-two-blocks": ("naflex", {"num_fusion_layers": 2, "pooled_classifier": False}),
+    "attention": ("kway", {"temporal": "attention"}),
+    "attention-two-blocks": (
+        "naflex",
+        {"temporal": "attention", "num_fusion_layers": 2, "pooled_classifier": False},
+    ),
     "quality": ("fixed", {"temporal": "quality"}),
     "paper": ("clip", {"temporal": "mean", "pooled_classifier": False, "fusion_width": 24}),
     "released": ("clip", {"temporal": "mean", "pooled_classifier": False, "logit_norm": "batch"}),

@@ -54,14 +54,15 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def head_section(title, config, schema, training, records) -> str:
     family = find_family(config["model_type"])
     family_title = config["model_type"] if family is None else family.title
+    answers_from = "one image of that person" if family is None else family.card_input
     trained_on = (training.get("data") or {}).get("name")
     is_made_up = has_synthetic(trained_on) or any(is_synthetic(record) for record in records)
     backbone = config.get("backbone_name")
     lines = [
         f"# {markdown_text(title)}",
         "",
-        f"{markdown_text(family_title)}: {len(schema)} attributes of a person from one image of that person, as a "
-        "transformers model.",
+        f"{markdown_text(family_title)}: {len(schema)} attributes of a person from {answers_from}, as a transformers "
+        "model.",
     ]
     if repositories := backbone_repositories(backbone):
         lines += ["", f"Backbone: {' and '.join(map(markdown_code, repositories))}."]

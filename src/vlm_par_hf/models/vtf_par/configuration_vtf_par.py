@@ -15,7 +15,7 @@ from vlm_par_hf.upstream import SubConfigSpec
 
 __all__ = ["VtfParConfig"]
 
-TEMPORAL = ("attention", "quality", "mean")
+TEMPORAL = ("quality", "attention", "mean")
 LOGIT_NORMS = ("none", "batch")
 PAPER_TEMPLATE = "the pedestrian has an attribute {phrase}"
 RELEASED_TEMPLATE = "{phrase}"
@@ -78,7 +78,7 @@ class VtfParConfig(BackboneConfig):
     default_backbone = {"model_type": "clip", "vision_config": {"patch_size": 16}}
     free_at_load = (*BackboneConfig.free_at_load, "num_frames")
 
-    temporal: str = "attention"
+    temporal: str = "quality"
     num_frames: int = 6
     fusion_width: int | None = None
     num_fusion_heads: int = DEFAULT_HEADS
