@@ -6,8 +6,9 @@
 It trains VTF and, for comparison, VLM-PAR on rendered tracklets in which 40 % of the frames are occluded, over the
 embedded backbone, and measures both on tracklets of other people (`ablation.md`). Then it renders a video with three
 people who cross each other's way, follows them, and asks VTF about each of them. Their boxes come from the renderer,
-as detections in a MOT file (`street.txt`), which do not say who is who; `--detector` takes any other. The result: the video (`street.mp4`), the same with boxes and answers
-(`drawn.mp4`), a line per person (`people.jsonl`), a page with a row per person (`people.png`), and a file for CVAT.
+as detections in a MOT file (`street.txt`), which does not say who is who; `--detector` takes any other. The result:
+the video (`street.mp4`), the same with boxes and answers (`drawn.mp4`), a line per person (`people.jsonl`), a page
+with a row per person (`people.png`), and a file for CVAT (`people.xml`).
 
 SYNTHETIC: the numbers say which way of using several frames is better here, nothing about photographs.
 """
