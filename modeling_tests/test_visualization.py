@@ -192,8 +192,8 @@ def test_what_is_left_open_is_counted_and_no_positive_answer(schema):
     found = dict.fromkeys(schema.names, left_open) | {"bag": sure}
     _, _, summary = visualization._card_lines(found, np.array([1, 1, 0, 0]), schema, 14)
     assert summary == "1 of 1 right"
-    assert visualization._tag({"attributes": {"Hat": left_open, "Bag": sure}}) == ["Bag  90%"]
-    assert visualization._tag({"attributes": {"Hat": low, "Bag": low}}) == ["unknown: 14 pixels high"]
+    assert visualization.tag_lines({"attributes": {"Hat": left_open, "Bag": sure}}) == ["Bag  90%"]
+    assert visualization.tag_lines({"attributes": {"Hat": low, "Bag": low}}) == ["unknown: 14 pixels high"]
     grid = explanation_grid([picture()], [{"attributes": {"Hat": low}, "overlays": {"Hat": picture()}}])
     assert grid.width > 100
 

@@ -20,6 +20,7 @@ BACKBONES = {
     "FocusParConfig": {"vlm_config": tiny_backbone_config("clip")},
     "FoldedVlmParConfig": {"vision_config": tiny_backbone_config("siglip2").vision_config},
     "ClearParConfig": {},
+    "VtfParConfig": {"vlm_config": tiny_backbone_config("siglip2")},
     "ExportedParConfig": {},
 }
 

@@ -60,7 +60,7 @@ def test_lists_of_places(config):
     assert (args.model, args.dataset) == ("runs/b", "pa100k")
 
 
-@pytest.mark.parametrize("command", [one.__name__.rpartition(".")[2] for one in COMMANDS])
+@pytest.mark.parametrize("command", [one.__name__.rpartition(".")[2].replace("_", "-") for one in COMMANDS])
 def test_every_command_takes_one(command, config):
     top = build_parser()
     with pytest.raises(SystemExit) as stop:

@@ -21,6 +21,7 @@ import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, BinaryIO, NamedTuple, Self, overload
 
 import numpy as np
@@ -52,7 +53,7 @@ from .boxes import check_box_options
 from .pictures import TASK, Person, Picture, Pictures, Results, fill_batches
 from .predicting import predict_batch
 from .results import PersonResult, PictureResult
-from .tracklets import answer_tracklets, find_tracklets
+from .tracklets import Stream, answer_tracklets, find_tracklets
 from .trust import trust_note
 from .videos import is_video_file
 
@@ -526,16 +527,20 @@ class PedestrianAttributesPipeline(PushToHub, Pipeline):
                 postprocess=postprocess_params,
             )  # fmt: skip
             return answer_tracks(people, inputs, tracks, **following)
-        tracklets, single, inputs = find_tracklets(inputs)
+        tracklets, single = find_tracklets(inputs)
+        answer_all = partial(
+            answer_tracklets, self, aggregate=aggregate, num_frames=num_frames, batch_size=batch_size,
+            forward_params=forward_params, postprocess_params=postprocess_params,
+        )  # fmt: skip
         if tracklets is not None:
             if boxes is not None or preprocess_params.get("detector") is not None:
                 raise ParValueError("boxes or a detector were given with tracklets, whose frames show one person each")
-            results = answer_tracklets(
-                self, tracklets, aggregate=aggregate, num_frames=num_frames, batch_size=batch_size,
-                forward_params=forward_params, postprocess_params=postprocess_params,
-            )  # fmt: skip
+            results = answer_all(tracklets)
             return next(results) if single else list(results) if isinstance(inputs, (list, tuple)) else results
-        if aggregate is not None or num_frames is not None:
+        stream = None
+        if isinstance(inputs, Iterator) and not hasattr(inputs, "read"):  # an open file iterates over its lines
+            inputs = stream = Stream(inputs)
+        elif aggregate is not None or num_frames is not None:
             raise ParValueError(
                 "aggregate and num_frames are for the frames of one person, and pictures were given: pass "
                 "Tracklet(frames), or a dict with 'frames'"
@@ -563,6 +568,8 @@ class PedestrianAttributesPipeline(PushToHub, Pipeline):
             return next(results)
         if isinstance(inputs, (list, tuple)):
             return list(results)
+        if stream is not None:
+            results = stream.answer(results, answer_all)
         return Results(results, pictures.length)
 
     def preprocess(self, input_, **preprocess_params) -> dict[str, torch.Tensor]:

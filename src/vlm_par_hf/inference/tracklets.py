@@ -2,7 +2,7 @@
 
 import itertools
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from .results import PersonResult
 
 __all__ = [
     "AGGREGATES",
+    "Stream",
     "Tracklet",
     "aggregate_logits",
     "answer_tracklets",
@@ -221,26 +222,52 @@ def _refuse_aggregate(model: Any, aggregate: str | None) -> None:
 # Calls of the pipeline
 
 
-def find_tracklets(inputs: Any) -> tuple[Iterator[Tracklet] | None, bool, Any]:
+def find_tracklets(inputs: Any) -> tuple[Iterator[Tracklet] | None, bool]:
     """The tracklets that a call of the pipeline was given.
 
     Returns:
-        An iterator over them, or None for pictures; whether it is one tracklet; and `inputs`, to be used for pictures
-        in place of an iterator, whose first item was taken.
+        An iterator over them, or None for pictures and for an iterator, of which nothing is known yet (`Stream`);
+        and whether it is one tracklet.
     """
     if _is_tracklet(inputs):
-        return iter([_as_tracklet(inputs)]), True, inputs
+        return iter([_as_tracklet(inputs)]), True
     # A `TrackletDataset`, or a data set with a column of them.
     in_rows = hasattr(inputs, "tracklets") or "frames" in (getattr(inputs, "column_names", None) or ())
-    if isinstance(inputs, (list, tuple)) or in_rows:
-        first = inputs[0] if len(inputs) else None
-        return (map(_as_tracklet, _items(inputs)), False, inputs) if _is_tracklet(first) else (None, False, inputs)
-    if isinstance(inputs, Iterator) and not hasattr(inputs, "read"):  # an open file iterates over its lines
-        first = list(itertools.islice(inputs, 1))
-        inputs = itertools.chain(first, inputs)
-        if first and _is_tracklet(first[0]):
-            return map(_as_tracklet, inputs), False, inputs
-    return None, False, inputs
+    if (isinstance(inputs, (list, tuple)) or in_rows) and len(inputs) and _is_tracklet(inputs[0]):
+        return map(_as_tracklet, _items(inputs)), False
+    return None, False
+
+
+class Stream(Iterator):
+    """An iterator of which is not known whether it gives pictures or tracklets before its first item is asked for.
+
+    Args:
+        items: the iterator.
+    """
+
+    def __init__(self, items: Iterator[Any]):
+        self._items = items
+
+    def __next__(self) -> Any:
+        return next(self._items)
+
+    def answer(
+        self, pictures: Iterator[Any], tracklets: Callable[[Iterator[Tracklet]], Iterator[Any]]
+    ) -> Iterator[Any]:
+        """The results of `pictures`, which reads this stream, or of what `tracklets` makes of it."""
+        try:
+            first = [next(self._items)]
+        except Exception as error:  # also where it ends: whoever reads it says which item that was
+            self._items, first = _raise(error), []
+        else:
+            self._items = itertools.chain(first, self._items)
+        yield from tracklets(map(_as_tracklet, self)) if first and _is_tracklet(first[0]) else pictures
+
+
+def _raise(error: Exception) -> Iterator[Any]:
+    if not isinstance(error, StopIteration):
+        raise error
+    yield from ()
 
 
 def _items(inputs: Sequence[Any]) -> Iterator[Any]:

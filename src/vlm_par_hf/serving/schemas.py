@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from vlm_par_hf.errors import ParValueError
 from vlm_par_hf.images.downloading import is_url
 
 from .refusals import Refusal
@@ -83,9 +84,9 @@ class AttributesRequest(PipelineOptions):
     @model_validator(mode="after")
     def _one_of_both(self) -> "AttributesRequest":
         if (self.image is None) == (self.images is None):
-            raise ValueError("expected either image or images")
+            raise ParValueError("expected either image or images")
         if self.images is not None and self.boxes is not None:
-            raise ValueError("boxes stand beside image; with images each picture has its own")
+            raise ParValueError("boxes stand beside image; with images each picture has its own")
         return self
 
     @property
