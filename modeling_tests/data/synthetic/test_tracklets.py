@@ -80,8 +80,21 @@ def test_drawn_tracklets():
     clean = load_par_dataset("synthetic_tracklets", **options, **QUIET)
     assert set(clean["train"]["disturbance"]) == {"none"}
     assert np.array_equal(clean["train"]["labels"][:], data["train"]["labels"][:])
-    with pytest.raises(ValueError, match="num_train is 0"):
-        load_par_dataset("synthetic_tracklets", num_train=0)
+
+
+@pytest.mark.parametrize("name", ["synthetic_tracklets", "rendered_tracklets"])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_train": 0}, "num_train is 0, expected an integer of at least 1"),
+        ({"num_test": "x"}, "num_test is 'x', expected an integer of at least 1"),
+        ({"length": 1}, "length is 1, expected an integer of at least 2"),
+        ({"length": "x"}, "length is 'x', expected an integer of at least 2"),
+    ],
+)
+def test_sizes_are_checked_before_anything_is_made(name, options, message):
+    with pytest.raises(ValueError, match=message):
+        load_par_dataset(name, **options)
 
 
 def test_rendered_tracklets(tmp_path):

@@ -7,7 +7,7 @@ of the person, as far as any undisturbed frame shows them, and `disturbance` say
 
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from vlm_par_hf.data.tracklets import combine_labels
 from vlm_par_hf.errors import ParValueError
 from vlm_par_hf.labels.schema import AttributeSchema
 from vlm_par_hf.labels.tables import get_schema
-from vlm_par_hf.utils import require
+from vlm_par_hf.utils import require, shorten
 
 from .camera import render_tracklet
 from .people import SyntheticPerson, person_labels
@@ -133,6 +133,7 @@ def build_rendered_tracklets(
     from .rendered import build_rendered_dataset
 
     sizes = {"num_train": num_train, "num_validation": num_validation, "num_test": num_test}
+    _check_sizes(sizes, length)
     clean = build_rendered_dataset(
         **{name: size * length for name, size in sizes.items()}, pictures_per_person=1, cameras=cameras,
         tracklet_length=length, seed=seed, num_proc=num_proc, cache_dir=cache_dir,
@@ -164,9 +165,7 @@ def build_synthetic_tracklets(
 ) -> "datasets.DatasetDict":
     """Tracklets of drawn people, for tests and quick tries; arguments and result as of `build_rendered_tracklets`."""
     sizes = {"num_train": num_train, "num_validation": num_validation, "num_test": num_test}
-    for name, value in {**sizes, "length": length - 1}.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ParValueError(f"{name} is {value + (name == 'length')!r}; expected a positive integer of some size")
+    _check_sizes(sizes, length)
     shares = {
         "occluded": occluded, "blurred": blurred, "jittered": jittered, "wrong": wrong, "switched": switched,
     }  # fmt: skip
@@ -180,6 +179,12 @@ def build_synthetic_tracklets(
         split = name.removeprefix("num_")
         result[split] = disturb_split(clean, (seed, number), name="synthetic_tracklets", options=options, **shares)
     return require("datasets", "train").DatasetDict(result)
+
+
+def _check_sizes(sizes: Mapping[str, Any], length: Any) -> None:
+    for name, value, least in (*((name, size, 1) for name, size in sizes.items()), ("length", length, 2)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise ParValueError(f"{name} is {shorten(value)}, expected an integer of at least {least}")
 
 
 def _draw_rows(seed: int, person_id: int, cameras: Sequence[int], length: int) -> list[dict[str, Any]]:
